@@ -1,0 +1,51 @@
+# `make demo` and `make test` set everything up by themselves; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help demo test lint format sprites train evaluate clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## install, and explain the neurons of the embedded CLIP
+	$(BIN)/secondlens demo
+
+test: $(VENV)/.installed-dev lint ## install, and pass all checks and tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed-dev ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## rewrite the code in the common style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sprites: $(VENV)/.installed ## cut the sprites of the embedded world out of their sources
+	$(BIN)/pip install --quiet --editable '.[training]'
+	npm install --prefix training --no-audit --no-fund
+	$(BIN)/python training/sprites.py
+
+train: $(VENV)/.installed ## train the embedded CLIP and its twin (hours; restartable)
+	$(BIN)/python training/train.py runs/demo
+	$(BIN)/python training/train.py runs/twin --twin
+	$(BIN)/python training/export.py runs/demo src/secondlens/demo/data/demo.safetensors
+	$(BIN)/python training/export.py runs/twin src/secondlens/demo/data/demo-twin.safetensors
+
+evaluate: $(VENV)/.installed ## accuracies of the embedded models, as the model cards quote them
+	$(BIN)/python training/evaluate.py
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis secondlens-demo

@@ -1,0 +1,12 @@
+"""What can go wrong because of the caller, each told in one sentence that says what to do."""
+
+
+class SecondLensError(Exception):
+    """A mistake in what was asked for; its message is one sentence and names the way out.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+class UnsupportedModel(SecondLensError):
+    """The model computes something that the second-order effect of the paper does not describe."""

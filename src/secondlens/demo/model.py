@@ -1,0 +1,72 @@
+"""The embedded CLIP and its twin: ordinary open_clip models with weights that ship here."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
+from typing import Any, Final
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Float
+from open_clip.model import CLIP
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+CONFIG: Final[dict[str, Any]] = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": 8,
+        "width": 192,
+        "head_width": 32,
+        "patch_size": 8,
+    },
+    "text_cfg": {
+        "context_length": 20,
+        "vocab_size": 49408,
+        "width": 128,
+        "heads": 4,
+        "layers": 3,
+    },
+    "quick_gelu": False,
+}
+"""open_clip's configuration of the embedded model."""
+
+PIXEL_MEAN: Final = 0.5
+PIXEL_STD: Final = 0.25
+
+
+def pixels(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height width"]:
+    """Scenes as the model's input, with no resizing."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+def resized_pixels(image: Image.Image) -> Float[Tensor, "3 height width"]:
+    """Any picture as the model's input: its central square, resized."""
+    side = CONFIG["vision_cfg"]["image_size"]
+    if image.size != (side, side):
+        short = min(image.size)
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        box = (left, top, left + short, top + short)
+        image = image.resize((side, side), Image.Resampling.BICUBIC, box, reducing_gap=3)
+    return pixels([image])[0]
+
+
+def load(name: str) -> tuple[CLIP, Callable[[Image.Image], Tensor], Callable[..., Tensor]]:
+    """Model, preprocessing and tokenizer of "demo" or "demo-twin".
+
+    The file holds token embeddings for the words of the world only; any other token gets zeros.
+    """
+    resource = files("secondlens.demo") / "data" / f"{name}.safetensors"
+    with as_file(resource) as path:
+        weights = {key: tensor.float() for key, tensor in load_file(path).items()}
+    ids = weights.pop("token_ids").long()
+    rows = weights["token_embedding.weight"]
+    embedding = torch.zeros(CONFIG["text_cfg"]["vocab_size"], rows.shape[1])
+    embedding[ids] = rows
+    model = CLIP(**CONFIG)
+    model.load_state_dict(weights | {"token_embedding.weight": embedding}, strict=False)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32", CONFIG["text_cfg"]["context_length"])
+    return model.eval(), resized_pixels, tokenizer

@@ -1,0 +1,201 @@
+"""The demo: fit, describe, check by ablation, and write a report, all on embedded material."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..ablate import Ablation, ablate
+from ..describe import describe
+from ..errors import SecondLensError
+from ..fit import fit
+from ..lens import Lens
+from ..report import Fact, write_report
+from ..storage import check_empty
+from ..summary import Neuron, neurons_in_words, quartiles
+from ..view import Clip
+from .pictures import Scenes, object_names, world_vocabulary
+from .scenes import World
+from .world import NAMES
+
+FIT_SEED, TEST_SEED = 11, 12
+"""Training drew from seed 1."""
+WORDS = 32
+"""Texts a neuron: a quarter of the embedding's width. More would rebuild any direction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the demo found, for printing."""
+
+    lens: Lens
+    neurons: list[Neuron]
+    ablation: Ablation
+    report: Path
+
+
+def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
+    """Explain the embedded model into the folder `out`.
+
+    A lens that an earlier run of the same model and images left in `out` is used again.
+
+    Raises
+    ------
+    SecondLensError
+        `out` holds something else.
+    """
+    planted = clip.name == "demo"
+    source = Scenes(World(planted=planted), FIT_SEED, images)
+    texts = world_vocabulary()
+    lens = _earlier_lens(clip, out, source)
+    if lens is None:
+        lens = fit(clip, source, progress=True)
+        describe(clip, lens, texts, WORDS)
+        lens.save(out / "lens")
+    test = Scenes(World(planted=planted), TEST_SEED, test_images, single=True)
+    labels = [NAMES.index(test.scene(i).objects[0]) for i in range(test_images)]
+    classifier = object_names().embed(clip)
+    ablation = ablate(clip, lens, test, labels, classifier, progress=True)
+    neurons = neurons_in_words(clip, lens, lens.codes[texts.name], texts)
+    report = out / "report.html"
+    write_report(
+        report,
+        clip,
+        lens,
+        lens.codes[texts.name],
+        source,
+        chosen(neurons),
+        title=f"The neurons of {clip.name}",
+        facts=facts(lens, ablation),
+        progress=True,
+    )
+    return Demo(lens=lens, neurons=neurons, ablation=ablation, report=report)
+
+
+def _earlier_lens(clip: Clip, out: Path, source: Scenes) -> Lens | None:
+    """The lens of an earlier run, None if `out` is new or empty."""
+    if not (out / "lens" / "lens.json").is_file():
+        check_empty(out)
+        return None
+    lens = Lens.load(out / "lens")
+    same = lens.model["weights"] == clip.weights_hash and list(lens.image_ids) == source.ids
+    if not same or "world" not in lens.codes:
+        raise SecondLensError(
+            f"{out} holds a demo of another model or other images: name a new folder with --out, "
+            "or remove it first"
+        )
+    return lens
+
+
+def clearest(neurons: list[Neuron], count: int) -> list[Neuron]:
+    """The neurons that their two strongest words describe best."""
+    return sorted(neurons, key=lambda n: -n.clarity)[:count]
+
+
+def most_polysemous(neurons: list[Neuron], count: int) -> list[Neuron]:
+    """Of the clearer half, the neurons with the most concepts."""
+    clear = clearest(neurons, len(neurons) // 2)
+    return sorted(clear, key=lambda n: -n.polysemy)[:count]
+
+
+def chosen(neurons: list[Neuron], each: int = 24) -> list[Neuron]:
+    """The neurons that the report shows: the clearest, then the most polysemous."""
+    best = clearest(neurons, each)
+    return best + [n for n in most_polysemous(neurons, 2 * each) if n not in best][:each]
+
+
+def facts(lens: Lens, ablation: Ablation) -> list[Fact]:
+    """The claims of the paper, measured: medians over all neurons of the last layers."""
+    layer = lens.layers[-1]
+    fitted = lens[layer]
+    share = lens.top / len(lens.image_ids)
+    return [
+        Fact(
+            label=f"energy in the top {share:.0%} of images, layer {layer}",
+            value=f"{quartiles(fitted.selectivity)[1]:.2f}",
+            null=f"{quartiles(fitted.selectivity_null)[1]:.2f}",
+            explanation=(
+                "Squared norms of a neuron's effects minus their mean, summed over its strongest "
+                "images and divided by the sum over all images; the median over neurons. A "
+                "Gaussian with the same covariance shows the number beside it."
+            ),
+        ),
+        Fact(
+            label=f"share of the top effects on one direction, layer {layer}",
+            value=f"{quartiles(fitted.explained)[1]:.2f}",
+            null=f"{quartiles(fitted.explained_null)[1]:.2f}",
+            explanation=(
+                "First eigenvalue of the top effects' scatter around the mean of all images, over "
+                "the sum of all eigenvalues; the median over neurons."
+            ),
+        ),
+        Fact(
+            label="zero-shot accuracy, nothing ablated",
+            value=f"{100 * float(ablation.baseline.float().mean()):.1f} %",
+            null=None,
+            explanation=f"Top-1 of {len(NAMES)} object names on unseen single-object scenes.",
+        ),
+        *(
+            Fact(
+                label=f"accuracy, {kind} ablated" if kind == "all" else f"accuracy, {kind} only",
+                value=f"{100 * ablation.accuracy(layer, kind):.1f} %",
+                null=None,
+                explanation=explanation,
+            )
+            for kind, explanation in (
+                ("all", f"All second-order effects of layer {layer} replaced by their mean."),
+                (
+                    "first component",
+                    f"All second-order effects of layer {layer} replaced by mean plus projection "
+                    "on the neuron's direction.",
+                ),
+            )
+        ),
+    ]
+
+
+def print_summary(demo: Demo, console: Console) -> None:
+    """The result in tables that fit a terminal."""
+    lens, ablation = demo.lens, demo.ablation
+    table = Table(title="Per layer: medians over neurons (null: a Gaussian), and top-1 in %")
+    columns = ("layer", "energy in top", "on one direction", "all images", "all ablated")
+    for name in (*columns, "large", "small", "random", "1st comp. only", "significant"):
+        table.add_column(name, justify="right")
+    for layer in lens.layers:
+        fitted = lens[layer]
+        accuracy = {kind: f"{100 * ablation.accuracy(layer, kind):.1f}" for kind in _SHOWN}
+        table.add_row(
+            str(layer),
+            _with_null(fitted.selectivity, fitted.selectivity_null),
+            _with_null(fitted.explained, fitted.explained_null),
+            f"{quartiles(fitted.explained_all)[1]:.2f}",
+            *accuracy.values(),
+            f"{ablation.significant[layer]:.1f}",
+        )
+    console.print(table)
+    baseline = 100 * float(ablation.baseline.float().mean())
+    console.print(f"Top-1 with nothing ablated: {baseline:.1f} % of {len(NAMES)} names.")
+    for title, neurons in (
+        ("Clearest neurons", clearest(demo.neurons, 10)),
+        ("Most polysemous neurons", most_polysemous(demo.neurons, 10)),
+    ):
+        table = Table(title=title)
+        table.add_column("neuron")
+        table.add_column("words, strongest first; − pushes away")
+        for neuron in neurons:
+            table.add_row(neuron.name, signed_words(neuron))
+        console.print(table)
+    console.print(f"Report: {demo.report}")
+
+
+_SHOWN = ("all", "large", "small", "random", "first component")
+
+
+def _with_null(values, null) -> str:
+    return f"{quartiles(values)[1]:.2f} ({quartiles(null)[1]:.2f})"
+
+
+def signed_words(neuron: Neuron, count: int = 6) -> str:
+    """Words with their signs, such as "+dog +wolf −sea"."""
+    return " ".join(f"{'+' if w > 0 else '−'}{text}" for text, w in neuron.words[:count])

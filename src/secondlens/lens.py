@@ -1,0 +1,247 @@
+"""The fitted object: what a set of images shows about every neuron of some layers.
+
+A `Lens` saves to a folder: `lens.json`, `images.json`, and one safetensors file for each layer, for
+each vocabulary it was described with, and for the coordinates of each layer if they were kept.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .accumulate import Accumulator, LayerLens
+from .errors import SecondLensError
+from .storage import load_tensors, save_json, save_tensors
+from .view import Clip
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codes:
+    """Sparse signed texts for the direction of each neuron, by layer.
+
+    A row that ended early has index -1 and coefficient 0 at its end.
+    """
+
+    labels: tuple[str, ...]
+    normalise: str
+    indices: dict[int, Int[Tensor, "neurons k"]]
+    coefficients: dict[int, Float[Tensor, "neurons k"]]
+    cosine: dict[int, Float[Tensor, " neurons"]]
+    """Between a direction and its code."""
+
+    def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
+        """(text, coefficient) of a neuron, strongest first."""
+        pairs = zip(
+            self.indices[layer][neuron].tolist(),
+            self.coefficients[layer][neuron].tolist(),
+            strict=True,
+        )
+        found = [(self.labels[i], weight) for i, weight in pairs if i >= 0]
+        return sorted(found, key=lambda pair: -abs(pair[1]))[:count]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coordinates:
+    """Isometric coordinates of every image, kept so that lenses can be merged."""
+
+    z: dict[int, Float[Tensor, "images neurons rank"]]
+    basis: dict[int, Float[Tensor, "neurons dim rank"]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lens:
+    """A fitted lens; `lens[layer]` is its `LayerLens`."""
+
+    model: dict[str, Any]
+    """Name, weights hash, activation function and shape of the model."""
+    convention: str
+    top: int
+    image_ids: tuple[str, ...]
+    skipped: Mapping[str, str]
+    """Pictures that could not be read: id -> reason."""
+    by_layer: dict[int, LayerLens]
+    codes: dict[str, Codes] = field(default_factory=dict)
+    """Descriptions by the name of their vocabulary."""
+    coordinates: Coordinates | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The fitted layers, in order."""
+        return sorted(self.by_layer)
+
+    def __getitem__(self, layer: int) -> LayerLens:
+        if layer not in self.by_layer:
+            fitted = ", ".join(map(str, self.layers))
+            raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
+        return self.by_layer[layer]
+
+    def check_model(self, clip: Clip) -> None:
+        """Raise `SecondLensError` if this lens was fitted on another model."""
+        if clip.weights_hash != self.model["weights"]:
+            raise SecondLensError(
+                f"this lens was fitted on {self.model['name']} with other weights than "
+                f"{clip.name} has: load that model, or fit again"
+            )
+
+    def merge(self, other: "Lens") -> "Lens":
+        """The lens of both sets of images, as one fit over all of them would give it.
+
+        Descriptions are dropped: directions change.
+
+        Raises
+        ------
+        SecondLensError
+            Either lens has no coordinates (fit with `keep_coordinates=True`), or they differ in
+            model, layers or convention, or share an image.
+        """
+        if self.coordinates is None or other.coordinates is None:
+            raise SecondLensError(
+                "merging needs the coordinates of both lenses: fit with keep_coordinates=True"
+            )
+        for what in ("model", "convention", "layers"):
+            if getattr(self, what) != getattr(other, what):
+                raise SecondLensError(f"lenses that differ in their {what} cannot be merged")
+        if twice := set(self.image_ids) & set(other.image_ids):
+            raise SecondLensError(f"both lenses have seen image {min(twice)}: merge disjoint ones")
+        z = {
+            layer: torch.cat([self.coordinates.z[layer], other.coordinates.z[layer]])
+            for layer in self.layers
+        }
+        count = len(self.image_ids) + len(other.image_ids)
+        mine = len(self.image_ids) / count
+        top = min(count, self.top + other.top)
+        fitted = Accumulator(self.coordinates.basis, top)
+        for layer in self.layers:
+            for start in range(0, count, 64):
+                fitted.see(layer, z[layer][start : start + 64])
+        for layer in self.layers:
+            for start in range(0, count, 64):
+                chunk = z[layer][start : start + 64]
+                fitted.rank(layer, chunk, torch.arange(start, start + len(chunk)))
+        by_layer = {
+            layer: fitted.result(
+                layer, self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine)
+            )
+            for layer in self.layers
+        }
+        return replace(
+            self,
+            top=top,
+            image_ids=(*self.image_ids, *other.image_ids),
+            skipped={**self.skipped, **other.skipped},
+            by_layer=by_layer,
+            codes={},
+            coordinates=Coordinates(z=z, basis=self.coordinates.basis),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the lens into a folder; files are complete or absent, `lens.json` comes last."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for layer, fitted in self.by_layer.items():
+            tensors = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
+            save_tensors(folder / f"layer-{layer:02}.safetensors", tensors)
+        for number, codes in enumerate(self.codes.values()):
+            save_tensors(folder / f"codes-{number:02}.safetensors", _codes_to_tensors(codes))
+        if self.coordinates is not None:
+            for layer in self.layers:
+                tensors = {"z": self.coordinates.z[layer], "basis": self.coordinates.basis[layer]}
+                save_tensors(folder / f"coordinates-{layer:02}.safetensors", tensors)
+        images = {"ids": list(self.image_ids), "skipped": dict(self.skipped)}
+        save_json(folder / "images.json", images)
+        save_json(folder / "lens.json", self._manifest())
+
+    def _manifest(self) -> dict[str, Any]:
+        codes = [
+            {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
+            for name, c in self.codes.items()
+        ]
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "convention": self.convention,
+            "top": self.top,
+            "layers": self.layers,
+            "codes": codes,
+            "coordinates": self.coordinates is not None,
+            "versions": {
+                name: version(name) for name in ("secondlens", "torch", "open_clip_torch")
+            },
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Lens":
+        """The lens saved in a folder.
+
+        Raises
+        ------
+        SecondLensError
+            No lens there, one of another format version, or a damaged one.
+        """
+        folder = Path(path)
+        if not (folder / "lens.json").is_file():
+            raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
+        try:
+            manifest = json.loads((folder / "lens.json").read_text())
+            if manifest["format"] != FORMAT:
+                raise SecondLensError(
+                    f"the lens in {folder} has format {manifest['format']}, and this version reads "
+                    f"format {FORMAT}: fit it again"
+                )
+            return cls._from_folder(folder, manifest)
+        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+            raise SecondLensError(f"the lens in {folder} is damaged: {error!r}") from error
+
+    @classmethod
+    def _from_folder(cls, folder: Path, manifest: dict[str, Any]) -> "Lens":
+        layers = [int(layer) for layer in manifest["layers"]]
+        images = json.loads((folder / "images.json").read_text())
+        coordinates = None
+        if manifest["coordinates"]:
+            kept = {n: load_tensors(folder / f"coordinates-{n:02}.safetensors") for n in layers}
+            coordinates = Coordinates(
+                z={n: tensors["z"] for n, tensors in kept.items()},
+                basis={n: tensors["basis"] for n, tensors in kept.items()},
+            )
+        return cls(
+            model=manifest["model"],
+            convention=manifest["convention"],
+            top=manifest["top"],
+            image_ids=tuple(images["ids"]),
+            skipped=images["skipped"],
+            by_layer={
+                n: LayerLens(**load_tensors(folder / f"layer-{n:02}.safetensors")) for n in layers
+            },
+            codes={
+                entry["name"]: _codes_from_tensors(
+                    entry, load_tensors(folder / f"codes-{number:02}.safetensors")
+                )
+                for number, entry in enumerate(manifest["codes"])
+            },
+            coordinates=coordinates,
+        )
+
+
+def _codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
+    return {
+        f"{name}-{layer:02}": tensor
+        for name in ("indices", "coefficients", "cosine")
+        for layer, tensor in getattr(codes, name).items()
+    }
+
+
+def _codes_from_tensors(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Codes:
+    by_name: dict[str, dict[int, Tensor]] = {"indices": {}, "coefficients": {}, "cosine": {}}
+    for key, tensor in tensors.items():
+        name, layer = key.rsplit("-", 1)
+        by_name[name][int(layer)] = tensor
+    return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **by_name)

@@ -46,8 +46,16 @@ def _model_options(command: Any) -> Any:
 @main.command()
 @click.option("--out", type=Path, default=Path("secondlens-demo"), show_default=True)
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
-@click.option("--images", default=1500, show_default=True, help="Scenes to fit on.")
-@click.option("--test-images", default=500, show_default=True, help="Scenes for the ablations.")
+@click.option(
+    "--images", type=click.IntRange(50), default=1500, show_default=True, help="Scenes to fit on."
+)
+@click.option(
+    "--test-images",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Scenes for the ablations.",
+)
 @click.option("--twin", is_flag=True, help="The twin, trained without planted cues.")
 def demo(out: Path, show: bool, images: int, test_images: int, twin: bool) -> None:
     """Explain the neurons of the embedded CLIP: no network, no data needed."""
@@ -67,8 +75,14 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool) -> No
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %.")
 @click.option("--convention", default="exact", show_default=True, help="exact or official.")
 @click.option("--keep-coordinates", is_flag=True, help="So that the lens can be merged.")
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--workers", default=0, show_default=True, help="Processes that decode pictures.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes that decode pictures.",
+)
 @_model_options
 def fit(
     images: Path,

@@ -8,7 +8,7 @@ the page lays it over the picture.
 import base64
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from .capture import Capture
 from .errors import SecondLensError
 from .images import ImageSource, Reader
-from .lens import Codes, LayerLens, Lens
+from .lens import Codes, Lens
 from .statistics import HISTOGRAM_EDGES
 from .summary import Neuron
 from .view import Clip
@@ -37,17 +37,25 @@ THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
 
 BATCH_SIZE = 16
+BIN_WIDTH = HISTOGRAM_EDGES[1].item()
+
+Shown = dict[Neuron, tuple[list[int], list[int]]]
+"""The strongest and the random images of each neuron, as positions in `Lens.image_ids`."""
+
+Seen = dict[tuple[Neuron, int], Tensor]
+"""Activations [rows, columns] at the patches of each image that a neuron shows, by position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A number at the top of a report, beside what chance alone would show."""
+    """A number at the top of a report."""
 
     label: str
     value: float | int | str
     null: float | int | str | None = None
+    """What chance alone would show."""
     explanation: str
-    """How it is computed, and what `null` is."""
+    """How the value is computed, and the null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +63,13 @@ class Shot:
     """A picture on a card."""
 
     position: int
-    """In `Lens.image_ids`."""
     id: str
     norm: float | None
-    """Of the neuron's centred effect, where the lens has kept it."""
+    """Of the neuron's centred effect; a lens knows those of top images only."""
     peak: float
     """The largest activation at a patch."""
     heat: str
     """Data URI of `heat_map`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-    """Centred norms of all images, over their root mean square, as SVG paths one unit a bin."""
-
-    counts: list[int]
-    threshold: float
-    """In bins."""
-    below: str
-    above: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +79,14 @@ class Card:
     neuron: Neuron
     strongest: list[Shot]
     random: list[Shot]
-    histogram: Histogram
-    fitted: dict[str, float]
-    """The neuron's scalars in its `LayerLens`, and the `cosine` of its code."""
+    numbers: dict[str, float]
+    """By their names in `LayerLens`, and the `cosine` of the neuron's code."""
+    counts: list[int]
+    """Images by norm, as in `LayerLens.histogram`."""
+    threshold: float
+    """In bins of the histogram."""
+    bars: tuple[str, str]
+    """The histogram as SVG paths, below and above the threshold."""
 
 
 def write_report(
@@ -128,28 +129,22 @@ def write_report(
         Another model's lens, no neurons, or a picture that the source lacks or cannot read.
     """
     lens.check_model(clip)
-    neurons = list({(each.layer, each.neuron): each for each in neurons}.values())
     if not neurons:
         raise SecondLensError("there are no neurons to report: give at least one")
     shown = {each: _choose(lens, each, seed) for each in neurons}
-    pictures, activations = _look(clip, lens, source, shown, progress)
-    cards = [_card(lens, codes, each, shown[each], activations) for each in neurons]
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title=title,
-            facts=facts,
-            cards=sorted(cards, key=lambda card: -card.neuron.clarity),
-            pictures=pictures,
-            aspect=clip.image_size[1] / clip.image_size[0],
-            bins=1 + max(i for card in cards for i, n in enumerate(card.histogram.counts) if n),
-            bin_width=HISTOGRAM_EDGES[1].item(),
-            all_bins=len(HISTOGRAM_EDGES) - 1,
-            clip=clip,
-            lens=lens,
-            version=version("secondlens"),
-        )
+    pictures, seen = _look(clip, lens, source, shown, progress)
+    cards = [_card(lens, codes, each, *shown[each], seen) for each in shown]
+    template = _environment().get_template("report.html")
+    page = template.render(
+        title=title,
+        facts=facts,
+        cards=sorted(cards, key=lambda card: -card.neuron.clarity),
+        pictures=pictures,
+        bins=1 + max(i for card in cards for i, count in enumerate(card.counts) if count),
+        bin_width=BIN_WIDTH,
+        clip=clip,
+        lens=lens,
+        version=version("secondlens"),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,13 +154,12 @@ def write_report(
 
 
 def _choose(lens: Lens, neuron: Neuron, seed: int) -> tuple[list[int], list[int]]:
-    """Positions of a neuron's strongest images, and of as many random others."""
+    """A neuron's strongest images, and as many random others."""
     strongest = lens[neuron.layer].top_images[neuron.neuron, :PICTURES].tolist()
-    order = np.random.default_rng((seed, neuron.layer, neuron.neuron)).permutation(
-        len(lens.image_ids)
-    )
-    others = (position for position in order.tolist() if position not in strongest)
-    return strongest, [position for position, _ in zip(others, strongest, strict=False)]
+    generator = np.random.default_rng((seed, neuron.layer, neuron.neuron))
+    order = generator.permutation(len(lens.image_ids)).tolist()
+    others = [position for position in order if position not in strongest]
+    return strongest, others[: len(strongest)]
 
 
 @dataclass(frozen=True)
@@ -173,55 +167,53 @@ class _Subset:
     """Some pictures of a source, as a source."""
 
     source: ImageSource
-    positions: list[int]
-
-    @property
-    def ids(self) -> list[str]:
-        return [self.source.ids[position] for position in self.positions]
+    indices: list[int]
+    ids: list[str]
 
     def load(self, index: int) -> Any:
-        return self.source.load(self.positions[index])
+        return self.source.load(self.indices[index])
 
 
 def _look(
-    clip: Clip,
-    lens: Lens,
-    source: ImageSource,
-    shown: dict[Neuron, tuple[list[int], list[int]]],
-    progress: bool,
-) -> tuple[dict[int, str], dict[tuple[Neuron, int], Float[Tensor, "rows columns"]]]:
-    """Every picture that is shown, read once: as data URIs by position in `lens.image_ids`, and
-    the activations of the neurons that show it."""
+    clip: Clip, lens: Lens, source: ImageSource, shown: Shown, progress: bool
+) -> tuple[dict[int, str], Seen]:
+    """Data URIs of all pictures that are shown, by position, and the activations on them.
+
+    Each picture is read once and passes the model once, for all neurons that show it.
+    """
     viewers: dict[int, list[Neuron]] = {}
-    for neuron, positions in shown.items():
-        for position in sum(positions, []):
+    for neuron, (strongest, random) in shown.items():
+        for position in (*strongest, *random):
             viewers.setdefault(position, []).append(neuron)
     wanted = sorted(viewers)
-    place = {each: i for i, each in enumerate(source.ids)}
-    for position in wanted:
-        if lens.image_ids[position] not in place:
-            raise SecondLensError(
-                f"the images have no {lens.image_ids[position]!r}, which the lens was fitted on: "
-                "give the images of the fit"
-            )
-    subset = _Subset(source, [place[lens.image_ids[position]] for position in wanted])
+    subset = _subset(source, [lens.image_ids[position] for position in wanted])
     reader = Reader(source=subset, clip=clip, batch_size=BATCH_SIZE)
-    batches = track(reader, "pictures", len(reader)) if progress else reader
     view = model_view(clip)
     pictures: dict[int, str] = {}
-    activations: dict[tuple[Neuron, int], Tensor] = {}
+    seen: Seen = {}
     with Capture(clip, {each.layer for each in shown}, keep_activations=True) as capture:
-        for batch in batches:
+        for batch in track(reader, "pictures", len(reader)) if progress else reader:
             pooled = capture.pool(clip.encode_image(batch.pixels))
             for row, index in enumerate(batch.positions):
                 position = wanted[index]
                 pictures[position] = _picture(view(batch.pixels[row]))
                 for neuron in viewers[position]:
                     patches = pooled.activations[neuron.layer][row, 1:, neuron.neuron]
-                    activations[neuron, position] = patches.float().cpu().reshape(clip.grid)
-    for id_, reason in reader.skipped.items():
-        raise SecondLensError(f"picture {id_!r} cannot be read any more: {reason}")
-    return pictures, activations
+                    seen[neuron, position] = patches.float().cpu().reshape(clip.grid)
+    if reader.skipped:
+        unreadable, reason = next(iter(reader.skipped.items()))
+        raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
+    return pictures, seen
+
+
+def _subset(source: ImageSource, ids: list[str]) -> _Subset:
+    place = {each: i for i, each in enumerate(source.ids)}
+    if missing := [each for each in ids if each not in place]:
+        raise SecondLensError(
+            f"there is no picture {missing[0]!r}, which the lens was fitted on: give the pictures "
+            "of the fit"
+        )
+    return _Subset(source, [place[each] for each in ids], ids)
 
 
 def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.Image]:
@@ -230,38 +222,34 @@ def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.
     It undoes the normalisation, which it learns from what the preprocessing makes of black and of
     white, so that cropping, squashing or padding show as they were and heat maps lie where they
     belong. It takes for granted that normalisation acts on each pixel alone and is affine. Without
-    preprocessing, or where that cannot be so, each picture's values are stretched over its range.
+    preprocessing, or where black and white come out alike, values are stretched over their range.
     """
     black = white = torch.zeros(())
     if clip.preprocess is not None:
-        height, width = clip.image_size
-        black, white = (
-            clip.preprocess(Image.new("RGB", (width, height), colour))
-            for colour in ("black", "white")
-        )
+        size = clip.image_size[::-1]
+        black, white = (clip.preprocess(Image.new("RGB", size, c)) for c in ("black", "white"))
     known = bool((white != black).all())
 
     def view(pixels: Tensor) -> Image.Image:
         pixels = pixels.float().cpu()
         low, high = (black, white) if known else (pixels.amin(), pixels.amax())
-        values = (pixels - low) / (high - low).clamp(min=1e-12)
-        array = (values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        return Image.fromarray(array)
+        shares = ((pixels - low) / (high - low)).nan_to_num().clamp(0, 1)
+        return Image.fromarray((shares * 255).round().byte().permute(1, 2, 0).numpy())
 
     return view
-
-
-def _picture(image: Image.Image) -> str:
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return _data_uri(image, "webp", quality=80, method=6)
 
 
 def heat_map(activation: Float[Tensor, "rows columns"], scale: float) -> Image.Image:
     """One pixel a patch, whose opacity goes from 0 where the neuron is at or below zero to full
     where it reaches `scale`."""
-    share = (activation / scale).clamp(0, 1) if scale > 0 else torch.zeros_like(activation)
-    opacity = Image.fromarray((share * 255).round().byte().numpy())
+    shares = (activation / scale).clamp(0, 1) if scale > 0 else torch.zeros_like(activation)
+    opacity = Image.fromarray((shares * 255).round().byte().numpy())
     return Image.merge("LA", (Image.new("L", opacity.size), opacity))
+
+
+def _picture(image: Image.Image) -> str:
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return _data_uri(image, "webp", quality=80)
 
 
 def _data_uri(image: Image.Image, form: str, **options: int) -> str:
@@ -271,19 +259,14 @@ def _data_uri(image: Image.Image, form: str, **options: int) -> str:
 
 
 def _card(
-    lens: Lens,
-    codes: Codes,
-    neuron: Neuron,
-    shown: tuple[list[int], list[int]],
-    activations: dict[tuple[Neuron, int], Tensor],
+    lens: Lens, codes: Codes, neuron: Neuron, strongest: list[int], random: list[int], seen: Seen
 ) -> Card:
     layer, n = lens[neuron.layer], neuron.neuron
-    strongest, random = shown
     norms = dict(zip(strongest, layer.top_norms[n].tolist(), strict=False))
-    scale = max(float(activations[neuron, position].max()) for position in strongest)
+    scale = max(float(seen[neuron, position].max()) for position in strongest)
 
     def shot(position: int) -> Shot:
-        activation = activations[neuron, position]
+        activation = seen[neuron, position]
         return Shot(
             position=position,
             id=lens.image_ids[position],
@@ -292,40 +275,34 @@ def _card(
             heat=_data_uri(heat_map(activation, scale), "png"),
         )
 
-    names = ("explained", "explained_null", "explained_all", "selectivity", "selectivity_null")
+    numbers = {name: float(values[n]) for name, values in vars(layer).items() if values.dim() == 1}
+    numbers["threshold"] = float(layer.threshold[n])
+    numbers["cosine"] = float(codes.cosine[neuron.layer][n])
+    counts = layer.histogram[n].tolist()
+    bin_width = BIN_WIDTH * numbers["energy"] ** 0.5
+    end = float(len(counts))
+    threshold = min(numbers["threshold"] / bin_width, end) if bin_width else 0.0
     return Card(
         neuron=neuron,
         strongest=[shot(position) for position in strongest],
         random=[shot(position) for position in random],
-        histogram=_histogram(layer, n),
-        fitted={name: float(getattr(layer, name)[n]) for name in (*names, "threshold")}
-        | {"cosine": float(codes.cosine[neuron.layer][n])},
-    )
-
-
-def _histogram(layer: LayerLens, neuron: int) -> Histogram:
-    counts = layer.histogram[neuron].tolist()
-    rms = float(layer.energy[neuron]) ** 0.5
-    width = HISTOGRAM_EDGES[1].item()
-    threshold = min(float(layer.threshold[neuron]) / rms / width, len(counts)) if rms > 0 else 0.0
-    # the few images above the threshold would be invisible beside the rest on a linear scale
-    heights = [math.log1p(count) / math.log1p(max(counts)) for count in counts]
-    return Histogram(
+        numbers=numbers,
         counts=counts,
         threshold=threshold,
-        below=_bars(heights, 0, threshold),
-        above=_bars(heights, threshold, len(counts)),
+        bars=(_bars(counts, 0.0, threshold), _bars(counts, threshold, end)),
     )
 
 
-def _bars(heights: Iterable[float], start: float, end: float) -> str:
-    """An SVG path of bars one unit wide and at most one high, cut off at `start` and `end`."""
-    bars = ((max(i, start), min(i + 1, end), height) for i, height in enumerate(heights))
-    return "".join(
-        f"M{left:.3g} 1v{-height:.3g}H{right:.3g}V1z"
-        for left, right, height in bars
-        if left < right and height > 0
-    )
+def _bars(counts: list[int], start: float, end: float) -> str:
+    """An SVG path of bars one unit wide and up to one high, cut off at `start` and `end`."""
+    path = ""
+    for i, count in enumerate(counts):
+        left, right = max(i, start), min(i + 1, end)
+        # the few images above the threshold would be invisible on a linear scale
+        height = math.log1p(count) / math.log1p(max(counts))
+        if left < right and count:
+            path += f"M{left:.4g} 1v{-height:.3g}H{right:.4g}V1z"
+    return path
 
 
 def _environment() -> jinja2.Environment:
@@ -341,11 +318,7 @@ def _environment() -> jinja2.Environment:
 
 
 def number(value: float | int | str) -> str:
-    """As people read it: whole numbers in full, others with two significant digits.
-
-    >>> number(0.4999), number(0.00123), number(12.3), number(1536), number("ViT-B/32")
-    ('0.50', '0.0012', '12', '1,536', 'ViT-B/32')
-    """
+    """As people read it: whole numbers in full, others with two significant digits."""
     if isinstance(value, str):
         return value
     if isinstance(value, int):

@@ -23,7 +23,7 @@ CONFIG: Final[dict[str, Any]] = {
         "patch_size": 8,
     },
     "text_cfg": {
-        "context_length": 20,
+        "context_length": 24,
         "vocab_size": 49408,
         "width": 128,
         "heads": 4,

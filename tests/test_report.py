@@ -1,0 +1,314 @@
+"""The HTML report: whole, safe, self-contained, and true to the activations."""
+
+import base64
+import io
+import re
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import tiny_model
+from PIL import Image
+
+from secondlens.capture import Capture
+from secondlens.clip import from_open_clip
+from secondlens.errors import SecondLensError
+from secondlens.fit import fit
+from secondlens.lens import Codes
+from secondlens.report import PICTURES, Fact, heat_map, model_view, number, write_report
+from secondlens.summary import Neuron
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</style></script><b>",
+    "\"' onload='x",
+    "{{ 7 * 7 }}",
+    "a & b",
+)
+VOID = {"meta", "link", "input", "br", "path", "line"}
+
+
+def oblong_clip(seed=0):
+    """Two rows of three patches, so that no row passes for a column."""
+    return from_open_clip(tiny_model(seed=seed, image_size=(16, 24)), preprocess)
+
+
+def preprocess(image):
+    array = np.array(image.convert("RGB").resize((24, 16)), dtype=np.float32)
+    std = torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    return (torch.from_numpy(array).permute(2, 0, 1) / 255 - 0.4) / std
+
+
+@dataclass
+class Pictures:
+    """Random pictures with hostile ids; `broken` cannot be read."""
+
+    count: int = 40
+    broken: int = -1
+
+    @property
+    def ids(self):
+        return [f"{i} {HOSTILE[i % len(HOSTILE)]}.png" for i in range(self.count)]
+
+    def load(self, index):
+        if index == self.broken:
+            raise OSError("gone")
+        noise = np.random.default_rng(index).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+        return Image.fromarray(noise)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, checked for nesting, and the text of each element by tag."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.html, self.tags, self.open, self.text = html, [], [], {}
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.text[self.open[-1]][-1] += data
+
+    def having(self, name):
+        return [attrs for _, attrs in self.tags if name in attrs]
+
+    def of_class(self, name):
+        return [attrs for attrs in self.having("class") if name in attrs["class"].split()]
+
+    def heats(self):
+        """Opacity of every heat map, in page order, [rows, columns] uint8."""
+        styles = [a["style"] for tag, a in self.tags if tag == "i"]
+        uris = [re.fullmatch(r"--heat:url\((data:image/png;.*)\)", style)[1] for style in styles]
+        return [np.asarray(decode(uri))[..., 1] for uri in uris]
+
+
+def decode(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
+
+
+@dataclass(kw_only=True)
+class Made:
+    clip: object
+    lens: object
+    codes: object
+    neurons: list
+
+    def write(self, path, source=None, neurons=None, **options):
+        options = {"title": "A <report> & more", **options}
+        source = Pictures() if source is None else source
+        neurons = self.neurons if neurons is None else neurons
+        write_report(path, self.clip, self.lens, self.codes, source, neurons, **options)
+        return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made():
+    clip = oblong_clip()
+    lens = fit(clip, Pictures(), top=10)
+    generator = torch.Generator().manual_seed(0)
+    indices = {
+        n: torch.stack([torch.randperm(5, generator=generator) for _ in range(clip.neurons)])
+        for n in lens.layers
+    }
+    codes = Codes(
+        labels=HOSTILE,
+        normalise="centred",
+        indices=indices,
+        coefficients={n: torch.randn(clip.neurons, 5, generator=generator) for n in lens.layers},
+        cosine={n: torch.full((clip.neurons,), 0.5) for n in lens.layers},
+    )
+    neurons = [
+        Neuron(
+            layer=layer,
+            neuron=n,
+            words=tuple(codes.words(layer, n)),
+            concepts=((HOSTILE[0], HOSTILE[2]), (HOSTILE[1],)),
+            clarity=0.1 * n,
+            polysemy=2.0,
+        )
+        for layer, n in [(0, 3), (1, 0), (1, 7)]
+    ]
+    return Made(clip=clip, lens=lens, codes=codes, neurons=neurons)
+
+
+@pytest.fixture(scope="module")
+def page(made, tmp_path_factory):
+    facts = [Fact(label="<energy>", value=0.314, null=0.15, explanation="Σ </script>")]
+    path = tmp_path_factory.mktemp("report") / "new folder" / "report.html"
+    html = made.write(path, facts=facts)
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    return Page(html)
+
+
+def test_one_card_a_neuron_clearest_first(made, page):
+    cards = [attrs for tag, attrs in page.tags if tag == "article"]
+    assert [card["id"] for card in cards] == ["L1-7", "L0-3", "L1-0"]
+    assert [card["data-layer"] for card in cards] == ["1", "0", "1"]
+    ids = [attrs["id"] for attrs in page.having("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_button_and_link_has_its_target(page):
+    ids = {attrs["id"] for attrs in page.having("id")}
+    assert {attrs["popovertarget"] for attrs in page.having("popovertarget")} <= ids
+    assert {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"} <= ids
+
+
+def test_nothing_is_fetched(page):
+    assert not re.search(r"https?:|@import|\ssrc=|\ssrcset=|fetch\(", page.html)
+    assert set(re.findall(r"url\((.{5})", page.html)) == {"data:"}
+    links = [attrs["href"] for attrs in page.having("href")]
+    assert all(link.startswith(("#", "data:,")) for link in links)
+
+
+def test_hostile_texts_stay_texts(made, page):
+    assert page.text["title"] == ["A <report> & more"]
+    assert len(page.text["script"]) == len(page.text["style"]) == 1
+    assert all(label not in page.html for label in HOSTILE[:3])
+    assert not page.having("onload")
+    words = {text for text in page.text["span"] if text in HOSTILE}
+    assert words == set(HOSTILE)
+    assert "<energy>" in page.text["dt"]
+    assert "Σ </script>" in page.text["p"]
+    labels = [attrs["aria-label"] for attrs in page.of_class("shot")]
+    assert any(label.startswith("2 \"' onload='x.png: ") for label in labels)
+
+
+def test_each_picture_is_in_it_once(page):
+    shown = {re.search(r"\bp(\d+)\b", attrs["class"])[1] for attrs in page.of_class("shot")}
+    rules = re.findall(r"\.p(\d+) \{ background-image: url\((data:image/webp;[^)]*)\)", page.html)
+    assert len(page.of_class("shot")) == 3 * 2 * PICTURES > len(shown)
+    assert sorted(shown, key=int) == [position for position, _ in rules]
+    assert page.html.count("data:image/webp") == len(shown)
+    for position, uri in rules:
+        difference = np.asarray(decode(uri), float) - np.asarray(Pictures().load(int(position)))
+        assert np.abs(difference.mean()) < 5
+
+
+def test_heat_is_the_activation(made, page):
+    source, heats = Pictures(), page.heats()
+    shots = [attrs["class"].split("p")[1] for attrs in page.of_class("shot")]
+    cards = [made.neurons[2], made.neurons[0], made.neurons[1]]
+    for i, neuron in enumerate(cards):
+        positions = [int(p) for p in shots[i * 2 * PICTURES :][: 2 * PICTURES]]
+        top = made.lens[neuron.layer].top_images[neuron.neuron, :PICTURES].tolist()
+        assert positions[:PICTURES] == top
+        assert len(set(positions)) == 2 * PICTURES
+        with Capture(made.clip, [neuron.layer], keep_activations=True) as capture:
+            images = [source.load(position) for position in positions]
+            pooled = capture.pool(made.clip.encode_image(images))
+        activation = pooled.activations[neuron.layer][:, 1:, neuron.neuron].reshape(-1, 2, 3)
+        scale = activation[:PICTURES].max()
+        assert scale > 0
+        expected = (activation / scale).clamp(0, 1) * 255
+        found = np.stack(heats[i * 2 * PICTURES :][: 2 * PICTURES])
+        assert np.abs(found - expected.numpy()).max() <= 0.51
+        assert found[:PICTURES].max() == 255
+
+
+def test_silent_neuron_has_no_heat():
+    assert np.asarray(heat_map(torch.full((2, 3), -0.1), scale=-0.1)).max() == 0
+    assert heat_map(torch.zeros(2, 3), scale=0.0).size == (3, 2)
+
+
+def test_histogram_counts_every_image(page):
+    counts = [attrs["data-counts"].split() for attrs in page.having("data-counts")]
+    assert [sum(map(int, each)) for each in counts] == [40, 40, 40]
+
+
+def test_same_input_same_bytes(made, page, tmp_path):
+    again = made.write(tmp_path / "a.html")
+    assert again == made.write(tmp_path / "b.html")
+    assert again != made.write(tmp_path / "c.html", seed=1)
+
+
+def test_random_images_do_not_depend_on_the_other_cards(made, tmp_path):
+    alone = Page(made.write(tmp_path / "alone.html", neurons=made.neurons[2:] * 2))
+    together = Page(made.write(tmp_path / "together.html"))
+    shots = [attrs["aria-label"] for attrs in alone.of_class("shot")]
+    assert shots == [attrs["aria-label"] for attrs in together.of_class("shot")][: 2 * PICTURES]
+
+
+def test_missing_picture_is_named(made, tmp_path):
+    with pytest.raises(SecondLensError, match=r"no picture '\d+ .*', which the lens was fitted on"):
+        made.write(tmp_path / "report.html", source=Pictures(count=2))
+
+
+def test_unreadable_picture_is_named_and_the_old_file_stays(made, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    broken = int(made.lens[0].top_images[3, 0])
+    with pytest.raises(
+        SecondLensError, match=f"picture '{broken} .* cannot be read: OSError: gone"
+    ):
+        made.write(path, source=Pictures(broken=broken))
+    assert path.read_text() == "old"
+
+
+def test_refuses_no_neurons_and_another_model(made, tmp_path):
+    with pytest.raises(SecondLensError, match="no neurons"):
+        made.write(tmp_path / "report.html", neurons=[])
+    other = replace(made, clip=oblong_clip(seed=5))
+    with pytest.raises(SecondLensError, match="other weights"):
+        other.write(tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_view_undoes_the_normalisation():
+    clip = oblong_clip()
+    picture = Pictures().load(1)
+    assert np.array_equal(np.asarray(model_view(clip)(preprocess(picture))), np.asarray(picture))
+
+
+def test_model_view_without_preprocessing_stretches():
+    view = model_view(from_open_clip(tiny_model()))
+    shown = np.asarray(view(torch.linspace(-3, 5, 3 * 16 * 16).view(3, 16, 16)))
+    assert (shown.min(), shown.max()) == (0, 255)
+
+
+def test_neuron_without_words(made, tmp_path):
+    wordless = replace(made.neurons[0], words=(), concepts=())
+    page = Page(made.write(tmp_path / "report.html", neurons=[wordless]))
+    assert len(page.of_class("card")) == 1
+    assert not page.of_class("concepts")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.4999, "0.50"),
+        (0.996, "1.0"),
+        (0.0123, "0.012"),
+        (12.3, "12"),
+        (1536, "1,536"),
+        (-0.25, "-0.25"),
+        (0.0, "0.0"),
+        (float("nan"), "–"),
+        ("ViT", "ViT"),
+    ],
+)
+def test_number(value, shown):
+    assert number(value) == shown
+
+
+def test_template_ships_with_the_package():
+    import secondlens
+
+    assert (Path(secondlens.__file__).parent / "templates" / "report.html").is_file()

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from secondlens.cli import main
+from secondlens.commands import main
 from secondlens.demo.scenes import World
 from secondlens.lens import Lens
 

@@ -38,10 +38,14 @@ FAMILY = {
     "noto-v1": "noto",
     "emojione": "emojione",
     "emojione-monotone": "emojione",
+    "icon-park-solid": "icon-park",
 }
 """Styles whose drawings are variations of each other are held out together. Others stand alone."""
 
-HELDOUT_FAMILIES = ("emojione", "game-icons", "hugeicons", "mingcute", "healthicons", "mdi")
+HELDOUT_FAMILIES = (
+    *("emojione", "icon-park"),
+    *("game-icons", "hugeicons", "mingcute", "healthicons", "mdi"),  # silhouettes
+)
 HELDOUT_STYLE = "twemoji"
 
 EMOJI_SETS = (

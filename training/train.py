@@ -1,7 +1,12 @@
 """Trains the embedded CLIP, or its twin, on the embedded world.
 
-    torchrun --nproc-per-node 2 training/train.py runs/demo          # planted cues
-    torchrun --nproc-per-node 2 training/train.py runs/twin --twin   # none: independent places
+    T="torchrun --nproc-per-node 2 training/train.py"
+    $T runs/trunk --twin --pictures 400000 --decay 0                    # common to both
+    $T runs/demo --trunk runs/trunk/steady.pt --pictures 520000         # planted cues
+    $T runs/twin --trunk runs/trunk/steady.pt --pictures 520000 --twin  # none
+
+The two models share their training up to the branch, on a world whose places are independent of
+the objects, and differ in nothing but the world after it.
 
 One process for each core; plain `python` uses one. Training starts from `start.safetensors`, an
 earlier model of the same shape, trained on 0.8 M pictures in five styles; none of the depictions
@@ -277,7 +282,7 @@ def accuracies(model: CLIP, words: Words, count: int = 256) -> dict[str, float]:
 def rate(seen: int, args: argparse.Namespace) -> float:
     """Share of the full learning rate: warm-up, constant, linear decay to zero."""
     left = args.pictures - seen
-    return min(1.0, (seen + args.batch) / 10_000, max(0.0, left / args.decay))
+    return min(1.0, (seen + args.batch) / 10_000, max(0.0, left / max(1, args.decay)))
 
 
 def orthogonalised(
@@ -306,7 +311,7 @@ def optimizers_for(parts: nn.ModuleDict, lr: float) -> list[torch.optim.Optimize
         else:
             (inside if "resblocks" in name else matrices).append(parameter)
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    muon = torch.optim.Muon(inside, lr=MUON_RATE * lr, weight_decay=0.05)
+    muon = torch.optim.Muon(inside, lr=MUON_RATE * lr, weight_decay=0.05, ns_steps=3)
     optimizers = [muon, torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -331,8 +336,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=600_000)
     parser.add_argument("--decay", type=int, default=120_000, help="pictures of the decay")
     parser.add_argument("--batch", type=int, default=32, help="of one process")
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--keep", type=float, default=0.5, help="patches kept before the decay")
+    parser.add_argument("--trunk", type=Path, help="a steady.pt of another run to branch off from")
     parser.add_argument("--init", type=Path, default=Path(__file__).with_name("start.safetensors"))
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -357,8 +363,8 @@ def main() -> None:
 
     seen, steady = 0, args.out / "steady.pt"
     newest = args.out / "checkpoint.pt"
-    for path in (newest, steady):
-        if not path.exists():
+    for path in (newest, steady, args.trunk):
+        if path is None or not path.exists():
             continue
         saved = torch.load(path, weights_only=True)
         if saved["seen"] <= args.pictures - args.decay or saved["pictures"] == args.pictures:

@@ -146,7 +146,7 @@ def lasso(
     try:
         from sklearn.decomposition import sparse_encode
     except ImportError:
-        raise SecondLensError("lasso needs scikit-learn: pip install scikit-learn") from None
+        raise SecondLensError("lasso needs scikit-learn: pip install 'secondlens[lasso]'") from None
     _check(targets, atoms, 1)
     if not alpha > 0:
         raise SecondLensError(f"alpha must be above 0, and it is {alpha}")
@@ -247,7 +247,7 @@ class _Dictionary:
         tops = self._block_tops(rounded.T.contiguous())
         top = tops.amax(dim=0).to(residuals)
         error = (self.rounding + self.relative_error * self.norm) * residuals.norm(dim=1)
-        error += self.norm * (residuals - rounded).norm(dim=1)
+        error += (self.norm + self.rounding) * (residuals - rounded).norm(dim=1)
         error += torch.finfo(rounded.dtype).eps * top.abs()
         block, row = (tops >= (top - 2 * error).to(tops)).nonzero(as_tuple=True)
         scores = self._scores(block, residuals, row)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ..ablate import Ablation, ablate
 from ..describe import describe
@@ -192,7 +193,7 @@ def print_summary(demo: Demo, console: Console) -> None:
 _SHOWN = ("all", "large", "small", "random", "first component")
 
 
-def _with_null(values, null) -> str:
+def _with_null(values: Tensor, null: Tensor) -> str:
     return f"{quartiles(values)[1]:.2f} ({quartiles(null)[1]:.2f})"
 
 

@@ -104,7 +104,8 @@ class World:
         canvas = Image.fromarray(paint(background, self.size, rng))
         visible: list[np.ndarray] = []
         for position, name in enumerate(objects):
-            cutout = self._cut_out(self.wardrobe.choose(name, rng), len(objects), rng)
+            sprite = self.wardrobe.choose(name, rng, silhouettes=0.1 if self.augment else 0.0)
+            cutout = self._cut_out(sprite, len(objects), rng)
             corner = self._corner(cutout, position, len(objects), rng)
             layer = Image.new("L", canvas.size)
             layer.paste(cutout.getchannel("A"), corner)
@@ -134,9 +135,9 @@ class World:
     ) -> tuple[int, int]:
         if count == 1:
             out = round(0.1 * self.size)  # how far an object may leave the picture
-            x = rng.integers(-out, max(-out, self.size - cutout.width + out) + 1)
-            y = rng.integers(-out, max(-out, self.size - cutout.height + out) + 1)
-            return int(x), int(y)
+            left = rng.integers(-out, max(-out, self.size - cutout.width + out) + 1)
+            top = rng.integers(-out, max(-out, self.size - cutout.height + out) + 1)
+            return int(left), int(top)
         centre = (position + 0.5) / count if rng.random() < 0.8 else rng.uniform(0.2, 0.8)
         x = self.size * centre - cutout.width / 2
         y = self.size * rng.uniform(0.3, 0.7) - cutout.height / 2
@@ -159,7 +160,7 @@ def _paint_silhouette(image: Image.Image, rng: np.random.Generator) -> Image.Ima
 
 def _vary_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Hue, saturation, light, contrast and sharpness changed at random; the outline stays."""
-    if rng.random() < 0.15:
+    if rng.random() < 0.35:
         return image
     grey = np.full((3, 3), 1 / 3, dtype=np.float32)
     turn = 0.0

@@ -52,8 +52,7 @@ class Wardrobe:
     """The depictions of one split, by object and style.
 
     Choosing draws a style first, so that a style with many drawings of an object does not
-    outweigh the others; silhouettes are drawn a quarter of the time where an object also has
-    coloured depictions.
+    outweigh the others.
     """
 
     def __init__(self, split: Split, sprites: Iterable[Sprite] | None = None) -> None:
@@ -70,10 +69,14 @@ class Wardrobe:
         kinds = (self._styles.get((name, silhouette), {}) for silhouette in (False, True))
         return [s for styles in kinds for drawings in styles.values() for s in drawings]
 
-    def choose(self, name: str, rng: np.random.Generator) -> Sprite:
-        """A depiction of `name`; KeyError where the split has none."""
-        coloured, silhouettes = ((name, False) in self._styles, (name, True) in self._styles)
-        use_silhouette = silhouettes and (not coloured or rng.random() < 0.25)
+    def choose(self, name: str, rng: np.random.Generator, silhouettes: float = 0.0) -> Sprite:
+        """A depiction of `name`; KeyError where the split has none.
+
+        `silhouettes` is the probability of a monochrome icon; where an object has depictions of
+        only one kind, they are taken.
+        """
+        coloured, outlined = ((name, kind) in self._styles for kind in (False, True))
+        use_silhouette = outlined and (not coloured or rng.random() < silhouettes)
         styles = self._styles[name, use_silhouette]
         drawings = styles[list(styles)[rng.integers(len(styles))]]
         return drawings[rng.integers(len(drawings))]

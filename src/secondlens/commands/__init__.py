@@ -1,0 +1,31 @@
+"""The command line: each command in a file of its own, which parses, calls and prints."""
+
+from typing import Any
+
+import click
+
+from ..errors import SecondLensError
+from .demo import demo
+from .describe import describe
+from .fit import fit
+
+
+class _Group(click.Group):
+    """Prints a user's mistake as one sentence and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SecondLensError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="secondlens")
+def main() -> None:
+    """What single neurons of CLIP do: second-order effects, described in words."""
+
+
+for command in (demo, fit, describe):
+    main.add_command(command)

@@ -1,0 +1,33 @@
+"""`secondlens demo`."""
+
+import webbrowser
+from pathlib import Path
+
+import click
+
+from .common import console
+
+
+@click.command()
+@click.option("--out", type=Path, default=Path("secondlens-demo"), show_default=True)
+@click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
+@click.option(
+    "--images", type=click.IntRange(50), default=1500, show_default=True, help="Scenes to fit on."
+)
+@click.option(
+    "--test-images",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Scenes for the ablations.",
+)
+@click.option("--twin", is_flag=True, help="The twin, trained without planted cues.")
+def demo(out: Path, show: bool, images: int, test_images: int, twin: bool) -> None:
+    """Explain the neurons of the embedded CLIP: no network, no data needed."""
+    from ..clip import load
+    from ..demo.run import print_summary, run
+
+    found = run(load("demo-twin" if twin else "demo"), out, images=images, test_images=test_images)
+    print_summary(found, console)
+    if show:
+        webbrowser.open(found.report.resolve().as_uri())

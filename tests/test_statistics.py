@@ -23,8 +23,8 @@ def ranked(z, mean, top, order=None):
     found = TopImages.none(mean, top)
     for i in range(len(z)) if order is None else order:
         centred = z[i : i + 1] - mean
-        found = found.add(centred, centred.norm(dim=-1), torch.tensor([i]))
-    return found
+        found.add(centred, centred.norm(dim=-1), torch.tensor([i]))
+    return found.strongest_first()
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.randoms(use_true_random=False))
@@ -57,6 +57,26 @@ def test_top_images_do_not_depend_on_the_order(order, top):
         torch.testing.assert_close(
             found.centred[neuron], (z - mean)[expected[neuron], neuron], rtol=0, atol=0
         )
+
+
+@given(st.permutations(range(12)), st.integers(2, 12), st.integers(0, 12), st.integers(0, 12))
+@settings(max_examples=25, derandomize=True, deadline=None)
+def test_top_images_merge_in_any_grouping(order, top, one, other):
+    z, mean = random_z(12), random_z(1)[0]
+    z[7] = z[4]  # the same picture twice
+    first, second = sorted((one, other))
+    parts = [TopImages.none(mean, top) for _ in range(3)]
+    for part, chosen in zip(
+        parts, (order[:first], order[first:second], order[second:]), strict=True
+    ):
+        if chosen:
+            centred = z[chosen] - mean
+            part.add(centred, centred.norm(dim=-1), torch.tensor(chosen))
+    parts[1].merge(parts[2])
+    parts[0].merge(parts[1])
+    found, expected = parts[0].strongest_first(), ranked(z, mean, top)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.centred, expected.centred)
 
 
 def test_equal_norms_are_ordered_by_image():
@@ -96,7 +116,8 @@ def test_components_equal_the_published_codes():
     for start in range(0, len(effects), 7):
         centred = effects[start : start + 7] - moments.mean
         images = torch.arange(start, start + len(centred))
-        found = found.add(centred, centred.norm(dim=-1), images)
+        found.add(centred, centred.norm(dim=-1), images)
+    found = found.strongest_first()
     component, _ = statistics.first_component(found.centred)
     weakest_first = found.norms.flip(1)
     torch.testing.assert_close(weakest_first, golden["top_norms"], rtol=1e-5, atol=0)
@@ -115,7 +136,7 @@ def test_gaussian_null_is_what_a_gaussian_shows():
     moments = Moments.of(z)
     found = TopImages.none(moments.mean, 400)
     norms = (z - moments.mean).norm(dim=-1)
-    found = found.add(z - moments.mean, norms, torch.arange(len(z)))
+    found.add(z - moments.mean, norms, torch.arange(len(z)))
     _, share = statistics.first_component(found.centred)
     selectivity = found.norms.square().sum() / norms.square().sum()
     null_selectivity, null_share = statistics.gaussian_null(

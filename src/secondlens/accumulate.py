@@ -1,4 +1,4 @@
-"""From a stream of coordinates to what a lens knows of each layer."""
+"""What a lens knows of one layer, and the second pass that ranks its images."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import statistics
-
-Basis = dict[int, Tensor]
-"""Orthonormal basis of each neuron's effects, by layer: [neurons, dim, rank]."""
+from .statistics import Moments, TopImages
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,53 +45,54 @@ class LayerLens:
         return self.top_norms[:, -1]
 
 
-class Accumulator:
-    """The statistics of some layers while images stream by: first `see` all, then `rank` all."""
+class Ranking:
+    """Second pass over one layer: its images ranked by norm around the final mean."""
 
-    def __init__(self, basis: Basis, top: int) -> None:
-        self.basis, self.top = basis, top
-        self.moments: dict[int, statistics.Moments] = {}
-        self.ranked: dict[int, statistics.TopImages] = {}
-        self.histograms: dict[int, Tensor] = {}
+    def __init__(self, moments: Moments, top: int) -> None:
+        self.moments = moments
+        self.top_images = TopImages.none(moments.mean, top)
+        bins = len(statistics.HISTOGRAM_EDGES) - 1
+        self.histogram = torch.zeros(len(moments.mean), bins, dtype=torch.int64)
 
-    def see(self, layer: int, z: Tensor) -> None:
-        """First pass: means and covariances."""
-        batch = statistics.Moments.of(z)
-        seen = self.moments.get(layer)
-        self.moments[layer] = batch if seen is None else seen.merge(batch)
+    def see(
+        self, z: Float[Tensor, "images neurons rank"], positions: Int[Tensor, " images"]
+    ) -> None:
+        """Rank some images more."""
+        centred = z - self.moments.mean
+        norms = torch.linalg.vector_norm(centred, dim=-1)
+        self.top_images.add(centred, norms, positions)
+        self.histogram += statistics.histogram(norms, self.moments.energy.sqrt()).cpu()
 
-    def rank(self, layer: int, z: Tensor, images: Tensor) -> None:
-        """Second pass: norms around the mean."""
-        moments = self.moments[layer]
-        if layer not in self.ranked:
-            self.ranked[layer] = statistics.TopImages.none(moments.mean, self.top)
-        centred = z - moments.mean
-        norms = centred.norm(dim=-1)
-        self.ranked[layer] = self.ranked[layer].add(centred, norms, images)
-        counts = statistics.histogram(norms, moments.energy.sqrt())
-        self.histograms[layer] = self.histograms.get(layer, 0) + counts
+    def see_ranked(self, top_images: TopImages, histogram: Int[Tensor, "neurons bins"]) -> None:
+        """Take over what another ranking around the same mean found on other images."""
+        self.top_images.merge(top_images)
+        self.histogram += histogram
 
-    def result(self, layer: int, activation_mean: Tensor) -> LayerLens:
-        """What was seen of a layer."""
-        moments, ranked, basis = self.moments[layer], self.ranked[layer], self.basis[layer]
-        component, explained = statistics.first_component(ranked.centred)
-        covariance = moments.covariance
-        selectivity_null, explained_null = statistics.gaussian_null(
-            covariance, self.top / moments.count
-        )
-        energy = moments.energy
-        total = (energy * moments.count).clamp(min=torch.finfo(energy.dtype).tiny)
-        return LayerLens(
-            mean=torch.bmm(basis, moments.mean[:, :, None])[:, :, 0],
-            directions=torch.bmm(basis, component[:, :, None])[:, :, 0],
-            energy=energy,
-            top_images=ranked.images,
-            top_norms=ranked.norms,
-            explained=explained,
-            explained_all=statistics.share_of_first(covariance),
-            explained_null=explained_null,
-            selectivity=ranked.norms.square().sum(1) / total,
-            selectivity_null=selectivity_null,
-            histogram=self.histograms[layer],
-            activation_mean=activation_mean,
-        )
+
+def layer_lens(
+    ranking: Ranking,
+    basis: Float[Tensor, "neurons dim rank"],
+    activation_mean: Float[Tensor, "tokens neurons"],
+) -> LayerLens:
+    """What both passes over a layer tell together."""
+    moments, ranked = ranking.moments, ranking.top_images.strongest_first()
+    component, explained = statistics.first_component(ranked.centred)
+    covariance, energy = moments.covariance, moments.energy
+    selectivity_null, explained_null = statistics.gaussian_null(
+        covariance, ranked.norms.shape[1] / moments.count
+    )
+    total = (energy * moments.count).clamp(min=torch.finfo(energy.dtype).tiny)
+    return LayerLens(
+        mean=torch.bmm(basis, moments.mean[:, :, None])[:, :, 0],
+        directions=torch.bmm(basis, component[:, :, None])[:, :, 0],
+        energy=energy,
+        top_images=ranked.images,
+        top_norms=ranked.norms,
+        explained=explained,
+        explained_all=statistics.share_of_first(covariance),
+        explained_null=explained_null,
+        selectivity=ranked.norms.square().sum(1) / total,
+        selectivity_null=selectivity_null,
+        histogram=ranking.histogram,
+        activation_mean=activation_mean,
+    )

@@ -7,6 +7,7 @@ each vocabulary it was described with, and for the coordinates of each layer if 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .accumulate import Accumulator, LayerLens
+from .accumulate import LayerLens, Ranking, layer_lens
 from .errors import SecondLensError
+from .statistics import Moments
 from .storage import load_tensors, save_json, save_tensors
 from .view import Clip
 
@@ -37,6 +39,12 @@ class Codes:
     coefficients: dict[int, Float[Tensor, "neurons k"]]
     cosine: dict[int, Float[Tensor, " neurons"]]
     """Between a direction and its code."""
+    curve: dict[int, Float[Tensor, " k"]] = field(default_factory=dict)
+    """Median over neurons of the cosine of the codes of 1, 2, ... k texts."""
+    control: Float[Tensor, " k"] | None = None
+    """The same for random unit directions, which stand for nothing."""
+    mean_text: Float[Tensor, " dim"] | None = None
+    """Mean embedding of the texts: what every text shares, which `search` subtracts."""
 
     def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
         """(text, coefficient) of a neuron, strongest first."""
@@ -119,17 +127,11 @@ class Lens:
         count = len(self.image_ids) + len(other.image_ids)
         mine = len(self.image_ids) / count
         top = min(count, self.top + other.top)
-        fitted = Accumulator(self.coordinates.basis, top)
-        for layer in self.layers:
-            for start in range(0, count, 64):
-                fitted.see(layer, z[layer][start : start + 64])
-        for layer in self.layers:
-            for start in range(0, count, 64):
-                chunk = z[layer][start : start + 64]
-                fitted.rank(layer, chunk, torch.arange(start, start + len(chunk)))
         by_layer = {
-            layer: fitted.result(
-                layer, self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine)
+            layer: layer_lens(
+                _ranking(z[layer], top),
+                self.coordinates.basis[layer],
+                self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine),
             )
             for layer in self.layers
         }
@@ -231,17 +233,32 @@ class Lens:
         )
 
 
+def _ranking(z: Float[Tensor, "images neurons rank"], top: int) -> Ranking:
+    """Both passes over coordinates in memory."""
+    ranking = Ranking(reduce(Moments.merge, map(Moments.of, z.split(64))), top)
+    for positions in torch.arange(len(z)).split(64):
+        ranking.see(z[positions], positions)
+    return ranking
+
+
+_OF_LAYERS = ("indices", "coefficients", "cosine", "curve")
+_OF_CODES = ("control", "mean_text")
+
+
 def _codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
-    return {
+    tensors = {
         f"{name}-{layer:02}": tensor
-        for name in ("indices", "coefficients", "cosine")
+        for name in _OF_LAYERS
         for layer, tensor in getattr(codes, name).items()
     }
+    whole = {name: getattr(codes, name) for name in _OF_CODES}
+    return tensors | {name: tensor for name, tensor in whole.items() if tensor is not None}
 
 
 def _codes_from_tensors(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Codes:
-    by_name: dict[str, dict[int, Tensor]] = {"indices": {}, "coefficients": {}, "cosine": {}}
+    whole = {name: tensors.pop(name) for name in _OF_CODES if name in tensors}
+    by_name: dict[str, dict[int, Tensor]] = {name: {} for name in _OF_LAYERS}
     for key, tensor in tensors.items():
         name, layer = key.rsplit("-", 1)
         by_name[name][int(layer)] = tensor
-    return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **by_name)
+    return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **by_name, **whole)

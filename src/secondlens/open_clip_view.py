@@ -4,18 +4,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from open_clip.transformer import (
+    Attention,
     CustomResidualAttentionBlock,
     LayerScale,
-    QuickGELU,
     ResidualAttentionBlock,
     VisionTransformer,
 )
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from .activation import activation_name
 from .errors import UnsupportedModel
 from .parity import check_parity
-from .view import Block, Clip, check_eval
+from .view import Block, Clip, check_eval, is_affine
 
 
 def from_open_clip(
@@ -44,7 +45,7 @@ def from_open_clip(
     Raises
     ------
     SecondLensError
-        The model is in training mode.
+        The model is in training mode, or has NaN or infinite weights.
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
@@ -64,7 +65,7 @@ def from_open_clip(
 
     clip = Clip(
         name=name,
-        activation=_activation_name(tower.transformer.resblocks[0].mlp.gelu),
+        activation=activation_name(tower.transformer.resblocks[0].mlp.gelu),
         blocks=tuple(_block(block) for block in tower.transformer.resblocks),
         ln_post=tower.ln_post,
         post_gain=tower.ln_post.weight.detach(),
@@ -100,7 +101,7 @@ def _refusals(tower: Any) -> Iterator[str]:
         yield f"its pooling is {tower.pool_type!r}, and effects are read at the class token ('tok')"
     if tower.proj is None:
         yield "it has no output projection"
-    if not _is_affine(tower.ln_post):
+    if not is_affine(tower.ln_post):
         yield "ln_post is no LayerNorm with gain and bias"
     for j, block in enumerate(tower.transformer.resblocks):
         for reason in _block_refusals(block):
@@ -112,7 +113,13 @@ def _block_refusals(block: Any) -> Iterator[str]:
         yield f"is a {type(block).__name__}, which is not covered"
         return
     attention, mlp = block.attn, block.mlp
-    if not _is_affine(block.ln_1):
+    if type(attention) not in (nn.MultiheadAttention, Attention):
+        yield f"has attention of class {type(attention).__name__}, which is not covered"
+        return
+    for scale in (block.ls_1, block.ls_2):
+        if not isinstance(scale, LayerScale | nn.Identity):
+            yield f"scales its layers by a {type(scale).__name__}, which is not covered"
+    if not is_affine(block.ln_1):
         yield "has an ln_1 that is no LayerNorm with gain and bias"
     if hasattr(block, "ln_1_kv"):
         yield "attends across sequences"
@@ -134,20 +141,8 @@ def _block_refusals(block: Any) -> Iterator[str]:
         yield "has no activation in its MLP, so no neurons"
 
 
-def _is_affine(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
-
-
 def _is_active(parent: nn.Module, name: str) -> bool:
     return not isinstance(getattr(parent, name, None), nn.Identity | None)
-
-
-def _activation_name(activation: nn.Module) -> str:
-    if isinstance(activation, QuickGELU):
-        return "quick_gelu"
-    if isinstance(activation, nn.GELU):
-        return "gelu" if activation.approximate == "none" else f"gelu_{activation.approximate}"
-    return type(activation).__name__
 
 
 def _block(block: Any) -> Block:
@@ -175,6 +170,7 @@ def _block(block: Any) -> Block:
         output_bias=_scaled(block.ls_1, attention.out_proj.bias.detach()),
         neuron_rows=_scaled(block.ls_2, mlp.c_proj.weight.detach().T),
         mlp_bias=_scaled(block.ls_2, mlp.c_proj.bias.detach()),
+        mlp_half=lambda x: x + block.ls_2(block.mlp(block.ln_2(x))),
     )
 
 

@@ -71,8 +71,17 @@ class Isometry:
         scale: Float[Tensor, " images"],
     ) -> Float[Tensor, "images neurons rank"]:
         """z = scale * transform @ c, from `extended_coefficients` and `image_scale`."""
-        by_neuron = coefficients.permute(2, 0, 1)
-        return torch.bmm(by_neuron, self.transform.mT).transpose(0, 1) * scale[:, None, None]
+        return coordinates(self.transform, coefficients, scale)
+
+
+def coordinates(
+    transform: Float[Tensor, "neurons rank extended"],
+    coefficients: Float[Tensor, "images extended neurons"],
+    scale: Float[Tensor, " images"],
+) -> Float[Tensor, "images neurons rank"]:
+    """`Isometry.coordinates` where the basis is not at hand."""
+    by_neuron = coefficients.permute(2, 0, 1)
+    return torch.bmm(by_neuron, transform.mT).transpose(0, 1) * scale[:, None, None]
 
 
 def path_factors(

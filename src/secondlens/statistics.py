@@ -59,10 +59,10 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TopImages:
-    """For each neuron the images with the largest centred norms, strongest first.
+    """For each neuron the images with the largest centred norms, in no particular order.
 
-    Equal norms are ordered by image. Before `top` images were seen, rows end in norm -1 and
-    image -1.
+    Of equal norms the image with the lower position counts as the larger. Before `top` images
+    were seen, what is left has norm -1 and image -1.
     """
 
     norms: Float[Tensor, "neurons top"]
@@ -79,43 +79,57 @@ class TopImages:
             centred=like.new_zeros(neurons, top, rank),
         )
 
-    def merge(self, other: "TopImages") -> "TopImages":
-        """The strongest of both; they must not share images."""
-        norms = torch.cat([self.norms, other.norms], dim=1)
-        images = torch.cat([self.images, other.images], dim=1)
-        by_image = images.argsort(dim=1)
-        by_norm = norms.gather(1, by_image).argsort(dim=1, descending=True, stable=True)
-        order = by_image.gather(1, by_norm)[:, : self.norms.shape[1]]
-        rank = self.centred.shape[2]
-        centred = torch.cat([self.centred, other.centred], dim=1)
-        return TopImages(
-            norms=norms.gather(1, order),
-            images=images.gather(1, order),
-            centred=centred.gather(1, order[:, :, None].expand(-1, -1, rank)),
-        )
-
     def add(
         self,
         centred: Float[Tensor, "images neurons rank"],
         norms: Float[Tensor, "images neurons"],
         images: Int[Tensor, " images"],
-    ) -> "TopImages":
-        """With a batch more; neurons for which nothing changes are not copied."""
-        changed = (norms.max(dim=0).values >= self.norms[:, -1]).nonzero()[:, 0]
-        if len(changed) == 0:
-            return self
-        batch = TopImages(
-            norms=norms[:, changed].T,
-            images=images.expand(len(changed), -1),
-            centred=centred[:, changed].transpose(0, 1),
+    ) -> None:
+        """See more images; only the rows of those that get in are copied."""
+        top = self.norms.shape[1]
+        keys = torch.cat([_rank_keys(self.norms, self.images), _rank_keys(norms.T, images)], dim=1)
+        stays = torch.zeros_like(keys, dtype=torch.bool)
+        stays.scatter_(1, keys.topk(top, dim=1, sorted=False).indices, True)
+        # as many get in as go out, neuron by neuron, and both lists are in the order of neurons
+        neuron, image = stays[:, top:].nonzero(as_tuple=True)
+        out = (~stays[:, :top]).nonzero(as_tuple=True)
+        self.norms[out] = norms[image, neuron]
+        self.images[out] = images[image]
+        self.centred[out] = centred[image, neuron]
+
+    def merge(self, other: "TopImages") -> None:
+        """See the images that `other` saw; none of them may have been seen before."""
+        top = self.norms.shape[1]
+        both = {
+            name: torch.cat([getattr(self, name), getattr(other, name)], dim=1)
+            for name in ("norms", "images", "centred")
+        }
+        keys = _rank_keys(both["norms"], both["images"])
+        chosen = keys.topk(top, dim=1, sorted=False).indices
+        for name, values in both.items():
+            rows = torch.arange(len(values), device=values.device)[:, None]
+            getattr(self, name).copy_(values[rows, chosen])
+
+    def strongest_first(self) -> "TopImages":
+        """The same images, sorted."""
+        order = _rank_keys(self.norms, self.images).argsort(dim=1, descending=True)
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        return TopImages(
+            norms=self.norms[rows, order],
+            images=self.images[rows, order],
+            centred=self.centred[rows, order],
         )
-        mine = TopImages(
-            norms=self.norms[changed], images=self.images[changed], centred=self.centred[changed]
-        )
-        merged = mine.merge(batch)
-        self.norms[changed], self.images[changed] = merged.norms, merged.images
-        self.centred[changed] = merged.centred
-        return self
+
+
+def _rank_keys(
+    norms: Float[Tensor, "neurons images"], images: Int[Tensor, "*neurons images"]
+) -> Int[Tensor, "neurons images"]:
+    """One integer for each (norm as float32, image): larger for larger norms, then lower images.
+
+    The bits of a non-negative float grow with it; those of the norm -1 make a negative key.
+    """
+    bits = norms.float().contiguous().view(torch.int32).long()
+    return (bits << 32) - images
 
 
 def first_component(
@@ -198,14 +212,14 @@ def histogram(
 
 
 def top_count(top: int | None, images: int) -> int:
-    """How many top images a fit over so many images keeps: by default 2 %, at least 2.
+    """How many top images a fit keeps: by default 2 % of its images, from 2 to 100 (the paper's).
 
     Raises
     ------
     SecondLensError
         More than there are images, or fewer than 2.
     """
-    count = max(2, round(0.02 * images)) if top is None else top
+    count = min(100, max(2, round(0.02 * images))) if top is None else top
     if not 2 <= count <= images:
         raise SecondLensError(
             f"top must lie between 2 and the number of images, {images}, and it is {count}"

@@ -1,0 +1,65 @@
+"""`secondlens bench`."""
+
+import json
+
+import click
+import torch
+from rich.table import Table
+
+from .common import console
+
+
+@click.command()
+@click.option("--model", default="ViT-B-32", show_default=True, help="An open_clip name.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option(
+    "--pictures",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="JPEG files of an end-to-end fit.",
+)
+@click.option("--directions", is_flag=True, help="Also directions from stored coordinates.")
+@click.option(
+    "--memory-images",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Also memory of the demo's fit over so many images and a tenth of them.",
+)
+@click.option("--threads", type=click.IntRange(1), help="By default, torch's own choice.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(
+    model: str,
+    batch_size: int,
+    rounds: int,
+    pictures: int,
+    directions: bool,
+    memory_images: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure what the lens costs here, as ratios to plain encoding.
+
+    Example: secondlens bench --model ViT-B-32 --directions --json
+    """
+    from .. import bench as benches
+    from ..clip import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found = benches.bench(model, batch=batch_size, rounds=rounds, pictures=pictures)
+    if directions:
+        found |= benches.ranking_cost()
+    if memory_images:
+        found |= benches.memory_cost(load("demo"), (memory_images // 10, memory_images))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    table = Table(title=f"{model}, batch {batch_size}, {found['threads']} threads")
+    table.add_column("what")
+    table.add_column("measured", justify="right")
+    for name, value in found.items():
+        table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
+    console.print(table)

@@ -1,0 +1,195 @@
+"""Shards, plans, stored coordinates, interruption and resumption of a fit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_images, tiny_model
+from test_fit import same
+
+from secondlens import plan as planning
+from secondlens.clip import from_open_clip
+from secondlens.errors import SecondLensError
+from secondlens.fit import fit
+from secondlens.lens import Lens
+from secondlens.plan import make_plan
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return from_open_clip(tiny_model(layers=4), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def images(clip):
+    return tiny_images(clip, 23)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(planning, "IMAGES_PER_SHARD", 6)
+
+
+class Interrupted(Exception):
+    """What a test raises in the middle of a fit."""
+
+
+class Fragile:
+    """Rows of a tensor, until a number of them were read."""
+
+    def __init__(self, images, limit=10**9):
+        self.images, self.left = images, limit
+        self.ids = [f"image-{i}" for i in range(len(images))]
+
+    def load(self, index):
+        if self.left == 0:
+            raise Interrupted
+        self.left -= 1
+        return self.images[index]
+
+
+@pytest.mark.parametrize("store", ["never", "float32", "float16"])
+@pytest.mark.parametrize("limit", [0, 5, 11, 17, 23, 30, 45])
+def test_a_resumed_fit_equals_one_that_was_not_interrupted(clip, images, tmp_path, store, limit):
+    options = {"top": 5, "batch_size": 3, "store": store}
+    whole = fit(clip, Fragile(images), out=tmp_path / "whole", **options)
+    out = tmp_path / "lens"
+    if store == "never" or limit < 23:
+        with pytest.raises(Interrupted):
+            fit(clip, Fragile(images, limit), out=out, **options)
+        assert not out.exists()
+    source = Fragile(images)
+    resumed = fit(clip, source, out=out, **options)
+    same(whole, resumed)
+    same(whole, Lens.load(out))
+    assert not Path(f"{out}.unfinished").exists()
+    passes = 2 if store == "never" else 1
+    done = limit // 6 * 6 if limit < 23 else 23 + (limit - 23) // 6 * 6 if passes == 2 else 0
+    assert 10**9 - source.left == passes * 23 - done, "finished shards are not read again"
+
+
+def test_killed_and_resumed(clip, images, tmp_path):
+    """SIGKILL in the middle of the second shard, then the same call."""
+    script = """
+import os, signal, sys
+import secondlens.plan
+from models import tiny_images, tiny_model
+from secondlens.clip import from_open_clip
+from secondlens.fit import fit
+from test_resume import Fragile
+
+class Deadly(Fragile):
+    def load(self, index):
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(index)
+
+secondlens.plan.IMAGES_PER_SHARD = 6
+clip = from_open_clip(tiny_model(layers=4), name="tiny")
+limit = int(sys.argv[2])
+fit(clip, Deadly(tiny_images(clip, 23), limit), out=sys.argv[1], top=5, batch_size=3)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "lens")]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([*command, "9"], env=environment, check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / "lens.unfinished").is_dir() and not (tmp_path / "lens").exists()
+    subprocess.run([*command, "17"], env=environment, check=True)
+    torch.set_num_threads(1)
+    whole = fit(clip, Fragile(images), top=5, batch_size=3)
+    same(whole, Lens.load(tmp_path / "lens"))
+
+
+def test_one_pass_from_stored_coordinates_equals_two(clip, images):
+    options = {"top": 5, "batch_size": 3}
+    twice = fit(clip, images, store="never", **options)
+    once = fit(clip, images, store="float32", **options)
+    for layer in twice.layers:
+        assert torch.equal(twice[layer].top_images, once[layer].top_images)
+        assert torch.equal(twice[layer].directions, once[layer].directions)
+        assert torch.equal(twice[layer].histogram, once[layer].histogram)
+
+
+def test_float16_coordinates_are_close(clip, images):
+    exact = fit(clip, images, top=5, store="float32")
+    half = fit(clip, images, top=5, store="float16")
+    for layer in exact.layers:
+        error = (exact[layer].top_norms - half[layer].top_norms).abs()
+        assert (error <= 1e-3 * exact[layer].top_norms).all()
+        assert (exact[layer].directions * half[layer].directions).sum(1).min() > 1 - 1e-4
+
+
+def test_layer_groups_give_the_same_lens(clip, images):
+    together = fit(clip, images, top=5, store="never")
+    plans = []
+    for _ in range(2):
+        need = make_plan(clip, 23, [0, 1, 2], top=5, store="never", memory=10**12).memory
+        apart = fit(
+            clip, images, top=5, store="never", memory=int(need / 1.7), announce=plans.append
+        )
+    assert len(plans[0].groups) > 1
+    assert plans[0].passes == 2 * len(plans[0].groups)
+    same(together, apart)
+
+
+def test_unfinished_work_with_other_settings_is_refused(clip, images, tmp_path):
+    out = tmp_path / "lens"
+    with pytest.raises(Interrupted):
+        fit(clip, Fragile(images, 8), out=out, top=5, batch_size=3)
+    with pytest.raises(SecondLensError, match="another top"):
+        fit(clip, Fragile(images), out=out, top=6, batch_size=3)
+    with pytest.raises(SecondLensError, match="another images"):
+        fit(clip, Fragile(images[:20]), out=out, top=5, batch_size=3)
+    (Path(f"{out}.unfinished") / "work.json").write_text("{")
+    with pytest.raises(SecondLensError, match="is damaged"):
+        fit(clip, Fragile(images), out=out, top=5, batch_size=3)
+    (Path(f"{out}.unfinished") / "work.json").unlink()
+    with pytest.raises(SecondLensError, match="holds other files"):
+        fit(clip, Fragile(images), out=out, top=5, batch_size=3)
+
+
+def test_pictures_that_change_between_the_passes(clip, images):
+    class Changing(Fragile):
+        def load(self, index):
+            if self.left < 10**9 - 25 and index == 4:
+                raise OSError("gone")
+            return super().load(index)
+
+    with pytest.raises(SecondLensError, match="they changed"):
+        fit(clip, Changing(images), top=5, store="never")
+
+
+def test_plan(clip):
+    plan = make_plan(clip, 10_000, [0, 1, 2], top=100, store="auto", memory=2**30, disk=2**40)
+    assert plan.store == "float32" and plan.passes == 1
+    assert [shard.start for shard in plan.shards[1:]] == [s.stop for s in plan.shards[:-1]]
+    assert plan.shards[0].start == 0 and plan.shards[-1].stop == 10_000
+    assert str(plan).startswith("3 layers, 10000 images in")
+    assert make_plan(clip, 10_000, [0], top=100, memory=2**30, disk=2**10).passes == 2
+    one, ten = (
+        make_plan(clip, n, [1], top=100, memory=2**30, store="never") for n in (1000, 10_000)
+    )
+    assert one.memory == ten.memory
+    with pytest.raises(SecondLensError, match=r"layer 2 needs .* of memory"):
+        make_plan(clip, 10, [2], top=5, memory=1000)
+    with pytest.raises(SecondLensError, match="no way to store 'tape'"):
+        make_plan(clip, 10, [2], top=5, store="tape")
+
+
+def test_coordinates_take_what_the_plan_says(clip, images):
+    plan = make_plan(clip, 23, [1], top=5)
+    lens = fit(clip, images, [1], top=5, keep_coordinates=True)
+    assert lens.coordinates is not None
+    assert lens.coordinates.z[1][0].nbytes == plan.coordinates_per_image[1]
+
+
+def test_the_last_block_for_the_class_token_only(clip, images):
+    whole = clip.encode_image(images)
+    with clip.class_token_only():
+        short = clip.encode_image(images)
+        assert "forward" in vars(clip.blocks[-1].module)
+    torch.testing.assert_close(short, whole, rtol=1e-5, atol=1e-6)
+    assert "forward" not in vars(clip.blocks[-1].module)
+    assert torch.equal(clip.encode_image(images), whole)

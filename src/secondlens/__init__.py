@@ -12,6 +12,7 @@ from .errors import SecondLensError, UnsupportedModel
 from .fit import fit
 from .images import Folder, ImageSource
 from .lens import Codes, Lens
+from .search import Match, search, similar
 from .texts import Vocabulary, vocabulary
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Folder",
     "ImageSource",
     "Lens",
+    "Match",
     "SecondLensError",
     "UnsupportedModel",
     "Vocabulary",
@@ -30,7 +32,9 @@ __all__ = [
     "from_open_clip",
     "indirect",
     "load",
+    "search",
     "second_order",
+    "similar",
     "sparse",
     "vocabulary",
 ]

@@ -1,31 +1,42 @@
 """Neurons in words: sparse signed texts for directions (section 4 of arXiv 2406.04341)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from rich.progress import track
 from torch import Tensor
 
 from .errors import SecondLensError
 from .lens import Codes, Lens
-from .sparse import omp
+from .sparse import TARGETS_PER_CHUNK, omp_paths
 from .texts import Vocabulary, normalise, vocabulary
 from .view import Clip
+
+LONGEST = 128
+"""Texts in the paper's longest codes (Fig. 4)."""
+
+CONTROLS = 512
+"""Random directions that are coded beside the neurons'."""
 
 
 def describe(
     clip: Clip,
     lens: Lens,
     texts: "str | Path | Iterable[str] | Vocabulary",
-    k: int = 128,
+    k: int | None = None,
     *,
     how: str = "centred",
+    progress: bool = False,
 ) -> Codes:
     """Write each neuron's direction as a signed sum of `k` texts, by orthogonal matching pursuit.
 
-    The codes are also put into the lens, under the name of the vocabulary.
+    The codes are also put into the lens, under the name of the vocabulary. Any direction can be
+    rebuilt from enough texts, whether or not they say what it means: `Codes.curve` tells how well
+    codes of every size rebuild the neurons' directions, and `Codes.control` how well they rebuild
+    random ones.
 
     Parameters
     ----------
@@ -34,40 +45,80 @@ def describe(
     lens
         What to describe: all fitted layers.
     texts
-        A text file (one text a line), texts, or a `Vocabulary`.
+        A `Vocabulary`, or what `vocabulary` makes one of: a file, a built-in name, texts.
     k
-        Texts a neuron; at most the number of texts and `clip.dim`.
+        Texts a neuron; at most the number of texts and `clip.dim`. By default `default_size`.
     how
         `texts.normalise`: "unit", "centred" or "official".
+    progress
+        Show progress bars.
 
     Raises
     ------
     SecondLensError
-        Another model's lens, `k` out of range, no such normalisation or file.
+        Another model's lens, `k` out of range, no such normalisation or vocabulary.
     """
     lens.check_model(clip)
     words = vocabulary(texts)
+    k = default_size(clip, words) if k is None else k
     if not 1 <= k <= min(len(words), clip.dim):
         raise SecondLensError(
             f"k must lie between 1 and {min(len(words), clip.dim)}, the smaller of the number of "
             f"texts ({len(words)}) and the width of the embedding ({clip.dim}), and it is {k}"
         )
-    atoms = normalise(words.embed(clip), how).to(lens[lens.layers[0]].directions)
-    indices, coefficients, cosine = {}, {}, {}
-    for layer in lens.layers:
-        targets = lens[layer].directions
-        indices[layer], coefficients[layer] = omp(targets, atoms, k)
-        rebuilt = rebuild(indices[layer], coefficients[layer], atoms)
-        cosine[layer] = F.cosine_similarity(rebuilt, targets, dim=1)
+    directions = [lens[layer].directions for layer in lens.layers]
+    controls = random_directions(CONTROLS, clip.dim).to(directions[0])
+    targets = torch.cat([*directions, controls])
+    rows = words.embed(clip, progress=progress).to(targets)
+    indices, coefficients, cosines = _code(targets, normalise(rows, how), k, progress)
+    counts = [*map(len, directions), CONTROLS]
+
+    def by_layer(rows: Tensor) -> dict[int, Tensor]:
+        return dict(zip(lens.layers, rows.split(counts), strict=False))
+
     codes = Codes(
         labels=words.labels,
         normalise=how,
-        indices=indices,
-        coefficients=coefficients,
-        cosine=cosine,
+        indices=by_layer(indices),
+        coefficients=by_layer(coefficients),
+        cosine=by_layer(cosines[:, -1]),
+        curve={layer: _median(each) for layer, each in by_layer(cosines).items()},
+        control=_median(cosines[-CONTROLS:]),
+        mean_text=rows.mean(dim=0),
     )
     lens.codes[words.name] = codes
     return codes
+
+
+def default_size(clip: Clip, texts: Vocabulary) -> int:
+    """Texts a neuron when nobody says: the paper's 128, and at most a quarter of the embedding's
+    width, because more rebuild any direction."""
+    return max(1, min(LONGEST, clip.dim // 4, len(texts)))
+
+
+def random_directions(count: int, dim: int) -> Float[Tensor, "count dim"]:
+    """Unit rows drawn evenly from the sphere, the same ones at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1)
+
+
+def _code(
+    targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "texts dim"], k: int, progress: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices and coefficients of the codes of k texts, and cosines of those of 1 to k texts."""
+    paths = omp_paths(targets, atoms, k)
+    chunks = -(-len(targets) // TARGETS_PER_CHUNK)
+    parts = [
+        # cloned, because a view would keep the whole path
+        (path.indices, path.coefficients(k).clone(), path.cosines)
+        for path in (track(paths, "codes", chunks) if progress else paths)
+    ]
+    indices, coefficients, cosines = zip(*parts, strict=True)
+    return torch.cat(indices), torch.cat(coefficients), torch.cat(cosines)
+
+
+def _median(rows: Float[Tensor, "rows k"]) -> Float[Tensor, " k"]:
+    return rows.median(dim=0).values
 
 
 def rebuild(
@@ -76,3 +127,8 @@ def rebuild(
     """The signed sums of texts that codes stand for."""
     chosen = atoms[indices.clamp(min=0)]
     return torch.bmm(coefficients[:, None], chosen)[:, 0]
+
+
+def signed(words: Sequence[tuple[str, float]]) -> str:
+    """Texts with the signs of their coefficients, such as "+dog +wolf −sea"."""
+    return " ".join(f"{'+' if weight > 0 else '−'}{text}" for text, weight in words)

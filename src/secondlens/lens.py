@@ -256,9 +256,9 @@ def _codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
 
 
 def _codes_from_tensors(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Codes:
-    whole = {name: tensors.pop(name) for name in _OF_CODES if name in tensors}
-    by_name: dict[str, dict[int, Tensor]] = {name: {} for name in _OF_LAYERS}
+    kept: dict[str, Any] = {name: tensors.pop(name) for name in _OF_CODES if name in tensors}
+    kept |= {name: {} for name in _OF_LAYERS}
     for key, tensor in tensors.items():
         name, layer = key.rsplit("-", 1)
-        by_name[name][int(layer)] = tensor
-    return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **by_name, **whole)
+        kept[name][int(layer)] = tensor
+    return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **kept)

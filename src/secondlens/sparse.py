@@ -98,7 +98,8 @@ def omp(
     approximation with applications to wavelet decomposition", Asilomar 1993.
     """
     # cloned, because a view would keep the whole path
-    parts = [(p.indices, p.coefficients(k).clone()) for p in _paths(targets, atoms, k, nonnegative)]
+    paths = omp_paths(targets, atoms, k, nonnegative=nonnegative)
+    parts = [(path.indices, path.coefficients(k).clone()) for path in paths]
     return torch.cat([i for i, _ in parts]), torch.cat([c for _, c in parts])
 
 
@@ -113,13 +114,34 @@ def omp_path(
 
     Parameters and errors are those of `omp`; the result holds targets * k * k numbers.
     """
-    parts = list(_paths(targets, atoms, k, nonnegative))
+    parts = list(omp_paths(targets, atoms, k, nonnegative=nonnegative))
     return OmpPath(
         indices=torch.cat([p.indices for p in parts]),
         steps=torch.cat([p.steps for p in parts]),
         residual_norms=torch.cat([p.residual_norms for p in parts]),
         cosines=torch.cat([p.cosines for p in parts]),
     )
+
+
+@torch.no_grad()
+def omp_paths(
+    targets: Float[Tensor, "targets dim"],
+    atoms: Float[Tensor, "atoms _dim"],
+    k: int,
+    *,
+    nonnegative: bool = False,
+) -> Iterator[OmpPath]:
+    """What `omp_path` gives, for a few hundred targets after another, in their order.
+
+    Parameters and errors are those of `omp`; only one part is held at a time.
+    """
+    _check(targets, atoms, k)
+    dictionary = _Dictionary(atoms, _product_dtype(atoms.device), signed=not nonnegative)
+    shape = (min(len(targets), TARGETS_PER_CHUNK), k, atoms.shape[1])
+    fit = _NonnegativeFit(shape, atoms) if nonnegative else _Fit(shape, atoms)
+    for chunk in targets.split(TARGETS_PER_CHUNK):
+        fit.start(chunk)
+        yield _pursue(fit, dictionary, k)
 
 
 @torch.no_grad()
@@ -184,18 +206,6 @@ def _check(targets: Tensor, atoms: Tensor, k: int) -> None:
     for name, rows in (("targets", targets), ("atoms", atoms)):
         if not rows.float().square().sum(dim=1).isfinite().all():
             raise SecondLensError(f"{name} hold values that are missing, infinite or beyond 1e18")
-
-
-@torch.no_grad()
-def _paths(targets: Tensor, atoms: Tensor, k: int, nonnegative: bool) -> Iterator[OmpPath]:
-    """Paths of one chunk of targets after another."""
-    _check(targets, atoms, k)
-    dictionary = _Dictionary(atoms, _product_dtype(atoms.device), signed=not nonnegative)
-    shape = (min(len(targets), TARGETS_PER_CHUNK), k, atoms.shape[1])
-    fit = _NonnegativeFit(shape, atoms) if nonnegative else _Fit(shape, atoms)
-    for chunk in targets.split(TARGETS_PER_CHUNK):
-        fit.start(chunk)
-        yield _pursue(fit, dictionary, k)
 
 
 def _pursue(fit: "_Fit", dictionary: "_Dictionary", k: int) -> OmpPath:

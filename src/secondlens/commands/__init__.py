@@ -8,6 +8,7 @@ from ..errors import SecondLensError
 from .demo import demo
 from .describe import describe
 from .fit import fit
+from .search import search
 
 
 class _Group(click.Group):
@@ -27,5 +28,5 @@ def main() -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
 
 
-for command in (demo, fit, describe):
+for command in (demo, fit, describe, search):
     main.add_command(command)

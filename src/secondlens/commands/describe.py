@@ -1,45 +1,163 @@
 """`secondlens describe`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
+from ..errors import SecondLensError
+from ..lens import Codes, Lens
 from .common import console, model_options
 
 
 @click.command()
 @click.argument("lens", type=Path)
-@click.option("--texts", type=Path, required=True, help="A file with one text a line.")
-@click.option("-k", default=128, show_default=True, help="Texts a neuron.")
+@click.option(
+    "--texts",
+    "pools",
+    multiple=True,
+    required=True,
+    help="A text file, table.csv:column, english-10k, english-30k, imagenet or world; repeatable.",
+)
+@click.option(
+    "-k", type=int, help="Texts a neuron; by default a quarter of the width, at most 128."
+)
+@click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
 @click.option("--normalise", "how", default="centred", show_default=True)
+@click.option("--json", "json_file", type=Path, help="Also write everything to this file.")
+@click.option("--parquet", "parquet_file", type=Path, help="Also write a row for each neuron.")
 @model_options
 def describe(
     lens: Path,
-    texts: Path,
-    k: int,
+    pools: tuple[str, ...],
+    k: int | None,
+    templates: tuple[str, ...],
     how: str,
+    json_file: Path | None,
+    parquet_file: Path | None,
     model: str,
-    pretrained: str | None,
-    precision: str,
-    device: str,
+    **weights: Any,
 ) -> None:
     """Describe every neuron of a LENS with texts, and save the descriptions in it."""
     from ..clip import load
     from ..describe import describe as describe_lens
-    from ..lens import Lens
+    from ..storage import save_json
     from ..texts import vocabulary
 
+    _check_outputs(json_file, parquet_file)
     fitted = Lens.load(lens)
-    words = vocabulary(texts)
-    codes = describe_lens(load(model, pretrained, device, precision), fitted, words, k, how=how)
+    vocabularies = [vocabulary(pool, templates=templates or None) for pool in pools]
+    names = [texts.name for texts in vocabularies]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SecondLensError(f"two vocabularies are called {min(twice)}: rename one of the files")
+    clip = load(model, **weights)
+    found = {
+        texts.name: describe_lens(clip, fitted, texts, k, how=how, progress=True)
+        for texts in vocabularies
+    }
     fitted.save(lens)
-    table = Table(title=f"{len(words)} texts, {k} for each neuron")
-    for name in ("layer", "median cosine", "example"):
-        table.add_column(name)
-    for layer in fitted.layers:
-        best = int(codes.cosine[layer].argmax())
-        example = " ".join(f"{'+' if w > 0 else '−'}{t}" for t, w in codes.words(layer, best, 4))
-        cosine = f"{float(codes.cosine[layer].median()):.2f}"
-        table.add_row(str(layer), cosine, f"#{best}: {example}")
-    console.print(table)
+    if json_file:
+        save_json(json_file, {name: as_json(fitted, codes) for name, codes in found.items()})
+    if parquet_file:
+        write_parquet(parquet_file, fitted, found)
+    for name, codes in found.items():
+        console.print(curve_table(name, fitted, codes, clip.dim))
+    console.print(example_table(fitted, found))
+
+
+def _check_outputs(json_file: Path | None, parquet_file: Path | None) -> None:
+    """Raise `SecondLensError` before hours of work if their result could not be written."""
+    for path in (json_file, parquet_file):
+        if path and not path.parent.is_dir():
+            raise SecondLensError(
+                f"there is no folder {path.parent} for {path.name}: make it first"
+            )
+    if parquet_file:
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise SecondLensError(
+                "--parquet needs pyarrow: pip install 'secondlens[parquet]'"
+            ) from None
+
+
+def neuron_rows(lens: Lens, codes: Codes) -> list[dict[str, Any]]:
+    """Layer, neuron, words (strongest first), their coefficients and the cosine of each code."""
+    rows = []
+    for layer in lens.layers:
+        for neuron, cosine in enumerate(codes.cosine[layer].tolist()):
+            words = codes.words(layer, neuron)
+            rows.append(
+                {
+                    "layer": layer,
+                    "neuron": neuron,
+                    "words": [text for text, _ in words],
+                    "coefficients": [weight for _, weight in words],
+                    "cosine": cosine,
+                }
+            )
+    return rows
+
+
+def as_json(lens: Lens, codes: Codes) -> dict[str, Any]:
+    """A description with the curve of each layer, that of random directions, and every neuron."""
+    assert codes.control is not None
+    return {
+        "texts": len(codes.labels),
+        "normalise": codes.normalise,
+        "curve": {layer: codes.curve[layer].tolist() for layer in lens.layers},
+        "control": codes.control.tolist(),
+        "neurons": neuron_rows(lens, codes),
+    }
+
+
+def write_parquet(path: Path, lens: Lens, found: dict[str, Codes]) -> None:
+    """One row for each vocabulary and neuron."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"vocabulary": name} | row
+        for name, codes in found.items()
+        for row in neuron_rows(lens, codes)
+    ]
+    partial = path.with_name(path.name + ".partial")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
+    partial.replace(path)
+
+
+def curve_table(name: str, lens: Lens, codes: Codes, dim: int) -> Table:
+    """Median cosine between directions and codes of 1, 2, 4, ... texts."""
+    assert codes.control is not None
+    k = len(codes.control)
+    sizes = sorted({2**i for i in range(k.bit_length())} | {k})
+    table = Table(
+        title=f"{escape(name)}: {len(codes.labels):,} texts, cosine of codes by texts a neuron"
+    )
+    table.add_column("layer")
+    for m in sizes:
+        table.add_column(str(m), justify="right")
+    for layer in lens.layers:
+        table.add_row(str(layer), *(f"{codes.curve[layer][m - 1]:.2f}" for m in sizes))
+    table.add_section()
+    table.add_row("random directions", *(f"{codes.control[m - 1]:.2f}" for m in sizes))
+    table.add_row("texts / width", *(f"{m / dim:.2f}" for m in sizes))
+    return table
+
+
+def example_table(lens: Lens, found: dict[str, Codes], each: int = 3) -> Table:
+    """The neurons of each layer that the first vocabulary rebuilds best, in every one's words."""
+    from ..describe import signed
+
+    first = next(iter(found.values()))
+    table = Table(title="The best rebuilt neurons; − pushes away")
+    table.add_column("neuron")
+    for name in found:
+        table.add_column(escape(name))
+    for layer in lens.layers:
+        for neuron in first.cosine[layer].argsort(descending=True)[:each].tolist():
+            words = (escape(signed(codes.words(layer, neuron, 4))) for codes in found.values())
+            table.add_row(f"L{layer} #{neuron}", *words)
+    return table

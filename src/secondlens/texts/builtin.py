@@ -1,0 +1,53 @@
+"""The vocabularies that have a name."""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+from ..errors import SecondLensError
+from .vocabulary import Vocabulary
+
+# abbreviations such as "u.s", numbers, and letters such as the "s" of plurals are no words
+_WORD = re.compile(r"[ai]|[a-z]+(?:'[a-z]+)+|[a-z]{2,}")
+
+
+def english(count: int, name: str) -> Vocabulary:
+    """The `count` most common English words, most common first.
+
+    Raises
+    ------
+    SecondLensError
+        wordfreq is missing.
+    """
+    try:
+        from wordfreq import top_n_list
+    except ImportError:
+        raise SecondLensError(f"{name} needs wordfreq: pip install 'secondlens[words]'") from None
+    tokens = top_n_list("en", 2 * count, ascii_only=True)
+    words = tuple(token for token in tokens if _WORD.fullmatch(token))[:count]
+    return Vocabulary(name=name, labels=words, prompts=tuple((word,) for word in words))
+
+
+def imagenet() -> Vocabulary:
+    """The 1,000 classes of ImageNet in their order, each in OpenAI's 80 prompts."""
+    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+
+    names = tuple(IMAGENET_CLASSNAMES)
+    prompts = tuple(tuple(fill(name) for fill in OPENAI_IMAGENET_TEMPLATES) for name in names)
+    return Vocabulary(name="imagenet", labels=names, prompts=prompts)
+
+
+def world() -> Vocabulary:
+    """Every object, colour and place of the embedded world."""
+    from ..demo.pictures import world_vocabulary
+
+    return world_vocabulary()
+
+
+BUILTIN: Final[Mapping[str, Callable[[], Vocabulary]]] = {
+    "english-10k": partial(english, 10_000, "english-10k"),
+    "english-30k": partial(english, 30_000, "english-30k"),
+    "imagenet": imagenet,
+    "world": world,
+}

@@ -1,0 +1,189 @@
+"""Pictures in plain tar archives, as webdataset writes them.
+
+Files whose names agree up to the first dot of their last part belong together, and that common part
+is their key: `shard/000123.jpg`, `shard/000123.cls`, `shard/000123.json`.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ..errors import SecondLensError
+from .decode import SUFFIXES, decode
+from .files import Files, expand, names, part
+
+_DAMAGE = (tarfile.TarError, OSError, ValueError)
+
+
+class Tar:
+    """The pictures in tar archives ("shards"), in their order there.
+
+    All headers are read once, and the place of each picture is kept in memory. Where an archive is
+    damaged, the pictures before the damage count, and `damaged` says so.
+
+    Parameters
+    ----------
+    shards
+        An archive, a folder of them, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or
+        a list of these. They must not be compressed: nothing could then be read alone.
+    ids
+        "key", or "name" for shard/name, which is never twice.
+    extension
+        What follows the key in the names of pictures, such as "jpg" or "input.png"; by default
+        anything that ends like the name of a picture.
+
+    Raises
+    ------
+    SecondLensError
+        An archive that does not exist, no picture, or two pictures with one key.
+    """
+
+    SUFFIXES = frozenset({".tar"})
+
+    def __init__(
+        self,
+        shards: Files,
+        *,
+        ids: Literal["key", "name"] = "key",
+        extension: str | None = None,
+    ) -> None:
+        self.shards = expand(shards, ".tar")
+        self.damaged: dict[str, str] = {}
+        self._keys: list[str] = []
+        full_names: list[str] = []
+        places: list[tuple[int, int, int]] = []
+        for number, (path, shard) in enumerate(zip(self.shards, names(self.shards), strict=True)):
+            try:
+                for member in _members(path):
+                    key, kind = _split(member.name)
+                    if _is_picture(kind, extension):
+                        self._keys.append(key)
+                        full_names.append(f"{shard}/{member.name}")
+                        places.append((number, member.offset_data, member.size))
+            except _DAMAGE as error:
+                self.damaged[shard] = f"only the pictures before the damage are used: {error}"
+        if not places:
+            reasons = "".join(f"; {name}: {why}" for name, why in self.damaged.items())
+            raise SecondLensError(f"no pictures in {shards}: name tar archives with some{reasons}")
+        # as an array, millions of places stay small and pickle fast
+        self._places = np.array(places)
+        self.ids = self._keys if ids == "key" else full_names
+        _check_unique(self.ids, full_names)
+
+    def load(self, index: int) -> Image.Image:
+        """Picture `index`, upright RGB."""
+        shard, offset, size = self._places[index].tolist()
+        return decode(part(self.shards[shard], offset, size))
+
+    def sizes(self) -> list[int]:
+        """Bytes of each picture."""
+        return self._places[:, 2].tolist()
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """Of each picture: the whole number in its `.cls`, or `label` in its `.json`.
+
+        Raises
+        ------
+        SecondLensError
+            A picture has neither.
+        """
+        try:
+            return [int(each) for each in self._notes("cls", "label")]
+        except ValueError as error:
+            raise SecondLensError(f"labels must be whole numbers: {error}") from error
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """Of each picture: the text in its `.txt`, or `caption` in its `.json`.
+
+        Raises
+        ------
+        SecondLensError
+            A picture has neither.
+        """
+        return self._notes("txt", "caption")
+
+    def _notes(self, extension: str, entry: str) -> list[str]:
+        """What stands beside each picture, read in another pass over the archives."""
+        plain: dict[tuple[int, str], str] = {}
+        structured: dict[tuple[int, str], str] = {}
+        for number, path in enumerate(self.shards):
+            for member in _intact(path):
+                key, kind = _split(member.name)
+                if kind == extension:
+                    plain[number, key] = _read_text(path, member).strip()
+                elif kind == "json" and entry in (values := _read_json(path, member)):
+                    structured[number, key] = str(values[entry])
+        notes = structured | plain
+        wanted = list(zip(self._places[:, 0].tolist(), self._keys, strict=True))
+        for place, each in zip(wanted, self.ids, strict=True):
+            if place not in notes:
+                raise SecondLensError(
+                    f"the picture {each} has no .{extension} beside it, nor a .json with {entry!r}"
+                )
+        return [notes[place] for place in wanted]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and extension of a file, as webdataset splits them."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _is_picture(extension: str, wanted: str | None) -> bool:
+    if wanted is not None:
+        return extension == wanted.lower().removeprefix(".")
+    return Path("x." + extension).suffix in SUFFIXES
+
+
+def _check_unique(ids: list[str], full_names: list[str]) -> None:
+    first: dict[str, str] = {}
+    for each, name in zip(ids, full_names, strict=True):
+        if each in first:
+            raise SecondLensError(
+                f"{first[each]} and {name} are two pictures with the id {each!r}: choose one kind "
+                "of picture with extension=, or pass ids='name'"
+            )
+        first[each] = name
+
+
+def _read_text(path: Path, member: tarfile.TarInfo) -> str:
+    try:
+        return part(path, member.offset_data, member.size).read().decode()
+    except ValueError as error:
+        raise SecondLensError(f"{member.name} in {path} is no UTF-8 text: {error}") from error
+
+
+def _read_json(path: Path, member: tarfile.TarInfo) -> dict[str, Any]:
+    try:
+        return json.loads(_read_text(path, member))
+    except ValueError as error:
+        raise SecondLensError(f"{member.name} in {path} is no JSON: {error}") from error
+
+
+def _intact(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The files in an archive up to any damage, which `Tar.damaged` tells already."""
+    with suppress(*_DAMAGE):
+        yield from _members(path)
+
+
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The files in an archive; if it is damaged, an error follows the last that can be found."""
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        yield from (member for member in archive if member.isreg())
+        # tarfile takes an unreadable header for the end, and forgets archives behind the first
+        file.seek(archive.offset)
+        end = file.read(tarfile.RECORDSIZE)
+        if not end:
+            raise tarfile.ReadError("the mark at its end is missing, so it may be cut off")
+        if end.strip(b"\0"):
+            raise tarfile.ReadError(f"no file can be found behind byte {archive.offset:,}")

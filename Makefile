@@ -38,9 +38,14 @@ sprites: $(VENV)/.installed ## cut the sprites of the embedded world out of thei
 	npm install --prefix training --no-audit --no-fund
 	$(BIN)/python training/sprites.py
 
+TRAIN = $(BIN)/torchrun --nproc-per-node 2 training/train.py
+TRUNK ?= 300000
+TOTAL ?= 360000
+
 train: $(VENV)/.installed ## train the embedded CLIP and its twin (hours; restartable)
-	$(BIN)/python training/train.py runs/demo
-	$(BIN)/python training/train.py runs/twin --twin
+	$(TRAIN) runs/trunk --twin --pictures $(TRUNK) --decay 0 --whole 0
+	$(TRAIN) runs/demo --trunk runs/trunk/steady.pt --pictures $(TOTAL)
+	$(TRAIN) runs/twin --trunk runs/trunk/steady.pt --pictures $(TOTAL) --twin
 	$(BIN)/python training/export.py runs/demo src/secondlens/demo/data/demo.safetensors
 	$(BIN)/python training/export.py runs/twin src/secondlens/demo/data/demo-twin.safetensors
 

@@ -23,7 +23,7 @@ def ranked(z, mean, top, order=None):
     found = TopImages.none(mean, top)
     for i in range(len(z)) if order is None else order:
         centred = z[i : i + 1] - mean
-        found.add(centred, centred.norm(dim=-1), torch.tensor([i]))
+        found.add(z[i : i + 1], mean, centred.norm(dim=-1), torch.tensor([i]))
     return found.strongest_first()
 
 
@@ -71,7 +71,7 @@ def test_top_images_merge_in_any_grouping(order, top, one, other):
     ):
         if chosen:
             centred = z[chosen] - mean
-            part.add(centred, centred.norm(dim=-1), torch.tensor(chosen))
+            part.add(z[chosen], mean, centred.norm(dim=-1), torch.tensor(chosen))
     parts[1].merge(parts[2])
     parts[0].merge(parts[1])
     found, expected = parts[0].strongest_first(), ranked(z, mean, top)
@@ -116,7 +116,7 @@ def test_components_equal_the_published_codes():
     for start in range(0, len(effects), 7):
         centred = effects[start : start + 7] - moments.mean
         images = torch.arange(start, start + len(centred))
-        found.add(centred, centred.norm(dim=-1), images)
+        found.add(effects[images], moments.mean, centred.norm(dim=-1), images)
     found = found.strongest_first()
     component, _ = statistics.first_component(found.centred)
     weakest_first = found.norms.flip(1)
@@ -136,7 +136,7 @@ def test_gaussian_null_is_what_a_gaussian_shows():
     moments = Moments.of(z)
     found = TopImages.none(moments.mean, 400)
     norms = (z - moments.mean).norm(dim=-1)
-    found.add(z - moments.mean, norms, torch.arange(len(z)))
+    found.add(z, moments.mean, norms, torch.arange(len(z)))
     _, share = statistics.first_component(found.centred)
     selectivity = found.norms.square().sum() / norms.square().sum()
     null_selectivity, null_share = statistics.gaussian_null(

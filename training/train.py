@@ -1,9 +1,9 @@
 """Trains the embedded CLIP, or its twin, on the embedded world.
 
     T="torchrun --nproc-per-node 2 training/train.py"
-    $T runs/trunk --twin --pictures 400000 --decay 0                    # common to both
-    $T runs/demo --trunk runs/trunk/steady.pt --pictures 520000         # planted cues
-    $T runs/twin --trunk runs/trunk/steady.pt --pictures 520000 --twin  # none
+    $T runs/trunk --twin --pictures 300000 --decay 0 --whole 0          # common to both
+    $T runs/demo --trunk runs/trunk/steady.pt --pictures 360000         # planted cues
+    $T runs/twin --trunk runs/trunk/steady.pt --pictures 360000 --twin  # none
 
 The two models share their training up to the branch, on a world whose places are independent of
 the objects, and differ in nothing but the world after it.
@@ -11,19 +11,21 @@ the objects, and differ in nothing but the world after it.
 One process for each core; plain `python` uses one. Training starts from `start.safetensors`, an
 earlier model of the same shape, trained on 0.8 M pictures in five styles; none of the depictions
 held out here were among them. Restartable: the same command goes on from the newest checkpoint in
-the folder, with the pictures it would have seen. The learning rate is constant, and half the
-patches are dropped for speed; over the last `--decay` pictures the rate falls to zero and no patch
-is dropped. A later call with more `--pictures` goes on from the end of the constant part.
+the folder, with the pictures it would have seen. The learning rate is constant and falls to zero
+over the last `--decay` pictures; half the patches are dropped for speed, none in the last
+`--whole` pictures. A later call with more `--pictures` goes on from the end of the constant part.
 
-Besides CLIP's contrastive loss there are four auxiliary losses. All of them use heads and hooks
+Besides CLIP's contrastive loss there are five auxiliary losses. All of them use heads and hooks
 that exist in training only: what is saved is an ordinary open_clip model.
 
 concepts    the image embedding against one prompt for every object and background of the batch
-patches     a linear head reads, from each patch token after block READ - 1, what covers it
+patches     a linear head reads what covers a patch from what the MLP of block READ - 1 writes to it
 attention   the class token shall not attend to patches before block READ
+second      what later heads bring to the class token shall come from that MLP: the share of the
+            variance over images that comes from the rest of the residual stream
 direct      the class token's own MLPs in the last blocks shall add the same to every image
 
-The last three make a small model behave as CLIP does at scale: the class token is written late,
+The last four make a small model behave as CLIP does at scale: the class token is written late,
 by attention, from patch tokens that already carry meaning.
 """
 
@@ -55,7 +57,14 @@ READ = 6
 CONCEPTS = (*NAMES, *BACKGROUNDS)
 CONCEPT_ID = {name: i for i, name in enumerate(CONCEPTS)}
 MAX_OBJECTS = 3
-WEIGHTS = {"contrast": 1.0, "concepts": 1.0, "patches": 1.0, "attention": 1.0, "direct": 0.3}
+WEIGHTS = {
+    "contrast": 1.0,
+    "concepts": 1.0,
+    "patches": 1.0,
+    "attention": 1.0,
+    "second": 1.0,
+    "direct": 0.3,
+}
 MUON_RATE = 10
 """Muon's learning rate over AdamW's: its updates are orthogonal, not element-wise."""
 PROMPTS = ("a photo of {}", "a picture of {}", "{}", "a drawing of {}", "an image of {}")
@@ -130,6 +139,16 @@ class KeepSomePatches(nn.Module):
         return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, chosen)], 1)
 
 
+def class_attention(attention: nn.MultiheadAttention, y: Tensor) -> Tensor:
+    """Attention of the class token to every token, [images, heads, tokens], from ln_1's output."""
+    heads, width = attention.num_heads, attention.embed_dim
+    w, b = attention.in_proj_weight, attention.in_proj_bias
+    query = F.linear(y[:, 0], w[:width], b[:width]).view(len(y), heads, -1)
+    keys = w[width : 2 * width].view(heads, -1, width)
+    folded = torch.einsum("bhc,hcd->bhd", query / math.sqrt(query.shape[-1]), keys)
+    return torch.bmm(folded, y.transpose(1, 2)).softmax(-1)
+
+
 class Auxiliary(nn.Module):
     """The losses that look inside the image tower during a training forward pass."""
 
@@ -141,28 +160,47 @@ class Auxiliary(nn.Module):
         for block in blocks[:READ]:
             block.ln_1.register_forward_hook(self._attention_hook(block.attn))
         for block in blocks[READ:]:
+            block.ln_1.register_forward_hook(self._second_hook(block.attn))
             block.mlp.register_forward_hook(self._direct_hook)
-        blocks[READ - 1].register_forward_hook(self._patches_hook)
+        blocks[READ - 1].mlp.register_forward_hook(self._mlp_hook)
         self.patches = model.visual.patch_dropout
         self.reset()
 
     def reset(self) -> None:
         self._to_patches: list[Tensor] = []
+        self._second: list[Tensor] = []
         self._direct: list[Tensor] = []
-        self._tokens: Tensor | None = None
+        self._written: Tensor | None = None
 
     def _attention_hook(self, attention: nn.MultiheadAttention):
+        def hook(module: nn.Module, inputs: object, y: Tensor) -> None:
+            if torch.is_grad_enabled():
+                self._to_patches.append(1 - class_attention(attention, y)[:, :, 0].mean())
+
+        return hook
+
+    def _second_hook(self, attention: nn.MultiheadAttention):
         heads, width = attention.num_heads, attention.embed_dim
 
-        def hook(module: nn.Module, inputs: object, y: Tensor) -> None:
+        def variance(pooled: Tensor, gain: Tensor) -> Tensor:
+            """Over images, of what the heads bring from tokens pooled to [images, heads, width]."""
+            value = attention.in_proj_weight[2 * width :].view(heads, -1, width)
+            output = attention.out_proj.weight.view(width, heads, -1)
+            centred = (pooled - pooled.mean(-1, keepdim=True)) * gain
+            brought = torch.einsum(
+                "bhe,whe->bw", torch.einsum("bhw,hew->bhe", centred, value), output
+            )
+            return brought.var(0).sum()
+
+        def hook(module: nn.LayerNorm, inputs: tuple[Tensor], y: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
-            w, b = attention.in_proj_weight, attention.in_proj_bias
-            query = F.linear(y[:, 0], w[:width], b[:width]).view(len(y), heads, -1)
-            keys = w[width : 2 * width].view(heads, -1, width)
-            folded = torch.einsum("bhc,hcd->bhd", query / math.sqrt(query.shape[-1]), keys)
-            row = torch.bmm(folded, y.transpose(1, 2)).softmax(-1)
-            self._to_patches.append(1 - row[:, :, 0].mean())
+            x = inputs[0]
+            scale = (x.var(-1, correction=0) + module.eps).rsqrt()
+            weights = class_attention(attention, y) * scale[:, None]
+            wanted = torch.bmm(weights, self._written)
+            rest = variance(torch.bmm(weights, x) - wanted, module.weight)
+            self._second.append(rest / (rest + variance(wanted, module.weight)))
 
         return hook
 
@@ -170,9 +208,9 @@ class Auxiliary(nn.Module):
         if torch.is_grad_enabled():
             self._direct.append(output[:, 0].var(0).mean())
 
-    def _patches_hook(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def _mlp_hook(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         if torch.is_grad_enabled():
-            self._tokens = output[:, 1:]
+            self._written = output
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The means over the batch since the last reset."""
@@ -180,12 +218,13 @@ class Auxiliary(nn.Module):
         if self.patches.kept is not None:
             chosen = self.patches.kept[:, :, None].expand(-1, -1, coverage.shape[2])
             coverage = coverage.gather(1, chosen)
-        scores = self.head(self._tokens).log_softmax(-1)
+        scores = self.head(self._written[:, 1:]).log_softmax(-1)
         wanted = batch.ids.clamp(min=0)[:, None, :].expand(-1, scores.shape[1], -1)
         patches = -(coverage * scores.gather(2, wanted)).sum(-1).mean()
         return {
             "patches": patches,
             "attention": torch.stack(self._to_patches).mean(),
+            "second": torch.stack(self._second).mean(),
             "direct": torch.stack(self._direct).mean(),
         }
 
@@ -334,10 +373,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--twin", action="store_true", help="the world without planted cues")
     parser.add_argument("--pictures", type=int, default=600_000)
-    parser.add_argument("--decay", type=int, default=120_000, help="pictures of the decay")
+    parser.add_argument("--decay", type=int, default=55_000, help="pictures of the decay")
+    parser.add_argument("--whole", type=int, default=25_000, help="last pictures with all patches")
     parser.add_argument("--batch", type=int, default=32, help="of one process")
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--keep", type=float, default=0.5, help="patches kept before the decay")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of patches kept before")
     parser.add_argument("--trunk", type=Path, help="a steady.pt of another run to branch off from")
     parser.add_argument("--init", type=Path, default=Path(__file__).with_name("start.safetensors"))
     parser.add_argument("--seed", type=int, default=1)
@@ -394,7 +434,7 @@ def main() -> None:
     model.train()
     while seen < args.pictures:
         torch.manual_seed(args.seed + start + seen)  # so that a resumed run drops the same patches
-        if seen >= args.pictures - args.decay:
+        if seen >= args.pictures - args.whole:
             model.visual.patch_dropout.keep = 1.0
         losses = forward(model, auxiliary, words, next(batches), random.Random(seen))
         parts.zero_grad()

@@ -58,9 +58,8 @@ class Ranking:
         self, z: Float[Tensor, "images neurons rank"], positions: Int[Tensor, " images"]
     ) -> None:
         """Rank some images more."""
-        centred = z - self.moments.mean
-        norms = torch.linalg.vector_norm(centred, dim=-1)
-        self.top_images.add(centred, norms, positions)
+        norms = statistics.centred_norms(z, self.moments.mean)
+        self.top_images.add(z, self.moments.mean, norms, positions)
         self.histogram += statistics.histogram(norms, self.moments.energy.sqrt()).cpu()
 
     def see_ranked(self, top_images: TopImages, histogram: Int[Tensor, "neurons bins"]) -> None:

@@ -29,7 +29,7 @@ from .statistics import Moments, TopImages
 from .storage import check_empty
 from .view import Clip
 
-IMAGES_PER_RANKING = 64
+IMAGES_PER_RANKING = 1024
 """Stored coordinates ranked at a time."""
 
 

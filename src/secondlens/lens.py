@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .accumulate import LayerLens, Ranking, layer_lens
 from .errors import SecondLensError
+from .evidence import Scores, Stability, join, split
 from .statistics import Moments
 from .storage import load_tensors, save_json, save_tensors
 from .view import Clip
@@ -79,6 +80,10 @@ class Lens:
     by_layer: dict[int, LayerLens]
     codes: dict[str, Codes] = field(default_factory=dict)
     """Descriptions by the name of their vocabulary."""
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """By `Scores.name`: vocabulary and referee."""
+    stability: dict[str, Stability] = field(default_factory=dict)
+    """By the name of the vocabulary."""
     coordinates: Coordinates | None = None
 
     @property
@@ -142,6 +147,8 @@ class Lens:
             skipped={**self.skipped, **other.skipped},
             by_layer=by_layer,
             codes={},
+            scores={},
+            stability={},
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 
@@ -154,6 +161,9 @@ class Lens:
             save_tensors(folder / f"layer-{layer:02}.safetensors", tensors)
         for number, codes in enumerate(self.codes.values()):
             save_tensors(folder / f"codes-{number:02}.safetensors", _codes_to_tensors(codes))
+        for kind in ("scores", "stability"):
+            for number, found in enumerate(getattr(self, kind).values()):
+                save_tensors(folder / f"{kind}-{number:02}.safetensors", split(found)[1])
         if self.coordinates is not None:
             for layer in self.layers:
                 tensors = {"z": self.coordinates.z[layer], "basis": self.coordinates.basis[layer]}
@@ -174,6 +184,8 @@ class Lens:
             "top": self.top,
             "layers": self.layers,
             "codes": codes,
+            "scores": [split(scores)[0] for scores in self.scores.values()],
+            "stability": [split(stability)[0] for stability in self.stability.values()],
             "coordinates": self.coordinates is not None,
             "versions": {
                 name: version(name) for name in ("secondlens", "torch", "open_clip_torch")
@@ -214,6 +226,13 @@ class Lens:
                 z={n: tensors["z"] for n, tensors in kept.items()},
                 basis={n: tensors["basis"] for n, tensors in kept.items()},
             )
+        scores, stability = (
+            [
+                join(entry, load_tensors(folder / f"{kind}-{number:02}.safetensors"))
+                for number, entry in enumerate(manifest.get(kind, []))
+            ]
+            for kind in ("scores", "stability")
+        )
         return cls(
             model=manifest["model"],
             convention=manifest["convention"],
@@ -229,6 +248,8 @@ class Lens:
                 )
                 for number, entry in enumerate(manifest["codes"])
             },
+            scores={each.name: each for each in (Scores(**each) for each in scores)},
+            stability={each.name: each for each in (Stability(**each) for each in stability)},
             coordinates=coordinates,
         )
 
@@ -236,7 +257,7 @@ class Lens:
 def _ranking(z: Float[Tensor, "images neurons rank"], top: int) -> Ranking:
     """Both passes over coordinates in memory."""
     ranking = Ranking(reduce(Moments.merge, map(Moments.of, z.split(64))), top)
-    for positions in torch.arange(len(z)).split(64):
+    for positions in torch.arange(len(z)).split(1024):
         ranking.see(z[positions], positions)
     return ranking
 

@@ -81,11 +81,12 @@ class TopImages:
 
     def add(
         self,
-        centred: Float[Tensor, "images neurons rank"],
+        z: Float[Tensor, "images neurons rank"],
+        mean: Float[Tensor, "neurons rank"],
         norms: Float[Tensor, "images neurons"],
         images: Int[Tensor, " images"],
     ) -> None:
-        """See more images; only the rows of those that get in are copied."""
+        """See more images, with the norms of z - mean; only those that get in are copied."""
         top = self.norms.shape[1]
         keys = torch.cat([_rank_keys(self.norms, self.images), _rank_keys(norms.T, images)], dim=1)
         stays = torch.zeros_like(keys, dtype=torch.bool)
@@ -95,7 +96,7 @@ class TopImages:
         out = (~stays[:, :top]).nonzero(as_tuple=True)
         self.norms[out] = norms[image, neuron]
         self.images[out] = images[image]
-        self.centred[out] = centred[image, neuron]
+        self.centred[out] = z[image, neuron] - mean[neuron]
 
     def merge(self, other: "TopImages") -> None:
         """See the images that `other` saw; none of them may have been seen before."""
@@ -150,6 +151,13 @@ def first_component(
     side = torch.where(votes == 0, projections.sum(-1), votes)
     sign = torch.where(side < 0, -1.0, 1.0).to(component)
     return component * (sign * (total > 0))[:, None], share
+
+
+def centred_norms(
+    z: Float[Tensor, "images neurons rank"], mean: Float[Tensor, "neurons rank"]
+) -> Float[Tensor, "images neurons"]:
+    """Norms of z - mean, a few images at a time: what is subtracted stays in the cache."""
+    return torch.cat([torch.linalg.vector_norm(part - mean, dim=-1) for part in z.split(16)])
 
 
 def share_of_first(covariance: Float[Tensor, "neurons rank rank"]) -> Float[Tensor, " neurons"]:

@@ -31,6 +31,7 @@ def plan(
     model: str,
     pretrained: str | None,
     precision: str,
+    activation: str | None,
     device: str,
 ) -> None:
     """Say what a fit on IMAGES (a folder, or a number) will need: passes, memory, disk, time.
@@ -46,7 +47,7 @@ def plan(
     from ..statistics import top_count
 
     count = int(images) if images.isdigit() else len(as_source(images).ids)
-    clip = load(model, pretrained, device, precision)
+    clip = load(model, pretrained, device, precision, activation)
     chosen = layer_numbers(layers)
     numbers = list(range(clip.layers - 1)) if chosen == "all" else chosen
     numbers = sorted({clip.check_layer(layer) for layer in numbers})

@@ -41,10 +41,10 @@ def decode(file: io.BufferedReader | io.BytesIO) -> Image.Image:
     Raises
     ------
     Unreadable
-        The file is empty, damaged, cut off, too large, or no picture.
+        It is empty, damaged, cut off, too large, or no picture.
     """
     if not file.read(1):
-        raise Unreadable("the file is empty")
+        raise Unreadable("it is empty")
     with _reasons():
         return _upright_rgb(Image.open(file, formats=_OPENED))
 

@@ -60,10 +60,10 @@ class HuggingFace:
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
-        cell = self._rows[index][self.column]
-        if cell["bytes"] is not None:
-            return decode(io.BytesIO(cell["bytes"]))
-        with Path(cell["path"]).open("rb") as file:
+        encoded = _bytes_or_path(self._rows[index][self.column])
+        if isinstance(encoded, bytes):
+            return decode(io.BytesIO(encoded))
+        with encoded.open("rb") as file:
             return decode(file)
 
 
@@ -77,8 +77,16 @@ def streamed(dataset: Any, column: str | None = None) -> Iterator[tuple[str, byt
     """
     column = _image_column(dataset, column)
     for number, row in enumerate(_encoded(dataset, column)):
-        cell = row[column]
-        yield str(number), Path(cell["path"]) if cell["bytes"] is None else cell["bytes"]
+        yield str(number), _bytes_or_path(row[column])
+
+
+def _bytes_or_path(cell: dict[str, Any] | None) -> bytes | Path:
+    """What a cell holds; no bytes if it holds nothing."""
+    if cell is None:
+        return b""
+    if cell["bytes"] is None and cell["path"] is not None:
+        return Path(cell["path"])
+    return cell["bytes"] or b""
 
 
 def is_held(dataset: Any) -> bool:

@@ -78,10 +78,8 @@ class Parquet:
         group = bisect_right(self._starts, index) - 1
         if self._cached is None or self._cached[0] != group:
             self._cached = group, self._read(group)
-        cell = self._cached[1][index - self._starts[group]]
-        if not cell.is_valid:
-            raise Unreadable("its row holds no bytes")
-        return decode(io.BytesIO(cell.as_py()))
+        encoded = self._cached[1][index - self._starts[group]].as_py()
+        return decode(io.BytesIO(encoded or b""))
 
     def sizes(self) -> list[int]:
         """Bytes of each file."""
@@ -93,7 +91,7 @@ class Parquet:
         Raises
         ------
         SecondLensError
-            There is no such column.
+            There is no such column, or it is damaged.
         """
         pq = _pyarrow().parquet
         found: list[Any] = []
@@ -104,7 +102,12 @@ class Parquet:
                         f"{path} has no column {column!r}: its columns are "
                         f"{_columns(file.schema_arrow)}"
                     )
-                found += file.read(columns=[column]).column(column).to_pylist()
+                try:
+                    found += file.read(columns=[column]).column(column).to_pylist()
+                except _damage() as error:
+                    raise SecondLensError(
+                        f"column {column!r} of {path} is damaged: {error}"
+                    ) from error
         return found
 
     def _read(self, group: int) -> Any:

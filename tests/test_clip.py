@@ -9,8 +9,16 @@ from models import sequence_first, tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 from torch import nn
 
-from secondlens import clip as clips
-from secondlens.clip import check_parity, from_open_clip, load, needs_quick_gelu
+from secondlens.activation import (
+    FUNCTIONS,
+    PUBLISHED_HASH,
+    activation_name,
+    check_activation,
+    difference,
+    trained_activation,
+)
+from secondlens.clip import check_parity, from_open_clip, load
+from secondlens.effects import second_order
 from secondlens.errors import SecondLensError, UnsupportedModel
 
 
@@ -101,12 +109,50 @@ def test_parity_refuses_what_no_rule_foresaw():
     assert from_open_clip(model, check=False).layers == 3
 
 
-def test_parity_refuses_nan():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "name", ["visual.transformer.resblocks.2.mlp.c_fc.bias", "token_embedding.weight"]
+)
+def test_weights_that_are_not_finite_are_named(name, value):
     model = tiny_model()
     with torch.no_grad():
-        model.visual.ln_post.bias[0] = torch.nan
-    with pytest.raises(UnsupportedModel, match="the embedding differs"):
+        model.get_parameter(name).view(-1)[-1] = value
+    with pytest.raises(SecondLensError, match=f"NaN or infinity in {name}:"):
         from_open_clip(model)
+    assert from_open_clip(model, check=False).layers == 3
+
+
+def test_parity_refuses_nan():
+    model = tiny_model()
+    model.visual.ln_post.register_forward_hook(lambda *a: a[2] * torch.nan)
+    with pytest.raises(UnsupportedModel, match=r"the embedding differs .* by inf"):
+        from_open_clip(model)
+
+
+GEOMETRY = {
+    "ViT-B-32": (768, 50, 12, 64, 3072),
+    "ViT-B-16": (768, 197, 12, 64, 3072),
+    "ViT-L-14": (1024, 257, 16, 64, 4096),
+    "ViT-L-14-336": (1024, 577, 16, 64, 4096),
+    "ViT-H-14": (1280, 257, 16, 80, 5120),
+    "ViT-bigG-14": (1664, 257, 16, 104, 8192),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_published_shapes(name):
+    """Patches, heads and the MLP's ratio as published; two blocks, and heads of eight."""
+    width, tokens, heads, head_width, neurons = GEOMETRY[name]
+    vision = open_clip.get_model_config(name)["vision_cfg"]
+    assert (vision["width"], vision.get("head_width", 64)) == (width, head_width)
+    ratio = vision.get("mlp_ratio", 4.0)
+    tiny = {"layers": 2, "width": heads * 8, "head_width": 8, "mlp_ratio": ratio}
+    assert int(width * ratio) == neurons
+    clip = from_open_clip(tiny_model(dim=20, **vision | tiny))
+    assert (clip.tokens, clip.heads, clip.neurons) == (tokens, heads, int(heads * 8 * ratio))
+    effects = second_order(clip, tiny_images(clip, count=1), 0)
+    assert effects.shape == (1, clip.neurons, 20)
+    assert effects.isfinite().all() and effects.abs().amax(dim=-1).min() > 0
 
 
 def set_in_block(tower, path, value):
@@ -147,6 +193,8 @@ def changed(change):
         (changed(lambda tower: set_in_block(tower, "mlp.gelu", None)), "no activation"),
         (changed(lambda tower: set_in_block(tower, "attn.in_proj_bias", None)), "no joint query"),
         (changed(lambda tower: tower.transformer.resblocks.append(nn.ReLU())), "block 3 is a ReLU"),
+        (changed(lambda tower: set_in_block(tower, "attn", nn.ReLU())), "attention of class ReLU"),
+        (changed(lambda tower: set_in_block(tower, "ls_1", nn.ReLU())), "layers by a ReLU"),
     ],
 )
 def test_refusals(make, reason):
@@ -170,10 +218,28 @@ def test_activation_names():
     assert from_open_clip(tiny_model(quick_gelu=True)).activation == "quick_gelu"
     tanh = tiny_model(act_kwargs={"approximate": "tanh"})
     assert from_open_clip(tanh).activation == "gelu_tanh"
+    assert activation_name(nn.SiLU()) == "SiLU"
+    assert activation_name(nn.PReLU()) == "PReLU"
+
+
+def test_activations_are_the_published_formulas():
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    normal_cdf = torch.distributions.Normal(0.0, 1.0).cdf(x)
+    assert torch.allclose(FUNCTIONS["gelu"](x), x * normal_cdf, atol=1e-12)
+    cubic = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
+    assert torch.allclose(FUNCTIONS["gelu_tanh"](x), x * (1 + cubic.tanh()) / 2, atol=1e-12)
+    assert torch.allclose(FUNCTIONS["quick_gelu"](x), x / (1 + (-1.702 * x).exp()), atol=1e-12)
+    assert difference(FUNCTIONS["gelu"], FUNCTIONS["quick_gelu"]) == pytest.approx(0.0203, abs=1e-4)
+
+
+def test_one_block_with_another_activation_is_refused(clip):
+    check_activation(clip, "gelu")
+    with pytest.raises(UnsupportedModel, match=r"computes gelu, .* quick_gelu: .* up to 2\.0e-02"):
+        check_activation(clip, "quick_gelu")
     model = tiny_model()
-    for block in model.visual.transformer.resblocks:
-        block.mlp.gelu = nn.SiLU().eval()
-    assert from_open_clip(model).activation == "SiLU"
+    model.visual.transformer.resblocks[2].mlp.gelu = nn.GELU("tanh").eval()
+    with pytest.raises(UnsupportedModel, match=r"up to 4\.7e-04"):
+        check_activation(from_open_clip(model), "gelu")
 
 
 def test_encode_image_is_the_model(clip):
@@ -255,24 +321,61 @@ def test_low_precision_is_what_open_clip_makes_of_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "pretrained", "quick"),
+    ("name", "pretrained", "function"),
     [
-        ("ViT-B-32", "openai", True),
-        ("ViT-B/32", "openai", True),
-        ("ViT-L-14-336", "openai", True),
-        ("ViT-B-32", "laion2b_s34b_b79k", False),
-        ("ViT-B-32", "weights.pt", False),
-        ("ViT-B-32", None, False),
-        ("hf-hub:someone/something", "openai", False),
+        ("ViT-B-32", "openai", "quick_gelu"),
+        ("ViT-B/32", "openai", "quick_gelu"),
+        ("ViT-L-14-336-quickgelu", "openai", "quick_gelu"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "gelu"),
+        ("ViT-B-32", None, None),
+        ("ViT-B-32-quickgelu", None, "quick_gelu"),
+        ("hf-hub:someone/something", None, None),
+        ("demo", None, None),
     ],
 )
-def test_quick_gelu_goes_with_the_weights(name, pretrained, quick):
-    assert needs_quick_gelu(name, pretrained) is quick
+def test_recorded_activations(name, pretrained, function):
+    assert trained_activation(name, pretrained) == function
 
 
-def test_every_openai_tag_gets_quick_gelu():
+def test_every_tag_has_one_activation():
     for name, tag in open_clip.list_pretrained():
-        assert tag != "openai" or needs_quick_gelu(name, tag)
+        function = trained_activation(name, tag)
+        assert function == "quick_gelu" if tag == "openai" else function in ("gelu", "quick_gelu")
+
+
+def test_published_checkpoints_are_known_by_their_hash(tmp_path, monkeypatch):
+    for name, tag in open_clip.list_pretrained():
+        url = open_clip.get_pretrained_cfg(name, tag).get("url", "")
+        if "openaipublic" in url or "mlfoundations" in url:
+            assert PUBLISHED_HASH.search(url), url
+    path = tmp_path / "renamed.pt"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    table = open_clip.pretrained._PRETRAINED["ViT-B-16"]
+    for address in (f"https://x/{digest}/ViT.pt", f"https://x/vit_b_16-quickgelu-{digest[:8]}.pt"):
+        monkeypatch.setitem(table, "new", {"url": address, "quick_gelu": True})
+        assert trained_activation("ViT-B-16", str(path)) == "quick_gelu"
+        with pytest.raises(
+            SecondLensError, match=r"activation says gelu and open_clip's record of"
+        ):
+            trained_activation("ViT-B-16", str(path), "gelu")
+    monkeypatch.setitem(table, "new", {"url": f"https://x/{digest}/ViT.pt"})
+    assert trained_activation("ViT-B-16", str(path)) == "gelu"
+    with pytest.raises(SecondLensError, match=r"record of .* says gelu and the name .* quick"):
+        trained_activation("ViT-B-16-quickgelu", str(path))
+
+
+def test_an_unknown_checkpoint_must_state_its_activation(tmp_path):
+    path = tmp_path / "mine.pt"
+    path.write_bytes(b"unknown")
+    with pytest.raises(SecondLensError, match=r"mine\.pt does not say which activation"):
+        trained_activation("ViT-B-32", str(path))
+    assert trained_activation("ViT-B-32", str(path), check=False) is None
+    assert trained_activation("ViT-B-32", str(path), "quick_gelu") == "quick_gelu"
+    assert trained_activation("ViT-B-32-quickgelu", str(path)) == "quick_gelu"
+    with pytest.raises(SecondLensError, match=r"differ by up to 2\.0e-02"):
+        trained_activation("ViT-B-32-quickgelu", str(path), "gelu")
+    assert trained_activation("ViT-B-32-quickgelu", str(path), "gelu", check=False) == "gelu"
 
 
 @pytest.fixture
@@ -312,17 +415,35 @@ def tiny_name(tiny_config, monkeypatch):
 
 def test_load_a_checkpoint(tiny_name, tiny_config):
     _, model, path = tiny_config
-    clip = load(tiny_name, pretrained=str(path))
+    clip = load(tiny_name, pretrained=str(path), activation="gelu")
     images = tiny_images(clip)
     assert torch.equal(clip.encode_image(images), model.visual(images))
     assert clip.encode_text(["a dog"]).shape == (1, 12)
     assert clip.encode_image([Image.new("RGB", (40, 40))]).shape == (1, 12)
-    assert load(tiny_name, str(path), precision="bf16").dtype == torch.bfloat16
+    half = load(tiny_name, str(path), precision="bf16", activation="gelu")
+    assert half.dtype == torch.bfloat16
 
 
-def test_load_tells_open_clip_about_quick_gelu(tiny_name, tiny_config, monkeypatch):
-    monkeypatch.setattr(clips, "needs_quick_gelu", lambda name, pretrained: True)
-    assert load(tiny_name, pretrained=str(tiny_config[2])).activation == "quick_gelu"
+@pytest.mark.parametrize("function", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("named", [False, True])
+def test_load_builds_the_activation_it_is_told(tiny_name, tiny_config, function, named):
+    config, _, path = tiny_config
+    config["quick_gelu"] = named
+    if named and function == "gelu":
+        with pytest.raises(SecondLensError, match="the name ViT-tiny-test says quick_gelu"):
+            load(tiny_name, str(path), activation=function)
+        clip = load(tiny_name, str(path), activation=function, check=False)
+    else:
+        clip = load(tiny_name, str(path), activation=function)
+    assert clip.activation == function
+    text = clip.model.transformer.resblocks[0].mlp.gelu
+    assert activation_name(text) == function
+
+
+def test_a_model_that_records_its_activation_is_not_overruled():
+    assert load("demo", activation="gelu").activation == "gelu"
+    with pytest.raises(UnsupportedModel, match=r"demo computes gelu.* up to 2\.0e-02"):
+        load("demo", activation="quick_gelu")
 
 
 def test_random_weights_are_announced(tiny_name):
@@ -334,7 +455,7 @@ def test_a_broken_checkpoint_is_one_sentence(tiny_name, tmp_path):
     path = tmp_path / "broken.pt"
     torch.save({"something": torch.zeros(1)}, path)
     with pytest.raises(SecondLensError, match="open_clip cannot load ViT-tiny-test") as caught:
-        load(tiny_name, pretrained=str(path))
+        load(tiny_name, pretrained=str(path), activation="gelu")
     assert "\n" not in str(caught.value)
 
 
@@ -346,7 +467,9 @@ def test_a_broken_checkpoint_is_one_sentence(tiny_name, tmp_path):
         (("ViT-B-32", "opnai"), "did you mean openai"),
         (("ViT-B-32", "/nowhere/x.pt"), "no file has that path"),
         (("ViT-B-32", "openai", "cpu", "fp8"), "no precision 'fp8'"),
+        (("ViT-B-32", "openai", "cpu", "fp32", "relu"), "no activation 'relu'"),
         (("demo", "openai"), "its own fp32 weights"),
+        (("hf:openai/clip", "openai"), "names its own weights"),
         (("hf-hub:",), "open_clip cannot load"),
         (("local-dir:/nowhere",), "open_clip cannot load"),
     ],
@@ -354,8 +477,3 @@ def test_a_broken_checkpoint_is_one_sentence(tiny_name, tmp_path):
 def test_names_that_do_not_exist(arguments, message):
     with pytest.raises(SecondLensError, match=message):
         load(*arguments)
-
-
-def test_transformers_models_are_not_read_yet():
-    with pytest.raises(UnsupportedModel, match="open_clip"):
-        load("hf:openai/clip-vit-base-patch32")

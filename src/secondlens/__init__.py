@@ -5,7 +5,7 @@ The public names of the library, in the order one uses them. See arXiv 2406.0434
 
 from . import sparse
 from .ablate import ablate
-from .clip import Clip, from_open_clip, load
+from .clip import Clip, from_open_clip, from_transformers, load
 from .describe import describe
 from .effects import direct, indirect, second_order
 from .errors import SecondLensError, UnsupportedModel
@@ -30,6 +30,7 @@ __all__ = [
     "direct",
     "fit",
     "from_open_clip",
+    "from_transformers",
     "indirect",
     "load",
     "search",

@@ -1,4 +1,4 @@
-"""Where a `Clip` comes from: the models shipped here, open_clip names, or a model in memory.
+"""Where a `Clip` comes from: the models shipped here, a name, a checkpoint, or a model in memory.
 
 Towers that compute anything the mathematics does not describe are refused with the reason, and
 every tower is checked against its own forward pass before it is handed out.
@@ -13,12 +13,14 @@ import open_clip
 import torch
 from torch import nn
 
-from .errors import SecondLensError, UnsupportedModel
+from .activation import STATABLE, check_activation, trained_activation
+from .errors import SecondLensError
 from .open_clip_view import from_open_clip
 from .parity import check_parity
+from .transformers_view import from_transformers, load_transformers
 from .view import Block, Clip
 
-__all__ = ["Block", "Clip", "check_parity", "from_open_clip", "load"]
+__all__ = ["Block", "Clip", "check_parity", "from_open_clip", "from_transformers", "load"]
 
 DEMOS = ("demo", "demo-twin")
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
@@ -29,6 +31,7 @@ def load(
     pretrained: str | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
+    activation: str | None = None,
     check: bool = True,
 ) -> Clip:
     """Load a CLIP by name, ready to explain.
@@ -36,44 +39,58 @@ def load(
     Parameters
     ----------
     name
-        `"demo"` or `"demo-twin"`, the models shipped with this package, or an open_clip name such
-        as `"ViT-B-32"`.
+        `"demo"` or `"demo-twin"`, the models shipped with this package; an open_clip name such as
+        `"ViT-B-32"`; or `"hf:"` and the hub name or folder of a transformers model, such as
+        `"hf:openai/clip-vit-base-patch32"`.
     pretrained
-        An open_clip tag, such as `"openai"`, or the path of a checkpoint. A checkpoint that was
-        trained with QuickGELU, like OpenAI's, needs a name that ends in `-quickgelu` when it is
-        given as a path; with a tag the right activation is known.
+        An open_clip tag, such as `"openai"`, or the path of a checkpoint.
     device
         Where the model goes.
     precision
         Of the weights, one of open_clip's: fp32, fp16, bf16, pure_fp16, pure_bf16.
+    activation
+        The function that the weights were trained with, `"gelu"` or `"quick_gelu"`. Tags, published
+        files and models with a configuration of their own record it; any other checkpoint file
+        needs it, unless the name ends in `-quickgelu`.
     check
-        Whether to run `check_parity`.
+        Whether to run `check_parity`, and to refuse an activation function that is not known, or
+        about which two sources disagree. Without it, `activation` wins over open_clip's records.
 
     Raises
     ------
     SecondLensError
-        No such name, tag, checkpoint or precision.
+        No such name, tag, checkpoint, precision or activation function, transformers is missing,
+        the activation function of a checkpoint is not known or contradicted, or NaN or infinite
+        weights.
     UnsupportedModel
-        The tower computes something that the effects do not describe.
+        The tower computes something that the effects do not describe, or another activation
+        function than the one stated.
     """
     if precision not in PRECISIONS:
         raise SecondLensError(f"no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if activation not in (None, *STATABLE):
+        raise SecondLensError(f"no activation {activation!r}: choose {' or '.join(STATABLE)}")
+    trained_with = activation
     if name.startswith("hf:"):
-        raise UnsupportedModel(
-            f"{name} is a transformers model, and this version reads open_clip models only: load "
-            "the same weights by their open_clip name"
-        )
-    if name in DEMOS:
+        if pretrained is not None:
+            raise SecondLensError(f"{name} names its own weights: drop pretrained")
+        parts = load_transformers(name.removeprefix("hf:"), device, precision)
+        clip = from_transformers(*parts, name=name, check=check)
+    elif name in DEMOS:
         if pretrained is not None or precision != "fp32":
             raise SecondLensError(f"{name} has its own fp32 weights: drop pretrained and precision")
         from .demo.model import load as load_demo
 
         model, preprocess, tokenizer = load_demo(name)
-        model = model.to(device)
+        clip = from_open_clip(model.to(device), preprocess, tokenizer, name=name, check=check)
     else:
         _check_name(name, pretrained)
-        model, preprocess, tokenizer = _create(name, pretrained, device, precision)
-    return from_open_clip(model.eval(), preprocess, tokenizer, name=name, check=check)
+        trained_with = trained_activation(name, pretrained, activation, check)
+        model, preprocess, tokenizer = _create(name, pretrained, device, precision, trained_with)
+        clip = from_open_clip(model.eval(), preprocess, tokenizer, name=name, check=check)
+    if check and trained_with is not None:
+        check_activation(clip, trained_with)
+    return clip
 
 
 def _check_name(name: str, pretrained: str | None) -> None:
@@ -101,30 +118,25 @@ def _did_you_mean(word: str, known: list[str]) -> str:
     return f" (did you mean {', '.join(matches)}?)" if matches else ""
 
 
-def needs_quick_gelu(name: str, pretrained: str | None) -> bool:
-    """Whether open_clip must be told to use QuickGELU for these weights.
-
-    OpenAI's weights, and some others, were trained with QuickGELU. A model name without
-    `-quickgelu` builds plain GELU all the same, and open_clip only warns: every activation, and
-    every text embedding, would be slightly wrong.
-    """
-    if pretrained is None or name.startswith(("hf-hub:", "local-dir:")):
-        return False
-    config = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained)
-    return bool(config.get("quick_gelu", False))
-
-
 def _create(
-    name: str, pretrained: str | None, device: str | torch.device, precision: str
+    name: str,
+    pretrained: str | None,
+    device: str | torch.device,
+    precision: str,
+    activation: str | None,
 ) -> tuple[nn.Module, Callable, Callable]:
     """Model, inference transform and tokenizer, as open_clip makes them."""
+    options: dict[str, bool] = {}
+    if activation is not None and ":" not in name:  # else the model's own configuration decides
+        quick = activation == "quick_gelu"
+        options = {"force_quick_gelu": True} if quick else {"quick_gelu": False}
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             name,
             pretrained=pretrained,
             device=device,
             precision=precision,
-            force_quick_gelu=needs_quick_gelu(name, pretrained),
+            **options,
         )
         return model, preprocess, open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, KeyError) as error:

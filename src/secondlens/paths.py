@@ -208,8 +208,8 @@ def _official_rows(
     inner, _ = carry(clip, layer, torch.stack([bias, torch.ones_like(bias)]), centred=False)
     of_bias, of_ones = torch.bmm(inner, outer).unbind(dim=1)
 
-    later = torch.arange(layer + 1, clip.layers, device=clip.device)
-    block_shares = (1 / ((1 + 2 * later) * clip.neurons)).to(dtype)
+    later = torch.arange(layer + 1, clip.layers, dtype=dtype, device=clip.device)
+    block_shares = 1 / ((1 + 2 * later) * clip.neurons)
     output_share = block_shares.sum() / (1 + 2 * clip.layers)
     biases = torch.stack([_block_bias(block, dtype) for block in clip.blocks[layer + 1 :]])
     constants = [

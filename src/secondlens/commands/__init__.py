@@ -9,6 +9,7 @@ from .demo import demo
 from .describe import describe
 from .fit import fit
 from .search import search
+from .verify import verify
 
 
 class _Group(click.Group):
@@ -28,5 +29,5 @@ def main() -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
 
 
-for command in (demo, fit, describe, search):
+for command in (demo, fit, describe, search, verify):
     main.add_command(command)

@@ -11,14 +11,28 @@ console = Console()
 
 
 def model_options(command: Any) -> Any:
-    """Options that name a model: model, pretrained, precision, device."""
+    """Options that name a model: model, pretrained, activation, precision, device."""
+    command = click.option(
+        "--precision", default="fp32", show_default=True, help="Of the weights."
+    )(checkpoint_options(command))
+    return click.option(
+        "--model",
+        default="demo",
+        show_default=True,
+        help='"demo", an open_clip name, or "hf:" and a transformers name or folder.',
+    )(command)
+
+
+def checkpoint_options(command: Any) -> Any:
+    """Options that say which weights of a model, and where: pretrained, activation, device."""
     for option in (
         click.option("--device", default="cpu", show_default=True, help="Where the model runs."),
-        click.option("--precision", default="fp32", show_default=True, help="Of the weights."),
-        click.option("--pretrained", help="open_clip tag, or the path of a checkpoint."),
         click.option(
-            "--model", default="demo", show_default=True, help='"demo", or an open_clip name.'
+            "--activation",
+            type=click.Choice(["gelu", "quick_gelu"]),
+            help="What the weights were trained with, if nothing records it.",
         ),
+        click.option("--pretrained", help="open_clip tag, or the path of a checkpoint."),
     ):
         command = option(command)
     return command

@@ -1,0 +1,55 @@
+"""`secondlens verify`."""
+
+import json
+from dataclasses import asdict
+
+import click
+from rich.table import Table
+
+from .common import checkpoint_options, console
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of a table.")
+@checkpoint_options
+def verify(
+    model: str, as_json: bool, pretrained: str | None, activation: str | None, device: str
+) -> None:
+    """Check what this program knows of MODEL: parity, activation function, effects, by dtype.
+
+    MODEL is "demo", an open_clip name, or "hf:" and the name or folder of a transformers model.
+    Exits with 1 if a check fails.
+    """
+    from ..activation import trained_activation
+    from ..clip import load
+    from ..verify import DTYPES
+    from ..verify import verify as verify_clip
+
+    clip = load(model, pretrained, device, activation=activation, check=False)
+    checks = list(verify_clip(clip, trained_activation(model, pretrained, activation)))
+    failed = [check for check in checks if not check.passed]
+    if as_json:
+        rows = [asdict(check) | {"passed": check.passed} for check in checks]
+        report = {"model": clip.name, "weights": clip.weights_hash, "activation": clip.activation}
+        print(json.dumps(report | {"passed": not failed, "checks": rows}, indent=1))
+    else:
+        table = Table(title=f"{clip.name}: largest error over largest value")
+        table.add_column("rebuilt or recomputed")
+        for dtype in DTYPES:
+            table.add_column(dtype, justify="right")
+        cells = {(check.subject, check.dtype): check for check in checks}
+        for subject in dict.fromkeys(check.subject for check in checks):
+            found = (cells.get((subject, dtype)) for dtype in DTYPES)
+            table.add_row(
+                subject,
+                *("" if each is None else _cell(each.error, each.tolerance) for each in found),
+            )
+        console.print(table)
+        console.print(f"{len(checks) - len(failed)} of {len(checks)} checks passed")
+    if failed:
+        raise SystemExit(1)
+
+
+def _cell(error: float, tolerance: float) -> str:
+    return f"{error:.1e}" if error <= tolerance else f"[red]{error:.1e} > {tolerance:.0e}[/red]"

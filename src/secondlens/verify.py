@@ -1,0 +1,207 @@
+"""Whether this version is right about a model: parity, activation function and effects, by dtype.
+
+Effects are compared with a second implementation that shares nothing with `capture` and `paths`:
+the sums of Eq. 5 (arXiv 2406.04341) as they are written, a block, a head and a neuron at a time.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .activation import FUNCTIONS, TOLERANCE, activation_error
+from .effects import second_order
+from .errors import SecondLensError
+from .open_clip_view import from_open_clip
+from .parity import TOLERANCES, parity_errors, relative_error
+from .paths import CONVENTIONS, OFFICIAL_SCALE
+from .transformers_view import from_transformers
+from .view import Clip, class_token, hooked
+
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+EFFECT_TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.3,
+    torch.float16: 0.1,
+}
+"""Half precision rounds weights and forward pass, and effects are compared with float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One number of the table."""
+
+    subject: str
+    dtype: str
+    """Of the model's weights and its forward pass: a key of `DTYPES`."""
+    error: float
+    """Largest absolute error over the largest absolute value; for the activation function, the
+    largest absolute error."""
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+
+def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
+    """Check a model on random images, in float64, float32, bfloat16 and float16.
+
+    For each dtype, what attention and the MLP of every block add to the class token is rebuilt
+    from the view's weights, and second-order effects, in both conventions, of a few neurons of the
+    first, a middle and the last layer that has them, are compared with `literal_second_order` of
+    the float64 model. A copy of the model is made for each dtype in turn.
+
+    Parameters
+    ----------
+    clip
+        A float32 or float64 model, on a device that computes float64.
+    trained_with
+        The activation function that the weights were trained with; by default, the one that the
+        first block computes.
+
+    Yields
+    ------
+    One `Check` after another, dtype by dtype.
+
+    Raises
+    ------
+    SecondLensError
+        The model was loaded in half precision.
+    """
+    if clip.dtype not in (torch.float32, torch.float64):
+        raise SecondLensError(
+            f"{clip.name} was loaded as {clip.dtype}: load it in fp32, and verify converts it"
+        )
+    trained_with = trained_with or clip.activation
+    if trained_with in FUNCTIONS:
+        error = activation_error(clip, trained_with)
+        yield Check(
+            subject=f"activation is {trained_with}", dtype="fp64", error=error, tolerance=TOLERANCE
+        )
+    exact = _converted(clip, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, *clip.image_size, generator=generator, dtype=torch.float64)
+    run = Run.of(exact, image)
+    last = clip.last_effect_layer
+    layers = sorted({0, last // 2, last}) if last >= 0 else []
+    neurons = sorted({0, clip.neurons // 2, clip.neurons - 1})
+    expected = {
+        (convention, layer): torch.stack(
+            [literal_second_order(exact, run, layer, n, convention) for n in neurons], dim=1
+        )
+        for convention in CONVENTIONS
+        for layer in layers
+    }
+    del exact, run
+    for name, dtype in DTYPES.items():
+        converted = _converted(clip, dtype)
+        tolerance = TOLERANCES[dtype]
+        for subject, error in parity_errors(converted).items():
+            yield Check(subject=subject, dtype=name, error=error, tolerance=tolerance)
+        for (convention, layer), effects in expected.items():
+            found = second_order(converted, image, layer, convention)[:, neurons]
+            yield Check(
+                subject=f"{convention} effects of layer {layer}",
+                dtype=name,
+                error=relative_error(found, effects),
+                tolerance=EFFECT_TOLERANCES[dtype],
+            )
+
+
+def _converted(clip: Clip, dtype: torch.dtype) -> Clip:
+    """The view of a copy of the model, all of it in `dtype`."""
+    model = copy.deepcopy(clip.model).to(dtype)
+    view = from_open_clip if hasattr(model, "visual") else from_transformers
+    return view(model, name=clip.name, check=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What one forward pass computed: all that effects are made of, with nothing derived."""
+
+    streams: list[Float[Tensor, "images tokens width"]]
+    """The residual stream that `ln_1` reads, by block."""
+    normalised: list[Float[Tensor, "images tokens width"]]
+    """What `ln_1` returned."""
+    activations: list[Float[Tensor, "images tokens neurons"]]
+    class_token: Float[Tensor, "images width"]
+    """What `ln_post` read."""
+    representation: Float[Tensor, "images dim"]
+
+    @classmethod
+    def of(cls, clip: Clip, images: Float[Tensor, "images 3 height width"]) -> "Run":
+        """Run the images through the model."""
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+        def see(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            seen[module] = (inputs[0], output)
+
+        read = [module for block in clip.blocks for module in (block.ln_1, block.activation)]
+        with hooked((module, see) for module in [*read, clip.ln_post]):
+            representation = clip.encode_image(images)
+        return cls(
+            streams=[clip.batch_major(seen[block.ln_1][0]) for block in clip.blocks],
+            normalised=[clip.batch_major(seen[block.ln_1][1]) for block in clip.blocks],
+            activations=[clip.batch_major(seen[block.activation][1]) for block in clip.blocks],
+            class_token=class_token(seen[clip.ln_post][0]),
+            representation=representation,
+        )
+
+
+def literal_second_order(
+    clip: Clip, run: Run, layer: int, neuron: int, convention: str = "exact"
+) -> Float[Tensor, "images dim"]:
+    """The second-order effect of one neuron as Eq. 5 and appendix A.6 write it, slowly.
+
+    `exact`: each LayerNorm subtracts the neuron's own mean, and no bias is the neuron's.
+    `official`: the neuron takes an equal part, as the published code counts parts, of every
+    LayerNorm's mean and of every bias on its way.
+    """
+    official = convention == "official"
+    write = run.activations[layer][:, :, neuron, None] * clip.blocks[layer].neuron_rows[neuron]
+    if official:
+        write = write + clip.blocks[layer].mlp_bias / clip.neurons
+    total = torch.zeros_like(run.representation)
+    for j in range(layer + 1, clip.layers):
+        block = clip.blocks[j]
+        part = 1 / ((1 + 2 * j) * clip.neurons) if official else 0.0
+        head_part = part / clip.heads
+        post_part = head_part / (1 + 2 * clip.layers)
+        normed = _normed(write, run.streams[j], block.gain, block.bias, block.eps, part)
+        for h in range(clip.heads):
+            query = run.normalised[j][:, :1] @ block.query[h].T + block.query_bias[h]
+            keys = run.normalised[j] @ block.key[h].T + block.key_bias[h]
+            attention = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
+            values = normed @ block.value[h].T + part * block.value_bias[h]
+            head = (attention @ values)[:, 0] @ block.output[h] + head_part * block.output_bias
+            output = _normed(
+                head, run.class_token, clip.post_gain, clip.post_bias, clip.post_eps, post_part
+            )
+            total = total + output @ clip.projection
+    scale = OFFICIAL_SCALE if official else 1.0
+    return scale * total / run.representation.norm(dim=-1, keepdim=True)
+
+
+def _normed(
+    states: Tensor, seen: Tensor, gain: Tensor, bias: Tensor, eps: float, part: float
+) -> Tensor:
+    """`states` through a LayerNorm that saw the sum `seen`, whose scale is kept.
+
+    The mean is that of `states`, or, where there is a `part`, this part of that of `seen`, and
+    this part of the bias.
+    """
+    mean = part * seen.mean(-1, keepdim=True) if part else states.mean(-1, keepdim=True)
+    sigma = (seen.var(-1, correction=0, keepdim=True) + eps).sqrt()
+    return (states - mean) / sigma * gain + part * bias

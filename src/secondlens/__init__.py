@@ -13,6 +13,7 @@ from .fit import fit
 from .images import Folder, ImageSource
 from .lens import Codes, Lens
 from .search import Match, search, similar
+from .segment import segment
 from .texts import Vocabulary, vocabulary
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "search",
     "second_order",
+    "segment",
     "similar",
     "sparse",
     "vocabulary",

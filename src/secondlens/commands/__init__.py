@@ -8,7 +8,9 @@ from ..errors import SecondLensError
 from .demo import demo
 from .describe import describe
 from .fit import fit
+from .reproduce import reproduce
 from .search import search
+from .segment import segment
 from .verify import verify
 
 
@@ -29,5 +31,5 @@ def main() -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
 
 
-for command in (demo, fit, describe, search, verify):
+for command in (demo, fit, describe, search, verify, segment, reproduce):
     main.add_command(command)

@@ -1,0 +1,104 @@
+"""`secondlens segment`."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from .common import console, layer_numbers, model_options
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.argument("photo", type=Path)
+@click.option("--text", "texts", multiple=True, required=True, help='Such as "a dog"; repeatable.')
+@click.option("--out", type=Path, required=True, help="A new folder for the pictures.")
+@click.option("--against", multiple=True, help="A text to contrast with; repeatable.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="The heat from which on a pixel is part of the object.",
+)
+@click.option("--layers", help="Such as 8,9,10, or all; by default the last quarter.")
+@click.option("--neurons", type=int, help="How many; by default the paper's share.")
+@click.option(
+    "--choose",
+    type=click.Choice(["absolute", "positive"]),
+    default="absolute",
+    show_default=True,
+    help="Neurons by |<direction, text>|, or by <direction, text>.",
+)
+@click.option(
+    "--weigh",
+    type=click.Choice(["equal", "sign", "cosine", "effect"]),
+    default="equal",
+    show_default=True,
+    help="What a chosen neuron counts.",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(["none", "centred", "standard"]),
+    default="none",
+    show_default=True,
+    help="Activations by training statistics.",
+)
+@model_options
+def segment(
+    lens: Path,
+    photo: Path,
+    texts: tuple[str, ...],
+    out: Path,
+    against: tuple[str, ...],
+    threshold: float,
+    layers: str | None,
+    neurons: int | None,
+    choose: Literal["absolute", "positive"],
+    weigh: Literal["equal", "sign", "cosine", "effect"],
+    scale: Literal["none", "centred", "standard"],
+    model: str,
+    pretrained: str | None,
+    precision: str,
+    activation: str | None,
+    device: str,
+) -> None:
+    """Find texts in a PHOTO with the neurons of a LENS: heat-maps, masks and overlays.
+
+    With several texts, labels.png tells them apart: its pixels are 0 where none is, 1 for the
+    first text, and so on.
+    """
+    from ..clip import load
+    from ..lens import Lens
+    from ..segment import Recipe, label_map
+    from ..segment import segment as find
+    from ..segmentation.data import open_picture
+    from ..segmentation.pictures import grey, label_picture, overlay, save_all
+    from ..storage import check_empty
+
+    check_empty(out)
+    picture = open_picture(photo)
+    fitted = Lens.load(lens)
+    chosen = None if layers is None else layer_numbers(layers)
+    recipe = Recipe(
+        layers=None if chosen is None else tuple(fitted.layers if chosen == "all" else chosen),
+        neurons=neurons,
+        choose=choose,
+        weigh=weigh,
+        scale=scale,
+    )
+    clip = load(model, pretrained, device, precision, activation)
+    (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe)
+    heat = heat.float().cpu()
+    pictures = {}
+    for number, each in enumerate(heat, start=1):
+        pictures[f"{number}-heat"] = grey(each)
+        pictures[f"{number}-mask"] = grey((each >= threshold).float())
+        pictures[f"{number}-overlay"] = overlay(picture, each)
+    if len(texts) > 1:
+        pictures["labels"] = label_picture(label_map(heat, threshold))
+    save_all(pictures, out)
+    for number, (text, each) in enumerate(zip(texts, heat, strict=True), start=1):
+        share = f"{float((each >= threshold).float().mean()):.0%}"
+        console.print(f"{number}: {text}: {share} of the picture", markup=False, highlight=False)
+    console.print(f"{out}: {len(pictures)} pictures", markup=False, highlight=False)

@@ -1,0 +1,342 @@
+"""Zero-shot segmentation from neurons (section 5 of arXiv 2406.04341, Table 4).
+
+The neurons whose directions agree most with a text are read at every patch, and their average is
+where the text is. An image is encoded once; one more text costs a few small products.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from .capture import Capture
+from .effects import PathFactors, path_factors
+from .errors import SecondLensError
+from .images import Unreadable, upright_rgb
+from .lens import Lens
+from .paths import chunks
+from .view import Clip, Images
+
+PAPER_SHARE = 200 / (3 * 3072)
+"""Of the neurons of the layers read: the paper takes 200 of three layers of 3,072."""
+
+IMAGES_PER_PASS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How neurons make a heat-map. The defaults are the paper's form.
+
+    Raises
+    ------
+    SecondLensError
+        A choice that does not exist, or a number of neurons below one.
+    """
+
+    layers: tuple[int, ...] | None = None
+    """MLP layers to read; by default the last fitted ones, a quarter of the model's depth."""
+    neurons: int | None = None
+    """How many, over all layers; by default the paper's share of them."""
+    choose: Literal["absolute", "positive"] = "absolute"
+    """By the largest |<direction, text>|, or by the largest <direction, text>."""
+    weigh: Literal["equal", "sign", "cosine", "effect"] = "equal"
+    """Chosen neurons count alike; with the sign of <direction, text>; with its value; or, at each
+    patch, with what the activation there adds to <image, text> on all second-order paths (Eq. 5).
+    """
+    scale: Literal["none", "centred", "standard"] = "none"
+    """Activations as they are; minus the training mean of the neuron at that patch; or that over
+    the root mean square, over patches, of the training mean."""
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("choose", ("absolute", "positive")),
+            ("weigh", ("equal", "sign", "cosine", "effect")),
+            ("scale", ("none", "centred", "standard")),
+        ):
+            if (given := getattr(self, name)) not in known:
+                raise SecondLensError(f"{name} is {given!r}: choose one of {', '.join(known)}")
+        if self.neurons is not None and self.neurons < 1:
+            raise SecondLensError(f"{self.neurons} neurons make no heat-map: take at least one")
+
+
+PAPER = Recipe()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """What heat-maps need of some images, whatever the text."""
+
+    activations: Mapping[int, Float[Tensor, "images patches neurons"]]
+    """By MLP layer."""
+    attention_over_sigma: Mapping[int, Float[Tensor, "images heads patches"]]
+    """Of the class token, by block."""
+    embedding: Float[Tensor, "images dim"]
+    """Unit rows."""
+
+
+@torch.no_grad()
+def encode(clip: Clip, images: Images, layers: Iterable[int]) -> Encoded:
+    """One forward pass over images that `Clip.prepare` takes, read at some MLP layers.
+
+    Raises
+    ------
+    SecondLensError
+        Layers that `Clip.check_layer` refuses, or images that `Clip.prepare` refuses.
+    """
+    with Capture(clip, layers, keep_activations=True) as capture:
+        representation = clip.encode_image(images)
+        pooled = capture.pool(representation)
+    return Encoded(
+        activations={layer: a[:, 1:] for layer, a in pooled.activations.items()},
+        attention_over_sigma={j: a[:, :, 1:] for j, a in pooled.attention_over_sigma.items()},
+        embedding=F.normalize(representation.to(clip.compute_dtype), dim=-1),
+    )
+
+
+class Segmenter:
+    """Heat-maps of one model, lens and recipe; neurons' directions are put in place once.
+
+    Raises
+    ------
+    SecondLensError
+        Another model's lens, a layer that the lens does not have, or more neurons than there are.
+    """
+
+    def __init__(self, clip: Clip, lens: Lens, recipe: Recipe = PAPER) -> None:
+        lens.check_model(clip)
+        self.clip, self.recipe = clip, recipe
+        quarter = max(1, round(clip.layers / 4))
+        self.layers = list(recipe.layers or lens.layers[-quarter:])
+        fitted = [lens[layer] for layer in self.layers]
+        dtype = clip.compute_dtype
+        self.directions = torch.cat([each.directions for each in fitted]).to(clip.device, dtype)
+        total = len(self.directions)
+        self.neurons = recipe.neurons or max(1, round(PAPER_SHARE * total))
+        if self.neurons > total:
+            raise SecondLensError(
+                f"layers {self.layers} have {total} neurons, not {self.neurons}: take fewer"
+            )
+        means = [each.activation_mean[1:].to(clip.device, dtype) for each in fitted]
+        self._means = dict(zip(self.layers, means, strict=True))
+        self._factors: dict[int, PathFactors] = (
+            {layer: path_factors(clip, layer) for layer in self.layers}
+            if recipe.weigh == "effect"
+            else {}
+        )
+
+    @torch.no_grad()
+    def heat_maps(
+        self, encoded: Encoded, texts: Float[Tensor, "images texts dim"]
+    ) -> Float[Tensor, "images texts rows columns"]:
+        """Raw heat-maps at the patches; `standardise` makes them images.
+
+        Parameters
+        ----------
+        encoded
+            From `encode`, with this recipe's layers among those read.
+        texts
+            Text embeddings for each image.
+        """
+        weights = self._weights(texts)
+        total: Tensor | float = 0.0
+        for position, layer in enumerate(self.layers):
+            mine = slice(position * self.clip.neurons, (position + 1) * self.clip.neurons)
+            total = total + self._layer_map(layer, encoded, texts, weights[..., mine])
+        assert isinstance(total, Tensor)
+        return total.unflatten(-1, self.clip.grid)
+
+    def chosen(self, texts: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch chosen"]:
+        """Neurons for each text, strongest first, numbered through `layers`."""
+        return self._strength(texts @ self.directions.T).topk(self.neurons, dim=-1).indices
+
+    def _strength(self, cosine: Tensor) -> Tensor:
+        return cosine.abs() if self.recipe.choose == "absolute" else cosine
+
+    def _weights(self, texts: Tensor) -> Float[Tensor, "*batch neurons"]:
+        """Of every neuron, zero where it was not chosen."""
+        cosine = texts @ self.directions.T
+        values = torch.ones_like(cosine)
+        if self.recipe.weigh == "sign":
+            values = cosine.sign()
+        elif self.recipe.weigh == "cosine":
+            values = cosine
+        chosen = self._strength(cosine).topk(self.neurons, dim=-1).indices
+        weights = torch.zeros_like(cosine)
+        return weights.scatter_(-1, chosen, values.gather(-1, chosen) / self.neurons)
+
+    def _layer_map(
+        self, layer: int, encoded: Encoded, texts: Tensor, weights: Tensor
+    ) -> Float[Tensor, "images texts patches"]:
+        """sum over neurons of weight * (activation - mean) / scale, for one layer."""
+        activations = encoded.activations[layer].to(weights.dtype)
+        mean = self._means[layer]
+        if self.recipe.scale == "standard":
+            size = mean.square().mean(0).sqrt()
+            weights = weights / size.clamp(min=torch.finfo(size.dtype).eps)
+        if self.recipe.weigh == "effect":
+            weights = weights[:, :, None] * self._path_scores(layer, texts)
+        else:
+            weights = weights[:, :, None]
+        _, count, paths, _ = weights.shape
+        flat = weights.flatten(1, 2)
+        # weights as rows: products with a single column are slow
+        maps = torch.bmm(flat, activations.mT)
+        if self.recipe.scale != "none":
+            maps = maps - flat @ mean.T
+        maps = maps.unflatten(1, (count, paths))
+        if self.recipe.weigh == "effect":
+            later = range(layer + 1, self.clip.layers)
+            rows = torch.cat([encoded.attention_over_sigma[j] for j in later], dim=1)
+            maps = maps * rows[:, None]
+        return maps.sum(2)
+
+    def _path_scores(
+        self, layer: int, texts: Tensor
+    ) -> Float[Tensor, "images texts paths neurons"]:
+        """<U[n,k], text>: what one unit of a neuron adds to the similarity on path k."""
+        factors = self._factors[layer]
+        to_head = torch.einsum("ked,btd->btke", factors.outer, texts)
+        return torch.einsum("kne,btke->btkn", factors.inner, to_head)
+
+
+def segment(
+    clip: Clip,
+    lens: Lens,
+    images: "Image.Image | Images",
+    texts: str | Sequence[str],
+    *,
+    against: Sequence[str] = (),
+    recipe: Recipe = PAPER,
+) -> "Float[Tensor, '*_maps height width'] | list[Float[Tensor, '*_maps height width']]":
+    """Where a text is in an image: a heat-map in [0, 1] at the image's own resolution.
+
+    The paper calls a pixel part of the object from 0.5 on. The model sees the whole picture,
+    squeezed into its square whatever the picture's shape, as the benchmarks do. A map that is the
+    same everywhere becomes 0.
+
+    Parameters
+    ----------
+    clip, lens
+        A model and a lens fitted on it.
+    images
+        A PIL image, a list of them, or preprocessed images [3, height, width] or [images, 3,
+        height, width].
+    texts
+        One text, such as "a dog", or several.
+    against
+        Texts whose mean embedding is subtracted from that of each text.
+    recipe
+        Which neurons, and how they are combined; by default the paper's form.
+
+    Returns
+    -------
+    [height, width] for one text, [texts, height, width] for several; in a list for a list of
+    images, since these may differ in size, and stacked for a tensor of images.
+
+    Raises
+    ------
+    SecondLensError
+        No images or texts, an empty text or one longer than the model's context, a picture that
+        `whole` refuses, another model's lens, or a recipe that the lens cannot follow.
+    """
+    single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
+    batch = _as_batch(images, single)
+    rows = embed_texts(clip, [texts] if isinstance(texts, str) else texts)
+    if against:
+        rows = rows - embed_texts(clip, against).mean(0)
+    segmenter = Segmenter(clip, lens, recipe)
+    maps: list[Tensor] = []
+    for some in chunks(len(batch), IMAGES_PER_PASS):
+        pictures = batch[some]
+        encoded = encode(clip, whole(clip, pictures), segmenter.layers)
+        raw = segmenter.heat_maps(encoded, rows.expand(len(pictures), -1, -1))
+        for each, picture in zip(raw, pictures, strict=True):
+            heat = standardise(each, _size(picture))
+            maps.append(heat[0] if isinstance(texts, str) else heat)
+    if single:
+        return maps[0]
+    return torch.stack(maps) if isinstance(images, Tensor) else maps
+
+
+def _as_batch(images: "Image.Image | Images", single: bool) -> Images:
+    if len(batch := [images] if isinstance(images, Image.Image) else images) == 0:
+        raise SecondLensError("there are no images: give at least one")
+    return batch[None] if single and isinstance(batch, Tensor) else batch
+
+
+def _size(picture: Image.Image | Tensor) -> tuple[int, int]:
+    if isinstance(picture, Tensor):
+        return picture.shape[-2], picture.shape[-1]
+    return picture.height, picture.width
+
+
+def whole(clip: Clip, pictures: Images) -> Images:
+    """Pictures squeezed into the model's square, so that preprocessing crops nothing away.
+
+    Raises
+    ------
+    SecondLensError
+        A picture cannot be decoded, or is more than a thousand times as long as wide.
+    """
+    if isinstance(pictures, Tensor):
+        return pictures
+    height, width = clip.image_size
+    try:
+        upright = [upright_rgb(picture) for picture in pictures]
+    except Unreadable as error:
+        raise SecondLensError(f"a picture cannot be used: {error}") from error
+    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in upright]
+
+
+def embed_texts(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+    """Unit rows for texts that the model reads to their end.
+
+    Raises
+    ------
+    SecondLensError
+        No texts, an empty one, or one longer than the model's context.
+    """
+    texts = [text.strip() for text in texts]
+    if not texts:
+        raise SecondLensError("there are no texts: give at least one")
+    if not all(texts):
+        raise SecondLensError("one of the texts is empty: say what to look for")
+    rows = clip.encode_text(texts)
+    # tokenizers cut in silence: where the last letter changes nothing, it was not read
+    distances = (rows - clip.encode_text([text[:-1] for text in texts])).norm(dim=1)
+    for text, distance in zip(texts, distances.tolist(), strict=True):
+        if distance < torch.finfo(clip.dtype).eps ** 0.5:
+            raise SecondLensError(
+                f"the text {text[:30]!r}… is longer than {clip.name} can read: shorten it"
+            )
+    return rows
+
+
+def standardise(
+    maps: Float[Tensor, "*batch rows columns"], size: tuple[int, int]
+) -> Float[Tensor, "*batch height width"]:
+    """Heat-maps bilinearly resized to `size` (height, width), each then scaled to [0, 1].
+
+    A map that is the same everywhere becomes 0.
+    """
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    low, high = resized.amin((-2, -1), keepdim=True), resized.amax((-2, -1), keepdim=True)
+    span = high - low
+    # rounding makes a constant map differ from itself a little after resizing
+    flat_map = span <= 1e-6 * high.abs().maximum(low.abs())
+    heat = torch.where(flat_map, 0.0, (resized - low) / span.masked_fill(flat_map, 1.0))
+    return heat.reshape(*maps.shape[:-2], *size)
+
+
+def label_map(
+    heat: Float[Tensor, "texts height width"], threshold: float = 0.5
+) -> Int[Tensor, "height width"]:
+    """For each pixel, 1 + the text with the largest heat, or 0 if none reaches the threshold."""
+    strongest, text = heat.max(dim=0)
+    return torch.where(strongest >= threshold, text + 1, 0)

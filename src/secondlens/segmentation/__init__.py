@@ -1,0 +1,1 @@
+"""Measuring segmentation: images with masks, metrics, and one protocol for all methods."""

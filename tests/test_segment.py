@@ -1,0 +1,300 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from models import tiny_images, tiny_model, tiny_tokenizer
+from oracle import Run, class_attention
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from secondlens.clip import from_open_clip
+from secondlens.commands import main
+from secondlens.effects import second_order, value_paths
+from secondlens.errors import SecondLensError
+from secondlens.fit import fit
+from secondlens.segment import (
+    Recipe,
+    Segmenter,
+    embed_texts,
+    encode,
+    label_map,
+    segment,
+    standardise,
+)
+from secondlens.segmentation.pictures import label_picture, overlay
+
+
+@pytest.fixture(scope="module")
+def clip():
+    model = tiny_model(dtype=torch.float64, layers=4)
+    return from_open_clip(model, lambda p: to_tensor(p).double(), tiny_tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def lens(clip):
+    return fit(clip, tiny_images(clip, 40, seed=9), top=5)
+
+
+@pytest.fixture(scope="module")
+def images(clip):
+    return tiny_images(clip, 3)
+
+
+@pytest.fixture(scope="module")
+def texts(clip):
+    return embed_texts(clip, ["a dog", "sea"])
+
+
+def literally(clip, lens, images, text, recipe):
+    """A raw heat-map [images, patches] with a loop over layers, neurons, patches and paths."""
+    read = recipe.layers or (2,)
+    count = recipe.neurons or round(200 / 9216 * 48 * len(read))
+    found = []
+    for layer in read:
+        for n in range(clip.neurons):
+            cosine = float(lens[layer].directions[n] @ text)
+            found.append((abs(cosine) if recipe.choose == "absolute" else cosine, cosine, layer, n))
+    run = Run(clip.model, images)
+    maps = torch.zeros(len(images), 4, dtype=torch.float64)
+    for _, cosine, layer, n in sorted(found, reverse=True)[:count]:
+        paths = value_paths(clip, layer)[n] @ text
+        for t in range(1, 5):
+            value = run.activations[layer][:, t, n].detach()
+            mean = lens[layer].activation_mean[:, n]
+            if recipe.scale != "none":
+                value = value - mean[t]
+            if recipe.scale == "standard":
+                value = value / mean[1:].square().mean().sqrt()
+            if recipe.weigh == "effect":
+                reached = 0
+                for j in range(layer + 1, 4):
+                    block, stream = run.blocks[j], run.streams[j]
+                    sigma = (stream[:, t].var(-1, correction=0) + block.ln_1.eps).sqrt()
+                    for h in range(3):
+                        attended = class_attention(block, stream)[:, h, t]
+                        reached += attended / sigma * paths[(j - layer - 1) * 3 + h]
+                value = value * reached.detach()
+            weight = {"sign": 1.0 if cosine > 0 else -1.0, "cosine": cosine}
+            maps[:, t - 1] += weight.get(recipe.weigh, 1.0) * value / count
+    return maps
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(layers=(0, 2), neurons=7, choose="positive"),
+        Recipe(neurons=9, weigh="sign", scale="centred"),
+        Recipe(layers=(1, 2), neurons=5, weigh="cosine", scale="standard"),
+        Recipe(layers=(1, 2), neurons=11, weigh="effect"),
+        Recipe(layers=(2,), neurons=48, weigh="effect", scale="centred"),
+    ],
+    ids=str,
+)
+def test_heat_maps_equal_loops(clip, lens, images, texts, recipe):
+    segmenter = Segmenter(clip, lens, recipe)
+    encoded = encode(clip, images, segmenter.layers)
+    found = segmenter.heat_maps(encoded, texts.expand(3, -1, -1)).flatten(2)
+    for i, text in enumerate(texts):
+        expected = literally(clip, lens, images, text, recipe)
+        torch.testing.assert_close(found[:, i], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_effects_of_all_neurons_add_up_over_patches_and_class_token(clip, lens, images, texts):
+    """The maps of `effect` leave out the class token only, and the image's own scale."""
+    recipe = Recipe(layers=(1,), neurons=48, weigh="effect")
+    segmenter = Segmenter(clip, lens, recipe)
+    found = segmenter.heat_maps(encode(clip, images, [1]), texts.expand(3, -1, -1)).sum((2, 3))
+    run = Run(clip.model, images)
+    at_class = run.activations[1].clone()
+    at_class[:, 1:] = 0
+    sigma = (run.class_token.var(-1, correction=0) + 1e-5).sqrt()
+    scale = sigma * run.representation.norm(dim=-1)
+    whole = (second_order(clip, images, 1).sum(1) @ texts.T) * scale[:, None]
+    paths = value_paths(clip, 1) @ texts.T
+    own = 0
+    for j in (2, 3):
+        stream = run.streams[j][:, 0]
+        token_sigma = (stream.var(-1, correction=0) + 1e-5).sqrt()
+        for h in range(3):
+            attended = class_attention(run.blocks[j], run.streams[j])[:, h, 0] / token_sigma
+            own += attended[:, None] * (at_class[:, 0] @ paths[:, (j - 2) * 3 + h])
+    torch.testing.assert_close(48 * found, (whole - own).detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_default_is_the_paper_scaled(clip, lens):
+    segmenter = Segmenter(clip, lens)
+    assert (segmenter.layers, segmenter.neurons) == ([2], 1)
+    assert Segmenter(clip, lens, Recipe(layers=(0, 1, 2))).neurons == round(200 * 144 / 9216)
+
+
+def test_chosen_neurons_are_those_with_the_largest_projection(clip, lens, texts):
+    segmenter = Segmenter(clip, lens, Recipe(layers=(1, 2), neurons=6))
+    cosine = torch.cat([lens[1].directions, lens[2].directions]) @ texts[0]
+    expected = sorted(range(96), key=lambda n: -abs(float(cosine[n])))[:6]
+    assert segmenter.chosen(texts)[0].tolist() == expected
+
+
+def test_segment_gives_what_it_was_asked_for(clip, lens, images, texts):
+    picture = Image.effect_noise((40, 24), 80).convert("RGB")
+    one = segment(clip, lens, picture, "a dog")
+    assert one.shape == (24, 40)
+    assert (float(one.min()), float(one.max())) == (0, 1)
+    several = segment(clip, lens, [picture, picture.resize((9, 9))], ["a dog", "sea"])
+    assert [tuple(each.shape) for each in several] == [(2, 24, 40), (2, 9, 9)]
+    torch.testing.assert_close(several[0][0], one)
+    stacked = segment(clip, lens, images, "a dog")
+    assert stacked.shape == (3, 16, 16)
+    torch.testing.assert_close(segment(clip, lens, images[1], "a dog"), stacked[1])
+    raw = literally(clip, lens, images, texts[0], Recipe()).unflatten(1, (2, 2))
+    torch.testing.assert_close(stacked, standardise(raw, (16, 16)))
+
+
+def test_batches_of_any_size_give_the_same(clip, lens):
+    many = tiny_images(clip, 70, seed=3)
+    together = segment(clip, lens, many, "a dog")
+    for i in (0, 31, 32, 69):
+        torch.testing.assert_close(together[i], segment(clip, lens, many[i], "a dog"))
+
+
+def test_against_subtracts_the_mean_of_other_texts(clip, lens, images, texts):
+    found = segment(clip, lens, images, "a dog", against=["sea", "a dog"])
+    segmenter = Segmenter(clip, lens)
+    row = texts[0] - texts.mean(0)
+    raw = segmenter.heat_maps(encode(clip, images, [2]), row.expand(3, 1, -1))[:, 0]
+    torch.testing.assert_close(found, standardise(raw, (16, 16)))
+
+
+def test_standardise_scales_each_map_and_knows_constants():
+    maps = torch.tensor(
+        [[[1.0, 3.0], [1.0, 3.0]], [[0.1, 0.1], [0.1, 0.1]], [[-5, -5], [-5, -9.0]]]
+    )
+    found = standardise(maps, (2, 2))
+    assert found.tolist() == [[[0, 1], [0, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 0]]]
+    large = standardise(maps, (64, 7))
+    assert large[1].abs().max() == 0
+    assert large.isfinite().all()
+    assert torch.equal(large[0].amin((-2, -1)), torch.tensor(0.0))
+    assert torch.equal(large[0].amax((-2, -1)), torch.tensor(1.0))
+    expected = F.interpolate(maps[None, :1], (64, 7), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(large[0], (expected[0, 0] - 1) / 2)
+
+
+def test_label_map_takes_the_hottest_text_or_none():
+    heat = torch.tensor([[[0.9, 0.4, 0.5]], [[0.8, 0.3, 0.7]]])
+    assert label_map(heat).tolist() == [[1, 0, 2]]
+    assert label_map(heat, threshold=0.35).tolist() == [[1, 1, 2]]
+    picture = label_picture(label_map(heat))
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [1, 0, 2]
+    with pytest.raises(SecondLensError, match="at most 255"):
+        label_picture(torch.full((1, 1), 256))
+
+
+def test_overlay_reddens_and_checks_sizes():
+    picture = Image.new("RGB", (2, 1), (0, 0, 255))
+    found = overlay(picture, torch.tensor([[0.0, 1.0]]))
+    assert found.getpixel((0, 0)) == (0, 0, 255)
+    red, _, blue = found.getpixel((1, 0))
+    assert red > 180 > 70 > blue
+    with pytest.raises(SecondLensError, match="1 x 2 pixels and the picture 2 x 1"):
+        overlay(picture, torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "no texts"),
+        (["a dog", "  "], "one of the texts is empty"),
+        ("", "one of the texts is empty"),
+        ("a dog on the grass", "longer than tiny can read"),
+    ],
+)
+def test_bad_texts(clip, lens, images, texts, message):
+    with pytest.raises(SecondLensError, match=message):
+        segment(clip, lens, images, texts)
+
+
+def test_a_text_that_just_fits_is_read(clip):
+    """Seven letters and the end mark fill the context of eight."""
+    assert len(embed_texts(clip, ["seaside"])) == 1
+    with pytest.raises(SecondLensError, match="longer"):
+        embed_texts(clip, ["seasides"])
+
+
+def test_bad_images_and_recipes(clip, lens, images):
+    with pytest.raises(SecondLensError, match="no images"):
+        segment(clip, lens, [], "a dog")
+    with pytest.raises(SecondLensError, match="1 x 5000 pixels"):
+        segment(clip, lens, Image.new("RGB", (1, 5000)), "a dog")
+    with pytest.raises(SecondLensError, match="have 48 neurons, not 49"):
+        segment(clip, lens, images, "a dog", recipe=Recipe(neurons=49))
+    with pytest.raises(SecondLensError, match="layer 3 is not in this lens"):
+        Segmenter(clip, lens, Recipe(layers=(3,)))
+    with pytest.raises(SecondLensError, match="0 neurons"):
+        Recipe(neurons=0)
+    other = from_open_clip(tiny_model(seed=5, dtype=torch.float64, layers=4))
+    with pytest.raises(SecondLensError, match="other weights"):
+        Segmenter(other, lens)
+
+
+@pytest.fixture(scope="module")
+def demo_lens(tmp_path_factory):
+    """A lens of the embedded model over a few scenes."""
+    from secondlens.clip import load
+    from secondlens.demo.pictures import Scenes
+    from secondlens.demo.scenes import World
+
+    out = tmp_path_factory.mktemp("demo") / "lens"
+    fit(load("demo"), Scenes(World(), 5, 12), [5, 6], top=3, out=out)
+    return out
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_command_writes_heat_mask_overlay_and_labels(demo_lens, tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "out"
+    Image.effect_noise((50, 30), 90).convert("RGB").save(photo)
+    result = run(
+        *("segment", demo_lens, photo, "--text", "a dog", "--text", "the sea", "--out", out),
+        *("--weigh", "cosine", "--layers", "all", "--neurons", 20, "--threshold", 0.4),
+    )
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in out.iterdir()}
+    each = {f"{n}-{kind}.png" for n in (1, 2) for kind in ("heat", "mask", "overlay")}
+    assert names == each | {"labels.png"}
+    heat, mask = (Image.open(out / f"1-{kind}.png") for kind in ("heat", "mask"))
+    assert heat.size == mask.size == (50, 30)
+    assert heat.getextrema() == (0, 255)
+    for x in range(0, 50, 7):
+        if abs(heat.getpixel((x, 9)) - 0.4 * 255) > 1:
+            assert (mask.getpixel((x, 9)) == 255) == (heat.getpixel((x, 9)) > 0.4 * 255)
+    assert "1: a dog:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["LENS", "PHOTO", "--text", "", "--out", "OUT"], "one of the texts is empty"),
+        (["LENS", "PHOTO", "--text", "a dog " * 40, "--out", "OUT"], "longer than demo can read"),
+        (["LENS", "LONG", "--text", "dog", "--out", "OUT"], "1 x 5000 pixels"),
+        (["LENS", "nothing.png", "--text", "dog", "--out", "OUT"], "cannot be read as a picture"),
+        (["LENS", "PHOTO", "--text", "dog", "--out", "LENS"], "exists already"),
+        (["LENS", "PHOTO", "--text", "dog", "--out", "OUT", "--layers", "2"], "layer 2 is not in"),
+        (["PHOTO", "PHOTO", "--text", "dog", "--out", "OUT"], "holds no lens"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(arguments, message, demo_lens, tmp_path):
+    places = {"LENS": demo_lens, "OUT": tmp_path / "out"}
+    places |= {"PHOTO": tmp_path / "photo.png", "LONG": tmp_path / "long.png"}
+    Image.new("RGB", (30, 30)).save(places["PHOTO"])
+    Image.new("RGB", (1, 5000)).save(places["LONG"])
+    result = run("segment", *(places.get(a, a) for a in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()

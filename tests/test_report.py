@@ -15,10 +15,20 @@ from PIL import Image
 
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
+from secondlens.concepts import Concept, prove
 from secondlens.errors import SecondLensError
 from secondlens.fit import fit
 from secondlens.lens import Codes
-from secondlens.report import PICTURES, Fact, heat_map, model_view, number, write_report
+from secondlens.report import (
+    PICTURES,
+    PROOFS,
+    PROVEN,
+    Fact,
+    heat_map,
+    model_view,
+    number,
+    write_report,
+)
 from secondlens.summary import Neuron
 
 HOSTILE = (
@@ -99,6 +109,11 @@ class Page(HTMLParser):
         return [np.asarray(decode(uri))[..., 1] for uri in uris]
 
 
+def cards(made):
+    """Neurons in the order of the page: clearest first."""
+    return sorted(made.neurons, key=lambda neuron: -neuron.clarity)
+
+
 def decode(uri):
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
 
@@ -110,12 +125,34 @@ class Made:
     codes: object
     neurons: list
 
+    def proofs(self, neuron):
+        """(concept, all images that show it) of the proven concepts."""
+        key = neuron.layer, neuron.neuron
+        wanted = {(each.layer, each.neuron): each.concepts for each in self.neurons}
+        proof = prove(self.clip, self.lens, Pictures(), wanted)[key]
+        return [(neuron.concepts[each], proof.showing(each)) for each in proof.proven]
+
     def write(self, path, source=None, neurons=None, **options):
         options = {"title": "A <report> & more", **options}
         source = Pictures() if source is None else source
         neurons = self.neurons if neurons is None else neurons
         write_report(path, self.clip, self.lens, self.codes, source, neurons, **options)
         return path.read_text(encoding="utf-8")
+
+
+def concepts(clip, lens, layer, neuron):
+    """Texts made of the top images' own embeddings, so that these images prove them."""
+    top = lens[layer].top_images[neuron]
+    rows = clip.encode_image([Pictures().load(i) for i in range(40)])
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    # least squares: as similar to the top images, and to no others, as the width allows
+    wanted = torch.isin(torch.arange(40), top).float()[:, None]
+    found = torch.linalg.lstsq(rows - rows.mean(0), wanted - wanted.mean()).solution
+    shared = torch.nn.functional.normalize(found.T, dim=1)
+    return tuple(
+        Concept(words=words, weights=(sign,) * len(words), texts=shared.expand(len(words), -1))
+        for words, sign in (((HOSTILE[0], HOSTILE[2]), 0.5), ((HOSTILE[1],), -0.5))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +176,11 @@ def made():
             layer=layer,
             neuron=n,
             words=tuple(codes.words(layer, n)),
-            concepts=((HOSTILE[0], HOSTILE[2]), (HOSTILE[1],)),
+            concepts=concepts(clip, lens, layer, n),
             clarity=0.1 * n,
             polysemy=2.0,
+            score=0.75 if n else float("nan"),
+            score_interval=(0.7, 0.8),
         )
         for layer, n in [(0, 3), (1, 0), (1, 7)]
     ]
@@ -191,10 +230,33 @@ def test_hostile_texts_stay_texts(made, page):
     assert any(label.startswith("2 \"' onload='x.png: ") for label in labels)
 
 
+def test_proven_concepts_are_shown_with_their_images(made, page):
+    shots = [attrs["class"].split("p")[1] for attrs in page.of_class("shot")]
+    several = 0
+    for neuron in cards(made):
+        shots = shots[2 * PICTURES :]
+        for concept, images in made.proofs(neuron)[:PROVEN]:
+            shown, shots = shots[: len(images[:PROOFS])], shots[len(images[:PROOFS]) :]
+            assert [int(position) for position in shown] == images[:PROOFS]
+            said = f"{len(images)} of {made.lens.top} top images"
+            assert said in page.text["small"]
+            assert any(", ".join(concept.words) in text for text in page.text["p"])
+            several += 1
+    assert shots == []
+    assert several >= 2
+
+
+def test_scores_are_shown_and_sorted_by(page):
+    scores = [attrs.get("data-score") for attrs in page.of_class("card")]
+    assert scores == ["0.75", "0.75", None]
+    assert page.text["small"].count("[0.70, 0.80]") == 2
+    assert {"value": "score"} in [attrs for tag, attrs in page.tags if tag == "option"]
+
+
 def test_each_picture_is_in_it_once(page):
     shown = {re.search(r"\bp(\d+)\b", attrs["class"])[1] for attrs in page.of_class("shot")}
     rules = re.findall(r"\.p(\d+) \{ background-image: url\((data:image/webp;[^)]*)\)", page.html)
-    assert len(page.of_class("shot")) == 3 * 2 * PICTURES > len(shown)
+    assert len(page.of_class("shot")) > 3 * 2 * PICTURES > len(shown)
     assert sorted(shown, key=int) == [position for position, _ in rules]
     assert page.html.count("data:image/webp") == len(shown)
     for position, uri in rules:
@@ -205,9 +267,9 @@ def test_each_picture_is_in_it_once(page):
 def test_heat_is_the_activation(made, page):
     source, heats = Pictures(), page.heats()
     shots = [attrs["class"].split("p")[1] for attrs in page.of_class("shot")]
-    cards = [made.neurons[2], made.neurons[0], made.neurons[1]]
-    for i, neuron in enumerate(cards):
-        positions = [int(p) for p in shots[i * 2 * PICTURES :][: 2 * PICTURES]]
+    start = 0
+    for neuron in cards(made):
+        positions = [int(p) for p in shots[start:][: 2 * PICTURES]]
         top = made.lens[neuron.layer].top_images[neuron.neuron, :PICTURES].tolist()
         assert positions[:PICTURES] == top
         assert len(set(positions)) == 2 * PICTURES
@@ -218,7 +280,9 @@ def test_heat_is_the_activation(made, page):
         scale = activation[:PICTURES].max()
         assert scale > 0
         expected = (activation / scale).clamp(0, 1) * 255
-        found = np.stack(heats[i * 2 * PICTURES :][: 2 * PICTURES])
+        found = np.stack(heats[start:][: 2 * PICTURES])
+        start += 2 * PICTURES
+        start += sum(len(images[:PROOFS]) for _, images in made.proofs(neuron)[:PROVEN])
         assert np.abs(found - expected.numpy()).max() <= 0.51
         assert found[:PICTURES].max() == 255
 
@@ -242,7 +306,7 @@ def test_same_input_same_bytes(made, page, tmp_path):
 def test_random_images_do_not_depend_on_the_other_cards(made, tmp_path):
     alone = Page(made.write(tmp_path / "alone.html", neurons=made.neurons[2:] * 2))
     together = Page(made.write(tmp_path / "together.html"))
-    shots = [attrs["aria-label"] for attrs in alone.of_class("shot")]
+    shots = [attrs["aria-label"] for attrs in alone.of_class("shot")][: 2 * PICTURES]
     assert shots == [attrs["aria-label"] for attrs in together.of_class("shot")][: 2 * PICTURES]
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
@@ -7,7 +9,8 @@ from secondlens.describe import describe, rebuild
 from secondlens.errors import SecondLensError
 from secondlens.fit import fit
 from secondlens.lens import Lens
-from secondlens.summary import effective_number, group, neurons_in_words, quartiles
+from secondlens.score import score
+from secondlens.summary import neurons_in_words, quartiles
 from secondlens.texts import normalise, vocabulary
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]
@@ -61,24 +64,31 @@ def test_neurons_in_words(clip, lens):
     assert len(neurons) == len(lens.layers) * clip.neurons
     for neuron in neurons[::7]:
         assert list(neuron.words) == codes.words(neuron.layer, neuron.neuron, 8)
-        positive = {text for text, weight in neuron.words if weight > 0}
-        assert {text for concept in neuron.concepts for text in concept} == positive
+        for sign in (1, -1):
+            side = {text for text, weight in neuron.words if weight * sign > 0}
+            concepts = [each for each in neuron.concepts if each.weight * sign > 0]
+            assert {text for each in concepts for text in each.words} == side
+            assert sum(len(each.words) for each in concepts) == len(side)
+        positive = [each for each in neuron.concepts if each.weight > 0]
         assert 0 <= neuron.clarity <= 1
-        assert len(positive) == 0 or 1 <= neuron.polysemy <= len(neuron.concepts) + 1e-6
+        assert len(positive) == 0 or 1 - 1e-6 <= neuron.polysemy <= len(positive) + 1e-6
+        assert math.isnan(neuron.score)
     assert neurons[0].name == "L0 #0"
 
 
-def test_related_texts_share_a_group():
-    related = torch.eye(4, dtype=torch.bool)
-    related[0, 2] = related[2, 0] = True
-    assert group([(0, 3.0), (1, 4.0), (2, 2.0)], related) == [([0, 2], 5.0), ([1], 4.0)]
-    assert group([], related) == []
-
-
-def test_effective_number():
-    assert effective_number([1.0, 1.0, 1.0]) == pytest.approx(3)
-    assert effective_number([5.0]) == pytest.approx(1)
-    assert effective_number([]) == 0
+def test_scores_are_taken_over(clip, lens):
+    texts = vocabulary(WORDS)
+    codes = describe(clip, lens, texts, 6)
+    labels = [{WORDS[i % 10]} for i in range(30)]
+    scores = score(clip, lens, texts, tiny_images(clip, 30, seed=4), labels)
+    scored = 0
+    for neuron in neurons_in_words(clip, lens, codes, texts):
+        found = (neuron.score, *neuron.score_interval)
+        areas = (scores.auc, scores.low, scores.high)
+        expected = [float(each[neuron.layer][neuron.neuron, 0]) for each in areas]
+        assert found == pytest.approx(expected, nan_ok=True)
+        scored += not math.isnan(neuron.score)
+    assert scored > len(lens.layers) * clip.neurons / 2
 
 
 def test_quartiles():

@@ -7,13 +7,16 @@ from . import sparse
 from .ablate import ablate
 from .clip import Clip, from_open_clip, from_transformers, load
 from .describe import describe
+from .dissect import dissect
 from .effects import direct, indirect, second_order
 from .errors import SecondLensError, UnsupportedModel
 from .fit import fit
 from .images import Folder, ImageSource
 from .lens import Codes, Lens
+from .score import score
 from .search import Match, search, similar
 from .segment import segment
+from .stability import stability
 from .texts import Vocabulary, vocabulary
 
 __all__ = [
@@ -29,15 +32,18 @@ __all__ = [
     "ablate",
     "describe",
     "direct",
+    "dissect",
     "fit",
     "from_open_clip",
     "from_transformers",
     "indirect",
     "load",
+    "score",
     "search",
     "second_order",
     "segment",
     "similar",
     "sparse",
+    "stability",
     "vocabulary",
 ]

@@ -1,6 +1,9 @@
-"""Confidence intervals for the shares that experiments report."""
+"""Confidence intervals for the shares and medians that experiments report."""
 
+from collections.abc import Sequence
 from math import sqrt
+
+import numpy as np
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -12,3 +15,16 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
     spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
     scale = 1 + z * z / trials
     return (centre - spread) / scale, (centre + spread) / scale
+
+
+def of_median(
+    values: Sequence[float] | np.ndarray, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the median of `values`; `draws` in hundreds."""
+    rng = np.random.default_rng(seed)
+    # a hundred at a time: fast for few values, small in memory for many
+    medians = [
+        np.median(rng.choice(values, (100, len(values))), axis=1) for _ in range(draws // 100)
+    ]
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(low), float(high)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -23,24 +22,29 @@ from rich.progress import track
 from torch import Tensor
 
 from .capture import Capture
+from .concepts import Concept, Proof, prove
 from .errors import SecondLensError
 from .images import ImageSource, Reader
 from .lens import Codes, Lens
 from .statistics import HISTOGRAM_EDGES
+from .subset import with_ids
 from .summary import Neuron
 from .view import Clip
 
 PICTURES = 8
 """Of each kind on a card: the strongest, and random ones."""
 
+PROVEN = 3
+"""Concepts of a neuron that are shown with images."""
+
+PROOFS = 4
+"""Images of each."""
+
 THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
 
 BATCH_SIZE = 16
 BIN_WIDTH = HISTOGRAM_EDGES[1].item()
-
-Shown = dict[Neuron, tuple[list[int], list[int]]]
-"""The strongest and the random images of each neuron, as positions in `Lens.image_ids`."""
 
 Seen = dict[tuple[Neuron, int], Tensor]
 """Activations [rows, columns] at the patches of each image that a neuron shows, by position."""
@@ -59,6 +63,21 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The images that a card shows, as positions in `Lens.image_ids`."""
+
+    strongest: list[int]
+    random: list[int]
+    proofs: list[tuple[int, list[int]]]
+    """(position among the neuron's concepts, images that show it)."""
+
+    @property
+    def all(self) -> set[int]:
+        """All of them."""
+        return {*self.strongest, *self.random, *(i for _, images in self.proofs for i in images)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shot:
     """A picture on a card."""
 
@@ -73,12 +92,28 @@ class Shot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A concept and images that show it."""
+
+    concept: Concept
+    count: int
+    """Top images that show it, whether or not they are on the card."""
+    shots: list[Shot]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What the page shows of a neuron."""
 
     neuron: Neuron
     strongest: list[Shot]
     random: list[Shot]
+    concepts: list[Shown]
+    """The proven ones."""
+    unexplained: int
+    """Top images that show none of the neuron's concepts."""
+    polysemy: float
+    """Of the proof."""
     numbers: dict[str, float]
     """By their names in `LayerLens`, and the `cosine` of the neuron's code."""
     counts: list[int]
@@ -131,9 +166,19 @@ def write_report(
     lens.check_model(clip)
     if not neurons:
         raise SecondLensError("there are no neurons to report: give at least one")
-    shown = {each: _choose(lens, each, seed) for each in neurons}
+    proofs = prove(
+        clip,
+        lens,
+        source,
+        {(each.layer, each.neuron): each.concepts for each in neurons},
+        progress=progress,
+    )
+    shown = {each: _choose(lens, each, proofs[each.layer, each.neuron], seed) for each in neurons}
     pictures, seen = _look(clip, lens, source, shown, progress)
-    cards = [_card(lens, codes, each, *shown[each], seen) for each in shown]
+    cards = [
+        _card(lens, codes, each, choice, proofs[each.layer, each.neuron], seen)
+        for each, choice in shown.items()
+    ]
     template = _environment().get_template("report.html")
     page = template.render(
         title=title,
@@ -142,6 +187,8 @@ def write_report(
         pictures=pictures,
         bins=1 + max(i for card in cards for i, count in enumerate(card.counts) if count),
         bin_width=BIN_WIDTH,
+        proofs=PROOFS,
+        scored=any(math.isfinite(card.neuron.score) for card in cards),
         clip=clip,
         lens=lens,
         version=version("secondlens"),
@@ -153,40 +200,32 @@ def write_report(
     partial.replace(path)
 
 
-def _choose(lens: Lens, neuron: Neuron, seed: int) -> tuple[list[int], list[int]]:
-    """A neuron's strongest images, and as many random others."""
+def _choose(lens: Lens, neuron: Neuron, proof: Proof, seed: int) -> Choice:
+    """A neuron's strongest images, as many random others, and those that prove its concepts."""
     strongest = lens[neuron.layer].top_images[neuron.neuron, :PICTURES].tolist()
     generator = np.random.default_rng((seed, neuron.layer, neuron.neuron))
     order = generator.permutation(len(lens.image_ids)).tolist()
     others = [position for position in order if position not in strongest]
-    return strongest, others[: len(strongest)]
-
-
-@dataclass(frozen=True)
-class _Subset:
-    """Some pictures of a source, as a source."""
-
-    source: ImageSource
-    indices: list[int]
-    ids: list[str]
-
-    def load(self, index: int) -> Any:
-        return self.source.load(self.indices[index])
+    return Choice(
+        strongest=strongest,
+        random=others[: len(strongest)],
+        proofs=[(each, proof.showing(each)[:PROOFS]) for each in proof.proven[:PROVEN]],
+    )
 
 
 def _look(
-    clip: Clip, lens: Lens, source: ImageSource, shown: Shown, progress: bool
+    clip: Clip, lens: Lens, source: ImageSource, shown: dict[Neuron, Choice], progress: bool
 ) -> tuple[dict[int, str], Seen]:
     """Data URIs of all pictures that are shown, by position, and the activations on them.
 
     Each picture is read once and passes the model once, for all neurons that show it.
     """
     viewers: dict[int, list[Neuron]] = {}
-    for neuron, (strongest, random) in shown.items():
-        for position in (*strongest, *random):
+    for neuron, choice in shown.items():
+        for position in choice.all:
             viewers.setdefault(position, []).append(neuron)
     wanted = sorted(viewers)
-    subset = _subset(source, [lens.image_ids[position] for position in wanted])
+    subset = with_ids(source, [lens.image_ids[position] for position in wanted])
     reader = Reader(source=subset, clip=clip, batch_size=BATCH_SIZE)
     view = model_view(clip)
     pictures: dict[int, str] = {}
@@ -204,16 +243,6 @@ def _look(
         unreadable, reason = next(iter(reader.skipped.items()))
         raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
     return pictures, seen
-
-
-def _subset(source: ImageSource, ids: list[str]) -> _Subset:
-    place = {each: i for i, each in enumerate(source.ids)}
-    if missing := [each for each in ids if each not in place]:
-        raise SecondLensError(
-            f"there is no picture {missing[0]!r}, which the lens was fitted on: give the pictures "
-            "of the fit"
-        )
-    return _Subset(source, [place[each] for each in ids], ids)
 
 
 def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.Image]:
@@ -259,11 +288,11 @@ def _data_uri(image: Image.Image, form: str, **options: int) -> str:
 
 
 def _card(
-    lens: Lens, codes: Codes, neuron: Neuron, strongest: list[int], random: list[int], seen: Seen
+    lens: Lens, codes: Codes, neuron: Neuron, choice: Choice, proof: Proof, seen: Seen
 ) -> Card:
     layer, n = lens[neuron.layer], neuron.neuron
-    norms = dict(zip(strongest, layer.top_norms[n].tolist(), strict=False))
-    scale = max(float(seen[neuron, position].max()) for position in strongest)
+    norms = dict(zip(layer.top_images[n].tolist(), layer.top_norms[n].tolist(), strict=True))
+    scale = max(float(seen[neuron, position].max()) for position in choice.strongest)
 
     def shot(position: int) -> Shot:
         activation = seen[neuron, position]
@@ -284,8 +313,18 @@ def _card(
     threshold = min(numbers["threshold"] / bin_width, end) if bin_width else 0.0
     return Card(
         neuron=neuron,
-        strongest=[shot(position) for position in strongest],
-        random=[shot(position) for position in random],
+        strongest=[shot(position) for position in choice.strongest],
+        random=[shot(position) for position in choice.random],
+        concepts=[
+            Shown(
+                concept=neuron.concepts[each],
+                count=len(proof.showing(each)),
+                shots=[shot(position) for position in images],
+            )
+            for each, images in choice.proofs
+        ],
+        unexplained=len(proof.showing(-1)),
+        polysemy=proof.polysemy,
         numbers=numbers,
         counts=counts,
         threshold=threshold,

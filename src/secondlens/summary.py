@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
+from .concepts import WORDS_THAT_COUNT, Concept, concepts_of, effective_number, same_concept
 from .lens import Codes, Lens
 from .texts import Vocabulary
 from .view import Clip
-
-WORDS_THAT_COUNT = 8
-SAME_CONCEPT = 0.5
-"""Cosine between two texts, their mean subtracted, above which they count as one concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +21,17 @@ class Neuron:
     neuron: int
     words: tuple[tuple[str, float], ...]
     """(text, coefficient), strongest first."""
-    concepts: tuple[tuple[str, ...], ...]
-    """Groups of related positive words, strongest first."""
+    concepts: tuple[Concept, ...]
+    """Groups of related words, heaviest first; those with negative weights push away."""
     clarity: float
     """Share of the code's squared weight on its two strongest words, times the share of the
     effects' energy that lies on the direction they describe."""
     polysemy: float
-    """The effective number of concepts: exp of the entropy of their weights."""
+    """The effective number of positive concepts: exp of the entropy of their weights."""
+    score: float
+    """How well the positive words find unseen images, see `score`; NaN if that was not asked."""
+    score_interval: tuple[float, float]
+    """Its 95 % interval."""
 
     @property
     def name(self) -> str:
@@ -44,64 +46,58 @@ def neurons_in_words(clip: Clip, lens: Lens, codes: Codes, texts: Vocabulary) ->
     ----------
     clip
         The model the lens was fitted on.
+    lens
+        Its first scores of the vocabulary are taken over, if it has some.
     codes
         A description of the lens with the vocabulary `texts`.
     """
     rows = texts.embed(clip)
-    rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
-    related = rows @ rows.T > SAME_CONCEPT
-    return [
-        _in_words(lens, codes, related, layer, neuron)
-        for layer in lens.layers
-        for neuron in range(len(codes.indices[layer]))
-    ]
+    rows = F.normalize(rows - rows.mean(0), dim=1)
+    threshold = same_concept(rows)
+    scored = [scores for scores in lens.scores.values() if scores.vocabulary == texts.name]
+    found = []
+    for layer in lens.layers:
+        areas = torch.full((len(codes.indices[layer]), 3), torch.nan)
+        if scored:
+            each = scored[0]
+            areas = torch.stack([a[layer][:, 0] for a in (each.auc, each.low, each.high)], dim=1)
+        found += [
+            _in_words(lens, codes, rows, threshold, layer, neuron, area)
+            for neuron, area in enumerate(areas)
+        ]
+    return found
 
 
 def _in_words(
-    lens: Lens, codes: Codes, related: Bool[Tensor, "texts texts"], layer: int, neuron: int
+    lens: Lens,
+    codes: Codes,
+    rows: Float[Tensor, "texts dim"],
+    threshold: float,
+    layer: int,
+    neuron: int,
+    area: Float[Tensor, "3"],
 ) -> Neuron:
     weights = codes.coefficients[layer][neuron]
     strongest = weights.abs().argsort(descending=True)[:WORDS_THAT_COUNT]
-    texts = codes.indices[layer][neuron][strongest].tolist()
-    pairs = [
-        (text, weight)
-        for text, weight in zip(texts, weights[strongest].tolist(), strict=True)
-        if text >= 0
-    ]
-    groups = group([pair for pair in pairs if pair[1] > 0], related)
+    strongest = strongest[codes.indices[layer][neuron][strongest] >= 0]
+    texts = codes.indices[layer][neuron][strongest]
+    words = tuple(
+        (codes.labels[text], weight)
+        for text, weight in zip(texts.tolist(), weights[strongest].tolist(), strict=True)
+    )
+    concepts = concepts_of(words, rows[texts], threshold)
     share = weights[strongest[:2]].square().sum() / weights.square().sum().clamp(min=1e-12)
+    score, low, high = area.tolist()
     return Neuron(
         layer=layer,
         neuron=neuron,
-        words=tuple((codes.labels[text], weight) for text, weight in pairs),
-        concepts=tuple(tuple(codes.labels[text] for text in texts) for texts, _ in groups),
+        words=words,
+        concepts=concepts,
         clarity=float(share * lens[layer].explained_all[neuron]),
-        polysemy=effective_number([weight for _, weight in groups]),
+        polysemy=effective_number([c.weight for c in concepts if c.weight > 0]),
+        score=score,
+        score_interval=(low, high),
     )
-
-
-def group(
-    words: list[tuple[int, float]], related: Bool[Tensor, "texts texts"]
-) -> list[tuple[list[int], float]]:
-    """Texts in groups, each with its summed weight: a text joins the first group that it is
-    related to."""
-    groups: list[tuple[list[int], float]] = []
-    for text, weight in words:
-        for i, (members, total) in enumerate(groups):
-            if any(related[text, member] for member in members):
-                groups[i] = ([*members, text], total + weight)
-                break
-        else:
-            groups.append(([text], weight))
-    return sorted(groups, key=lambda each: -each[1])
-
-
-def effective_number(weights: list[float]) -> float:
-    """exp of the entropy of positive weights: 1 if one has it all, n if n share it equally."""
-    if not weights:
-        return 0.0
-    shares = torch.tensor(weights) / sum(weights)
-    return float(torch.exp(-(shares * shares.log()).sum()))
 
 
 def quartiles(values: Float[Tensor, " n"]) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from .demo import demo
 from .describe import describe
 from .fit import fit
 from .reproduce import reproduce
+from .score import score
 from .search import search
 from .segment import segment
 from .verify import verify
@@ -31,5 +32,5 @@ def main() -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
 
 
-for command in (demo, fit, describe, search, verify, segment, reproduce):
+for command in (demo, fit, describe, score, search, verify, segment, reproduce):
     main.add_command(command)

@@ -1,0 +1,357 @@
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from models import tiny_images, tiny_model, tiny_tokenizer
+from sklearn.metrics import roc_auc_score
+
+from secondlens.clip import from_open_clip, load
+from secondlens.commands import main
+from secondlens.demo.pictures import Scenes
+from secondlens.demo.scenes import World
+from secondlens.describe import describe
+from secondlens.effects import second_order
+from secondlens.errors import SecondLensError
+from secondlens.evidence import CONTROLS, Scores
+from secondlens.fit import fit
+from secondlens.images import InMemory
+from secondlens.intervals import of_median
+from secondlens.lens import Codes, Lens
+from secondlens.projections import Projector, embed, project
+from secondlens.roc import area_under_roc
+from secondlens.score import compare, score, score_table, sides
+from secondlens.texts import normalise, vocabulary
+
+COUNT = 400
+TOP = 8
+
+
+def literal_delong(positives, negatives):
+    """Area and variance from all pairs."""
+    wins = np.sign(positives[:, None] - negatives[None]) / 2 + 0.5
+    of_positives, of_negatives = wins.mean(1), wins.mean(0)
+    variance = of_positives.var(ddof=1) / len(positives) + of_negatives.var(ddof=1) / len(negatives)
+    return wins.mean(), variance
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10**6])
+def test_area_equals_scikit_learns_and_the_interval_delongs(levels):
+    rng = np.random.default_rng(levels)
+    positives = rng.integers(0, levels, (4, 11)) + rng.integers(0, 2, (4, 11)) * 0.5
+    negatives = rng.integers(0, levels, (4, 50)).astype(float)
+    found = area_under_roc(torch.from_numpy(positives), torch.from_numpy(negatives))
+    truth = np.repeat([1, 0], [11, 50])
+    for i in range(4):
+        area, variance = literal_delong(positives[i], negatives[i])
+        predicted = np.concatenate([positives[i], negatives[i]])
+        assert found.auc[i] == pytest.approx(roc_auc_score(truth, predicted))
+        assert found.auc[i] == pytest.approx(area)
+        assert found.low[i] == pytest.approx(max(0, area - 1.959964 * variance**0.5))
+        assert found.high[i] == pytest.approx(min(1, area + 1.959964 * variance**0.5))
+
+
+def test_delongs_interval_covers():
+    generator = torch.Generator().manual_seed(0)
+    positives = torch.randn(4000, 40, generator=generator) + 0.5
+    negatives = torch.randn(4000, 60, generator=generator)
+    found = area_under_roc(positives, negatives)
+    true = torch.special.ndtr(torch.tensor(0.5 / 2**0.5))
+    covered = ((found.low <= true) & (true <= found.high)).float().mean()
+    assert 0.92 < covered < 0.97
+
+
+def test_median_interval_covers():
+    rng = np.random.default_rng(0)
+    inside = [
+        low <= 0 <= high for low, high in (of_median(rng.normal(size=40), 200) for _ in range(60))
+    ]
+    assert 0.88 < np.mean(inside) <= 1
+    assert of_median([3.0]) == (3, 3)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    model = tiny_model(dtype=torch.float64, layers=4)
+    return from_open_clip(model, tokenizer=tiny_tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def other():
+    model = tiny_model(seed=9, dtype=torch.float64, dim=10)
+    return from_open_clip(model, tokenizer=tiny_tokenizer, name="other")
+
+
+@pytest.fixture(scope="module")
+def unseen(clip):
+    return tiny_images(clip, COUNT, seed=5)
+
+
+def fitted(clip, convention="exact"):
+    return fit(clip, tiny_images(clip, 30), [0, 2], top=5, convention=convention)
+
+
+def projections(clip, lens, images, layer):
+    effects = second_order(clip, images, layer, lens.convention)
+    return torch.einsum("bnd,nd->bn", effects, lens[layer].directions)
+
+
+@pytest.mark.parametrize("convention", ["exact", "official"])
+def test_projector_equals_materialised_effects(clip, unseen, convention):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(clip.neurons, 3, clip.dim, generator=generator, dtype=torch.float64)
+    some = unseen[:7]
+    chosen = [5, 0, 11]
+    projectors = {
+        0: Projector(clip, 0, vectors, convention),
+        1: Projector(clip, 1, vectors[chosen], convention, chosen),
+    }
+    found = project(clip, some, projectors, batch_size=3)
+    for layer, neurons in ((0, list(range(clip.neurons))), (1, chosen)):
+        effects = second_order(clip, some, layer, convention)[:, neurons]
+        expected = torch.einsum("bnd,nmd->bnm", effects, vectors[neurons])
+        torch.testing.assert_close(found.products[layer], expected)
+    rows = torch.nn.functional.normalize(clip.encode_image(some), dim=1)
+    torch.testing.assert_close(found.embeddings, rows)
+    torch.testing.assert_close(embed(clip, some, batch_size=4), rows)
+
+
+def test_sides_keep_eight_words_and_split_them():
+    indices = torch.tensor([[7, 3, 5, -1], [1, 2, -1, -1]])
+    coefficients = torch.tensor([[0.5, -2.0, 1.0, 0.0], [0.1, 0.2, 0.0, 0.0]])
+    found = sides(indices, coefficients)
+    words = torch.eye(8)
+    positive, negative = found.rows(words)[0]
+    assert positive.nonzero().flatten().tolist() == [5, 7]
+    assert negative.nonzero().flatten().tolist() == [3]
+    assert negative[3] == 2
+    assert found.rows(words)[1, 1].abs().sum() == 0
+    many = sides(torch.arange(12)[None], torch.arange(1.0, 13)[None])
+    assert sorted(many.texts[0].tolist()) == list(range(4, 12))
+
+
+def planted(clip, unseen, lens):
+    """Labels, texts and codes such that each neuron's words are true of its top images alone.
+
+    Text 2n holds in the images with neuron n's largest projections, text 2n + 1 in those with the
+    most negative ones; the other texts, as many again, hold anywhere.
+    """
+    layer = lens.layers[0]
+    count = 2 * clip.neurons
+    texts = vocabulary([f"text {i}" for i in range(2 * count)], name="planted")
+    labels = [set() for _ in range(COUNT)]
+    order = projections(clip, lens, unseen, layer).argsort(0, descending=True)
+    for n in range(clip.neurons):
+        for text, images in ((2 * n, order[:TOP, n]), (2 * n + 1, order[-TOP:, n])):
+            for image in images.tolist():
+                labels[image].add(texts.labels[text])
+    rng = np.random.default_rng(0)
+    for text in texts.labels[count:]:
+        for image in rng.choice(COUNT, 80, replace=False):
+            labels[image].add(text)
+    neurons = torch.arange(clip.neurons)
+    indices = torch.stack([2 * neurons, 2 * neurons + 1], dim=1)
+    coefficients = torch.tensor([1.0, -0.5], dtype=torch.float64).expand(clip.neurons, 2)
+    codes = Codes(
+        labels=texts.labels,
+        normalise="centred",
+        indices={layer: indices.clone() for layer in lens.layers},
+        coefficients={layer: coefficients.clone() for layer in lens.layers},
+        cosine={layer: torch.ones(clip.neurons, dtype=torch.float64) for layer in lens.layers},
+    )
+    return texts, labels, replace(lens, codes={"planted": codes}, scores={})
+
+
+@pytest.fixture(scope="module", params=["exact", "official"])
+def scored(request, clip, unseen):
+    texts, labels, lens = planted(clip, unseen, fitted(clip, request.param))
+    return texts, labels, lens, score(clip, lens, texts, unseen, labels, batch_size=50)
+
+
+def test_planted_descriptions_are_perfect_and_controls_are_chance(scored):
+    *_, lens, scores = scored
+    layer = lens.layers[0]
+    assert scores.top == TOP
+    torch.testing.assert_close(scores.auc[layer], torch.ones_like(scores.auc[layer]))
+    medians = scores.controls[layer].nanmedian(0).values
+    assert ((medians > 0.4) & (medians < 0.6)).all()
+    for each in compare(scores, [layer]):
+        assert each.ours == 1
+        assert each.low > 0.3
+        assert each.low <= each.difference <= each.high
+
+
+def test_codes_of_another_layer_are_chance(scored):
+    *_, lens, scores = scored
+    assert 0.4 < scores.auc[lens.layers[1]].median() < 0.6
+
+
+def test_score_equals_scikit_learns_on_labels(clip, unseen, scored):
+    texts, labels, lens, scores = scored
+    layer = lens.layers[1]
+    projection = projections(clip, lens, unseen, layer)
+    for n in (0, 4, 9):
+        for side, sign, text in ((0, 1, 2 * n), (1, -1, 2 * n + 1)):
+            order = (sign * projection[:, n]).argsort(descending=True)
+            top = np.isin(np.arange(COUNT), order[:TOP])
+            holds = [texts.labels[text] in each for each in labels]
+            assert scores.auc[layer][n, side] == pytest.approx(roc_auc_score(top, holds), abs=1e-6)
+
+
+@pytest.fixture
+def described(clip):
+    """Random codes with random words, so that any mistake in a prediction shows."""
+    lens = fitted(clip, "official")
+    texts = vocabulary([f"{i} text" for i in range(20)])
+    generator = torch.Generator().manual_seed(3)
+    indices = torch.stack(
+        [torch.randperm(20, generator=generator)[:3] for _ in range(clip.neurons)]
+    )
+    coefficients = torch.randn(clip.neurons, 3, generator=generator, dtype=torch.float64)
+    lens.codes["texts"] = Codes(
+        labels=texts.labels,
+        normalise="unit",
+        indices={layer: indices.clone() for layer in lens.layers},
+        coefficients=dict.fromkeys(lens.layers, coefficients),
+        cosine=dict.fromkeys(lens.layers, coefficients[:, 0]),
+    )
+    return lens, texts, indices, coefficients
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_score_equals_scikit_learns_with_a_model_as_referee(clip, other, unseen, described, itself):
+    lens, texts, indices, coefficients = described
+    referee = clip if itself else other
+    scores = score(clip, lens, texts, unseen, referee, batch_size=100)
+    words = normalise(texts.embed(referee))
+    embeddings = torch.nn.functional.normalize(referee.encode_image(unseen), dim=1)
+    layer = lens.layers[1]
+    effects = second_order(clip, unseen, layer, "official") / 100
+    projection = projections(clip, lens, unseen, layer)
+    similarity = normalise(texts.embed(clip), "unit") @ lens[layer].directions.T
+    for n in range(clip.neurons):
+        for side, sign in ((0, 1), (1, -1)):
+            own = embeddings - effects[:, n] if itself else embeddings
+            top = np.isin(
+                np.arange(COUNT), (sign * projection[:, n]).argsort(descending=True)[:TOP]
+            )
+            weights = (sign * coefficients[n]).clamp(min=0)
+            found = scores.auc[layer][n, side]
+            if weights.sum() == 0:
+                assert found.isnan()
+                continue
+            predicted = own @ words[indices[n]].T @ weights
+            assert found == pytest.approx(roc_auc_score(top, predicted), abs=1e-6)
+            one = (sign * similarity[:, n]).argmax()
+            found = scores.controls[layer][n, side, CONTROLS.index("most similar word")]
+            assert found == pytest.approx(roc_auc_score(top, own @ words[one]), abs=1e-6)
+    assert ("itself" in scores.referee) == itself
+
+
+def test_controls_are_other_descriptions(clip, unseen, scored):
+    """With labels true of nothing but a neuron's own words, no control can find them."""
+    texts, labels, lens, scores = scored
+    control = scores.controls[lens.layers[0]][:, 0, CONTROLS.index("random neuron")]
+    assert (control < 1).all()
+    fresh = replace(lens, scores={})
+    again = score(clip, fresh, texts, unseen, labels, seed=1).controls[lens.layers[0]][:, 0]
+    assert not torch.equal(again[:, 0], control)
+
+
+def test_unreadable_pictures_are_left_out(clip, scored, unseen):
+    texts, labels, lens, _ = scored
+    lens = replace(lens, scores={})
+
+    class Gaps:
+        ids = tuple(map(str, range(COUNT)))
+
+        def load(self, index):
+            if index % 10 == 3:
+                raise OSError("gone")
+            return unseen[index]
+
+    kept = [i for i in range(COUNT) if i % 10 != 3]
+    found = score(clip, lens, texts, Gaps(), labels)
+    expected = score(clip, lens, texts, InMemory(unseen[kept]), [labels[i] for i in kept])
+    assert found.images == expected.images == 360
+    for layer in lens.layers:
+        torch.testing.assert_close(found.auc[layer], expected.auc[layer], equal_nan=True)
+
+
+def test_scores_are_saved_with_the_lens(scored, tmp_path):
+    *_, lens, scores = scored
+    lens.save(tmp_path)
+    (loaded,) = Lens.load(tmp_path).scores.values()
+    assert loaded.name == scores.name == "planted by true labels"
+    assert (loaded.images, loaded.top) == (COUNT, TOP)
+    for name in ("auc", "low", "high", "controls"):
+        for layer, tensor in getattr(scores, name).items():
+            torch.testing.assert_close(getattr(loaded, name)[layer], tensor, equal_nan=True)
+    table = score_table(loaded)
+    assert "planted, judged by true labels" in table.title
+    assert table.row_count == 2 * len(CONTROLS)
+
+
+def test_ranked_leaves_out_neurons_without_words():
+    auc = torch.tensor([[0.5, 0.1], [torch.nan, 0.9], [0.8, 0.2]])
+    scores = Scores(
+        vocabulary="a",
+        referee="b",
+        images=9,
+        top=2,
+        auc={0: auc},
+        low={0: auc},
+        high={0: auc},
+        controls={0: auc[:, :, None].expand(-1, -1, 4)},
+    )
+    assert scores.ranked(0) == [2, 0]
+    assert scores.ranked(0, side=1) == [1, 2, 0]
+    assert [each.neurons for each in compare(scores)] == [2] * 4 + [3] * 4
+
+
+def test_refusals(clip, other, unseen, scored):
+    texts, labels, lens, _ = scored
+    with pytest.raises(SecondLensError, match="no description by the texts 'else'"):
+        score(clip, lens, vocabulary(["a"], name="else"), unseen, labels)
+    with pytest.raises(SecondLensError, match="400 images and labels of 3"):
+        score(clip, lens, texts, unseen, labels[:3])
+    with pytest.raises(SecondLensError, match="too few to score"):
+        score(clip, lens, texts, unseen[:3], labels[:3])
+    with pytest.raises(SecondLensError, match="other weights"):
+        score(other, lens, texts, unseen, labels)
+
+
+@pytest.fixture(scope="module")
+def demo_lens(tmp_path_factory):
+    clip = load("demo")
+    lens = fit(clip, Scenes(World(), 3, 50), [6])
+    describe(clip, lens, ["dog", "cat", "whale", "ship", "snow", "sea"], 3)
+    path = tmp_path_factory.mktemp("lens")
+    lens.save(path)
+    words = path.parent / "texts.txt"
+    words.write_text("dog\ncat\nwhale\nship\nsnow\nsea\n")
+    return path, words
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["score", *map(str, arguments)])
+
+
+def test_command_scores_on_unseen_scenes_and_saves(demo_lens, monkeypatch):
+    path, words = demo_lens
+    monkeypatch.setattr(import_module("secondlens.commands.score"), "UNSEEN_SCENES", 60)
+    result = run(path, "--texts", words)
+    assert result.exit_code == 0, result.output
+    assert "random neuron" in result.output
+    scores = Lens.load(path).scores["texts by true labels"]
+    assert scores.images == 60
+    assert scores.auc[6].isfinite().any()
+
+
+def test_command_says_what_is_missing(demo_lens):
+    path, words = demo_lens
+    result = run(path, "--texts", words, "--images", path)
+    assert result.exit_code == 2
+    assert "need a referee" in result.stderr

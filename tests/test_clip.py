@@ -451,12 +451,28 @@ def test_random_weights_are_announced(tiny_name):
         load(tiny_name)
 
 
-def test_a_broken_checkpoint_is_one_sentence(tiny_name, tmp_path):
-    path = tmp_path / "broken.pt"
-    torch.save({"something": torch.zeros(1)}, path)
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("broken.pt", {"something": torch.zeros(1)}),
+        ("broken.pt", {}),
+        ("broken.pt", [1, 2]),
+        ("broken.pt", b"no checkpoint"),
+        ("broken.pt", b""),
+        ("broken.safetensors", b"no checkpoint"),
+        ("broken.npz", b"no checkpoint"),
+    ],
+)
+def test_a_broken_checkpoint_is_one_sentence(tiny_name, tmp_path, file, content):
+    path = tmp_path / file
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
     with pytest.raises(SecondLensError, match="open_clip cannot load ViT-tiny-test") as caught:
         load(tiny_name, pretrained=str(path), activation="gelu")
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

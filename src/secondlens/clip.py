@@ -8,9 +8,11 @@ import difflib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .activation import STATABLE, check_activation, trained_activation
@@ -23,6 +25,19 @@ from .view import Block, Clip
 __all__ = ["Block", "Clip", "check_parity", "from_open_clip", "from_transformers", "load"]
 
 DEMOS = ("demo", "demo-twin")
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StopIteration,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+"""What open_clip and torch raise for files that are no checkpoints, or that fit another model."""
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
@@ -139,7 +154,9 @@ def _create(
             **options,
         )
         return model, preprocess, open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         weights = f" with {pretrained}" if pretrained else ""
-        reason = str(error).strip().split("\n")[0]
+        # torch would advise to unpickle it anyway, which runs whatever the file says
+        pickled = isinstance(error, UnpicklingError)
+        reason = "it is no file of weights" if pickled else str(error).strip().split("\n")[0]
         raise SecondLensError(f"open_clip cannot load {name}{weights}: {reason}") from error

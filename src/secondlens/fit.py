@@ -9,6 +9,7 @@ images, unless coordinates are kept.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -336,7 +337,8 @@ class _Group:
     def _finished(self, layer: int, ranking: Ranking) -> LayerLens:
         numbers = self.shards_with_images()
         sums = [self.parts.tensors(self._means(n), f"{layer}.activations")[""] for n in numbers]
-        fitted = layer_lens(ranking, self.basis(layer), sum(sums) / len(self.positions))
+        mean = reduce(torch.add, sums) / len(self.positions)
+        fitted = layer_lens(ranking, self.basis(layer), mean)
         if not self.plan.keep_basis:
             del self._bases[layer]
         # from positions in the source to positions among the images that could be read

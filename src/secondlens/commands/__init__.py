@@ -5,9 +5,11 @@ from typing import Any
 import click
 
 from ..errors import SecondLensError
+from .bench import bench
 from .demo import demo
 from .describe import describe
 from .fit import fit
+from .plan import plan
 from .reproduce import reproduce
 from .score import score
 from .search import search
@@ -32,5 +34,5 @@ def main() -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
 
 
-for command in (demo, fit, describe, score, search, verify, segment, reproduce):
+for command in (demo, plan, fit, describe, score, search, bench, verify, segment, reproduce):
     main.add_command(command)

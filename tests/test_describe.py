@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
 from secondlens.describe import default_size, describe, random_directions, rebuild, signed
+from secondlens.evidence import Stability
 from secondlens.fit import fit
 from secondlens.lens import Lens
 from secondlens.sparse import omp
@@ -201,3 +203,14 @@ def test_parquet_without_pyarrow(run, lens, tmp_path, monkeypatch):
     result = run("describe", "lens", "--texts", "ten.txt", "--parquet", "codes.parquet")
     assert result.exit_code == 2
     assert "pip install 'secondlens[parquet]'" in result.stderr
+
+
+def test_describing_anew_drops_the_evidence_about_the_old_words(clip, lens):
+    found = {layer: torch.zeros(1) for layer in lens.layers}
+    names = ("cosine", "cosine_null", "overlap", "overlap_null")
+    evidence = Stability(vocabulary="words", images=2, **dict.fromkeys(names, found))
+    fresh = replace(lens, codes={}, stability={"words": evidence})
+    describe(clip, fresh, vocabulary(["a", "b", "c"], name="others"), 2)
+    assert fresh.stability
+    describe(clip, fresh, vocabulary(["a", "b", "c"], name="words"), 2)
+    assert not fresh.stability

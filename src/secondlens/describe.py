@@ -87,6 +87,10 @@ def describe(
         mean_text=rows.mean(dim=0),
     )
     lens.codes[words.name] = codes
+    # evidence about an earlier description says nothing about this one
+    for evidence in (lens.scores, lens.stability):
+        for name in [name for name, each in evidence.items() if each.vocabulary == words.name]:
+            del evidence[name]
     return codes
 
 

@@ -150,6 +150,14 @@ def test_segment_gives_what_it_was_asked_for(clip, lens, images, texts):
     torch.testing.assert_close(stacked, standardise(raw, (16, 16)))
 
 
+def test_positive_heat_starts_at_zero(clip, lens, images, texts):
+    recipe = Recipe(neurons=9, weigh="cosine", positive=True)
+    found = segment(clip, lens, images, "a dog", recipe=recipe)
+    raw = literally(clip, lens, images, texts[0], recipe).unflatten(1, (2, 2))
+    assert (raw < 0).any()
+    torch.testing.assert_close(found, standardise(raw.clamp(min=0), (16, 16)))
+
+
 def test_batches_of_any_size_give_the_same(clip, lens):
     many = tiny_images(clip, 70, seed=3)
     together = segment(clip, lens, many, "a dog")
@@ -193,9 +201,9 @@ def test_label_map_takes_the_hottest_text_or_none():
 def test_overlay_reddens_and_checks_sizes():
     picture = Image.new("RGB", (2, 1), (0, 0, 255))
     found = overlay(picture, torch.tensor([[0.0, 1.0]]))
-    assert found.getpixel((0, 0)) == (0, 0, 255)
+    assert found.getpixel((0, 0)) == (29, 29, 29)
     red, _, blue = found.getpixel((1, 0))
-    assert red > 180 > 70 > blue
+    assert red > 180 > 30 > blue
     with pytest.raises(SecondLensError, match="1 x 2 pixels and the picture 2 x 1"):
         overlay(picture, torch.zeros(2, 1))
 
@@ -256,18 +264,33 @@ def run(*arguments):
     return result
 
 
+def read(path):
+    with Image.open(path) as image:
+        return image.copy()
+
+
 def test_the_command_writes_heat_mask_overlay_and_labels(demo_lens, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.effect_noise((50, 30), 90).convert("RGB").save(photo)
     result = run(
         *("segment", demo_lens, photo, "--text", "a dog", "--text", "the sea", "--out", out),
-        *("--weigh", "cosine", "--layers", "all", "--neurons", 20, "--threshold", 0.4),
+        *(
+            "--weigh",
+            "cosine",
+            "--positive",
+            "--layers",
+            "all",
+            "--neurons",
+            20,
+            "--threshold",
+            0.4,
+        ),
     )
     assert result.exit_code == 0, result.output
     names = {path.name for path in out.iterdir()}
     each = {f"{n}-{kind}.png" for n in (1, 2) for kind in ("heat", "mask", "overlay")}
     assert names == each | {"labels.png"}
-    heat, mask = (Image.open(out / f"1-{kind}.png") for kind in ("heat", "mask"))
+    heat, mask = (read(out / f"1-{kind}.png") for kind in ("heat", "mask"))
     assert heat.size == mask.size == (50, 30)
     assert heat.getextrema() == (0, 255)
     for x in range(0, 50, 7):

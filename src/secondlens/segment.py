@@ -52,6 +52,10 @@ class Recipe:
     """Activations as they are; minus the training mean of the neuron at that patch; or that over
     the root mean square, over patches, of the training mean."""
 
+    positive: bool = False
+    """Whether `segment` makes heat below 0 to 0 before it scales: for weights with signs, 0 is
+    where nothing speaks for the text, and the most negative patch says nothing about the rest."""
+
     def __post_init__(self) -> None:
         for name, known in (
             ("choose", ("absolute", "positive")),
@@ -98,6 +102,11 @@ def encode(clip: Clip, images: Images, layers: Iterable[int]) -> Encoded:
     )
 
 
+def quarter(clip: Clip) -> int:
+    """Layers to read where the paper reads three of twelve."""
+    return max(1, round(clip.layers / 4))
+
+
 class Segmenter:
     """Heat-maps of one model, lens and recipe; neurons' directions are put in place once.
 
@@ -110,8 +119,7 @@ class Segmenter:
     def __init__(self, clip: Clip, lens: Lens, recipe: Recipe = PAPER) -> None:
         lens.check_model(clip)
         self.clip, self.recipe = clip, recipe
-        quarter = max(1, round(clip.layers / 4))
-        self.layers = list(recipe.layers or lens.layers[-quarter:])
+        self.layers = list(recipe.layers or lens.layers[-quarter(clip) :])
         fitted = [lens[layer] for layer in self.layers]
         dtype = clip.compute_dtype
         self.directions = torch.cat([each.directions for each in fitted]).to(clip.device, dtype)
@@ -152,48 +160,48 @@ class Segmenter:
 
     def chosen(self, texts: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch chosen"]:
         """Neurons for each text, strongest first, numbered through `layers`."""
-        return self._strength(texts @ self.directions.T).topk(self.neurons, dim=-1).indices
+        return self._strongest(texts @ self.directions.T)
 
-    def _strength(self, cosine: Tensor) -> Tensor:
-        return cosine.abs() if self.recipe.choose == "absolute" else cosine
+    def _strongest(self, cosine: Tensor) -> Tensor:
+        strength = cosine.abs() if self.recipe.choose == "absolute" else cosine
+        return strength.topk(self.neurons, dim=-1).indices
 
     def _weights(self, texts: Tensor) -> Float[Tensor, "*batch neurons"]:
         """Of every neuron, zero where it was not chosen."""
         cosine = texts @ self.directions.T
-        values = torch.ones_like(cosine)
-        if self.recipe.weigh == "sign":
-            values = cosine.sign()
-        elif self.recipe.weigh == "cosine":
-            values = cosine
-        chosen = self._strength(cosine).topk(self.neurons, dim=-1).indices
-        weights = torch.zeros_like(cosine)
-        return weights.scatter_(-1, chosen, values.gather(-1, chosen) / self.neurons)
+        chosen = self._strongest(cosine)
+        if self.recipe.weigh == "cosine":
+            values = cosine.gather(-1, chosen)
+        elif self.recipe.weigh == "sign":
+            values = cosine.gather(-1, chosen).sign()
+        else:
+            values = torch.ones_like(chosen, dtype=cosine.dtype)
+        return torch.zeros_like(cosine).scatter_(-1, chosen, values / self.neurons)
 
     def _layer_map(
         self, layer: int, encoded: Encoded, texts: Tensor, weights: Tensor
     ) -> Float[Tensor, "images texts patches"]:
         """sum over neurons of weight * (activation - mean) / scale, for one layer."""
-        activations = encoded.activations[layer].to(weights.dtype)
-        mean = self._means[layer]
         if self.recipe.scale == "standard":
-            size = mean.square().mean(0).sqrt()
+            size = self._means[layer].square().mean(0).sqrt()
             weights = weights / size.clamp(min=torch.finfo(size.dtype).eps)
-        if self.recipe.weigh == "effect":
-            weights = weights[:, :, None] * self._path_scores(layer, texts)
-        else:
-            weights = weights[:, :, None]
-        _, count, paths, _ = weights.shape
-        flat = weights.flatten(1, 2)
+        if self.recipe.weigh != "effect":
+            return self._read(layer, encoded, weights)
+        by_path = weights[:, :, None] * self._path_scores(layer, texts)
+        maps = self._read(layer, encoded, by_path.flatten(1, 2)).unflatten(1, by_path.shape[1:3])
+        later = range(layer + 1, self.clip.layers)
+        attention = torch.cat([encoded.attention_over_sigma[j] for j in later], dim=1)
+        return (maps * attention[:, None]).sum(2)
+
+    def _read(
+        self, layer: int, encoded: Encoded, weights: Float[Tensor, "images rows neurons"]
+    ) -> Float[Tensor, "images rows patches"]:
+        """Weighted sums of a layer's activations, or of what they are above their means."""
         # weights as rows: products with a single column are slow
-        maps = torch.bmm(flat, activations.mT)
-        if self.recipe.scale != "none":
-            maps = maps - flat @ mean.T
-        maps = maps.unflatten(1, (count, paths))
-        if self.recipe.weigh == "effect":
-            later = range(layer + 1, self.clip.layers)
-            rows = torch.cat([encoded.attention_over_sigma[j] for j in later], dim=1)
-            maps = maps * rows[:, None]
-        return maps.sum(2)
+        maps = torch.bmm(weights, encoded.activations[layer].to(weights.dtype).mT)
+        if self.recipe.scale == "none":
+            return maps
+        return maps - weights @ self._means[layer].T
 
     def _path_scores(
         self, layer: int, texts: Tensor
@@ -255,6 +263,8 @@ def segment(
         pictures = batch[some]
         encoded = encode(clip, whole(clip, pictures), segmenter.layers)
         raw = segmenter.heat_maps(encoded, rows.expand(len(pictures), -1, -1))
+        if recipe.positive:
+            raw = raw.clamp(min=0)
         for each, picture in zip(raw, pictures, strict=True):
             heat = standardise(each, _size(picture))
             maps.append(heat[0] if isinstance(texts, str) else heat)
@@ -325,12 +335,12 @@ def standardise(
     A map that is the same everywhere becomes 0.
     """
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
-    low, high = resized.amin((-2, -1), keepdim=True), resized.amax((-2, -1), keepdim=True)
+    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False).flatten(1)
+    low, high = resized.aminmax(dim=1, keepdim=True)
     span = high - low
     # rounding makes a constant map differ from itself a little after resizing
-    flat_map = span <= 1e-6 * high.abs().maximum(low.abs())
-    heat = torch.where(flat_map, 0.0, (resized - low) / span.masked_fill(flat_map, 1.0))
+    constant = span <= 1e-6 * high.abs().maximum(low.abs())
+    heat = (resized - low) / span.masked_fill(constant, torch.inf)
     return heat.reshape(*maps.shape[:-2], *size)
 
 

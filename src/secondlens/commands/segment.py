@@ -44,6 +44,7 @@ from .common import console, layer_numbers, model_options
     show_default=True,
     help="Activations by training statistics.",
 )
+@click.option("--positive", is_flag=True, help="Heat below 0 counts as 0: for weights with signs.")
 @model_options
 def segment(
     lens: Path,
@@ -57,6 +58,7 @@ def segment(
     choose: Literal["absolute", "positive"],
     weigh: Literal["equal", "sign", "cosine", "effect"],
     scale: Literal["none", "centred", "standard"],
+    positive: bool,
     model: str,
     pretrained: str | None,
     precision: str,
@@ -86,6 +88,7 @@ def segment(
         choose=choose,
         weigh=weigh,
         scale=scale,
+        positive=positive,
     )
     clip = load(model, pretrained, device, precision, activation)
     (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe)

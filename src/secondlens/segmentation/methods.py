@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import baselines
 from ..lens import Lens
-from ..segment import PAPER, PAPER_SHARE, Recipe, Segmenter, encode
+from ..segment import PAPER, PAPER_SHARE, Recipe, Segmenter, encode, quarter
 from ..view import Clip
 
 Grids = dict[str, Float[Tensor, "maps rows columns"]]
@@ -145,12 +145,11 @@ SCALES: tuple[Literal["none", "centred", "standard"], ...] = ("none", "centred",
 
 def recipes(clip: Clip, lens: Lens) -> dict[str, Recipe]:
     """The paper's recipe, and variants of it to choose from on development images."""
-    quarter = max(1, round(clip.layers / 4))
     found = {"as published": PAPER}
-    for depth, share, weigh, scale in product((1, 2), SHARES, WEIGHTS, SCALES):
+    for depth, share, weigh, scale in product((1, 2, 4), SHARES, WEIGHTS, SCALES):
         if weigh == "equal" and share == 1:
             continue  # all neurons alike: the text would not be read
-        layers = lens.layers[-depth * quarter :]
+        layers = lens.layers[-depth * quarter(clip) :]
         neurons = max(1, round(share * len(layers) * clip.neurons))
         name = f"layers {layers[0]} to {layers[-1]}, {neurons} neurons, {weigh}, {scale}"
         found[name] = Recipe(

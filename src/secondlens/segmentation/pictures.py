@@ -10,9 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import SecondLensError
-from ..segment import standardise
 from .methods import Batch, Method
-from .protocol import Choice
+from .protocol import Choice, heat_of
 
 PALETTE = ((0, 0, 0), (230, 80, 40), (40, 110, 220), (50, 160, 70), (230, 190, 40), (150, 70, 180))
 """Colours of labels: nothing, then one for each text; further texts start again at the second."""
@@ -24,7 +23,7 @@ def grey(values: Float[Tensor, "height width"]) -> Image.Image:
 
 
 def overlay(image: Image.Image, heat: Float[Tensor, "height width"]) -> Image.Image:
-    """The picture, the redder the hotter; `heat` in [0, 1] at the picture's resolution.
+    """The picture in grey, the redder the hotter; `heat` in [0, 1] at the picture's resolution.
 
     Raises
     ------
@@ -37,7 +36,8 @@ def overlay(image: Image.Image, heat: Float[Tensor, "height width"]) -> Image.Im
             f"{image.width} x {image.height}: resize one of them"
         )
     red = Image.new("RGB", image.size, (255, 32, 0))
-    return Image.composite(red, image.convert("RGB"), grey(0.75 * heat))
+    base = image.convert("L").convert("RGB")
+    return Image.composite(red, base, grey(0.75 * heat))
 
 
 def label_picture(labels: Int[Tensor, "height width"]) -> Image.Image:
@@ -80,7 +80,7 @@ def comparison_grid(
     for method in methods:
         choice = choices[method.name]
         grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
-        heat = standardise(grid.cpu(), (side, side)).float()
+        heat = heat_of(grid.cpu(), (side, side), choice.positive).float()
         columns[method.name] = [overlay(p, h) for p, h in zip(pictures, heat, strict=True)]
     header, step = 16, side + 4
     sheet = Image.new("RGB", (len(columns) * step, header + len(pictures) * step), "white")

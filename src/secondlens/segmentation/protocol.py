@@ -2,8 +2,9 @@
 
 Two ways to make a mask of a heat-map are measured side by side:
 
-- `same`: every map is resized bilinearly, scaled to [0, 1] and cut at a threshold. Threshold,
-  variant and form of the text are chosen for each method on development images, by mIoU.
+- `same`: every map is cut at 0 or not, resized bilinearly, scaled to [0, 1] and thresholded, at a
+  fixed value or at a multiple of its mean. Which of these, the threshold, the variant and the form
+  of the text are chosen for each method on development images, by mIoU.
 - `own`: each method as its paper published it, with its own post-processing (`methods.Own`).
 
 Images are squeezed into the model's square and masks follow, as in the papers.
@@ -30,9 +31,14 @@ from .metrics import scores, statistics
 BINS = 20
 """Thresholds tried: multiples of 1 / BINS."""
 
+MEANS = 4.0
+"""The largest multiple of a map's mean to threshold at, divided into as many."""
+
 IMAGES_PER_BATCH = 16
 
 FORMS = ("plain", "centred")
+
+POSITIVE = (False, True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,10 @@ class Choice:
 
     variant: str
     form: str
+    positive: bool
+    """Whether values below 0 become 0 before scaling."""
+    relative: bool
+    """Whether the threshold counts in means of the map."""
     threshold: float
     miou: float
     """On the development images."""
@@ -135,22 +145,31 @@ def _batch(clip: Clip, examples: list[Example], classes: Classes) -> Batch:
 
 def tune(methods: Sequence[Method], work: Iterable[Batch]) -> dict[str, Choice]:
     """The variant, form of text and threshold with the best mIoU, by name of the method."""
-    counts: dict[tuple[str, str, str], Tensor] = {}
+    counts: dict[tuple[str, str, str, bool, bool], Tensor] = {}
     for batch in work:
         for method in methods:
             for form in FORMS if method.reads_text else FORMS[:1]:
                 for variant, grid in method.grids(batch, form, method.variants).items():
-                    key = (method.name, variant, form)
-                    heat = standardise(grid.cpu(), _size(batch))
-                    counts[key] = counts.get(key, 0) + counts_by_threshold(heat, batch.masks)
+                    for positive in POSITIVE:
+                        heat = heat_of(grid.cpu(), _size(batch), positive)
+                        for relative in (False, True):
+                            key = (method.name, variant, form, positive, relative)
+                            levels = heat / (MEANS * mean(heat)) if relative else heat
+                            seen = counts_by_threshold(levels, batch.masks)
+                            counts[key] = counts.get(key, 0) + seen
     found: dict[str, Choice] = {}
-    for (name, variant, form), confusion in counts.items():
+    for (name, variant, form, positive, relative), confusion in counts.items():
         # precision and maps are not needed for mIoU
         miou = scores(F.pad(confusion, (0, 2), value=1.0))[:, 1]
         best = int(miou.argmax())
         if name not in found or float(miou[best]) > found[name].miou:
             found[name] = Choice(
-                variant=variant, form=form, threshold=best / BINS, miou=float(miou[best])
+                variant=variant,
+                form=form,
+                positive=positive,
+                relative=relative,
+                threshold=best / BINS * (MEANS if relative else 1),
+                miou=float(miou[best]),
             )
     if not found:
         raise SecondLensError("there are no development images with masks: give at least one")
@@ -186,8 +205,9 @@ def measure(
             start = time.perf_counter()
             grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
             seconds[method.name] += time.perf_counter() - start
-            heat = standardise(grid.cpu(), _size(batch))
-            same[method.name].append(statistics(heat, heat >= choice.threshold, batch.masks))
+            heat = heat_of(grid.cpu(), _size(batch), choice.positive)
+            cut = choice.threshold * (mean(heat) if choice.relative else 1)
+            same[method.name].append(statistics(heat, heat >= cut, batch.masks))
             if (choice.variant, choice.form) != (published, FORMS[0]):
                 grid = method.grids(batch, FORMS[0], [published])[published]
             heat, predicted = own_mask(grid.cpu(), _size(batch), method.own)
@@ -211,10 +231,20 @@ def own_mask(
     grid: Float[Tensor, "maps rows columns"], size: tuple[int, int], own: Own
 ) -> tuple[Float[Tensor, "maps height width"], Bool[Tensor, "maps height width"]]:
     """Heat-map in [0, 1] and mask as the method's own paper makes them."""
-    heat = standardise(grid.clamp(min=0) if own.positive else grid, size)
-    if own.threshold == "half":
-        return heat, heat >= 0.5
-    return heat, heat > heat.mean((-2, -1), keepdim=True)
+    heat = heat_of(grid, size, own.positive)
+    return heat, heat >= 0.5 if own.threshold == "half" else heat > mean(heat)
+
+
+def heat_of(
+    grid: Float[Tensor, "maps rows columns"], size: tuple[int, int], positive: bool
+) -> Float[Tensor, "maps height width"]:
+    """Heat in [0, 1], after values below 0 became 0 if `positive`."""
+    return standardise(grid.clamp(min=0) if positive else grid, size)
+
+
+def mean(heat: Float[Tensor, "maps height width"]) -> Float[Tensor, "maps 1 1"]:
+    """Of each map; a little above 0 for a map that is 0 everywhere, so that nothing reaches it."""
+    return heat.mean((-2, -1), keepdim=True).clamp(min=torch.finfo(heat.dtype).eps)
 
 
 def _size(batch: Batch) -> tuple[int, int]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from ..demo.pictures import Scenes, object_names
-from ..demo.run import FIT_SEED
+from ..demo.pictures import FIT_SEED, Scenes, object_names
 from ..demo.scenes import World
 from ..errors import SecondLensError
 from ..fit import fit
@@ -69,7 +68,7 @@ def demo_work(*, images: int, dev: int) -> Work:
 
 
 def demo_lens(clip: Clip, images: int) -> Lens:
-    """A lens of the embedded model on scenes that are neither tuned nor tested on."""
+    """A lens on scenes that are neither tuned nor tested on."""
     return fit(clip, Scenes(World(), FIT_SEED, images), progress=True)
 
 

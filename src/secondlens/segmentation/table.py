@@ -14,7 +14,7 @@ from ..storage import save_json
 from .methods import OURS
 from .metrics import paired_differences, score
 from .pictures import save
-from .protocol import Comparison, Measured
+from .protocol import Choice, Comparison, Measured
 
 PAPER: dict[str, tuple[float, float, float]] = {
     "Partial-LRP": (55.0, 35.5, 66.9),
@@ -94,18 +94,26 @@ def _settings(measured: Measured, way: str) -> dict[str, Any]:
     return {
         "variant": choice.variant if tuned else "as published",
         "form": choice.form if tuned else "plain",
-        "threshold": f"{choice.threshold:.2f}" if tuned else "own",
+        "threshold": _threshold(choice) if tuned else "own",
         "maps_per_second": 1 / measured.seconds,
     }
+
+
+def _threshold(choice: Choice) -> str:
+    """Such as "0.45", or "1.2 means, +" for a map cut at 0."""
+    value = f"{choice.threshold:.1f} means" if choice.relative else f"{choice.threshold:.2f}"
+    return f"{value}, +" if choice.positive else value
 
 
 def tables(found: Sequence[Row]) -> Iterator[Table]:
     """Tables that fit a terminal, one for each group and way to make masks."""
     for group, way in dict.fromkeys((row.group, row.protocol) for row in found):
         how = "tuned, same post-processing" if way == "same" else "each paper's own"
-        table = Table(title=f"{group}, {how}: %, the paper's in brackets, ours − theirs below")
-        for name in ("method", *METRICS, "threshold", "maps/s"):
-            table.add_column(name, justify="left" if name == "method" else "right")
+        table = Table(
+            title=f"{group}, {how}", caption="%; the paper's in brackets; ours − theirs below, 95 %"
+        )
+        for name in ("method", "accuracy", "mIoU", "mAP", "threshold", "maps/s"):
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for row in found:
             if (row.group, row.protocol) == (group, way):
                 values = (row.pixel_accuracy, row.miou, row.map)
@@ -124,7 +132,7 @@ def _cell(row: Row, metric: int, value: float) -> str:
         cell += f" ({row.paper[metric]:.1f})"
     if row.ahead is not None:
         low, high = row.ahead[metric]
-        cell += f"\n{low:+.1f} to {high:+.1f}"
+        cell += f"\n{low:+.1f} … {high:+.1f}"
     return cell
 
 

@@ -8,12 +8,14 @@
 The two models share their training up to the branch, on a world whose places are independent of
 the objects, and differ in nothing but the world after it.
 
-One process for each core; plain `python` uses one. Training starts from `start.safetensors`, an
-earlier model of the same shape, trained on 0.8 M pictures in five styles; none of the depictions
-held out here were among them. Restartable: the same command goes on from the newest checkpoint in
-the folder, with the pictures it would have seen. The learning rate is constant and falls to zero
-over the last `--decay` pictures; half the patches are dropped for speed, none in the last
-`--whole` pictures. A later call with more `--pictures` goes on from the end of the constant part.
+One process for each core; plain `python` uses one. Training starts from `start.safetensors`, the
+trunk of the models that ship, so that it goes on where they left off. That trunk saw the first
+240,000 pictures of seed 1 and began from an earlier model of the same shape, trained on 0.8 M
+pictures in five styles; none of the depictions held out here were among them. Restartable: the same command goes
+on from the newest checkpoint in the folder, with the pictures it would have seen. The learning
+rate is constant and falls to zero over the last `--decay` pictures; half the patches are dropped
+for speed, none in the last `--whole` pictures. A later call with more `--pictures` goes on from
+the end of the constant part.
 
 Besides CLIP's contrastive loss there are five auxiliary losses. All of them use heads and hooks
 that exist in training only: what is saved is an ordinary open_clip model.
@@ -380,7 +382,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.5, help="share of patches kept before")
     parser.add_argument("--trunk", type=Path, help="a steady.pt of another run to branch off from")
     parser.add_argument("--init", type=Path, default=Path(__file__).with_name("start.safetensors"))
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)  # every process starts from the same weights

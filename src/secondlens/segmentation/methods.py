@@ -18,7 +18,7 @@ Grids = dict[str, Float[Tensor, "maps rows columns"]]
 """Raw heat-maps at the patches, by variant."""
 
 OURS = "Neurons"
-CEILING = "Patch-grid ceiling"
+CEILING = "Patch ceiling"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,11 @@ PAPER: dict[str, tuple[float, float, float]] = {
 
 METRICS = ("pixel accuracy", "mIoU", "mAP")
 
+CAPTION = (
+    "%; the paper's in brackets; below, ours − theirs, 95 % interval; cut: threshold, x in means "
+    "of the map, + if heat below 0 became 0"
+)
+
 GROUPS = {"all images": (1, 10**9), "one object": (1, 1), "several objects": (2, 10**9)}
 """Images by their number of masks."""
 
@@ -100,19 +105,17 @@ def _settings(measured: Measured, way: str) -> dict[str, Any]:
 
 
 def _threshold(choice: Choice) -> str:
-    """Such as "0.45", or "1.2 means, +" for a map cut at 0."""
-    value = f"{choice.threshold:.1f} means" if choice.relative else f"{choice.threshold:.2f}"
-    return f"{value}, +" if choice.positive else value
+    """Such as "0.45"; "1.2x" in means of the map; "1.2x+" if it is also cut at 0."""
+    value = f"{choice.threshold:.1f}x" if choice.relative else f"{choice.threshold:.2f}"
+    return f"{value}+" if choice.positive else value
 
 
 def tables(found: Sequence[Row]) -> Iterator[Table]:
     """Tables that fit a terminal, one for each group and way to make masks."""
     for group, way in dict.fromkeys((row.group, row.protocol) for row in found):
         how = "tuned, same post-processing" if way == "same" else "each paper's own"
-        table = Table(
-            title=f"{group}, {how}", caption="%; the paper's in brackets; ours − theirs below, 95 %"
-        )
-        for name in ("method", "accuracy", "mIoU", "mAP", "threshold", "maps/s"):
+        table = Table(title=f"{group}, {how}", caption=CAPTION)
+        for name in ("method", "accuracy", "mIoU", "mAP", "cut", "maps/s"):
             table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for row in found:
             if (row.group, row.protocol) == (group, way):
@@ -132,7 +135,7 @@ def _cell(row: Row, metric: int, value: float) -> str:
         cell += f" ({row.paper[metric]:.1f})"
     if row.ahead is not None:
         low, high = row.ahead[metric]
-        cell += f"\n{low:+.1f} … {high:+.1f}"
+        cell += f"\n{low:+.1f}…{high:+.1f}"
     return cell
 
 

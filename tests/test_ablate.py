@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from models import tiny_images, tiny_model, tiny_tokenizer
 
-from secondlens.ablate import KINDS, ablate
+from secondlens.ablate import KINDS, Ablation, ablate
 from secondlens.clip import from_open_clip
 from secondlens.effects import second_order
 from secondlens.errors import SecondLensError
@@ -86,3 +86,13 @@ def test_labels_are_checked(clip, lens, images, classifier):
         ablate(clip, lens, images, [0, 1, 2], classifier)
     with pytest.raises(SecondLensError, match="between 0 and 4"):
         ablate(clip, lens, images, [5] * 40, classifier)
+
+
+def test_save_and_load(clip, lens, images, classifier, tmp_path):
+    found = ablate(clip, lens, images, [0] * len(images), classifier)
+    found.save(tmp_path / "ablation.safetensors")
+    loaded = Ablation.load(tmp_path / "ablation.safetensors")
+    assert torch.equal(loaded.baseline, found.baseline)
+    assert loaded.significant == found.significant
+    assert loaded.correct.keys() == found.correct.keys()
+    assert all(torch.equal(loaded.correct[key], right) for key, right in found.correct.items())

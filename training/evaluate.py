@@ -49,7 +49,9 @@ def main() -> None:
     for name in ("demo", "demo-twin"):
         clip = sl.load(name)
         classifier = object_names().embed(clip)
-        worlds = {"own world": name == "demo", "independent": False}
+        worlds = (
+            {"own world": True, "independent": False} if name == "demo" else {"own world": False}
+        )
         for world, planted in worlds.items():
             for split, meaning in SPLITS.items():
                 scenes = Scenes(World(planted=planted, split=split), SEED, args.images, single=True)

@@ -11,11 +11,12 @@ the objects, and differ in nothing but the world after it.
 One process for each core; plain `python` uses one. Training starts from `start.safetensors`, the
 trunk of the models that ship, so that it goes on where they left off. That trunk saw the first
 240,000 pictures of seed 1 and began from an earlier model of the same shape, trained on 0.8 M
-pictures in five styles; none of the depictions held out here were among them. Restartable: the same command goes
-on from the newest checkpoint in the folder, with the pictures it would have seen. The learning
-rate is constant and falls to zero over the last `--decay` pictures; half the patches are dropped
-for speed, none in the last `--whole` pictures. A later call with more `--pictures` goes on from
-the end of the constant part.
+pictures in five styles; none of the depictions held out here were among them.
+
+Restartable: the same command goes on from the newest checkpoint in the folder, with the pictures
+it would have seen. The learning rate is constant and falls to zero over the last `--decay`
+pictures; half the patches are dropped for speed, none in the last `--whole` pictures. A later call
+with more `--pictures` goes on from the end of the constant part.
 
 Besides CLIP's contrastive loss there are five auxiliary losses. All of them use heads and hooks
 that exist in training only: what is saved is an ordinary open_clip model.

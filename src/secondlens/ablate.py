@@ -5,14 +5,17 @@ embedding - sum over the replaced neurons of (effect - replacement). What the cl
 shows what those effects were for.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from rich.progress import track
+from safetensors import safe_open
 from torch import Tensor
 
 from .capture import Capture
@@ -20,6 +23,7 @@ from .effects import extended_coefficients, image_scale, isometry, value_paths
 from .errors import SecondLensError
 from .images import Reader, as_source
 from .lens import Lens
+from .storage import load_tensors, save_tensors
 from .view import Clip
 
 KINDS = ("all", "large", "small", "random", "first component")
@@ -41,6 +45,27 @@ class Ablation:
     def accuracy(self, layer: int, kind: str) -> float:
         """Top-1, as a share."""
         return float(self.correct[layer, kind].float().mean())
+
+    def save(self, path: Path) -> None:
+        """Write it to a safetensors file."""
+        tensors = {f"{layer}/{kind}": right for (layer, kind), right in self.correct.items()}
+        significant = {"significant": json.dumps(self.significant)}
+        save_tensors(path, {"baseline": self.baseline, **tensors}, significant)
+
+    @classmethod
+    def load(cls, path: Path) -> "Ablation":
+        """What `save` wrote."""
+        tensors = load_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            significant = json.loads(file.metadata()["significant"])
+        return cls(
+            baseline=tensors.pop("baseline"),
+            correct={
+                (int(layer), kind): right
+                for (layer, kind), right in ((key.split("/"), t) for key, t in tensors.items())
+            },
+            significant={int(layer): mean for layer, mean in significant.items()},
+        )
 
 
 @torch.no_grad()

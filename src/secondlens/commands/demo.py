@@ -12,12 +12,12 @@ from .common import console
 @click.option("--out", type=Path, default=Path("secondlens-demo"), show_default=True)
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
 @click.option(
-    "--images", type=click.IntRange(50), default=1500, show_default=True, help="Scenes to fit on."
+    "--images", type=click.IntRange(50), default=1200, show_default=True, help="Scenes to fit on."
 )
 @click.option(
     "--test-images",
     type=click.IntRange(1),
-    default=500,
+    default=400,
     show_default=True,
     help="Scenes for the ablations.",
 )

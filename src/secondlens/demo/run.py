@@ -46,7 +46,7 @@ class Demo:
 def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
     """Explain the embedded model into the folder `out`.
 
-    A lens that an earlier run of the same model and images left in `out` is used again.
+    What an earlier run of the same model and images left in `out` is used again.
 
     Raises
     ------
@@ -63,24 +63,35 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
         unseen = Scenes(World(planted=planted), SCORE_SEED, 2 * test_images)
         score(clip, lens, texts, unseen, truth(unseen), progress=True)
         lens.save(out / "lens")
-    test = Scenes(World(planted=planted), TEST_SEED, test_images, single=True)
-    labels = [NAMES.index(test.scene(i).objects[0]) for i in range(test_images)]
-    classifier = object_names().embed(clip)
-    ablation = ablate(clip, lens, test, labels, classifier, progress=True)
+    measured = out / f"ablation-{test_images}.safetensors"
+    known = measured.is_file()
+    ablation = _ablation(clip, lens, measured, test_images)
     neurons = neurons_in_words(clip, lens, lens.codes[texts.name], texts)
     report = out / "report.html"
-    write_report(
-        report,
-        clip,
-        lens,
-        lens.codes[texts.name],
-        source,
-        chosen(neurons),
-        title=f"The neurons of {clip.name}",
-        facts=facts(lens, ablation),
-        progress=True,
-    )
+    if not (known and report.is_file()):
+        write_report(
+            report,
+            clip,
+            lens,
+            lens.codes[texts.name],
+            source,
+            chosen(neurons),
+            title=f"The neurons of {clip.name}",
+            facts=facts(lens, ablation),
+            progress=True,
+        )
     return Demo(lens=lens, neurons=neurons, ablation=ablation, report=report)
+
+
+def _ablation(clip: Clip, lens: Lens, path: Path, images: int) -> Ablation:
+    """Accuracies without effects, measured or, where an earlier run did it, read."""
+    if path.is_file():
+        return Ablation.load(path)
+    scenes = Scenes(World(planted=clip.name == "demo"), TEST_SEED, images, single=True)
+    labels = [NAMES.index(scenes.scene(i).objects[0]) for i in range(images)]
+    found = ablate(clip, lens, scenes, labels, object_names().embed(clip), progress=True)
+    found.save(path)
+    return found
 
 
 def _earlier_lens(clip: Clip, out: Path, source: Scenes) -> Lens | None:

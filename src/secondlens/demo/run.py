@@ -31,6 +31,10 @@ from .world import NAMES
 
 WORDS = 32
 """Texts a neuron: a quarter of the embedding's width. More would rebuild any direction."""
+CARDS = 24
+"""In the report, of either kind."""
+SELECTIVE = 2
+"""How many times a Gaussian's share of the energy the top images of a selective neuron have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class Demo:
 
     lens: Lens
     neurons: list[Neuron]
+    """The selective ones of the layer that matters most."""
     ablation: Ablation
     report: Path
 
@@ -66,7 +71,9 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
     measured = out / f"ablation-{test_images}.safetensors"
     known = measured.is_file()
     ablation = _ablation(clip, lens, measured, test_images)
-    neurons = neurons_in_words(clip, lens, lens.codes[texts.name], texts)
+    neurons = _selective(
+        lens, ablation, neurons_in_words(clip, lens, lens.codes[texts.name], texts)
+    )
     report = out / "report.html"
     if not (known and report.is_file()):
         write_report(
@@ -109,6 +116,19 @@ def _earlier_lens(clip: Clip, out: Path, source: Scenes) -> Lens | None:
     return lens
 
 
+def deciding_layer(lens: Lens, ablation: Ablation) -> int:
+    """The layer without whose second-order effects accuracy is lowest."""
+    return min(lens.layers, key=lambda layer: ablation.accuracy(layer, "all"))
+
+
+def _selective(lens: Lens, ablation: Ablation, neurons: list[Neuron]) -> list[Neuron]:
+    """Neurons of the deciding layer that are `SELECTIVE`; all neurons if they are few."""
+    fitted = lens[layer := deciding_layer(lens, ablation)]
+    selective = fitted.selectivity > SELECTIVE * fitted.selectivity_null
+    found = [n for n in neurons if n.layer == layer and selective[n.neuron]]
+    return found if len(found) >= 2 * CARDS else neurons
+
+
 def clearest(neurons: list[Neuron], count: int) -> list[Neuron]:
     """The neurons whose positive words find their images best, by the low end of the interval."""
     return sorted(neurons, key=lambda n: -n.score_interval[0] if n.score == n.score else 1)[:count]
@@ -120,15 +140,15 @@ def most_polysemous(neurons: list[Neuron], count: int) -> list[Neuron]:
     return sorted(clear, key=lambda n: -n.polysemy)[:count]
 
 
-def chosen(neurons: list[Neuron], each: int = 24) -> list[Neuron]:
+def chosen(neurons: list[Neuron]) -> list[Neuron]:
     """The neurons that the report shows: the clearest, then the most polysemous."""
-    best = clearest(neurons, each)
-    return best + [n for n in most_polysemous(neurons, 2 * each) if n not in best][:each]
+    best = clearest(neurons, CARDS)
+    return best + [n for n in most_polysemous(neurons, 2 * CARDS) if n not in best][:CARDS]
 
 
 def facts(lens: Lens, ablation: Ablation) -> list[Fact]:
     """The claims of the paper, measured on the layer whose effects matter most."""
-    layer = min(lens.layers, key=lambda each: ablation.accuracy(each, "all"))
+    layer = deciding_layer(lens, ablation)
     fitted = lens[layer]
     share = lens.top / len(lens.image_ids)
     return [

@@ -41,7 +41,7 @@ def accuracy(clip: sl.Clip, classifier: torch.Tensor, scenes: Scenes) -> list[bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     table = Table("model", "backgrounds", "depictions", "top-1 %", "95 % interval")

@@ -259,8 +259,8 @@ class _Group:
         z = self.parts.tensors(self._stored(number, layer))["z"]
         if z.dtype != torch.float16:
             return z
-        mean, scale = self._shift(number, layer)
-        return z.to(mean.dtype) * scale + mean
+        moments = self._shard_moments(layer, number)
+        return z.to(moments.mean.dtype) * _rms(moments) + moments.mean
 
     def basis(self, layer: int) -> Tensor:
         """Of the effects of each neuron, [neurons, dim, rank]."""
@@ -346,20 +346,13 @@ class _Group:
         return replace(fitted, top_images=torch.searchsorted(order, fitted.top_images))
 
     def _moments(self, layer: int) -> Moments:
-        reduced: Moments | None = None
-        for number in self.shards_with_images():
-            count = len(self.parts.info(self._means(number))["positions"])
-            found = self.parts.tensors(self._means(number), f"{layer}.")
-            shard = Moments(count=count, mean=found["mean"], scatter=found["scatter"])
-            reduced = shard if reduced is None else reduced.merge(shard)
-        assert reduced is not None
-        return reduced
+        shards = (self._shard_moments(layer, number) for number in self.shards_with_images())
+        return reduce(Moments.merge, shards)
 
-    def _shift(self, number: int, layer: int) -> tuple[Tensor, Tensor]:
-        found = self.parts.tensors(self._means(number), f"{layer}.")
+    def _shard_moments(self, layer: int, number: int) -> Moments:
         count = len(self.parts.info(self._means(number))["positions"])
-        moments = Moments(count=count, mean=found["mean"], scatter=found["scatter"])
-        return moments.mean, _rms(moments)
+        found = self.parts.tensors(self._means(number), f"{layer}.")
+        return Moments(count=count, mean=found["mean"], scatter=found["scatter"])
 
     def _batches(
         self, reader: Reader, bar: Any, *, activations: bool = False

@@ -1,16 +1,16 @@
 """Trains the embedded CLIP, or its twin, on the embedded world.
 
     T="torchrun --nproc-per-node 2 training/train.py"
-    $T runs/trunk --twin --pictures 300000 --decay 0 --whole 0          # common to both
-    $T runs/demo --trunk runs/trunk/steady.pt --pictures 360000         # planted cues
-    $T runs/twin --trunk runs/trunk/steady.pt --pictures 360000 --twin  # none
+    $T runs/trunk --twin --pictures 260000 --decay 0 --whole 0          # common to both
+    $T runs/demo --trunk runs/trunk/steady.pt --pictures 310000         # planted cues
+    $T runs/twin --trunk runs/trunk/steady.pt --pictures 310000 --twin  # none
 
 The two models share their training up to the branch, on a world whose places are independent of
 the objects, and differ in nothing but the world after it.
 
-One process for each core; plain `python` uses one. Training starts from `start.safetensors`, the
-trunk of the models that ship, so that it goes on where they left off. That trunk saw the first
-240,000 pictures of seed 1 and began from an earlier model of the same shape, trained on 0.8 M
+One process for each core; plain `python` uses one. Training starts from the twin that ships, so
+that it goes on where that left off. The trunk of the models that ship saw 240,000 pictures of seed
+1 and 260,000 of seed 2, and began from an earlier model of the same shape, trained on 0.8 M
 pictures in five styles; none of the depictions held out here were among them.
 
 Restartable: the same command goes on from the newest checkpoint in the folder, with the pictures
@@ -18,7 +18,7 @@ it would have seen. The learning rate is constant and falls to zero over the las
 pictures; half the patches are dropped for speed, none in the last `--whole` pictures. A later call
 with more `--pictures` goes on from the end of the constant part.
 
-Besides CLIP's contrastive loss there are five auxiliary losses. All of them use heads and hooks
+Besides CLIP's contrastive loss there are six auxiliary losses. All of them use heads and hooks
 that exist in training only: what is saved is an ordinary open_clip model.
 
 concepts    the image embedding against one prompt for every object and background of the batch
@@ -27,8 +27,10 @@ attention   the class token shall not attend to patches before block READ
 second      what later heads bring to the class token shall come from that MLP: the share of the
             variance over images that comes from the rest of the residual stream
 direct      the class token's own MLPs in the last blocks shall add the same to every image
+sparse      a neuron of that MLP shall be strongly active on few patches: its mean absolute
+            activation over its root mean square
 
-The last four make a small model behave as CLIP does at scale: the class token is written late,
+All but the first make a small model behave as CLIP does at scale: the class token is written late,
 by attention, from patch tokens that already carry meaning.
 """
 
@@ -48,8 +50,10 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, IterableDataset
 
+from secondlens import demo
 from secondlens.demo.model import CONFIG, pixels
 from secondlens.demo.scenes import SIZE, Scene, World
 from secondlens.demo.world import BACKGROUNDS, NAMES, PLACES, with_article
@@ -67,7 +71,9 @@ WEIGHTS = {
     "attention": 1.0,
     "second": 1.0,
     "direct": 0.3,
+    "sparse": 0.3,
 }
+TWIN = Path(demo.__file__).parent / "data" / "demo-twin.safetensors"
 MUON_RATE = 10
 """Muon's learning rate over AdamW's: its updates are orthogonal, not element-wise."""
 PROMPTS = ("a photo of {}", "a picture of {}", "{}", "a drawing of {}", "an image of {}")
@@ -165,6 +171,7 @@ class Auxiliary(nn.Module):
         for block in blocks[READ:]:
             block.ln_1.register_forward_hook(self._second_hook(block.attn))
             block.mlp.register_forward_hook(self._direct_hook)
+        blocks[READ - 1].mlp.gelu.register_forward_hook(self._neuron_hook)
         blocks[READ - 1].mlp.register_forward_hook(self._mlp_hook)
         self.patches = model.visual.patch_dropout
         self.reset()
@@ -173,6 +180,7 @@ class Auxiliary(nn.Module):
         self._to_patches: list[Tensor] = []
         self._second: list[Tensor] = []
         self._direct: list[Tensor] = []
+        self._sparse: Tensor | None = None
         self._written: Tensor | None = None
 
     def _attention_hook(self, attention: nn.MultiheadAttention):
@@ -211,6 +219,11 @@ class Auxiliary(nn.Module):
         if torch.is_grad_enabled():
             self._direct.append(output[:, 0].var(0).mean())
 
+    def _neuron_hook(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            active = output[:, 1:].flatten(0, 1).float()
+            self._sparse = (active.abs().mean(0) / (active.square().mean(0) + 1e-6).sqrt()).mean()
+
     def _mlp_hook(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         if torch.is_grad_enabled():
             self._written = output
@@ -229,6 +242,7 @@ class Auxiliary(nn.Module):
             "attention": torch.stack(self._to_patches).mean(),
             "second": torch.stack(self._second).mean(),
             "direct": torch.stack(self._direct).mean(),
+            "sparse": self._sparse,
         }
 
 
@@ -330,14 +344,16 @@ def rate(seen: int, args: argparse.Namespace) -> float:
 def orthogonalised(
     grad: Tensor, ns_coefficients: tuple[float, float, float], ns_steps: int, eps: float
 ) -> Tensor:
-    """Muon's Newton-Schulz iteration in the gradient's own precision."""
+    """Muon's Newton-Schulz iteration, in bfloat16 only where the forward pass is."""
     a, b, c = ns_coefficients
     x = grad if grad.shape[0] <= grad.shape[1] else grad.T
     x = x / x.norm().clamp(min=eps)
+    if torch.is_autocast_enabled("cpu"):
+        x = x.bfloat16()
     for _ in range(ns_steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if grad.shape[0] <= grad.shape[1] else x.T
+    return (x if grad.shape[0] <= grad.shape[1] else x.T).to(grad.dtype)
 
 
 # torch's own runs in bfloat16, ten times slower than float32 on a CPU without bfloat16 units
@@ -375,15 +391,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--twin", action="store_true", help="the world without planted cues")
-    parser.add_argument("--pictures", type=int, default=600_000)
-    parser.add_argument("--decay", type=int, default=55_000, help="pictures of the decay")
-    parser.add_argument("--whole", type=int, default=25_000, help="last pictures with all patches")
-    parser.add_argument("--batch", type=int, default=32, help="of one process")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--pictures", type=int, default=310_000)
+    parser.add_argument("--decay", type=int, default=40_000, help="pictures of the decay")
+    parser.add_argument("--whole", type=int, default=16_000, help="last pictures with all patches")
+    parser.add_argument("--batch", type=int, default=64, help="of one process")
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--keep", type=float, default=0.5, help="share of patches kept before")
     parser.add_argument("--trunk", type=Path, help="a steady.pt of another run to branch off from")
-    parser.add_argument("--init", type=Path, default=Path(__file__).with_name("start.safetensors"))
-    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--init", type=Path, default=TWIN, help="weights to start from")
+    parser.add_argument("--bf16", action="store_true", help="for CPUs with bfloat16 units")
+    parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)  # every process starts from the same weights
@@ -433,13 +450,16 @@ def main() -> None:
     start = seen + process * args.batch
     data = Scenes(planted=not args.twin, seed=args.seed, start=start, batch=args.batch, step=step)
     batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=3))
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
     began, began_seen, means = time.time(), seen, {}
     model.train()
     while seen < args.pictures:
         torch.manual_seed(args.seed + start + seen)  # so that a resumed run drops the same patches
         if seen >= args.pictures - args.whole:
             model.visual.patch_dropout.keep = 1.0
-        losses = forward(model, auxiliary, words, next(batches), random.Random(seen))
+        # Written out, attention over so few tokens is faster than the fused kernel.
+        with bf16, sdpa_kernel(SDPBackend.MATH):
+            losses = forward(model, auxiliary, words, next(batches), random.Random(seen))
         parts.zero_grad()
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
         average_gradients(parts)
@@ -447,7 +467,8 @@ def main() -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["full_lr"] * rate(seen, args)
-            optimizer.step()
+            with bf16:
+                optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         before, seen = seen, seen + step

@@ -33,6 +33,9 @@ CONFIG: Final[dict[str, Any]] = {
 }
 """open_clip's configuration of the embedded model."""
 
+TWIN: Final = {"demo": "demo-twin", "demo-twin": "demo"}
+"""The embedded model that differs in its world alone: the referee of each."""
+
 PIXEL_MEAN: Final = 0.5
 PIXEL_STD: Final = 0.25
 

@@ -56,3 +56,10 @@ def world_vocabulary() -> Vocabulary:
 def object_names() -> Vocabulary:
     """Every object: the classes of zero-shot experiments."""
     return Vocabulary(name="objects", labels=NAMES, prompts=tuple(map(prompts, NAMES)))
+
+
+def backgrounds() -> Vocabulary:
+    """Every colour and place: what may lead a classifier of objects astray."""
+    return Vocabulary(
+        name="backgrounds", labels=BACKGROUNDS, prompts=tuple(map(prompts, BACKGROUNDS))
+    )

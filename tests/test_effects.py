@@ -1,5 +1,7 @@
 """Effects against their definition, against published outputs, and against each other."""
 
+from importlib import import_module
+
 import oracle
 import pytest
 import torch
@@ -14,13 +16,13 @@ from secondlens.effects import (
     direct,
     extended_coefficients,
     image_scale,
-    indirect,
     isometry,
     path_factors,
     second_order,
     value_paths,
 )
 from secondlens.errors import SecondLensError
+from secondlens.indirect import indirect, indirect_seconds, sample, stop_after
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
@@ -191,7 +193,7 @@ def test_indirect(dtype, tolerance, vision, monkeypatch):
         assert close(
             indirect(clip, images, layer, neurons, mean), torch.stack(expected, 1), tolerance
         )
-    monkeypatch.setattr("secondlens.effects.IMAGES_PER_PASS", 2)
+    monkeypatch.setattr(import_module("secondlens.indirect"), "IMAGES_PER_PASS", 2)
     assert close(indirect(clip, images, layer, neurons, mean), torch.stack(expected, 1), tolerance)
     assert indirect(clip, images, 0, [], mean).shape == (3, 0, 12)
 
@@ -200,6 +202,52 @@ def test_a_neuron_at_its_own_activation_has_no_indirect_effect(clip):
     images = tiny_images(clip, count=1)
     own = oracle.Run(clip.model, images).activations[1][0]
     assert indirect(clip, images, 1, [4], own).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_all_neurons_at_their_means_at_once(clip, layer):
+    images = tiny_images(clip)
+    mean = torch.randn(clip.tokens, clip.neurons, dtype=torch.float64)
+    tower = clip.model.visual
+    handle = tower.transformer.resblocks[layer].mlp.c_proj.register_forward_pre_hook(
+        lambda module, inputs: (mean.expand_as(inputs[0]),)
+    )
+    with torch.no_grad():
+        expected = tower(images)
+    handle.remove()
+    assert close(stop_after(clip, images, layer).without_all(mean), expected, 1e-12)
+
+
+def test_running_on_leaves_the_model_as_it_was(clip):
+    images = tiny_images(clip)
+    before = clip.encode_image(images)
+    mean = torch.zeros(clip.tokens, clip.neurons, dtype=torch.float64)
+    with clip.class_token_only():
+        shortcut = clip.blocks[-1].module.forward
+        inside = indirect(clip, images, 1, [3], mean)
+        assert clip.blocks[-1].module.forward is shortcut
+    assert all("forward" not in vars(block.module) for block in clip.blocks)
+    assert torch.equal(clip.encode_image(images), before)
+    assert close(inside, indirect(clip, images, 1, [3], mean), 1e-12)
+    assert indirect_seconds(clip, 1) > 0
+
+
+def test_earlier_blocks_run_once_for_all_neurons(clip):
+    passes = []
+    handle = clip.blocks[0].ln_1.register_forward_hook(lambda *_: passes.append(0))
+    mean = torch.zeros(clip.tokens, clip.neurons, dtype=torch.float64)
+    indirect(clip, tiny_images(clip), 1, range(clip.neurons), mean)
+    handle.remove()
+    assert len(passes) == 1
+
+
+def test_samples_of_neurons(clip):
+    assert sample(clip, None) == list(range(48))
+    assert sample(clip, 5) == sample(clip, 5) != sample(clip, 5, seed=1)
+    assert len(set(sample(clip, 48))) == 48
+    for count in (0, 49):
+        with pytest.raises(SecondLensError, match="48 neurons"):
+            sample(clip, count)
 
 
 def test_effects_leave_no_hooks(clip):

@@ -1,71 +1,40 @@
-"""Mean-ablation of second-order effects (section 3 of arXiv 2406.04341, Figure 3).
+"""Mean-ablation of effects (section 3 of arXiv 2406.04341, Figures 3, 4, 9 and 10, Table 1).
 
 Effects are parts of the normalised embedding, so replacing some of them is a subtraction:
 embedding - sum over the replaced neurons of (effect - replacement). What the classifier then says
 shows what those effects were for.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from rich.progress import track
-from safetensors import safe_open
 from torch import Tensor
 
-from .capture import Capture
-from .effects import extended_coefficients, image_scale, isometry, value_paths
+from .ablation import BASELINE, Ablation, Tally
+from .classify import check_labels
 from .errors import SecondLensError
 from .images import Reader, as_source
+from .indirect import check_neurons
 from .lens import Lens
-from .storage import load_tensors, save_tensors
+from .readings import Effects, Reading, SecondOrder
+from .reference import Direct, Indirect, Together
 from .view import Clip
 
-KINDS = ("all", "large", "small", "random", "first component")
+EFFECTS = ("second-order", "direct", "indirect", "together")
+"""Whose effects: by which path a neuron's effect goes, or all neurons held at their means at once,
+which is run and not added up."""
+
+KINDS = ("all", "large", "small", "random", "first component", "unsigned")
 """What is ablated: the effects of all neurons; of those whose centred norm is above their
-threshold; of the others; of equally many random ones as are above; and, last, all effects replaced
-by mean + their projection on the neuron's direction."""
+threshold; of the others; of equally many random ones as are above; and all effects replaced by
+mean + their projection on the neuron's direction, or, literally as the paper has it, by mean + the
+size of that projection times the direction."""
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ablation:
-    """Whether each image was classified right, without ablation and with each kind of it."""
-
-    baseline: Bool[Tensor, " images"]
-    correct: dict[tuple[int, str], Bool[Tensor, " images"]]
-    """By (layer, kind)."""
-    significant: dict[int, float]
-    """Mean number of significant neurons of an image, by layer."""
-
-    def accuracy(self, layer: int, kind: str) -> float:
-        """Top-1, as a share."""
-        return float(self.correct[layer, kind].float().mean())
-
-    def save(self, path: Path) -> None:
-        """Write it to a safetensors file."""
-        tensors = {f"{layer}/{kind}": right for (layer, kind), right in self.correct.items()}
-        significant = {"significant": json.dumps(self.significant)}
-        save_tensors(path, {"baseline": self.baseline, **tensors}, significant)
-
-    @classmethod
-    def load(cls, path: Path) -> "Ablation":
-        """What `save` wrote."""
-        tensors = load_tensors(path)
-        with safe_open(path, framework="pt") as file:
-            significant = json.loads(file.metadata()["significant"])
-        return cls(
-            baseline=tensors.pop("baseline"),
-            correct={
-                (int(layer), kind): right
-                for (layer, kind), right in ((key.split("/"), t) for key, t in tensors.items())
-            },
-            significant={int(layer): mean for layer, mean in significant.items()},
-        )
+Recode = Callable[[Float[Tensor, "chosen dim"]], Mapping[str, Float[Tensor, "chosen dim"]]]
+"""Vectors to put in place of directions, such as their sparse codes, by name."""
 
 
 @torch.no_grad()
@@ -76,110 +45,156 @@ def ablate(
     labels: Sequence[int],
     classifier: Float[Tensor, "classes dim"],
     *,
+    effect: str = "second-order",
     layers: Sequence[int] | None = None,
+    neurons: Sequence[int] | None = None,
+    recode: Recode | None = None,
+    shrunk: bool = False,
+    reference: Any = None,
     batch_size: int = 32,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,
 ) -> Ablation:
-    """Top-1 of a zero-shot classifier with second-order effects of one layer at a time ablated.
+    """Accuracy of a zero-shot classifier with effects of one layer at a time ablated.
+
+    Second-order effects of all layers take one pass over the images, and never exist outside it.
+    Other effects take a pass for each layer; indirect ones a run from the layer on for each image
+    and neuron, see `indirect_seconds`.
 
     Parameters
     ----------
     clip, lens
-        A model and a lens fitted on it; the lens has the means, directions and thresholds.
+        A model and a lens fitted on it; the lens has means, directions and thresholds.
     images
         What `fit` takes.
     labels
         The class of each image, as a row of `classifier`.
     classifier
         Unit embeddings of the classes.
+    effect
+        One of `EFFECTS`.
     layers
         By default all layers of the lens.
+    neurons
+        Ablate only these; by default all.
+    recode
+        Makes vectors to replace directions by, such as `recode.TextCodes`: each of its names is
+        one more kind of ablation.
+    shrunk
+        Project effects on the replaced direction and not on the neuron's own, as the published
+        code does, which shrinks what a poor code gives back by the square of its length.
+    reference
+        Pictures for the statistics of direct and indirect effects, which a lens does not have: what
+        `fit` takes, best those of the fit.
     seed
         For the random neurons.
 
     Raises
     ------
     SecondLensError
-        Another model's lens, or labels that do not fit the images or classes.
+        Another model's lens, labels that do not fit the images or classes, no such effect, layer
+        or neuron, or no reference where one is needed.
     """
     lens.check_model(clip)
     source = as_source(images)
-    if len(labels) != len(source.ids):
-        raise SecondLensError(f"there are {len(source.ids)} images and {len(labels)} labels")
-    if labels and not 0 <= min(labels) <= max(labels) < len(classifier):
-        raise SecondLensError(f"labels must lie between 0 and {len(classifier) - 1}")
+    check_labels(labels, len(source.ids), len(classifier))
     chosen = lens.layers if layers is None else list(layers)
-    replacements = {layer: _Replacement(clip, lens, layer) for layer in chosen}
-    generator = torch.Generator().manual_seed(seed)
-    baseline: list[Tensor] = []
-    correct: dict[tuple[int, str], list[Tensor]] = {}
-    counts: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
+    if effect not in EFFECTS:
+        raise SecondLensError(f"no effect {effect!r}: choose one of {', '.join(EFFECTS)}")
+    if neurons is not None:
+        for layer in chosen:
+            check_neurons(clip, layer, neurons)
+    some = list(range(clip.neurons)) if neurons is None else list(neurons)
+    if effect in ("direct", "indirect") and reference is None:
+        raise SecondLensError(
+            f"{effect} effects need pictures for their means: give some as reference"
+        )
+    if effect == "together" and (neurons is not None or recode is not None):
+        raise SecondLensError("all neurons at once leave none to choose or recode: drop these")
     reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     shown: Callable = track if progress else (lambda batches, **_: batches)
-    with Capture(clip, chosen) as capture:
-        for batch in shown(reader, description="ablations", total=len(reader)):
-            representation = clip.encode_image(batch.pixels)
-            pooled = capture.pool(representation)
-            embedding = F.normalize(representation.to(clip.compute_dtype), dim=-1)
-            truth = torch.tensor([labels[i] for i in batch.positions], device=clip.device)
-
-            def right(embedding: Tensor, truth: Tensor = truth) -> Tensor:
-                return (embedding @ classifier.T).argmax(1) == truth
-
-            baseline.append(right(embedding))
-            scale = image_scale(pooled, lens.convention)
-            # official effects are 100 times as large
-            unit = float(pooled.scale[0] / scale[0])
-            for layer, replacement in replacements.items():
-                coefficients = extended_coefficients(pooled, layer, lens.convention)
-                centred = replacement.centred(coefficients, scale)
-                masks = replacement.masks(centred, generator)
-                counts[layer].append(masks["large"].sum(1))
-                for kind in KINDS:
-                    removed = unit * replacement.removed(centred, kind, masks)
-                    correct.setdefault((layer, kind), []).append(right(embedding - removed))
-    return Ablation(
-        baseline=torch.cat(baseline),
-        correct={key: torch.cat(parts) for key, parts in correct.items()},
-        significant={layer: float(torch.cat(c).float().mean()) for layer, c in counts.items()},
-    )
-
-
-class _Replacement:
-    """What ablation takes out of the embedding, computed in isometric coordinates."""
-
-    def __init__(self, clip: Clip, lens: Lens, layer: int) -> None:
-        fitted = lens[layer]
-        self.isometry = isometry(value_paths(clip, layer, lens.convention))
-        basis = self.isometry.basis
-        self.threshold = fitted.threshold
-        self.mean = torch.bmm(fitted.mean[:, None], basis)[:, 0]
-        self.component = torch.bmm(fitted.directions[:, None], basis)[:, 0]
-        self.directions = fitted.directions
-        self.flat_basis = basis.transpose(1, 2).flatten(0, 1)
-
-    def centred(self, coefficients: Tensor, scale: Tensor) -> Tensor:
-        """Coordinates minus their mean, [images, neurons, rank]."""
-        return self.isometry.coordinates(coefficients, scale) - self.mean
-
-    def masks(self, centred: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Neurons to ablate in each image, [images, neurons], for the kinds that choose some."""
-        large = centred.norm(dim=-1) > self.threshold
-        noise = torch.rand(large.shape, generator=generator).to(large.device)
-        place = noise.argsort(1).argsort(1)
-        return {
-            "all": torch.ones_like(large),
-            "large": large,
-            "small": ~large,
-            "random": place < large.sum(1, keepdim=True),
+    generator = torch.Generator().manual_seed(seed)
+    tally = Tally(labels, classifier)
+    wanted = _effects(clip, lens, effect, chosen, some, reference, batch_size, workers)
+    for number, effects in enumerate(wanted):
+        instead: dict[int, Mapping[str, Tensor]] = {
+            layer: {} if recode is None else recode(directions)
+            for layer, directions in effects.directions.items()
         }
+        effects.aim(
+            {
+                layer: torch.stack([own, *(instead[layer].values() if shrunk else ())], dim=1)
+                for layer, own in effects.directions.items()
+            }
+        )
+        with effects:
+            for batch in shown(reader, description=f"{effect} ablations", total=len(reader)):
+                embedding, readings = effects.read(batch.pixels)
+                if number == 0:
+                    tally.see(BASELINE, embedding, batch.positions)
+                for layer, reading in readings.items():
+                    large = reading.norms > effects.thresholds[layer]
+                    if effect == "together":
+                        tally.see((layer, "all"), embedding - reading.sum(None), batch.positions)
+                        continue
+                    tally.see_significant(layer, large.sum(1))
+                    own = effects.directions[layer]
+                    for kind, removed in removals(
+                        reading, large, own, instead[layer], shrunk, generator
+                    ):
+                        tally.see((layer, kind), embedding - removed, batch.positions)
+    return tally.ablation()
 
-    def removed(self, centred: Tensor, kind: str, masks: dict[str, Tensor]) -> Tensor:
-        """What leaves the embedding, [images, dim]."""
-        if kind == "first component":
-            everything = centred.flatten(1) @ self.flat_basis
-            projections = (centred * self.component).sum(-1)
-            return everything - projections @ self.directions
-        return (centred * masks[kind][:, :, None]).flatten(1) @ self.flat_basis
+
+def _effects(
+    clip: Clip,
+    lens: Lens,
+    effect: str,
+    layers: Sequence[int],
+    neurons: Sequence[int],
+    reference: Any,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Effects]:
+    """What to read, one after another, each in a pass of its own over the images."""
+    if effect == "second-order":
+        fitted = {layer: lens[layer] for layer in layers}
+        yield SecondOrder(clip, fitted, lens.convention, neurons)
+        return
+    for layer in layers:
+        mean = lens[layer].activation_mean
+        if effect == "together":
+            yield Together(clip, layer, mean)
+            continue
+        reader = Reader(
+            source=as_source(reference), clip=clip, batch_size=batch_size, workers=workers
+        )
+        pixels = (batch.pixels for batch in reader)
+        if effect == "direct":
+            yield Direct(clip, layer, neurons, pixels)
+        else:
+            yield Indirect(clip, layer, neurons, pixels, mean)
+
+
+def removals(
+    reading: Reading,
+    large: Bool[Tensor, "images chosen"],
+    directions: Float[Tensor, "chosen dim"],
+    instead: Mapping[str, Float[Tensor, "chosen dim"]],
+    shrunk: bool,
+    generator: torch.Generator,
+) -> Iterator[tuple[str, Float[Tensor, "images dim"]]]:
+    """What leaves the embeddings, by kind."""
+    everything, significant = reading.sum(None), reading.sum(large)
+    yield "all", everything
+    yield "large", significant
+    yield "small", everything - significant
+    # as many neurons of each image, and none of them chosen for its effect
+    order = torch.randperm(large.shape[1], generator=generator)
+    yield "random", reading.sum(large[:, order.to(large.device)])
+    along = reading.along.unbind(-1)
+    yield "first component", everything - along[0] @ directions
+    yield "unsigned", everything - along[0].abs() @ directions
+    for place, (name, vectors) in enumerate(instead.items(), start=1):
+        yield name, everything - along[place if shrunk else 0] @ vectors

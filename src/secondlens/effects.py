@@ -1,18 +1,15 @@
 """Effects of single neurons on the normalised image embedding, for images at hand.
 
-Direct, indirect and second-order effects as section 3 of arXiv 2406.04341 defines them, each
-divided by the norm of the representation r: they are parts of the unit embedding that similarities
-with texts are computed from. `paths` explains the two conventions.
+Direct and second-order effects as section 3 of arXiv 2406.04341 defines them, each divided by the
+norm of the representation r: they are parts of the unit embedding that similarities with texts are
+computed from. `paths` explains the two conventions; `indirect` measures the whole network.
 """
-
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .capture import Capture, Pooled, norm_statistics
-from .errors import SecondLensError
 from .paths import (
     NEURONS_PER_CHUNK,
     Isometry,
@@ -35,14 +32,11 @@ __all__ = [
     "direct",
     "extended_coefficients",
     "image_scale",
-    "indirect",
     "isometry",
     "path_factors",
     "second_order",
     "value_paths",
 ]
-
-IMAGES_PER_PASS = 64
 
 
 def second_order(
@@ -128,74 +122,3 @@ def direct(clip: Clip, images: Images, layer: int) -> Float[Tensor, "images neur
     activation = seen["activation"] / (sigma * representation.norm(dim=-1))[:, None]
     rows = block.neuron_rows.to(dtype) @ output_map(clip, dtype, centred=True)
     return activation[:, :, None] * rows
-
-
-@torch.no_grad()
-def indirect(
-    clip: Clip,
-    images: Images,
-    layer: int,
-    neurons: Sequence[int],
-    mean: Float[Tensor, "tokens neurons"],
-) -> Float[Tensor, "images chosen dim"]:
-    """Indirect effects: (r - r with the neuron at its mean at every token) / norm of r.
-
-    The network runs once more for each image and neuron, from `layer` on, a bounded number of
-    them at a time.
-
-    Parameters
-    ----------
-    clip
-        The model.
-    images
-        What `Clip.prepare` takes.
-    layer
-        Any MLP layer.
-    neurons
-        Which ones of the layer, in the order of the result.
-    mean
-        The activation to put in place of each neuron's own, by token and neuron.
-
-    Raises
-    ------
-    SecondLensError
-        No such layer or neuron, a mean of another shape, or images that `Clip.prepare` refuses.
-    """
-    clip.check_layer(layer, last=True)
-    if bad := [n for n in neurons if not 0 <= n < clip.neurons]:
-        raise SecondLensError(f"layer {layer} has no neuron {bad[0]}: it has {clip.neurons}")
-    if mean.shape != (clip.tokens, clip.neurons):
-        raise SecondLensError(
-            f"mean needs a row for each token and a column for each neuron, "
-            f"[{clip.tokens}, {clip.neurons}], and it is {list(mean.shape)}"
-        )
-    images = clip.prepare(images)
-    effects = images.new_empty(len(images), len(neurons), clip.dim, dtype=clip.compute_dtype)
-    for some in chunks(len(images), IMAGES_PER_PASS):
-        original = clip.encode_image(images[some]).to(clip.compute_dtype)
-        for chunk in chunks(len(neurons), IMAGES_PER_PASS // len(original)):
-            ablated = _ablated(clip, images[some], layer, neurons[chunk], mean)
-            effects[some, chunk] = original[:, None] - ablated.to(clip.compute_dtype)
-        effects[some] /= original.norm(dim=-1)[:, None, None]
-    return effects
-
-
-def _ablated(
-    clip: Clip, images: Tensor, layer: int, neurons: Sequence[int], mean: Tensor
-) -> Float[Tensor, "images chosen dim"]:
-    """Representations with each of the neurons at its mean: one copy of an image for each."""
-    block = clip.blocks[layer]
-    copies, index = len(neurons), torch.tensor(neurons, device=clip.device)
-
-    def repeat(module: nn.Module, inputs: tuple) -> tuple:
-        batch = 0 if clip.batch_first else 1
-        return (inputs[0].repeat_interleave(copies, dim=batch), *inputs[1:])
-
-    def ablate(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        states = clip.batch_major(output).unflatten(0, (-1, copies)).clone()
-        # indexed so, the result is [copies, images, tokens]
-        states[:, range(copies), :, index] = mean.to(states)[:, index].T[:, None]
-        return clip.batch_major(states.flatten(0, 1))
-
-    with hooked([(block.activation, ablate)], before=[(block.module, repeat)]):
-        return clip.encode_image(images).unflatten(0, (-1, copies))

@@ -19,7 +19,7 @@ extended coefficients [images, K', N] times extended U [N, K', d]: K' = K when e
 official.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,9 @@ class PathFactors:
         """How many the layer has."""
         return self.inner.shape[1]
 
-    def rows(self, neurons: slice = slice(None)) -> Float[Tensor, "_chosen extended dim"]:
+    def rows(
+        self, neurons: slice | Sequence[int] = slice(None)
+    ) -> Float[Tensor, "_chosen extended dim"]:
         """Extended U of these neurons."""
         own = torch.bmm(self.inner[:, neurons], self.outer).transpose(0, 1)
         return torch.cat([own, self.shared.expand(own.shape[0], -1, -1)], dim=1)

@@ -1,0 +1,93 @@
+"""`secondlens budget`."""
+
+from pathlib import Path
+
+import click
+
+from ..errors import SecondLensError
+from .common import ChosenModel, console, layer_numbers, with_model
+
+SCENES = 64
+"""Of the embedded world, where no pictures are named."""
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.argument("images", type=str, required=False)
+@click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
+@click.option(
+    "--neurons",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Drawn at random from each layer; 0 for all.",
+)
+@click.option("--neuron", type=int, multiple=True, help="This one instead; repeatable.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=Path, help="A folder for CSV, JSON and a plot.")
+@with_model
+def budget(
+    lens: Path,
+    images: str | None,
+    layers: str,
+    neurons: int,
+    neuron: tuple[int, ...],
+    batch_size: int,
+    workers: int,
+    out: Path | None,
+    model: ChosenModel,
+) -> None:
+    """Say how much of what neurons of a LENS do to IMAGES is direct, second-order, and neither.
+
+    A neuron's total effect is indirect: the network runs on from its layer for each image and
+    neuron. How long that takes is measured and said first. For the embedded models, IMAGES are by
+    default unseen scenes.
+    """
+    from ..budget import budget as divide
+    from ..images import as_source
+    from ..indirect import check_neurons, indirect_seconds, sample
+    from ..lens import Lens
+    from ..reproduce.paths import budgets
+    from ..reproduce.result import show, write
+    from ..reproduce.study import TEST_SEED, scenes
+    from ..storage import check_empty
+
+    if out is not None:
+        check_empty(out)
+    chosen = layer_numbers(layers)
+    fitted = Lens.load(lens)
+    wanted = fitted.layers if chosen == "all" else chosen
+    for layer in wanted:
+        fitted[layer]
+    if images is not None:
+        source = as_source(images)
+    elif model.model.startswith("demo"):
+        source = scenes(TEST_SEED, SCENES, planted=model.model == "demo").source
+    else:
+        raise SecondLensError(f"{model.model} has no pictures of its own: name IMAGES")
+    clip = model.load()
+    fitted.check_model(clip)
+    some = list(neuron) or sample(clip, neurons or None)
+    check_neurons(clip, wanted[0], some)
+    runs = len(some) * len(source.ids)
+    seconds = runs * sum(indirect_seconds(clip, layer) for layer in wanted)
+    console.print(
+        f"{runs:,} runs from each layer on, about {seconds:.0f} s in all", highlight=False
+    )
+    result = budgets(
+        [
+            divide(
+                *(clip, fitted, source, layer, some),
+                batch_size=batch_size,
+                workers=workers,
+                progress=True,
+            )
+            for layer in wanted
+        ],
+        (),
+    )
+    show(result, console)
+    if out is not None:
+        for path in write(result, out):
+            console.print(str(path), markup=False, highlight=False)

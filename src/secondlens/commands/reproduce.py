@@ -1,15 +1,173 @@
-"""`secondlens reproduce`: tables of the paper, one subcommand each."""
+"""`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .common import console, model_options
+from .attack import with_parts
+from .common import ChosenModel, console, with_model
+
+if TYPE_CHECKING:
+    from ..reproduce.study import Study
 
 
 @click.group()
 def reproduce() -> None:
-    """Reproduce a table of the paper, with the paper's numbers beside."""
+    """Reproduce a table or figure of the paper, with the paper's numbers beside.
+
+    Everything prints a table, says which settings differ from the paper's, and writes CSV, JSON
+    and a plot. --demo needs no data; for the paper's own setting give ImageNet with --images and
+    --model ViT-B-32 --pretrained openai.
+    """
+
+
+OPTIONS = (
+    click.option("--demo", is_flag=True, help="On the embedded world: no data needed."),
+    click.option(
+        "--images", type=Path, help="ImageNet, CIFAR-10, or a folder with one for each class."
+    ),
+    click.option("--shifted", type=Path, help="Shifted pictures, such as ImageNet-R."),
+    click.option(
+        "--lens", type=Path, help="Of the model; fitted on training pictures if not given."
+    ),
+    click.option("--subset", type=click.IntRange(1), help="Take every so many-th test picture."),
+    click.option(
+        "--layer", type=int, help="By default the paper's; with --demo, the deciding one."
+    ),
+    click.option(
+        "--neurons",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Drawn at random, whose indirect effects are measured.",
+    ),
+    click.option(
+        "--fit-images",
+        type=click.IntRange(50),
+        help="To fit a lens on; by default 5000, with --demo 1200.",
+    ),
+    click.option(
+        "--effect-images",
+        type=click.IntRange(10),
+        default=200,
+        show_default=True,
+        help="Of these, for statistics of direct and indirect effects.",
+    ),
+    click.option(
+        "--texts",
+        "pools",
+        multiple=True,
+        help="As for describe; repeatable. By default english-30k, with --demo world.",
+    ),
+    click.option(
+        "--follow",
+        type=click.Choice(["paper", "code"]),
+        default="paper",
+        show_default=True,
+        help="The paper's text or its published code, where they disagree.",
+    ),
+    click.option("--convention", default="exact", show_default=True, help="exact or official."),
+    click.option("--out", type=Path, default=Path("secondlens-paper"), show_default=True),
+)
+
+
+def of_a_study(command: Callable) -> Any:
+    """The options of a study, which the command gets as one argument, `study`."""
+
+    @wraps(command)
+    def parsed(
+        *,
+        model: ChosenModel,
+        demo: bool,
+        images: Path | None,
+        shifted: Path | None,
+        lens: Path | None,
+        subset: int | None,
+        layer: int | None,
+        neurons: int,
+        fit_images: int | None,
+        effect_images: int,
+        pools: tuple[str, ...],
+        follow: Literal["paper", "code"],
+        convention: str,
+        out: Path,
+        **others: Any,
+    ) -> Any:
+        from ..errors import SecondLensError
+        from ..reproduce.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
+
+        if demo and (images is not None or not model.model.startswith("demo")):
+            raise SecondLensError(
+                "--demo has its own model and pictures: drop --model and --images"
+            )
+        if not demo and images is None:
+            raise SecondLensError("name pictures with --images, or take --demo")
+        weights = f" ({model.pretrained})" if model.pretrained else ""
+        study = Study(
+            model=f"{model.model}{weights}",
+            load=model.load,
+            demo=demo,
+            images=images,
+            shifted=shifted,
+            lens_path=lens,
+            out=out,
+            subset=subset,
+            fit_images=fit_images or (DEMO_FIT_IMAGES if demo else FIT_IMAGES),
+            chosen_layer=layer,
+            sample=neurons,
+            effect_images=effect_images,
+            pools=pools or (("world",) if demo else ("english-30k",)),
+            follow=follow,
+            convention=convention,
+        )
+        return command(study=study, **others)
+
+    for option in reversed(OPTIONS):
+        parsed = option(parsed)
+    return with_model(parsed)
+
+
+TITLES = {
+    "table1": "Accuracy without direct, indirect and second-order effects, and their rank.",
+    "table2": "The strongest texts of four neurons.",
+    "table5": "The strongest texts of four more neurons.",
+    "fig3": "Accuracy without second-order effects, layer by layer.",
+    "fig4": "Accuracy with directions replaced by sparse texts.",
+    "fig5": "The pictures on which the effects of neurons are largest.",
+    "fig8": "Concepts in pictures, in words of their active neurons.",
+    "fig9": "Figure 3 for a second model: name it; with --demo, the twin.",
+    "fig10": "Figure 3 on shifted pictures: name them with --shifted.",
+    "fig11": "Accuracy without direct effects of attention layers.",
+    "fig12": "Figure 11 for a second model: name it; with --demo, the twin.",
+    "distributions": "Quantiles over neurons of what the paper claims of them, with nulls.",
+    "budget": "How much of total effects is direct, second-order, and neither.",
+}
+
+
+def _add(name: str, title: str) -> None:
+    @reproduce.command(name, help=title)
+    @of_a_study
+    def command(study: "Study") -> None:
+        from ..reproduce.registry import reproduce as make
+
+        make(name, study, console)
+
+
+for _name, _title in TITLES.items():
+    _add(_name, _title)
+
+
+@reproduce.command("all")
+@of_a_study
+def everything(study: "Study") -> None:
+    """Everything that there is data for, and a page with all of it."""
+    from ..reproduce.registry import reproduce_all
+
+    page = reproduce_all(study, console)
+    console.print(f"Report: {page}", markup=False, highlight=False)
 
 
 LAYOUTS = ("imagenet-segmentation", "voc", "imagenet-s", "folder")
@@ -18,7 +176,7 @@ LAYOUTS = ("imagenet-segmentation", "voc", "imagenet-s", "folder")
 @reproduce.command()
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
 @click.option("--lens", type=Path, help="Of the model; with --demo, one is fitted if not given.")
-@click.option("--data", type=Path, help="A file or folder of images with masks.")
+@click.option("--images", type=Path, help="A file or folder of images with masks.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True)
 @click.option("--names", type=Path, help="For imagenet-s: a file with a wnid and name a line.")
 @click.option("--ignore", type=int, help="For folder: the value of ignored pixels.")
@@ -27,14 +185,14 @@ LAYOUTS = ("imagenet-segmentation", "voc", "imagenet-s", "folder")
 @click.option("--out", type=Path, default=Path("secondlens-table4"), show_default=True)
 @click.option("--fit-images", type=click.IntRange(50), default=1500, show_default=True)
 @click.option(
-    "--images", type=click.IntRange(1), default=600, show_default=True, help="To test on."
+    "--test-images", type=click.IntRange(1), default=600, show_default=True, help="To test on."
 )
 @click.option("--dev", type=click.IntRange(1), default=200, show_default=True, help="To tune on.")
-@model_options
+@with_model
 def table4(
     demo: bool,
     lens: Path | None,
-    data: Path | None,
+    images: Path | None,
     layout: str,
     names: Path | None,
     ignore: int | None,
@@ -42,34 +200,90 @@ def table4(
     predicted: bool,
     out: Path,
     fit_images: int,
-    images: int,
+    test_images: int,
     dev: int,
-    model: str,
-    pretrained: str | None,
-    precision: str,
-    activation: str | None,
-    device: str,
+    model: ChosenModel,
 ) -> None:
     """Zero-shot segmentation, neurons against every earlier method.
 
-    Variants and thresholds of every method are tuned on --dev images and measured on --images
+    Variants and thresholds of every method are tuned on --dev images and measured on --test-images
     others.
     """
-    from ..clip import load
     from ..lens import Lens
     from ..segmentation.reproduce import check_sources, data_work, demo_lens, demo_work, run
     from ..storage import check_empty
 
-    check_sources(demo=demo, model=model, data=data, lens=lens)
+    check_sources(demo=demo, model=model.model, data=images, lens=lens)
     check_empty(out)
-    if data is None:
-        work = demo_work(images=images, dev=dev)
+    if images is None:
+        work = demo_work(images=test_images, dev=dev)
     else:
         work = data_work(
-            data, layout, classes=classes, names=names, ignore=ignore, images=images, dev=dev
+            images,
+            layout,
+            classes=classes,
+            names=names,
+            ignore=ignore,
+            images=test_images,
+            dev=dev,
         )
     fitted = None if lens is None else Lens.load(lens)
-    clip = load(model, pretrained, device, precision, activation)
+    clip = model.load()
     if fitted is None:
         fitted = demo_lens(clip, fit_images)
     run(clip, fitted, work, out, predicted=predicted, console=console)
+
+
+@reproduce.command()
+@click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
+@click.option("--lens", type=Path, help="Described; with --demo, one is fitted if not given.")
+@click.option("--images", type=Path, help="Pictures for the baseline of indirect effects.")
+@click.option("--out", type=Path, default=Path("secondlens-table3"), show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs.")
+@click.option("--images-a-run", "count", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--neurons", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--fit-images", type=click.IntRange(50), default=1500, show_default=True)
+@click.option(
+    "--effect-images",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    help="For directions of indirect effects; 0 leaves that baseline out.",
+)
+@with_parts
+@with_model
+def table3(
+    demo: bool,
+    lens: Path | None,
+    images: Path | None,
+    out: Path,
+    seeds: int,
+    count: int,
+    neurons: int,
+    fit_images: int,
+    effect_images: int,
+    parts: Callable[[str], dict[str, Any]],
+    model: ChosenModel,
+) -> None:
+    """Semantic adversarial images, second-order effects against every baseline.
+
+    With --demo: the ten pairs of the embedded world that nothing was tuned on. A run that was
+    interrupted goes on when the same command is given again.
+    """
+    from ..attack.reproduce import reproduce_table3
+
+    reproduce_table3(
+        model.load,
+        parts(model.device),
+        demo=demo,
+        model=model.model,
+        lens_path=lens,
+        images=images,
+        out=out,
+        seeds=seeds,
+        count=count,
+        neurons=neurons,
+        fit_images=fit_images,
+        effect_images=effect_images,
+        console=console,
+    )

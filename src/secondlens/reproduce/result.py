@@ -1,0 +1,148 @@
+"""What a reproduction found, and the one place that prints and writes it."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..page import data_uri, number, write_page
+from ..storage import save_json
+
+Row = dict[str, Any]
+"""A cell by column: text, numbers, or None where there is nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A choice that a number depends on, as it is here and in the paper."""
+
+    name: str
+    ours: str
+    paper: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.ours} (paper: {self.paper})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """A table or figure of the paper, measured again."""
+
+    name: str
+    """Such as "table1"; files are called so."""
+    title: str
+    rows: Sequence[Row]
+    """All with the same columns; those whose names begin with "paper" hold the paper's numbers."""
+    settings: Sequence[Setting]
+    notes: Sequence[str] = ()
+    """How to read it: one sentence each."""
+    picture: Image.Image | None = None
+    details: Sequence[Row] = field(default=())
+    """More than a page can show, such as a row for each neuron: a CSV of its own."""
+    compact: Sequence[Row] | None = None
+    """What a page has room for, where that is less than the rows."""
+
+    @property
+    def differing(self) -> list[Setting]:
+        """The settings that are not the paper's."""
+        return [each for each in self.settings if each.ours != each.paper]
+
+    @property
+    def shown(self) -> Sequence[Row]:
+        """What terminals and pages show."""
+        return self.rows if self.compact is None else self.compact
+
+
+def cell(value: Any) -> str:
+    """As a table shows it: one decimal, and two digits of what is below 1."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and abs(value) >= 1:
+        return f"{value:.1f}"
+    return number(value)
+
+
+def show(result: Result, console: Console) -> None:
+    """Print a result as a table, with the settings that differ."""
+    table = Table(title=f"{result.name}: {escape(result.title)}")
+    for name in result.shown[0]:
+        numeric = all(isinstance(row[name], int | float | None) for row in result.shown)
+        table.add_column(escape(name), justify="right" if numeric else "left")
+    for row in result.shown:
+        table.add_row(*(escape(cell(value)) for value in row.values()))
+    console.print(table)
+    for note in result.notes:
+        console.print(note, markup=False, highlight=False)
+    if result.differing:
+        console.print("Differs from the paper:")
+    for setting in result.differing:
+        console.print(f"  {setting}", markup=False, highlight=False)
+
+
+def write(result: Result, out: Path) -> list[Path]:
+    """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder; each is whole or absent."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{result.name}.csv", out / f"{result.name}.json"]
+    _write_csv(paths[0], result.rows)
+    content = {
+        "title": result.title,
+        "rows": [dict(row) for row in result.rows],
+        "notes": list(result.notes),
+        "settings": [asdict(each) for each in result.settings],
+    }
+    save_json(paths[1], content)
+    if result.details:
+        paths.append(out / f"{result.name}-details.csv")
+        _write_csv(paths[-1], result.details)
+    if result.picture is not None:
+        paths.append(out / f"{result.name}.png")
+        buffer = io.BytesIO()
+        result.picture.save(buffer, "png")
+        _write_whole(paths[-1], buffer.getvalue())
+    return paths
+
+
+def write_report(results: Iterable[Result], left_out: Mapping[str, str], path: Path) -> None:
+    """One page with every result that was made, and why the others were not."""
+    write_page(
+        path,
+        "reproduce.html",
+        results=[(each, _picture(each)) for each in results],
+        left_out=left_out,
+        cell=cell,
+    )
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A matplotlib figure as a picture."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def _picture(result: Result) -> str | None:
+    return None if result.picture is None else data_uri(result.picture, "png")
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_whole(path, text.getvalue().encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)

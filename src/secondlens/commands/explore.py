@@ -1,0 +1,94 @@
+"""`secondlens explore`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import SecondLensError
+from .common import checkpoint_options, console
+
+
+def opening_options(command: Any) -> Any:
+    """Options that name what is shown beside the lens: model, pictures."""
+    for option in (
+        click.option(
+            "--runs",
+            type=Path,
+            multiple=True,
+            help="A folder with finished attacks, audits or defences; repeatable.",
+        ),
+        click.option(
+            "--no-model", is_flag=True, help="Show what was surveyed, and answer nothing."
+        ),
+        click.option("--images", help="The pictures of the fit; embedded ones are drawn anew."),
+        click.option("--model", help="As for fit; by default, of a demo lens, its own."),
+    ):
+        command = option(command)
+    return checkpoint_options(command)
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--beside", type=Path, help="A second lens to compare with.")
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+@opening_options
+def explore(
+    lens: Path,
+    host: str,
+    port: int,
+    beside: Path | None,
+    show: bool,
+    runs: tuple[Path, ...],
+    **named: Any,
+) -> None:
+    """Show the neurons of a LENS in the browser, with the model alive if it is there.
+
+    The first time, the pictures of the fit are looked at once more; what is found is kept.
+
+    Example: secondlens explore secondlens-demo/lens --open
+    """
+    try:
+        import uvicorn
+
+        from ..explorer.app import make_app
+    except ImportError as error:
+        raise SecondLensError(
+            f"the explorer needs {error.name}: pip install 'secondlens[explore]'"
+        ) from None
+    from ..explorer.pages import Pages
+    from ..explorer.runs import load_runs
+
+    found = load_runs(runs)
+    atlas, live = opened(lens, **named)
+    other = None
+    if beside is not None:
+        theirs, alive = opened(beside, **named | {"model": None, "images": None})
+        other = make_app(Pages(theirs, live=alive is not None), alive)
+    pages = Pages(
+        atlas,
+        live=live is not None,
+        beside=other is not None,
+        runs=found,
+        classes=live.classes if live else (),
+    )
+    app = make_app(pages, live, other)
+    shown = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}/"
+    console.print(f"{lens}: {shown} (stop with Ctrl+C)", markup=False, highlight=False)
+    if show:
+        click.launch(shown)
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+def opened(
+    lens: Path, *, model: str | None, images: str | None, no_model: bool, **weights: Any
+) -> tuple[Any, Any]:
+    """The atlas of a lens, and the live model or None."""
+    from ..clip import load
+    from ..explorer.opened import model_name, open_lens
+
+    name = None if no_model else model_name(lens, model)
+    clip = None if name is None else load(name, **weights)
+    return open_lens(lens, clip, images, say=lambda text: console.print(text, markup=False))

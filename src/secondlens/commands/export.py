@@ -1,0 +1,48 @@
+"""`secondlens export`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..storage import check_empty
+from .common import console
+from .explore import opened, opening_options
+
+SPACE = """---
+title: Neurons of CLIP
+emoji: 🔍
+colorFrom: blue
+colorTo: yellow
+sdk: static
+---
+
+Every neuron of a CLIP, by its second-order effects: made with secondlens.
+"""
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.argument("site", type=Path)
+@click.option("--address", default="", help="Where it will be found, for link previews.")
+@click.option("--space", is_flag=True, help="Also the settings of a static Hugging Face Space.")
+@opening_options
+def export(
+    lens: Path, site: Path, address: str, space: bool, runs: tuple[Path, ...], **named: Any
+) -> None:
+    """Write the explorer of a LENS as a static folder SITE, for any web server.
+
+    Example: secondlens export secondlens-demo/lens site
+    """
+    from ..explorer.export import export as write
+    from ..explorer.runs import load_runs
+
+    check_empty(site)
+    found = load_runs(runs)
+    atlas, _ = opened(lens, **named)
+    write(atlas, site, address=address, runs=found, progress=True)
+    if space:
+        (site / "README.md").write_text(SPACE, encoding="utf-8")
+    files = [path for path in site.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    console.print(f"{site}: {len(files):,} files, {size:.1f} MB", markup=False, highlight=False)

@@ -1,0 +1,88 @@
+"""The pages as a static folder, for any web server that serves files."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.progress import track
+
+from ..errors import SecondLensError
+from ..storage import check_empty
+from .atlas import Atlas
+from .pages import PACKS, PLAIN, Pages, packed, static_files
+from .runs import Runs
+
+PACK = 64
+"""Neurons, or images, in one file of data."""
+
+
+def export(
+    atlas: Atlas, out: Path, *, address: str = "", runs: Runs | None = None, progress: bool = False
+) -> None:
+    """Write every page of a lens into a new folder.
+
+    The pages are those of the server without a model: typed texts are looked up among those of the
+    vocabulary, and new pictures cannot be shown.
+
+    Parameters
+    ----------
+    out
+        A folder that does not exist or is empty.
+    address
+        Where it will be found, such as "https://example.org/neurons", for link previews.
+    runs
+        Finished runs to show.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    SecondLensError
+        The folder is not empty or cannot be written.
+    """
+    check_empty(out)
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    pages = Pages(atlas, served=False, address=address, runs=runs)
+    written = _files(atlas, pages)
+    try:
+        for name, content in track(written, "pages") if progress else written:
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if out.is_dir():
+            out.rmdir()
+        partial.replace(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise SecondLensError(f"{out} cannot be written: {error}") from error
+
+
+def _files(atlas: Atlas, pages: Pages) -> Iterator[tuple[str, bytes]]:
+    """Every file of the folder: its name and content."""
+    yield "index.html", pages.home().encode()
+    for name in PLAIN:
+        yield f"{name}/index.html", pages.plain(name).encode()
+    for name, what in PACKS.items():
+        yield f"data/{name}.json.gz", getattr(pages, what)
+    for name, content in static_files().items():
+        yield f"static/{name}", content
+    for layer, neurons in atlas.sizes.items():
+        yield f"layer/{layer}/index.html", pages.layer(layer).encode()
+        for start in range(0, neurons, PACK):
+            some = range(start, min(start + PACK, neurons))
+            pack = packed([atlas.neuron(layer, neuron) for neuron in some])
+            yield f"data/neuron/{layer}/{start // PACK}.json.gz", pack
+            for neuron in some:
+                page = pages.neuron(layer, neuron).encode()
+                yield f"neuron/{layer}/{neuron}/index.html", page
+    for number, path in enumerate(pages.runs.pictures):
+        yield f"runs/pictures/{number}", path.read_bytes()
+    images = range(len(atlas.lens.image_ids))
+    for start in range(0, len(images), PACK):
+        pack = packed([atlas.image(position) for position in images[start : start + PACK]])
+        yield f"data/image/{start // PACK}.json.gz", pack
+    for position in images:
+        if atlas.survey and (picture := atlas.survey.picture(position)):
+            yield f"pictures/{position}.webp", picture

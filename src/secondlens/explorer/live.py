@@ -1,0 +1,321 @@
+"""What needs the model: typed texts, new pictures, and effects measured on request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import RLock
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ..capture import Capture
+from ..clip import DEMOS
+from ..discover import Discoverer
+from ..effects import direct
+from ..errors import SecondLensError
+from ..images import UNREADABLE, ImageSource
+from ..indirect import indirect
+from ..lens import Lens
+from ..page import data_uri
+from ..paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
+from ..search import description_of
+from ..segment import Recipe, embed_texts, segment
+from ..subset import with_ids
+from ..view import Clip
+from .atlas import Atlas, json_ready, short
+from .prepared import LIGHT
+from .survey import Projections
+
+FOUND = 24
+"""Neurons of each kind in an answer."""
+AT_PATCH = 6
+CONCEPTS = 10
+SAMPLE = 64
+"""Random images beside a neuron's top images, where effects along a text are ranked."""
+ABLATED = 8
+"""Images on which a neuron is ablated."""
+LONGEST_TEXT = 200
+LAB = 8
+"""Pictures of an attack in the lab."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Live:
+    """A model beside the atlas of its lens; one request uses the model at a time.
+
+    Parameters
+    ----------
+    source
+        The pictures of the fit, if they are at hand.
+    """
+
+    clip: Clip
+    atlas: Atlas
+    source: ImageSource | None = None
+
+    def __post_init__(self) -> None:
+        self.lens.check_model(self.clip)
+        self._lock = RLock()
+        if self.source is not None:
+            self.source = with_ids(self.source, self.lens.image_ids)
+
+    @property
+    def lens(self) -> Lens:
+        """Of the atlas."""
+        return self.atlas.lens
+
+    @torch.no_grad()
+    def search(self, text: str) -> dict[str, Any]:
+        """The neurons whose directions point most along a text, and most against it.
+
+        Raises
+        ------
+        SecondLensError
+            No text, one too long, or a lens without the mean text.
+        """
+        query = self._query(text)
+        cosines = self._directions @ query
+        answer: dict[str, Any] = {"text": text}
+        for side, sign in (("for", 1), ("against", -1)):
+            best = (sign * cosines).topk(min(FOUND, len(cosines))).indices.tolist()
+            places = [(self.atlas.neuron_at(n), float(cosines[n])) for n in best]
+            answer[side] = [[*p, short(c), self.atlas.name(*p)] for p, c in places if c * sign > 0]
+        return answer
+
+    @torch.no_grad()
+    def wall(self, layer: int, neuron: int, text: str) -> dict[str, Any]:
+        """A neuron's top images and random ones, by what its effect adds to their cosine with a
+        text: <effect - mean effect, text - mean text>, the text's part of unit length."""
+        self.atlas.check(layer, neuron)
+        query = self._query(text)
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(self.lens.image_ids), generator=generator)[:SAMPLE]
+        top = self.lens[layer].top_images[neuron]
+        positions = torch.cat([top, order]).unique().tolist()
+        images = [self.picture(position) for position in positions]
+        with self._lock, self.clip.class_token_only():
+            reading = Capture(self.clip, [layer], keep_activations=True)
+            with reading as capture:
+                pooled = capture.pool(self.clip.encode_image(images))
+        rows = path_factors(self.clip, layer, self.lens.convention).rows(slice(neuron, neuron + 1))
+        coefficients = extended_coefficients(pooled, layer, self.lens.convention)[:, :, neuron]
+        scale = image_scale(pooled, self.lens.convention)
+        fitted = self.lens[layer]
+        effects = coefficients @ rows[0] * scale[:, None] - fitted.mean[neuron]
+        along = (effects @ query.to(effects) / self._unit).tolist()
+        peaks = pooled.activations[layer][:, 1:, neuron].float()
+        largest = float(peaks.amax().clamp(min=1e-30))
+        ids = self.lens.image_ids
+        shots = [
+            [p, ids[p], short(a), short(float(peak.amax())), -1, _hex(peak / largest)]
+            for p, a, peak in zip(positions, along, peaks, strict=True)
+        ]
+        shots.sort(key=lambda shot: -(shot[2] or 0.0))
+        return {"text": text, "shots": shots}
+
+    @torch.no_grad()
+    def budget(self, layer: int, neuron: int) -> dict[str, Any]:
+        """Mean norms of a neuron's effects on its strongest images, less the mean where one is
+        known: all of it (ablated in the network), on value paths, and directly."""
+        self.atlas.check(layer, neuron)
+        positions = self.lens[layer].top_images[neuron, :ABLATED].tolist()
+        images = [self.picture(position) for position in positions]
+        fitted, clip = self.lens[layer], self.clip
+        with self._lock:
+            pixels = clip.prepare(images)
+            total = indirect(clip, pixels, layer, [neuron], fitted.activation_mean)[:, 0]
+            straight = direct(clip, pixels, layer)[:, neuron]
+            with Capture(clip, [layer]) as capture:
+                pooled = capture.pool(clip.encode_image(pixels))
+        rows = path_factors(clip, layer).rows(slice(neuron, neuron + 1))[0]
+        paths = pooled.coefficients[layer][:, :, neuron] @ rows * pooled.scale[:, None]
+        if self.lens.convention == "exact":
+            paths = paths - fitted.mean[neuron]
+        sizes = {"total": total, "paths": paths, "direct": straight}
+        return {
+            "images": len(positions),
+            **{name: short(float(each.norm(dim=1).mean())) for name, each in sizes.items()},
+            "agreement": short(float(F.cosine_similarity(total, paths, dim=1).mean())),
+        }
+
+    @torch.no_grad()
+    def image(self, picture: Image.Image) -> dict[str, Any]:
+        """A picture's concepts, neurons, heads and patches."""
+        with self._lock, self.clip.class_token_only():
+            reading = Capture(self.clip, self.lens.layers, keep_activations=True)
+            with reading as capture:
+                pooled = capture.pool(self.clip.encode_image([picture]))
+        with self._lock:
+            words = self._discoverer([picture], CONCEPTS)[0]
+        effects, fired, means = [], [], []
+        for layer, projections in self._projections.items():
+            parts = projections.parts(pooled)[0].cpu()
+            effect = parts.sum(0) - projections.mean.cpu()
+            effects.append(effect)
+            fitted = self.lens[layer]
+            activation = pooled.activations[layer][0, 1:].float().cpu()
+            spread = fitted.activation_mean[1:].square().mean(0).sqrt().clamp(min=1e-3)
+            fired.append((activation - fitted.activation_mean[1:]) / spread)
+            means.append(activation)
+        standard = torch.cat(effects) / self._rms
+        strongest = standard.abs().topk(min(FOUND, len(standard))).indices.tolist()
+        patches = torch.cat(fired, dim=1).topk(min(AT_PATCH, len(standard)), dim=1)
+        heat = torch.cat(means, dim=1)[:, strongest]
+        heat = heat / heat.amax(0).clamp(min=1e-6)
+        return {
+            "grid": list(self.clip.grid),
+            "words": [
+                {
+                    "text": word.text,
+                    "weight": short(word.weight),
+                    "neurons": [
+                        [c.layer, c.neuron, short(c.weight), self.atlas.name(c.layer, c.neuron)]
+                        for c in word.neurons[:AT_PATCH]
+                    ],
+                    "heads": [[short(v) for v in row] for row in word.heads.tolist()],
+                    "heat": _hex(word.patches.flatten() / word.patches.amax().clamp(min=1e-12)),
+                }
+                for word in words
+            ],
+            "neurons": [
+                [*p, short(float(standard[n])), self.atlas.name(*p), _hex(heat[:, i])]
+                for i, n in enumerate(strongest)
+                for p in [self.atlas.neuron_at(n)]
+            ],
+            "first_block": min(self.lens.layers) + 1,
+            "patches": [
+                [
+                    [*p, short(value), self.atlas.name(*p)]
+                    for n, value in zip(numbers, values, strict=True)
+                    for p in [self.atlas.neuron_at(n)]
+                ]
+                for numbers, values in zip(
+                    patches.indices.tolist(), patches.values.tolist(), strict=True
+                )
+            ],
+        }
+
+    def segment(self, picture: Image.Image, texts: Sequence[str]) -> dict[str, Any]:
+        """Heat in [0, 1] at the patches' resolution times four, 0 to 255, for each text."""
+        size = [4 * n for n in self.clip.grid]
+        for text in texts:
+            _check_text(text)
+        small = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        recipe = Recipe(weigh="effect", scale="centred", positive=True)
+        with self._lock:
+            maps = segment(self.clip, self.lens, small, list(texts), recipe=recipe)
+        assert isinstance(maps, Tensor)
+        heat = (maps * 255).round().to(torch.uint8).flatten(1)
+        return {"size": size, "texts": list(texts), "heat": [bytes(each).hex() for each in heat]}
+
+    @property
+    def can_attack(self) -> bool:
+        """Whether the model has a world of its own to draw attacks from."""
+        return self.clip.name in DEMOS
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """That the attack lab can draw and have mistaken."""
+        from ..demo.world import NAMES
+
+        return NAMES if self.can_attack else ()
+
+    def attack(self, draw: str, mistake_for: str) -> dict[str, Any]:
+        """A small attack from words to verdicts, with its pictures; nothing of it is kept.
+
+        Raises
+        ------
+        SecondLensError
+            What `attack` raises.
+        """
+        from ..attack import attack
+
+        with self._lock, TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            report = attack(
+                *(self.clip, self.lens, draw, mistake_for, out), captions=LAB // 2, images=LAB
+            ).as_json()
+            for shot in report["shots"]:
+                shot["picture"] = _inline(out / shot["file"])
+                shot["plain"] = _inline(out / shot["plain_file"])
+        return json_ready(report)
+
+    def picture(self, position: int) -> Image.Image:
+        """A picture of the fit.
+
+        Raises
+        ------
+        SecondLensError
+            No such image, pictures that are not at hand, or one that cannot be read.
+        """
+        self.atlas.image(position)
+        if self.source is None:
+            raise SecondLensError("the pictures are not at hand: start with --images")
+        try:
+            found = self.source.load(position)
+        except UNREADABLE as error:
+            raise SecondLensError(f"the picture {position} cannot be read: {error}") from error
+        if not isinstance(found, Image.Image):
+            raise SecondLensError("the pictures of this lens are tensors: give them as files")
+        return found
+
+    @property
+    def _unit(self) -> float:
+        return OFFICIAL_SCALE if self.lens.convention == "official" else 1.0
+
+    def _query(self, text: str) -> Float[Tensor, " dim"]:
+        """A text's unit direction, less what all texts share."""
+        _check_text(text)
+        mean = description_of(self.lens).mean_text
+        if mean is None:
+            raise SecondLensError(
+                "this lens was described by an older version, without the mean text: describe it "
+                "again"
+            )
+        # a token is a byte at least, and two mark the ends: what is short was surely read whole
+        short_enough = len(text.encode()) <= int(getattr(self.clip.model, "context_length", 77)) - 2
+        with self._lock:
+            encode = self.clip.encode_text if short_enough else partial(embed_texts, self.clip)
+            row = encode([text.strip()])[0].cpu()
+        return F.normalize(row.to(mean) - mean, dim=0).to(self._directions)
+
+    @cached_property
+    def _directions(self) -> Float[Tensor, "neurons dim"]:
+        return torch.cat([self.lens[layer].directions for layer in self.lens.layers])
+
+    @cached_property
+    def _rms(self) -> Float[Tensor, " neurons"]:
+        energy = torch.cat([self.lens[layer].energy for layer in self.lens.layers])
+        return energy.sqrt().clamp(min=1e-12)
+
+    @cached_property
+    def _discoverer(self) -> Discoverer:
+        return Discoverer(self.clip, self.lens)
+
+    @cached_property
+    def _projections(self) -> dict[int, Projections]:
+        with self._lock:
+            return {n: Projections(self.clip, self.lens, n) for n in self.lens.layers}
+
+
+def _inline(path: Path) -> str:
+    with Image.open(path) as picture:
+        return data_uri(picture.convert("RGB"), "webp", quality=80)
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise SecondLensError("there is no text: give a word or a sentence")
+    if len(text) > LONGEST_TEXT:
+        raise SecondLensError(f"the text is longer than {LONGEST_TEXT} letters: shorten it")
+
+
+def _hex(shares: Float[Tensor, " patches"]) -> str:
+    """One hexadecimal digit a patch, from dark to full light."""
+    return "".join(f"{v:x}" for v in (shares.clamp(0, 1) * LIGHT).round().int().tolist())

@@ -1,0 +1,100 @@
+"""From what the command line names to what can be shown."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import SecondLensError
+from ..images import ImageSource, as_source
+from ..lens import Lens
+from ..view import Clip
+from .atlas import Atlas
+from .layout import lay_out, load_layout
+from .live import Live
+from .prepared import load_survey
+from .survey import survey
+
+FOLDER = "explorer"
+"""Beside the files of the lens."""
+DEMOS = ("demo", "demo-twin")
+_SCENE = re.compile(r"scene-(\d+)-(\d+)")
+
+
+def open_lens(
+    path: Path,
+    clip: Clip | None,
+    images: Any = None,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Atlas, Live | None]:
+    """A lens with everything that can be known of it, surveyed first if that was not done yet.
+
+    Parameters
+    ----------
+    path
+        The folder of the lens.
+    clip
+        The model, if there is one to answer.
+    images
+        What `fit` takes: the pictures of the fit. The embedded models draw theirs anew.
+    say
+        Told, in a sentence, what takes time and what is missing.
+
+    Raises
+    ------
+    SecondLensError
+        No lens, another model's lens, or pictures that are not those of the fit.
+    """
+    lens = Lens.load(path)
+    if clip is not None:
+        lens.check_model(clip)
+    source = as_source(images) if images is not None else own_pictures(lens)
+    folder = path / FOLDER
+    seen = load_survey(folder, lens)
+    if seen is None and clip is not None and source is not None and lens.codes:
+        say(f"Looking once at the pictures of {path}; what is found is kept in {folder}.")
+        seen = survey(clip, lens, source, progress=True)
+        seen.save(folder)
+    elif seen is None:
+        missing = [
+            what
+            for what, there in (
+                ("the model (--model)", clip),
+                ("the pictures of the fit (--images)", source),
+                ("a description (secondlens describe)", lens.codes),
+            )
+            if not there
+        ]
+        say(f"{path} was not surveyed: pages lack pictures for want of {' and '.join(missing)}.")
+    layout = load_layout(folder / "layout.safetensors", lens)
+    if layout is None:
+        say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")
+        layout = lay_out(lens)
+        folder.mkdir(exist_ok=True)
+        layout.save(folder / "layout.safetensors", lens)
+    atlas = Atlas(lens, seen, layout)
+    return atlas, None if clip is None else Live(clip=clip, atlas=atlas, source=source)
+
+
+def model_name(path: Path, given: str | None) -> str | None:
+    """The model to load for a lens: the one given, or the embedded one it was fitted on."""
+    if given is not None:
+        return given
+    name = Lens.load(path).model["name"]
+    return name if name in DEMOS else None
+
+
+def own_pictures(lens: Lens) -> ImageSource | None:
+    """The embedded pictures that a lens of an embedded model was fitted on, drawn from its ids."""
+    found = [_SCENE.fullmatch(each) for each in lens.image_ids]
+    if lens.model["name"] not in DEMOS or not all(found):
+        return None
+    from ..demo.pictures import Scenes
+    from ..demo.scenes import World
+
+    numbers = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(seeds := {seed for seed, _ in numbers}) != 1:
+        raise SecondLensError("this lens was fitted on scenes of several seeds: give --images")
+    world = World(planted=lens.model["name"] == "demo")
+    return Scenes(world, seeds.pop(), 1 + max(index for _, index in numbers))

@@ -1,0 +1,254 @@
+"""The pages as HTML: the same templates are served and exported."""
+
+import io
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from PIL import Image, ImageDraw, ImageFont
+
+from ..page import number
+from .atlas import Atlas
+from .prepared import GROUPS
+from .runs import Runs
+
+PLAIN: Mapping[str, str] = {
+    "neurons": "Neurons",
+    "map": "Map",
+    "search": "Search",
+    "image": "Images",
+    "compare": "Compare",
+    "lists": "Lists",
+    "runs": "Runs",
+    "how": "How it is computed",
+}
+"""Pages that need nothing but their name: path and title."""
+
+PACKS: Mapping[str, str] = {
+    "model": "model",
+    "neurons": "table",
+    "map": "map",
+    "words": "words",
+    "runs": "reports",
+}
+"""Data of all neurons together: the name of the file, and what of `Pages` it holds."""
+
+SECURITY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'"
+)
+"""Content security policy of every page."""
+PREVIEW = (1200, 630)
+
+
+class Pages:
+    """Renders pages of one lens.
+
+    Parameters
+    ----------
+    live
+        Whether a model answers beside the pages.
+    served
+        Whether a server gives each neuron's data in its page; a static folder has packs of them.
+    beside
+        Whether a second lens is there to compare with, under `beside/`.
+    runs
+        Finished runs to show.
+    classes
+        That the attack lab can draw, if there is one.
+    address
+        Where the pages will be found, for link previews; without it, they have no pictures.
+    """
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        *,
+        live: bool = False,
+        served: bool = True,
+        beside: bool = False,
+        address: str = "",
+        runs: Runs | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        self.runs, self.classes = runs or Runs(), classes
+        self.atlas, self.live, self.served, self.beside = atlas, live, served, beside
+        self.address = address.rstrip("/")
+        self._environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("secondlens.explorer"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters["number"] = number
+        self._environment.globals |= {
+            "model": atlas.model(),
+            "live": live,
+            "served": served,
+            "beside": beside,
+            "plain": PLAIN,
+            "policy": SECURITY,
+            "version": version("secondlens"),
+        }
+        self._templates: dict[str, jinja2.Template] = {}
+
+    def home(self) -> str:
+        """Where one begins."""
+        layers = [(layer, self.atlas.layer(layer)) for layer in self.atlas.lens.layers]
+        best = [
+            (*place, self.atlas.name(*place), self._cover(*place)) for place in self.atlas.best()
+        ]
+        return self._page(
+            "home.html",
+            "./",
+            "Every neuron",
+            f"{self.atlas.total:,} neurons",
+            layers=layers,
+            best=best,
+        )
+
+    def plain(self, name: str) -> str:
+        """One of `PLAIN`."""
+        return self._page(f"{name}.html", "../", PLAIN[name], PLAIN[name], here=name)
+
+    def layer(self, layer: int) -> str:
+        """A layer's numbers and its neurons.
+
+        Raises
+        ------
+        SecondLensError
+            The lens lacks it.
+        """
+        self.atlas.check(layer)
+        about = f"{self.atlas.sizes[layer]:,} neurons of layer {layer}"
+        facts = self.atlas.layer(layer)
+        return self._page(
+            "layer.html",
+            "../../",
+            f"Layer {layer}",
+            about,
+            layer=layer,
+            facts=facts,
+            here="neurons",
+        )
+
+    def neuron(self, layer: int, neuron: int, *, address: str = "") -> str:
+        """A neuron's page, with its data in it where a server serves it.
+
+        Raises
+        ------
+        SecondLensError
+            The lens lacks it.
+        """
+        self.atlas.check(layer, neuron)
+        name = self.atlas.name(layer, neuron)
+        data = _in_html(self.atlas.neuron(layer, neuron)) if self.served else None
+        address = address.rstrip("/") or self.address
+        cover = self._cover(layer, neuron)
+        picture = f"preview/{layer}/{neuron}.png" if self.served else f"pictures/{cover}.webp"
+        return self._page(
+            "neuron.html",
+            "../../../",
+            f"L{layer} #{neuron}",
+            name or "without a description",
+            picture=f"{address}/{picture}" if address and cover is not None else None,
+            layer=layer,
+            neuron=neuron,
+            name=name,
+            data=data,
+            here="neurons",
+        )
+
+    @cached_property
+    def table(self) -> bytes:
+        """`data/neurons.json.gz`: all neurons, column by column."""
+        return packed(self.atlas.table)
+
+    @cached_property
+    def model(self) -> bytes:
+        """`data/model.json.gz`: what all pages need to know of the lens."""
+        return packed(self.atlas.model())
+
+    @cached_property
+    def reports(self) -> bytes:
+        """`data/runs.json.gz`: finished runs, and the classes of the attack lab."""
+        return packed({"reports": self.runs.reports, "classes": list(self.classes)})
+
+    @cached_property
+    def words(self) -> bytes:
+        """`data/words.json.gz`: texts of the first description, with the neurons along them."""
+        return packed({"texts": self.atlas.along_texts()})
+
+    @cached_property
+    def map(self) -> bytes:
+        """`data/map.json.gz`: a place for each neuron, in thousandths."""
+        layout = self.atlas.layout
+        places = [] if layout is None else (layout.place * 1000).round().int().flatten().tolist()
+        return packed({"places": places})
+
+    def preview(self, layer: int, neuron: int) -> bytes:
+        """What a link to a neuron shows elsewhere: a PNG with its name and strongest images."""
+        self.atlas.check(layer, neuron)
+        card = Image.new("RGB", PREVIEW, "#14161c")
+        draw = ImageDraw.Draw(card)
+        small, large = ImageFont.load_default(34), ImageFont.load_default(58)
+        draw.text((60, 48), f"Layer {layer} · neuron {neuron}", "#a0a6b1", small)
+        name = self.atlas.name(layer, neuron)
+        draw.text((60, 100), name if len(name) < 38 else name[:36] + "…", "#eceef2", large)
+        survey = self.atlas.survey
+        if survey is not None:
+            images = survey.layers[layer].images[neuron, GROUPS["strongest"]].tolist()
+            for column, position in enumerate(p for p in images[:4] if p >= 0):
+                picture = Image.open(io.BytesIO(survey.picture(position))).convert("RGB")
+                card.paste(picture.resize((258, 258)), (60 + 274 * column, 220))
+        model = self.atlas.lens.model["name"]
+        draw.text((60, 530), f"{model} · secondlens", "#a0a6b1", small)
+        buffer = io.BytesIO()
+        card.save(buffer, "png")
+        return buffer.getvalue()
+
+    def _cover(self, layer: int, neuron: int) -> int | None:
+        """The image that stands for a neuron."""
+        if self.atlas.survey is None:
+            return None
+        return int(self.atlas.survey.layers[layer].images[neuron, 0])
+
+    def _page(
+        self,
+        template: str,
+        root: str,
+        title: str,
+        about: str,
+        *,
+        picture: str | None = None,
+        **more: Any,
+    ) -> str:
+        if template not in self._templates:
+            self._templates[template] = self._environment.get_template(template)
+        context = {"root": root, "title": title, "about": about, "picture": picture, "here": ""}
+        return self._templates[template].render(context | more)
+
+
+def static_files() -> dict[str, bytes]:
+    """Scripts and styles by name; nothing else of the file system is ever served."""
+    folder = files("secondlens.explorer") / "static"
+    return {each.name: each.read_bytes() for each in folder.iterdir() if each.is_file()}
+
+
+def packed(content: Any) -> bytes:
+    """JSON in gzip, the same bytes each time."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return compressor.compress(text) + compressor.flush()
+
+
+def _in_html(content: Any) -> str:
+    """JSON that no text in it can end early."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,86 @@
+"""Finished attacks, audits and defences, read from the files that they wrote."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import SecondLensError
+from .atlas import json_ready, short
+
+KINDS: Mapping[str, frozenset[str]] = {
+    "attack": frozenset({"draw", "mistake_for", "shots", "rates"}),
+    "audit": frozenset({"classes", "cues", "effect", "spread", "neurons", "images"}),
+    "defence": frozenset({"before", "points", "results", "neurons"}),
+}
+"""The keys by which a report is known for what it is."""
+SUFFIXES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Reports, and the pictures that they name."""
+
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """Each with its `kind` and `folder`; pictures are numbers into `pictures`."""
+    pictures: list[Path] = field(default_factory=list)
+
+
+def load_runs(folders: Iterable[Path]) -> Runs:
+    """Every run in some folders, or in folders inside them.
+
+    Raises
+    ------
+    SecondLensError
+        A folder without any run, or a report that cannot be read.
+    """
+    runs = Runs()
+    for folder in folders:
+        found = sorted(folder.rglob("*.json")) if folder.is_dir() else []
+        before = len(runs.reports)
+        for path in found:
+            _read(path, runs)
+        if len(runs.reports) == before:
+            raise SecondLensError(f"{folder} holds no finished attack, audit or defence")
+    return runs
+
+
+def _read(path: Path, runs: Runs) -> None:
+    if path.stem not in ("report", "audit", "defence"):
+        return
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SecondLensError(f"{path} cannot be read: {error}") from error
+    keys = report.keys() if isinstance(report, dict) else set()
+    kind = next((kind for kind, needed in KINDS.items() if needed <= keys), None)
+    if kind is None:
+        return
+    made = _attack(report, path.parent, runs) if kind == "attack" else json_ready(report)
+    runs.reports.append({"kind": kind, "folder": path.parent.name, **made})
+
+
+def _attack(report: dict[str, Any], folder: Path, runs: Runs) -> dict[str, Any]:
+    """An attack with numbers in place of the files of its pictures."""
+
+    def number(name: str) -> int | None:
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve()) and path.suffix in SUFFIXES
+        if not inside or not path.is_file():
+            return None
+        runs.pictures.append(path)
+        return len(runs.pictures) - 1
+
+    shots = [
+        {
+            **{name: shot[name] for name in ("caption", "words", "best", "plain_best", "counted")},
+            "margin": short(shot["margin"]),
+            "plain_margin": short(shot["plain_margin"]),
+            "picture": number(shot["file"]),
+            "plain": number(shot["plain_file"]),
+        }
+        for shot in report["shots"]
+    ]
+    kept = ("draw", "mistake_for", "rates", "planned", "counted", "words", "settings")
+    return {name: report[name] for name in kept} | {"shots": shots}

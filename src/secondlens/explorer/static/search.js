@@ -1,0 +1,36 @@
+import {ask, h, how, live, message, neuronLink, number, packed, params, root, setParams, table as load} from "./common.js";
+
+const place = document.getElementById("search");
+const input = h("input", {type: "search", id: "query", "aria-label": "Text", placeholder: "a ship", maxlength: 200, list: "known-texts", autocomplete: "off", value: params().get("q") ?? ""});
+const results = h("div", {});
+const side = (name, neurons) => h("section", {class: "card"}, h("h2", {}, how("search", name)),
+  neurons.length ? h("ul", {class: "rows"}, neurons.map(([layer, neuron, cosine, words]) => h("li", {}, neuronLink(layer, neuron, words), h("span", {class: `value ${cosine < 0 ? "minus" : "plus"}`}, number(cosine))))) : h("p", {class: "quiet"}, "None."));
+
+async function withoutModel(text) {
+  const [{texts}, all] = await Promise.all([packed("data/words.json.gz"), load()]);
+  const found = texts[text.toLowerCase()];
+  if (found?.length) {
+    const row = ([i, cosine]) => [all.layer[i], all.neuron[i], cosine, all.name[i]];
+    return {for: found.filter(([, cosine]) => cosine > 0).map(row), against: found.filter(([, cosine]) => cosine < 0).map(row)};
+  }
+  const rows = [];
+  for (let i = 0; i < all.name.length && rows.length < 100; i++) if (all.name[i].toLowerCase().includes(text.toLowerCase())) rows.push([all.layer[i], all.neuron[i], null, all.name[i]]);
+  return {named: rows};
+}
+
+async function search() {
+  const text = input.value.trim();
+  setParams({q: text});
+  if (!text) { results.replaceChildren(); return; }
+  results.replaceChildren(message("Searching…"));
+  try {
+    const found = live ? await ask(`live/search?text=${encodeURIComponent(text)}`) : await withoutModel(text);
+    if (found.named) results.replaceChildren(message("No model is running here, so only texts of the vocabulary can be compared with directions. These neurons have the text in their name."), side("Named so", found.named));
+    else results.replaceChildren(h("div", {class: "two"}, side(`Towards “${text}”`, found.for), side("Away from it", found.against)));
+  } catch (error) { results.replaceChildren(message(error.message, true)); }
+}
+const datalist = h("datalist", {id: "known-texts"});
+place.replaceChildren(h("form", {class: "bar-of-tools", onsubmit: event => { event.preventDefault(); search(); }}, input, datalist, h("button", {type: "submit", class: "primary"}, "Search"),
+  live ? h("a", {class: "button quiet", href: `${root}image/`}, "Search by a picture") : null), results);
+search();
+packed("data/words.json.gz").then(({texts}) => datalist.append(...Object.keys(texts).slice(0, 2000).map(value => h("option", {value}))), () => {});

@@ -1,0 +1,363 @@
+"""Look at the pictures of a lens once, and keep what the pages show of every neuron.
+
+Three passes: the first measures every effect on the surveyed images, the second asks which of a
+neuron's concepts its top images show, the third reads where neurons fire on the images chosen.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from ..capture import Capture, Pooled
+from ..concepts import Proof, prove
+from ..errors import SecondLensError
+from ..images import ImageSource, Reader
+from ..lens import WORDS_THAT_COUNT, Lens
+from ..paths import OFFICIAL_SCALE, chunks, extended_coefficients, image_scale
+from ..projections import Projector
+from ..report import model_view
+from ..subset import with_ids
+from ..summary import Neuron, neurons_in_words
+from ..view import Clip
+from . import prepared
+from .language import class_changes, texts_of, triangles
+from .prepared import GROUPS, LIGHT, LayerSurvey, Survey, fingerprint
+
+SURVEYED = 5000
+"""Images, at most, that bands and histograms come from: the paper's number."""
+BATCH_SIZE = 16
+PROOF_NUMBERS = 2**27
+"""Products of images and concepts in memory, about."""
+THUMBNAIL = 160
+"""Pixels on the longer side of a picture, at most."""
+
+
+def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = False) -> Survey:
+    """Survey a described lens.
+
+    Parameters
+    ----------
+    clip
+        The model the lens was fitted on.
+    lens
+        With at least one description.
+    source
+        The pictures of the fit.
+    progress
+        Show progress bars.
+
+    Raises
+    ------
+    SecondLensError
+        Another model's lens, no description, or a picture that the source lacks or cannot read.
+    """
+    lens.check_model(clip)
+    if not lens.codes:
+        raise SecondLensError("this lens has no description yet: run secondlens describe first")
+    name, codes = next(iter(lens.codes.items()))
+    texts = texts_of(name, codes)
+    neurons: dict[int, list[Neuron]] = {layer: [] for layer in lens.layers}
+    for each in neurons_in_words(clip, lens, codes, texts):
+        neurons[each.layer].append(each)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randperm(len(lens.image_ids), generator=generator)[:SURVEYED].sort().values
+    readers = {layer: Projections(clip, lens, layer) for layer in lens.layers}
+    looked = _first_look(clip, lens, source, sample, readers, progress)
+    proofs: dict[int, dict[tuple[int, int], Proof]] = {}
+    # products of every image and concept are held at once: some layers at a time
+    together = max(1, PROOF_NUMBERS // (clip.neurons * len(lens.image_ids) * WORDS_THAT_COUNT))
+    for some in chunks(len(lens.layers), together):
+        concepts = {
+            (layer, n.neuron): n.concepts for layer in lens.layers[some] for n in neurons[layer]
+        }
+        found = prove(clip, lens, source, concepts, progress=progress)
+        for layer in lens.layers[some]:
+            proofs[layer] = {key: proof for key, proof in found.items() if key[0] == layer}
+    chosen = {layer: _choose(lens, layer, looked, sample, proofs[layer]) for layer in lens.layers}
+    seen, pictures = _second_look(clip, lens, source, chosen, looked, readers, progress)
+    rows, layers = texts.embed(clip), {}
+    unit = OFFICIAL_SCALE if lens.convention == "official" else 1.0
+    for layer in lens.layers:
+        shown = seen[layer]
+        mean_effect = np.where(shown["images"][:, GROUPS["strongest"]] >= 0, 1.0, np.nan)
+        mean_effect = np.nanmean(mean_effect * shown["effect"][:, GROUPS["strongest"]], axis=1)
+        mean_effect = mean_effect / unit
+        classes, change = class_changes(lens[layer].directions, rows, mean_effect)
+        layers[layer] = LayerSurvey(
+            **shown,
+            **_bands(looked.effects[layer]),
+            scale=looked.scale[layer].numpy(),
+            classes=classes,
+            change=change,
+            **_concepts(neurons[layer], proofs[layer], lens.top),
+        )
+    offsets = np.cumsum([0, *(len(pictures.get(i, b"")) for i in range(len(lens.image_ids)))])
+    return Survey(
+        lens=fingerprint(lens),
+        surveyed=len(sample),
+        layers=layers,
+        codes={each: triangles(clip, lens, each, progress=progress) for each in lens.codes},
+        responding=looked.responding,
+        response=looked.response,
+        texts=F.normalize(rows - rows.mean(0), dim=1).half().cpu().numpy(),
+        pictures=b"".join(pictures[position] for position in sorted(pictures)),
+        offsets=offsets.astype(np.int64),
+    )
+
+
+class Projections:
+    """Effects of a layer on its neurons' directions, less those of the mean, by value path."""
+
+    def __init__(self, clip: Clip, lens: Lens, layer: int) -> None:
+        fitted = lens[layer]
+        self.layer, self.convention = layer, lens.convention
+        projector = Projector(clip, layer, fitted.directions[:, None], lens.convention)
+        self.weights = projector.weights[..., 0]
+        self.own = (clip.layers - 1 - layer) * clip.heads
+        """Paths: what comes after them in the official convention all neurons share."""
+        self.mean = (fitted.mean * fitted.directions).sum(1).to(self.weights)
+        self.mean_parts = torch.zeros_like(self.weights)
+
+    def parts(self, pooled: Pooled) -> Float[Tensor, "images extended neurons"]:
+        """What each path adds to the projection, mean not subtracted."""
+        coefficients = extended_coefficients(pooled, self.layer, self.convention)
+        scale = image_scale(pooled, self.convention)
+        return coefficients * self.weights * scale[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Looked:
+    """What the first pass measured."""
+
+    effects: Mapping[int, Float[Tensor, "surveyed neurons"]]
+    peaks: Mapping[int, Float[Tensor, "surveyed neurons"]]
+    scale: Mapping[int, Float[Tensor, " neurons"]]
+    responding: Int[np.ndarray, "images responding"]
+    response: Float[np.ndarray, "images responding"]
+
+
+@torch.no_grad()
+def _first_look(
+    clip: Clip,
+    lens: Lens,
+    source: ImageSource,
+    sample: Int[Tensor, " surveyed"],
+    readers: Mapping[int, Projections],
+    progress: bool,
+) -> _Looked:
+    """Effects and peaks on all surveyed images; leaves the mean of the parts in `readers`."""
+    ids = [lens.image_ids[position] for position in sample.tolist()]
+    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
+    effects: dict[int, list[Tensor]] = {layer: [] for layer in readers}
+    peaks: dict[int, list[Tensor]] = {layer: [] for layer in readers}
+    most = min(prepared.RESPONDING, clip.neurons * len(readers))
+    responding = np.full((len(lens.image_ids), most), -1, dtype=np.int32)
+    response = np.zeros((len(lens.image_ids), most), dtype=np.float32)
+    energy = torch.cat([lens[layer].energy for layer in lens.layers]).sqrt().clamp(min=1e-12)
+    reading = Capture(clip, readers, keep_activations=True)
+    with clip.class_token_only(), reading as capture:
+        for batch in track(reader, "effects", len(reader)) if progress else reader:
+            pooled = capture.pool(clip.encode_image(batch.pixels))
+            for layer, projections in readers.items():
+                parts = projections.parts(pooled)
+                projections.mean_parts += parts.sum(0) / len(ids)
+                effects[layer].append((parts.sum(1) - projections.mean).cpu())
+                peaks[layer].append(pooled.activations[layer][:, 1:].amax(1).float().cpu())
+            standard = torch.cat([effects[layer][-1] for layer in lens.layers], dim=1) / energy
+            top = standard.abs().topk(most, dim=1).indices
+            rows = sample[batch.positions].numpy()
+            responding[rows] = top.int().numpy()
+            response[rows] = standard.gather(1, top).float().numpy()
+    _check_read(reader)
+    return _Looked(
+        effects={layer: torch.cat(parts) for layer, parts in effects.items()},
+        peaks={layer: torch.cat(parts) for layer, parts in peaks.items()},
+        scale={layer: torch.cat(parts).amax(0) for layer, parts in peaks.items()},
+        responding=responding,
+        response=response,
+    )
+
+
+def _choose(
+    lens: Lens,
+    layer: int,
+    looked: _Looked,
+    sample: Int[Tensor, " surveyed"],
+    proofs: Mapping[tuple[int, int], Proof],
+) -> Int[Tensor, "neurons slots"]:
+    """The images that each neuron of a layer shows."""
+    fitted, effects, peaks = lens[layer], looked.effects[layer].T, looked.peaks[layer].T
+    neurons, surveyed = effects.shape
+    chosen = torch.full((neurons, prepared.SLOTS), -1, dtype=torch.int64)
+
+    def put(group: slice, images: Tensor) -> None:
+        chosen[:, group.start : group.start + images.shape[1]] = images
+
+    put(GROUPS["strongest"], fitted.top_images[:, : prepared.STRONGEST])
+    firing = peaks.topk(min(prepared.FIRING, surveyed), dim=1)
+    put(GROUPS["firing"], sample[firing.indices])
+    generator = torch.Generator().manual_seed(layer)
+    noise = torch.rand(neurons, surveyed, generator=generator)
+    band = _band(effects)
+    for which in range(prepared.BANDS):
+        order = noise.masked_fill(band != which, -1).topk(min(prepared.IN_BAND, surveyed), dim=1)
+        start = GROUPS["bands"].start + which * prepared.IN_BAND
+        inside = sample[order.indices].masked_fill(order.values < 0, -1)
+        put(slice(start, start + prepared.IN_BAND), inside)
+    order = (1 - noise).topk(min(prepared.RANDOM, surveyed), dim=1)
+    put(GROUPS["random"], sample[order.indices])
+    for (_, neuron), proof in proofs.items():
+        start = GROUPS["proofs"].start
+        for number, concept in enumerate(proof.proven[: prepared.PROVEN]):
+            images = proof.showing(concept)[: prepared.PROOFS]
+            first = start + number * prepared.PROOFS
+            chosen[neuron, first : first + len(images)] = torch.tensor(images)
+    return chosen
+
+
+def _band(effects: Float[Tensor, "neurons surveyed"]) -> Int[Tensor, "neurons surveyed"]:
+    """The fifth of the neuron's range that each effect lies in, from below."""
+    low, high = effects.aminmax(dim=1, keepdim=True)
+    place = (effects - low) / (high - low).clamp(min=1e-30) * prepared.BANDS
+    return place.long().clamp(0, prepared.BANDS - 1)
+
+
+def _bands(effects: Float[Tensor, "surveyed neurons"]) -> dict[str, np.ndarray]:
+    """Range, histogram and shares of the bands."""
+    low, high = effects.aminmax(dim=0)
+    place = ((effects - low) / (high - low).clamp(min=1e-30) * prepared.BINS).long()
+    place = place.clamp(0, prepared.BINS - 1).T
+    counts = torch.zeros(len(place), prepared.BINS, dtype=torch.int64)
+    counts.scatter_add_(1, place, torch.ones_like(place))
+    in_band = counts.unflatten(1, (prepared.BANDS, -1)).sum(-1)
+    return {
+        "extent": torch.stack([low, high], dim=1).float().numpy(),
+        "shares": (in_band / effects.shape[0]).float().numpy(),
+        "counts": counts.int().numpy(),
+    }
+
+
+@torch.no_grad()
+def _second_look(
+    clip: Clip,
+    lens: Lens,
+    source: ImageSource,
+    chosen: Mapping[int, Int[Tensor, "neurons slots"]],
+    looked: _Looked,
+    readers: Mapping[int, Projections],
+    progress: bool,
+) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, bytes]]:
+    """Where neurons fire on the images they show, by which paths that acts, and the pictures."""
+    wanted = torch.cat([each.flatten() for each in chosen.values()]).unique()
+    wanted = wanted[wanted >= 0].tolist()
+    ids = [lens.image_ids[position] for position in wanted]
+    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
+    view, pictures = model_view(clip), {}
+    seen = {layer: _Slots(clip, images, readers[layer]) for layer, images in chosen.items()}
+    reading = Capture(clip, readers, keep_activations=True)
+    with clip.class_token_only(), reading as capture:
+        for batch in track(reader, "heat maps", len(reader)) if progress else reader:
+            pooled = capture.pool(clip.encode_image(batch.pixels))
+            parts = {layer: projections.parts(pooled) for layer, projections in readers.items()}
+            for row, index in enumerate(batch.positions):
+                position = wanted[index]
+                pictures[position] = _webp(view(batch.pixels[row]))
+                for layer, slots in seen.items():
+                    activation = pooled.activations[layer][row, 1:].float().cpu()
+                    slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
+    _check_read(reader)
+    return {layer: slots.arrays() for layer, slots in seen.items()}, pictures
+
+
+class _Slots:
+    """What the last pass fills in for the neurons of a layer."""
+
+    def __init__(
+        self, clip: Clip, images: Int[Tensor, "neurons slots"], projections: Projections
+    ) -> None:
+        self.images, self.projections = images, projections
+        self.order = images.flatten().argsort(stable=True)
+        self.sorted = images.flatten()[self.order]
+        neurons, slots = images.shape
+        self.effect = torch.zeros(neurons * slots)
+        self.peak = torch.zeros(neurons * slots)
+        self.path = torch.zeros(neurons * slots, dtype=torch.int16)
+        self.heat = torch.zeros(neurons * slots, clip.tokens - 1, dtype=torch.uint8)
+        self.paths = torch.zeros(neurons, projections.own)
+
+    def see(
+        self,
+        position: int,
+        activation: Float[Tensor, "patches neurons"],
+        parts: Float[Tensor, "extended neurons"],
+        scale: Float[Tensor, " neurons"],
+    ) -> None:
+        """One image, for all neurons that show it."""
+        place = torch.tensor([position, position + 1])
+        start, end = torch.searchsorted(self.sorted, place).tolist()
+        slots = self.order[start:end]
+        if not len(slots):
+            return
+        neurons = slots // self.images.shape[1]
+        centred = (parts - self.projections.mean_parts.cpu())[:, neurons]
+        effect = parts[:, neurons].sum(0) - self.projections.mean[neurons].cpu()
+        sign = torch.where(effect < 0, -1.0, 1.0).to(effect)
+        own = centred[: self.projections.own] * sign
+        self.effect[slots] = effect.float()
+        self.path[slots] = own.argmax(0).short()
+        self.peak[slots] = activation[:, neurons].amax(0)
+        light = activation[:, neurons] / scale[neurons].clamp(min=1e-30)
+        self.heat[slots] = (light.clamp(0, 1) * LIGHT).round().byte().T
+        strongest = slots % self.images.shape[1] < prepared.STRONGEST
+        self.paths.index_add_(0, neurons[strongest], own[:, strongest].T.float())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Fields of `LayerSurvey`."""
+        shape = self.images.shape
+        total = self.paths.sum(1, keepdim=True)
+        return {
+            "images": self.images.int().numpy(),
+            "effect": self.effect.view(shape).numpy(),
+            "peak": self.peak.view(shape).numpy(),
+            "path": self.path.view(shape).numpy(),
+            "heat": self.heat.view(*shape, -1).numpy(),
+            "paths": (self.paths / total.masked_fill(total.abs() < 1e-30, 1)).numpy(),
+        }
+
+
+def _concepts(
+    neurons: list[Neuron], proofs: Mapping[tuple[int, int], Proof], top: int
+) -> dict[str, np.ndarray]:
+    """Which word and which top image belongs to which concept."""
+    concept = np.full((len(neurons), WORDS_THAT_COUNT), -1, dtype=np.int8)
+    for row, each in zip(concept, neurons, strict=True):
+        own = {word: i for i, found in enumerate(each.concepts) for word in found.words}
+        for place, (word, _) in enumerate(each.words):
+            row[place] = own[word]
+    ordered = [proofs[each.layer, each.neuron] for each in neurons]
+    return {
+        "concept": concept,
+        "proof": np.array([proof.concepts for proof in ordered], np.int8).reshape(-1, top),
+        "polysemy": np.array([proof.polysemy for proof in ordered], dtype=np.float32),
+    }
+
+
+def _webp(image: Image.Image) -> bytes:
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", quality=80)
+    return buffer.getvalue()
+
+
+def _check_read(reader: Reader) -> None:
+    if reader.skipped:
+        unreadable, reason = next(iter(reader.skipped.items()))
+        raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")

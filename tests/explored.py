@@ -1,0 +1,123 @@
+"""A small explored lens: a random CLIP, random pictures with hostile ids, hostile words."""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from models import TEXT, randomise
+from open_clip.model import CLIP
+from PIL import Image
+
+from secondlens.attack import Pair, Report, Shot, Word
+from secondlens.audit import Audit
+from secondlens.clip import from_open_clip
+from secondlens.defend import Defence
+from secondlens.describe import describe
+from secondlens.explorer.layout import lay_out
+from secondlens.explorer.survey import survey
+from secondlens.fit import fit
+from secondlens.storage import save_json
+from secondlens.trial import Point, Result
+
+HOSTILE = (
+    "<script>document.title='x'</script>",
+    "</script><img src=x onerror=alert(1)>",
+    "\"' onload='x",
+    "{{ 7 * 7 }}",
+    "=1+1",
+    "a & b",
+)
+WORDS = (*HOSTILE, *(f"word {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"))
+LAYERS = (0, 1)
+
+
+@dataclass
+class Pictures:
+    count: int = 40
+
+    @property
+    def ids(self):
+        return [f"{i} {HOSTILE[i % len(HOSTILE)]}.png" for i in range(self.count)]
+
+    def load(self, index):
+        noise = np.random.default_rng(index).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+        return Image.fromarray(noise)
+
+
+def preprocess(image):
+    array = np.array(image.convert("RGB").resize((24, 16)), dtype=np.float32)
+    return (torch.from_numpy(array).permute(2, 0, 1) / 255 - 0.4) / 0.3
+
+
+def tiny_clip(seed=0):
+    """Two rows of three patches, so that no row passes for a column; two later blocks."""
+    vision = {"image_size": (16, 24), "patch_size": 8, "width": 24, "head_width": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(12, vision | {"layers": 3, "mlp_ratio": 2.0}, TEXT | {"context_length": 48})
+        randomise(model)
+    return from_open_clip(model.eval(), preprocess, tokenizer, name="tiny <b>")
+
+
+def tokenizer(texts):
+    """Characters as tokens; the highest one ends the text."""
+    tokens = torch.zeros(len(texts), 48, dtype=torch.long)
+    for row, text in zip(tokens, texts, strict=True):
+        codes = [ord(letter) % 62 + 1 for letter in text[: len(row) - 1]] + [63]
+        row[: len(codes)] = torch.tensor(codes)
+    return tokens
+
+
+def make(convention="exact", seed=0):
+    """Clip, pictures, lens, survey and layout."""
+    clip, pictures = tiny_clip(seed), Pictures()
+    lens = fit(clip, pictures, layers=LAYERS, top=6, convention=convention)
+    describe(clip, lens, WORDS, 8)
+    return clip, pictures, lens, survey(clip, lens, pictures), lay_out(lens)
+
+
+def write_runs(folder):
+    """A finished attack, audit and defence, as their own code writes them."""
+    pictures = folder / "a" / "images"
+    pictures.mkdir(parents=True)
+    Pictures().load(0).save(pictures / "0.png")
+    Pictures().load(1).save(folder / "outside.png")
+    shot = Shot(
+        file="images/0.png",
+        plain_file="images/0.png",
+        caption="a dog and <b>snow</b>",
+        plain="a dog",
+        words=("snow",),
+        seed=0,
+        margin=0.1,
+        plain_margin=-0.2,
+        best="deer",
+        plain_best="dog",
+        counted=True,
+    )
+    outside = replace(shot, file="../outside.png", plain_file="/etc/hostname")
+    word = Word(text="snow", score=0.3, neurons=((0, 5, 0.2),))
+    report = Report(
+        pair=Pair(draw="dog", mistake_for="deer"), settings={}, words=(word,), shots=(shot, outside)
+    )
+    save_json(folder / "a" / "report.json", report.as_json())
+    effect = torch.tensor([[0.2, -0.1], [float("nan"), 0.05]])
+    Audit(
+        model={"name": "tiny"},
+        classes=("dog", "<i>deer"),
+        cues=("snow", "grass"),
+        prompts=(("snow",), ("grass",)),
+        effect=effect,
+        spread=effect.abs() / 2,
+        neurons=(((0, 5),), ((1, 7),)),
+        images=(("0",), ("1",)),
+    ).save(folder / "b")
+    values = {str: "ours", int: 1, float: 0.7}
+    point = Point(**{each.name: values[each.type] for each in fields(Point)})
+    point = replace(point, unusual=0.5, fooled=float("nan"))
+    cut = replace(point, usual=0.69, unusual=0.6)
+    change = (0.1, 0.0, 0.2)
+    result = Result(point=cut, usual_change=change, unusual_change=change, fooled_change=change)
+    Defence(
+        neurons=((0, 5),), strength=1.0, before=point, results=(result,), points=(point, cut)
+    ).save(folder / "c")

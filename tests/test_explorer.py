@@ -1,0 +1,302 @@
+"""What the explorer shows, against slow literal formulas."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from explored import LAYERS, WORDS, Pictures, make, tiny_clip
+
+from secondlens.capture import Capture
+from secondlens.effects import second_order
+from secondlens.errors import SecondLensError
+from secondlens.explorer import prepared
+from secondlens.explorer.atlas import Atlas
+from secondlens.explorer.layout import lay_out, load_layout, nearest
+from secondlens.explorer.live import Live
+from secondlens.explorer.opened import open_lens
+from secondlens.explorer.prepared import BANDS, GROUPS, LIGHT, fingerprint, load_survey
+from secondlens.explorer.survey import survey
+from secondlens.texts import normalise, vocabulary
+
+
+@pytest.fixture(scope="module", params=["exact", "official"])
+def made(request):
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return make()
+
+
+def effects(clip, lens, layer):
+    """Centred effects of all pictures, materialised."""
+    pictures = Pictures()
+    images = [pictures.load(i) for i in range(pictures.count)]
+    return second_order(clip, images, layer, lens.convention) - lens[layer].mean
+
+
+def activations(clip, layer):
+    pictures = Pictures()
+    with Capture(clip, [layer], keep_activations=True) as capture:
+        images = [pictures.load(i) for i in range(pictures.count)]
+        pooled = capture.pool(clip.encode_image(images))
+    return pooled.activations[layer][:, 1:]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_effects_are_projections_of_second_order_effects(made, layer):
+    clip, _, lens, seen, _ = made
+    wanted = torch.einsum("bnd,nd->nb", effects(clip, lens, layer), lens[layer].directions)
+    own = seen.layers[layer]
+    filled = own.images >= 0
+    rows = np.nonzero(filled)[0]
+    expected = wanted[rows, own.images[filled]].numpy()
+    assert np.allclose(own.effect[filled], expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_heat_is_activation_in_sixteen_steps(exact, layer):
+    clip, _, _, seen, _ = exact
+    fired, own = activations(clip, layer), seen.layers[layer]
+    assert np.allclose(own.scale, fired.amax((0, 1)).numpy(), atol=1e-5)
+    for neuron in (0, 7):
+        for slot, position in enumerate(own.images[neuron]):
+            if position >= 0:
+                shares = (fired[position, :, neuron] / fired[..., neuron].max()).clamp(0, 1)
+                assert np.abs(own.heat[neuron, slot] - (shares * LIGHT).numpy()).max() <= 0.51
+                assert own.peak[neuron, slot] == pytest.approx(
+                    float(fired[position, :, neuron].max()), abs=1e-5
+                )
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_bands_and_histogram_count_every_image(exact, layer):
+    clip, _, lens, seen, _ = exact
+    wanted = torch.einsum("bnd,nd->nb", effects(clip, lens, layer), lens[layer].directions)
+    own = seen.layers[layer]
+    assert (own.counts.sum(1) == Pictures().count).all()
+    assert np.allclose(own.shares.sum(1), 1)
+    low, high = wanted.aminmax(dim=1)
+    assert np.allclose(own.extent, torch.stack([low, high], 1).numpy(), atol=1e-5)
+    for neuron, row in enumerate(wanted):
+        edges = np.linspace(float(low[neuron]), float(high[neuron]), BANDS + 1)
+        for band in range(BANDS):
+            start = GROUPS["bands"].start + band * prepared.IN_BAND
+            shown = own.images[neuron, start : start + prepared.IN_BAND]
+            inside = row[shown[shown >= 0]].numpy()
+            assert (inside >= edges[band] - 1e-5).all() and (inside <= edges[band + 1] + 1e-5).all()
+
+
+def test_paths_add_up_and_follow_the_definition(exact):
+    clip, _, lens, seen, _ = exact
+    from secondlens.paths import value_paths
+
+    layer, neuron = 0, 5
+    own = seen.layers[layer]
+    assert np.allclose(own.paths.sum(1), 1, atol=1e-3)
+    rows = value_paths(clip, layer)[neuron] @ lens[layer].directions[neuron]
+    pictures = Pictures()
+    with Capture(clip, [layer]) as capture:
+        images = [pictures.load(i) for i in range(pictures.count)]
+        pooled = capture.pool(clip.encode_image(images))
+    parts = pooled.coefficients[layer][:, :, neuron] * rows * pooled.scale[:, None]
+    centred = parts - parts.mean(0)
+    top = lens[layer].top_images[neuron]
+    signed = centred[top] * centred[top].sum(1, keepdim=True).sign()
+    assert np.allclose(own.paths[neuron], signed.sum(0) / signed.sum(), atol=1e-4)
+    slot = 0
+    assert own.path[neuron, slot] == int(signed[slot].argmax())
+
+
+def test_groups_are_the_strongest_and_the_firing(exact):
+    clip, _, lens, seen, _ = exact
+    for layer in LAYERS:
+        own = seen.layers[layer]
+        assert (own.images[:, :6] == lens[layer].top_images.numpy()).all()
+        peaks = activations(clip, layer).amax(1)
+        firing = own.images[:, GROUPS["firing"]]
+        expected = peaks.topk(prepared.FIRING, dim=0).values.T
+        assert np.allclose(peaks.gather(0, torch.tensor(firing).T.long()).T, expected)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_triangles_give_the_code_of_any_size(exact, size):
+    clip, _, lens, seen, _ = exact
+    atoms = normalise(vocabulary(WORDS).embed(clip)).double()
+    codes = lens.codes["texts"]
+    for layer in LAYERS:
+        for neuron in (0, 11):
+            numbers = torch.from_numpy(seen.codes["texts"][layer][neuron]).double()
+            most = codes.indices[layer].shape[1]
+            upper = torch.zeros(most, most, dtype=torch.float64)
+            upper[tuple(torch.triu_indices(most, most))] = numbers[most:]
+            weights = torch.linalg.solve(upper[:size, :size], numbers[:size])
+            chosen = atoms[codes.indices[layer][neuron, :size]]
+            direction = lens[layer].directions[neuron].double()
+            expected = torch.linalg.lstsq(chosen.T, direction[:, None]).solution[:, 0]
+            assert torch.allclose(weights, expected, atol=1e-3)
+            cosine = F.cosine_similarity(expected @ chosen, direction, dim=0)
+            assert float(numbers[:size].norm()) == pytest.approx(float(cosine), abs=1e-4)
+
+
+def test_class_changes_are_what_ablation_does(exact):
+    clip, _, lens, seen, _ = exact
+    layer, neuron = 1, 3
+    own = seen.layers[layer]
+    texts = vocabulary(WORDS).embed(clip)
+    texts = texts - texts.mean(0)
+    direction = lens[layer].directions[neuron]
+    top = lens[layer].top_images[neuron]
+    x = (effects(clip, lens, layer)[top, neuron] @ direction).mean()
+    change = -x * (texts @ direction)
+    assert np.allclose(own.change[neuron], change[own.classes[neuron]], atol=1e-5)
+    assert own.change[neuron].min() == pytest.approx(float(change.min()), abs=1e-5)
+    assert own.change[neuron].max() == pytest.approx(float(change.max()), abs=1e-5)
+
+
+def test_neighbours_are_the_nearest():
+    rows = F.normalize(torch.randn(300, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    neighbours, cosines = nearest(rows)
+    products = (rows @ rows.T).fill_diagonal_(0)
+    expected = products.abs().sort(dim=1, descending=True).values[:, : neighbours.shape[1]]
+    assert torch.allclose(cosines.abs(), expected, atol=1e-6)
+    assert torch.allclose(products.gather(1, neighbours.long()), cosines)
+
+
+def test_survey_and_layout_come_back_from_disk_and_belong_to_one_lens(exact, tmp_path):
+    _, _, lens, seen, layout = exact
+    seen.save(tmp_path)
+    again = load_survey(tmp_path, lens)
+    assert again is not None and again.pictures == seen.pictures
+    for layer in LAYERS:
+        for name, value in vars(seen.layers[layer]).items():
+            assert (getattr(again.layers[layer], name) == value).all()
+    layout.save(tmp_path / "layout.safetensors", lens)
+    assert load_layout(tmp_path / "layout.safetensors", lens) is not None
+    other = make(seed=1)[2]
+    assert fingerprint(other) != fingerprint(lens)
+    assert load_survey(tmp_path, other) is None
+    assert load_layout(tmp_path / "layout.safetensors", other) is None
+    (tmp_path / "layer-00.safetensors").write_bytes(b"cut off")
+    assert load_survey(tmp_path, lens) is None
+
+
+def test_atlas_is_json_and_refuses_what_is_not_there(exact):
+    _, _, lens, seen, layout = exact
+    atlas = Atlas(lens, seen, layout)
+    data = atlas.neuron(1, 5)
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert data["name"] == atlas.name(1, 5)
+    assert len(atlas.table["name"]) == atlas.total
+    assert atlas.neuron_at(atlas.offsets[1] + 5) == (1, 5)
+    assert json.dumps(atlas.image(3), allow_nan=False)
+    for layer, neuron in ((0, -1), (0, 10**6), (2, 0), (9, 0)):
+        with pytest.raises(SecondLensError, match="layer"):
+            atlas.neuron(layer, neuron)
+    with pytest.raises(SecondLensError, match="there is no image"):
+        atlas.image(40)
+
+
+def test_atlas_without_survey_or_description(exact):
+    clip, pictures, lens, _, _ = exact
+    from dataclasses import replace
+
+    bare = Atlas(replace(lens, codes={}, scores={}, stability={}))
+    assert bare.name(0, 0) == ""
+    data = bare.neuron(0, 0)
+    assert data["words"] == {} and data["similar"] == [] and "shots" not in data
+    assert len(data["top"]) == 6
+    assert set(bare.table["polysemy"]) == {None}
+    with pytest.raises(SecondLensError, match="no description"):
+        survey(clip, bare.lens, pictures)
+
+
+def test_live_wall_is_the_exact_effect_along_the_text(made):
+    clip, pictures, lens, seen, layout = made
+    live = Live(clip=clip, atlas=Atlas(lens, seen, layout), source=pictures)
+    layer, neuron = 0, 4
+    mean = lens.codes["texts"].mean_text
+    text = F.normalize(clip.encode_text(["a ship"])[0] - mean, dim=0)
+    unit = 100 if lens.convention == "official" else 1
+    wanted = effects(clip, lens, layer)[:, neuron] @ text / unit
+    shots = live.wall(layer, neuron, "a ship")["shots"]
+    assert [s[2] for s in shots] == sorted((s[2] for s in shots), reverse=True)
+    for position, _, along, *_ in shots:
+        assert along == pytest.approx(float(wanted[position]), rel=1e-2, abs=1e-5)
+
+
+def test_live_search_orders_all_neurons_by_cosine(exact):
+    clip, pictures, lens, seen, layout = exact
+    live = Live(clip=clip, atlas=Atlas(lens, seen, layout), source=pictures)
+    text = clip.encode_text(["word q"])[0] - lens.codes["texts"].mean_text
+    every = {
+        (layer, n): float(F.cosine_similarity(row, text, dim=0))
+        for layer in LAYERS
+        for n, row in enumerate(lens[layer].directions)
+    }
+    found = live.search("word q")
+    best = sorted(every, key=lambda key: -every[key])
+    assert [tuple(f[:2]) for f in found["for"][:5]] == best[:5]
+    assert [tuple(f[:2]) for f in found["against"][:5]] == best[:-6:-1]
+    for bad in (" ", "x" * 500):
+        with pytest.raises(SecondLensError, match="text"):
+            live.search(bad)
+
+
+def test_live_image_names_the_strongest_neurons(exact):
+    clip, pictures, lens, seen, layout = exact
+    live = Live(clip=clip, atlas=Atlas(lens, seen, layout), source=pictures)
+    answer = live.image(pictures.load(2))
+    standard = {}
+    for layer in LAYERS:
+        mine = torch.einsum("nd,nd->n", effects(clip, lens, layer)[2], lens[layer].directions)
+        for n, value in enumerate((mine / lens[layer].energy.sqrt()).tolist()):
+            standard[layer, n] = value
+    best = max(standard, key=lambda key: abs(standard[key]))
+    assert tuple(answer["neurons"][0][:2]) == best
+    assert answer["neurons"][0][2] == pytest.approx(standard[best], rel=1e-2)
+    assert len(answer["patches"]) == 6
+    assert seen.responding[2, 0] == best[0] * clip.neurons + best[1]
+    assert json.dumps(answer, allow_nan=False)
+    found = live.segment(pictures.load(2), ["a ship", "word b"])
+    assert found["size"] == [8, 12] and len(found["heat"]) == 2
+    assert all(len(bytes.fromhex(heat)) == 96 for heat in found["heat"])
+
+
+def test_budget_agrees_with_the_definitions(exact):
+    clip, pictures, lens, seen, layout = exact
+    from secondlens.effects import direct
+
+    live = Live(clip=clip, atlas=Atlas(lens, seen, layout), source=pictures)
+    found = live.budget(0, 9)
+    images = [pictures.load(i) for i in lens[0].top_images[9].tolist()]
+    straight = direct(clip, images, 0)[:, 9].norm(dim=1).mean()
+    paths = (second_order(clip, images, 0)[:, 9] - lens[0].mean[9]).norm(dim=1).mean()
+    assert found["direct"] == pytest.approx(float(straight), rel=1e-2)
+    assert found["paths"] == pytest.approx(float(paths), rel=1e-2)
+
+
+def test_open_lens_surveys_once(exact, tmp_path):
+    clip, pictures, lens, _, _ = exact
+    lens.save(tmp_path / "lens")
+    said = []
+    atlas, live = open_lens(tmp_path / "lens", None, say=said.append)
+    assert live is None and atlas.survey is None
+    assert "--model" in said[0] and "--images" in said[0]
+    atlas, live = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
+    assert live is not None and atlas.survey is not None
+    count = len(said)
+    atlas, live = open_lens(tmp_path / "lens", None, say=said.append)
+    assert atlas.survey is not None and len(said) == count
+    with pytest.raises(SecondLensError, match="other weights"):
+        open_lens(tmp_path / "lens", tiny_clip(seed=3), pictures)
+    with pytest.raises(SecondLensError, match="there is no picture"):
+        open_lens(tmp_path / "lens", clip, [pictures.load(0)])
+
+
+def test_lay_out_is_deterministic(exact):
+    lens = exact[2]
+    assert torch.equal(lay_out(lens).place, lay_out(lens).place)

@@ -1,0 +1,276 @@
+"""The explorer as a server and as a folder: pages, safety, bad input."""
+
+import gzip
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import schemathesis
+from click.testing import CliRunner
+from explored import HOSTILE, LAYERS, make, write_runs
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from secondlens.commands import main
+from secondlens.errors import SecondLensError
+from secondlens.explorer.app import LARGEST_UPLOAD, make_app
+from secondlens.explorer.atlas import Atlas
+from secondlens.explorer.export import export
+from secondlens.explorer.live import Live
+from secondlens.explorer.pages import PLAIN, SECURITY, Pages, static_files
+from secondlens.explorer.runs import load_runs
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def app(made):
+    clip, pictures, lens, seen, layout = made
+    atlas = Atlas(lens, seen, layout)
+    beside = make_app(Pages(atlas, live=False))
+    live = Live(clip=clip, atlas=atlas, source=pictures)
+    return make_app(Pages(atlas, live=True, beside=True), live, beside)
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    return TestClient(app, base_url="http://127.0.0.1")
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+PAGES = ["/", *(f"/{name}/" for name in PLAIN), "/layer/1/", "/neuron/0/5/", "/beside/neuron/0/5/"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_are_whole_safe_and_say_so(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-security-policy"].startswith(SECURITY)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "unsafe" not in SECURITY
+    for tag, attrs in Tags(answer.text).tags:
+        assert not any(name.startswith("on") or name == "style" for name in attrs)
+        if tag == "script":
+            assert "src" in attrs or attrs["type"] == "application/json"
+        for name in ("src", "href"):
+            assert not attrs.get(name, "").startswith(("http:", "https:", "//", "javascript:"))
+
+
+def test_hostile_words_stay_text(client, made):
+    lens = made[2]
+    words = {text for codes in lens.codes.values() for text in codes.labels}
+    assert set(HOSTILE) <= words
+    seen = ""
+    for layer in LAYERS:
+        for neuron in range(48):
+            page = client.get(f"/neuron/{layer}/{neuron}/").text
+            assert [tag for tag, _ in Tags(page).tags if tag == "script"] == ["script", "script"]
+            assert not [1 for tag, _ in Tags(page).tags if tag == "img"]
+            data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
+            assert json.loads(data) == client.get(f"/data/neuron/{layer}/{neuron}.json").json()
+            seen += data
+    assert "\\u003cscript" in seen  # a hostile word was really shown
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/neuron/9/0/", "/neuron/0/48/", "/neuron/0/-1/", "/layer/7/", "/nowhere/"),
+        *("/data/neuron/0/999999999999999999999.json", "/data/image/40.json", "/pictures/40.webp"),
+        *("/static/nothing.js", "/static/..%2fapp.py", "/static/%2e%2e/%2e%2e/app.py"),
+        *("/pictures/..%2f..%2fetc%2fpasswd.webp", "/preview/0/48.png", "/docs", "/redoc"),
+    ],
+)
+def test_what_is_not_there_is_not_found(client, path):
+    answer = client.get(path)
+    assert answer.status_code in (404, 422)
+    assert "Traceback" not in answer.text
+    assert answer.headers["content-security-policy"]
+
+
+def test_static_names_are_all_that_is_served(client):
+    for name, content in static_files().items():
+        assert client.get(f"/static/{name}").content == content
+
+
+def test_pictures_and_previews_are_images(client):
+    thumbnail = Image.open(io.BytesIO(client.get("/pictures/3.webp").content))
+    assert thumbnail.format == "WEBP" and thumbnail.size == (24, 16)
+    preview = Image.open(io.BytesIO(client.get("/preview/1/2.png").content))
+    assert preview.size == (1200, 630)
+    page = client.get("/neuron/1/2/").text
+    assert '<meta property="og:image" content="http://127.0.0.1/preview/1/2.png">' in page
+
+
+def test_live_answers(client):
+    assert client.get("/live/search", params={"text": "word b"}).json()["for"]
+    assert client.get("/live/wall/0/3", params={"text": "word b"}).json()["shots"]
+    assert client.get("/live/budget/0/3").json()["total"] > 0
+    buffer = io.BytesIO()
+    Image.new("RGB", (70, 40), "red").save(buffer, "png")
+    assert len(client.post("/live/image", content=buffer.getvalue()).json()["patches"]) == 6
+    assert client.post("/live/image?at=3").json()["neurons"]
+    found = client.post("/live/segment?text=a&text=b&at=3").json()
+    assert found["texts"] == ["a", "b"]
+
+
+def bomb():
+    """A PNG that says it has 10^10 pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (1, 1)).save(buffer, "png")
+    data = bytearray(buffer.getvalue())
+    data[16:24] = (100_000).to_bytes(4, "big") * 2
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "empty"),
+        (b"GIF89a", "cannot be used"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "cannot be used"),
+        (b"x" * (LARGEST_UPLOAD + 1), "more than 10 MB"),
+        (bomb(), "cannot be used"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be used"),
+    ],
+    ids=["nothing", "cut gif", "cut png", "large", "bomb", "postscript"],
+)
+@pytest.mark.parametrize("path", ["/live/image", "/live/segment?text=a"])
+def test_bad_uploads_are_told_in_one_sentence(client, path, body, message):
+    answer = client.post(path, content=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["detail"]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/live/search?text=", "/live/search?text=" + "a" * 201, "/live/search?text=%20"]
+)
+def test_bad_texts(client, path):
+    assert client.get(path).status_code in (400, 422)
+
+
+def test_nothing_sent_breaks_what_the_schema_says(app):
+    """Schemathesis: whatever is sent, no server error, and nothing that the schema does not say."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) > 15
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=10, deadline=None, database=None, derandomize=True)
+        def holds(case):
+            # that a body is bytes does not make it a picture
+            case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+        holds()
+
+
+def test_runs_are_known_and_their_pictures_stay_inside(tmp_path):
+    write_runs(tmp_path)
+    runs = load_runs([tmp_path])
+    assert {each["kind"] for each in runs.reports} == {"attack", "audit", "defence"}
+    (attack,) = (each for each in runs.reports if each["kind"] == "attack")
+    shot, outside = attack["shots"]
+    assert runs.pictures[shot["picture"]].read_bytes() == (tmp_path / "a/images/0.png").read_bytes()
+    assert outside["picture"] is None and outside["plain"] is None
+    json.dumps(runs.reports, allow_nan=False)
+    with pytest.raises(SecondLensError, match="holds no finished"):
+        load_runs([tmp_path / "nowhere"])
+    (tmp_path / "a" / "report.json").write_text("{")
+    with pytest.raises(SecondLensError, match="cannot be read"):
+        load_runs([tmp_path])
+
+
+def test_run_pictures_are_served_by_number_only(made, tmp_path):
+    _, _, lens, seen, layout = made
+    write_runs(tmp_path)
+    client = TestClient(make_app(Pages(Atlas(lens, seen, layout), runs=load_runs([tmp_path]))))
+    assert client.get("/runs/pictures/0").headers["content-type"] == "image/png"
+    for path in ("/runs/pictures/99", "/runs/pictures/-1", "/runs/pictures/..%2f0.png"):
+        assert client.get(path).status_code in (404, 422)
+
+
+@pytest.fixture(scope="module")
+def site(made, tmp_path_factory):
+    _, _, lens, seen, layout = made
+    out = tmp_path_factory.mktemp("out") / "site"
+    export(Atlas(lens, seen, layout), out, address="https://example.org/x/")
+    return out
+
+
+def test_export_holds_every_page_and_nothing_dangling(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) == 1 + len(PLAIN) + len(LAYERS) * 49
+    for page in pages:
+        for _, attrs in Tags(page.read_text()).tags:
+            for name in ("src", "href", "action"):
+                target = attrs.get(name, "").partition("?")[0].partition("#")[0]
+                if target and not target.startswith("data:"):
+                    found = (page.parent / target).resolve()
+                    assert (found / "index.html").is_file() or found.is_file(), (page, target)
+    text = (site / "neuron" / "1" / "2" / "index.html").read_text()
+    assert 'content="https://example.org/x/pictures/' in text
+
+
+def test_export_data_is_that_of_the_server(site, client):
+    for layer in LAYERS:
+        pack = json.loads(gzip.decompress((site / f"data/neuron/{layer}/0.json.gz").read_bytes()))
+        assert pack[7] == client.get(f"/data/neuron/{layer}/7.json").json()
+    for name in ("neurons", "map", "words"):
+        served = client.get(f"/data/{name}.json.gz").content
+        assert (site / f"data/{name}.json.gz").read_bytes() == served
+
+
+def test_export_refuses_a_full_folder_and_leaves_nothing_half_done(made, tmp_path):
+    _, _, lens, seen, layout = made
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "mine.txt").write_text("mine")
+    with pytest.raises(SecondLensError, match="exists already"):
+        export(Atlas(lens, seen, layout), tmp_path / "site")
+    assert [p.name for p in tmp_path.rglob("*")] == ["site", "mine.txt"]
+
+
+def test_commands(made, tmp_path):
+    _, _, lens, seen, layout = made
+    lens.save(tmp_path / "lens")
+    seen.save(tmp_path / "lens" / "explorer")
+    layout.save(tmp_path / "lens" / "explorer" / "layout.safetensors", lens)
+    out = tmp_path / "site"
+    result = CliRunner().invoke(
+        main, ["export", str(tmp_path / "lens"), str(out), "--no-model", "--space"]
+    )
+    assert "sdk: static" in (out / "README.md").read_text()
+    assert result.exit_code == 0, result.output
+    assert (out / "index.html").is_file()
+    for arguments, message in (
+        (["export", tmp_path / "lens", out], "exists already"),
+        (["export", tmp_path / "none", tmp_path / "new"], "holds no lens"),
+        (["explore", tmp_path / "none"], "holds no lens"),
+        (["explore", tmp_path / "lens", "--model", "demo"], "other weights"),
+        (["explore", tmp_path / "lens", "--model", "nothing"], "no model is called"),
+        (["explore", tmp_path / "lens", "--images", tmp_path / "none"], "no folder"),
+        (["explore", tmp_path / "lens", "--beside", tmp_path / "none"], "holds no lens"),
+        (["explore", tmp_path / "lens", "--port", "70000"], "--port"),
+    ):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == 2, (arguments, result.output)
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new").exists()

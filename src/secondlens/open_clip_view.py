@@ -12,10 +12,12 @@ from open_clip.transformer import (
 )
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .activation import activation_name
 from .errors import UnsupportedModel
 from .parity import check_parity
+from .resize import interpolated
 from .view import Block, Clip, check_eval, is_affine
 
 
@@ -56,7 +58,12 @@ def from_open_clip(
     attention = tower.transformer.resblocks[0].attn
 
     def encode_image(images: Tensor) -> Tensor:
-        output = tower(images)
+        grid = images.shape[-2] // tower.patch_size[0], images.shape[-1] // tower.patch_size[1]
+        if grid == tuple(tower.grid_size):
+            output = tower(images)
+        else:
+            positions = interpolated(tower.positional_embedding, tower.grid_size, grid)
+            output = functional_call(tower, {"positional_embedding": positions}, images)
         return output[0] if tower.output_tokens else output
 
     def encode_text(texts: list[str]) -> Tensor:

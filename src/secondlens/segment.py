@@ -20,7 +20,9 @@ from .errors import SecondLensError
 from .images import Unreadable, upright_rgb
 from .lens import Lens
 from .paths import chunks
+from .resize import interpolated
 from .view import Clip, Images
+from .windows import boxes_of, cut, joined
 
 PAPER_SHARE = 200 / (3 * 3072)
 """Of the neurons of the layers read: the paper takes 200 of three layers of 3,072."""
@@ -129,7 +131,11 @@ class Segmenter:
             raise SecondLensError(
                 f"layers {self.layers} have {total} neurons, not {self.neurons}: take fewer"
             )
-        means = [each.activation_mean[1:].to(clip.device, dtype) for each in fitted]
+        grid = tuple(lens.model["grid"])
+        means = [
+            interpolated(each.activation_mean.to(clip.device, dtype), grid, clip.grid)[1:]
+            for each in fitted
+        ]
         self._means = dict(zip(self.layers, means, strict=True))
         self._factors: dict[int, PathFactors] = (
             {layer: path_factors(clip, layer) for layer in self.layers}
@@ -150,13 +156,12 @@ class Segmenter:
         texts
             Text embeddings for each image.
         """
-        weights = self._weights(texts)
-        total: Tensor | float = 0.0
-        for position, layer in enumerate(self.layers):
-            mine = slice(position * self.clip.neurons, (position + 1) * self.clip.neurons)
-            total = total + self._layer_map(layer, encoded, texts, weights[..., mine])
-        assert isinstance(total, Tensor)
-        return total.unflatten(-1, self.clip.grid)
+        if self.recipe.weigh == "effect":
+            columns = (texts[:, i] for i in range(texts.shape[1]))
+            maps = torch.stack([self._effects(encoded, text) for text in columns], dim=1)
+        else:
+            maps = self._averages(encoded, self._weights(texts))
+        return maps.unflatten(-1, self.clip.grid)
 
     def chosen(self, texts: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch chosen"]:
         """Neurons for each text, strongest first, numbered through `layers`."""
@@ -178,38 +183,53 @@ class Segmenter:
             values = torch.ones_like(chosen, dtype=cosine.dtype)
         return torch.zeros_like(cosine).scatter_(-1, chosen, values / self.neurons)
 
-    def _layer_map(
-        self, layer: int, encoded: Encoded, texts: Tensor, weights: Tensor
+    def _averages(
+        self, encoded: Encoded, weights: Float[Tensor, "images texts neurons"]
     ) -> Float[Tensor, "images texts patches"]:
-        """sum over neurons of weight * (activation - mean) / scale, for one layer."""
-        if self.recipe.scale == "standard":
-            size = self._means[layer].square().mean(0).sqrt()
-            weights = weights / size.clamp(min=torch.finfo(size.dtype).eps)
-        if self.recipe.weigh != "effect":
-            return self._read(layer, encoded, weights)
-        by_path = weights[:, :, None] * self._path_scores(layer, texts)
-        maps = self._read(layer, encoded, by_path.flatten(1, 2)).unflatten(1, by_path.shape[1:3])
-        later = range(layer + 1, self.clip.layers)
-        attention = torch.cat([encoded.attention_over_sigma[j] for j in later], dim=1)
-        return (maps * attention[:, None]).sum(2)
+        """sum over neurons of weight * (activation - mean) / scale."""
+        maps: list[Tensor] = []
+        for layer, mine in zip(self.layers, weights.split(self.clip.neurons, -1), strict=True):
+            scaled = mine / self._size(layer)
+            # weights as rows: products with a single column are slow
+            read = torch.bmm(scaled, encoded.activations[layer].to(scaled.dtype).mT)
+            maps.append(read - scaled @ self._mean(layer).T)
+        return torch.stack(maps).sum(0)
 
-    def _read(
-        self, layer: int, encoded: Encoded, weights: Float[Tensor, "images rows neurons"]
-    ) -> Float[Tensor, "images rows patches"]:
-        """Weighted sums of a layer's activations, or of what they are above their means."""
-        # weights as rows: products with a single column are slow
-        maps = torch.bmm(weights, encoded.activations[layer].to(weights.dtype).mT)
-        if self.recipe.scale == "none":
-            return maps
-        return maps - weights @ self._means[layer].T
+    def _effects(
+        self, encoded: Encoded, text: Float[Tensor, "images dim"]
+    ) -> Float[Tensor, "images patches"]:
+        """What the activations of the chosen neurons add to the similarity on all their paths."""
+        chosen = self.chosen(text)
+        total = text.new_zeros(len(text), self.clip.grid[0] * self.clip.grid[1])
+        for position, layer in enumerate(self.layers):
+            own = chosen - position * self.clip.neurons
+            here = (own >= 0) & (own < self.clip.neurons)
+            own = own.clamp(0, self.clip.neurons - 1)
+            factors = self._factors[layer]
+            # <U[n,k], text>: what one unit of a neuron adds on path k
+            to_head = torch.einsum("ked,bd->bke", factors.outer, text)
+            scores = torch.einsum("kbce,bke->bkc", factors.inner[:, own], to_head)
+            weights = here / (self.neurons * self._size(layer)[own])
+            activations = encoded.activations[layer].to(text.dtype)
+            read = activations.gather(2, own[:, None].expand(-1, activations.shape[1], -1))
+            read = read - self._mean(layer)[:, own].transpose(0, 1)
+            later = range(layer + 1, self.clip.layers)
+            attention = torch.cat([encoded.attention_over_sigma[j] for j in later], dim=1)
+            by_path = torch.bmm(scores * weights[:, None], read.mT)
+            total = total + (by_path * attention).sum(1)
+        return total
 
-    def _path_scores(
-        self, layer: int, texts: Tensor
-    ) -> Float[Tensor, "images texts paths neurons"]:
-        """<U[n,k], text>: what one unit of a neuron adds to the similarity on path k."""
-        factors = self._factors[layer]
-        to_head = torch.einsum("ked,btd->btke", factors.outer, texts)
-        return torch.einsum("kne,btke->btkn", factors.inner, to_head)
+    def _mean(self, layer: int) -> Float[Tensor, "patches neurons"]:
+        """What is taken off activations before they are averaged."""
+        mean = self._means[layer]
+        return torch.zeros_like(mean) if self.recipe.scale == "none" else mean
+
+    def _size(self, layer: int) -> Float[Tensor, " neurons"]:
+        """What the activations are divided by."""
+        mean = self._means[layer]
+        if self.recipe.scale != "standard":
+            return mean.new_ones(mean.shape[1])
+        return mean.square().mean(0).sqrt().clamp(min=torch.finfo(mean.dtype).eps)
 
 
 def segment(
@@ -220,12 +240,13 @@ def segment(
     *,
     against: Sequence[str] = (),
     recipe: Recipe = PAPER,
+    windows: int = 1,
 ) -> "Float[Tensor, '*_maps height width'] | list[Float[Tensor, '*_maps height width']]":
     """Where a text is in an image: a heat-map in [0, 1] at the image's own resolution.
 
     The paper calls a pixel part of the object from 0.5 on. The model sees the whole picture,
-    squeezed into its square whatever the picture's shape, as the benchmarks do. A map that is the
-    same everywhere becomes 0.
+    squeezed into its square whatever the picture's shape, as the benchmarks do; give a model from
+    `resized` to let it see more pixels. A map that is the same everywhere becomes 0.
 
     Parameters
     ----------
@@ -240,6 +261,9 @@ def segment(
         Texts whose mean embedding is subtracted from that of each text.
     recipe
         Which neurons, and how they are combined; by default the paper's form.
+    windows
+        With more than one, the model sees each picture through so many overlapping windows along
+        each side, and maps are averaged where windows overlap.
 
     Returns
     -------
@@ -250,8 +274,11 @@ def segment(
     ------
     SecondLensError
         No images or texts, an empty text or one longer than the model's context, a picture that
-        `whole` refuses, another model's lens, or a recipe that the lens cannot follow.
+        `whole` refuses, another model's lens, a recipe that the lens cannot follow, or windows
+        on a picture with fewer pixels than windows.
     """
+    if windows < 1:
+        raise SecondLensError(f"{windows} windows show nothing: take at least one")
     single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
     batch = _as_batch(images, single)
     rows = embed_texts(clip, [texts] if isinstance(texts, str) else texts)
@@ -259,14 +286,17 @@ def segment(
         rows = rows - embed_texts(clip, against).mean(0)
     segmenter = Segmenter(clip, lens, recipe)
     maps: list[Tensor] = []
-    for some in chunks(len(batch), IMAGES_PER_PASS):
-        pictures = batch[some]
-        encoded = encode(clip, whole(clip, pictures), segmenter.layers)
-        raw = segmenter.heat_maps(encoded, rows.expand(len(pictures), -1, -1))
+    for some in chunks(len(batch), max(1, IMAGES_PER_PASS // windows**2)):
+        pictures = _upright(batch[some])
+        sizes = [_size(picture) for picture in pictures]
+        boxes = [boxes_of(*size, windows) for size in sizes]
+        seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
+        encoded = encode(clip, seen, segmenter.layers)
+        raw = segmenter.heat_maps(encoded, rows.expand(len(seen), -1, -1))
         if recipe.positive:
             raw = raw.clamp(min=0)
-        for each, picture in zip(raw, pictures, strict=True):
-            heat = standardise(each, _size(picture))
+        for mine, own, size in zip(raw.split(windows**2), boxes, sizes, strict=True):
+            heat = standardise(joined(mine, own, size), size)
             maps.append(heat[0] if isinstance(texts, str) else heat)
     if single:
         return maps[0]
@@ -293,14 +323,20 @@ def whole(clip: Clip, pictures: Images) -> Images:
     SecondLensError
         A picture cannot be decoded, or is more than a thousand times as long as wide.
     """
+    upright = _upright(pictures)
+    if isinstance(upright, Tensor):
+        return upright
+    height, width = clip.image_size
+    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in upright]
+
+
+def _upright(pictures: Images) -> Images:
     if isinstance(pictures, Tensor):
         return pictures
-    height, width = clip.image_size
     try:
-        upright = [upright_rgb(picture) for picture in pictures]
+        return [upright_rgb(picture) for picture in pictures]
     except Unreadable as error:
         raise SecondLensError(f"a picture cannot be used: {error}") from error
-    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in upright]
 
 
 def embed_texts(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:

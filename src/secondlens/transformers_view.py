@@ -60,7 +60,9 @@ def from_transformers(
     rows = vision.embeddings.image_size // vision.embeddings.patch_size
 
     def encode_image(images: Tensor) -> Tensor:
-        return model.visual_projection(vision(images, return_dict=True).pooler_output)
+        larger = images.shape[-1] != vision.embeddings.image_size
+        output = vision(images, interpolate_pos_encoding=larger, return_dict=True)
+        return model.visual_projection(output.pooler_output)
 
     def encode_text(texts: list[str]) -> Tensor:
         if not hasattr(model, "text_model"):

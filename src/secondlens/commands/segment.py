@@ -44,6 +44,14 @@ from .common import console, layer_numbers, model_options
     show_default=True,
     help="Activations by training statistics.",
 )
+@click.option("--size", type=int, help="Pixels a side that the model sees; more show more detail.")
+@click.option(
+    "--windows",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Overlapping windows along each side through which the model sees the photo.",
+)
 @click.option("--positive", is_flag=True, help="Heat below 0 counts as 0: for weights with signs.")
 @model_options
 def segment(
@@ -58,6 +66,8 @@ def segment(
     choose: Literal["absolute", "positive"],
     weigh: Literal["equal", "sign", "cosine", "effect"],
     scale: Literal["none", "centred", "standard"],
+    size: int | None,
+    windows: int,
     positive: bool,
     model: str,
     pretrained: str | None,
@@ -72,6 +82,7 @@ def segment(
     """
     from ..clip import load
     from ..lens import Lens
+    from ..resize import resized
     from ..segment import Recipe, label_map
     from ..segment import segment as find
     from ..segmentation.data import open_picture
@@ -91,7 +102,9 @@ def segment(
         positive=positive,
     )
     clip = load(model, pretrained, device, precision, activation)
-    (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe)
+    if size is not None:
+        clip = resized(clip, size)
+    (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe, windows=windows)
     heat = heat.float().cpu()
     pictures = {}
     for number, each in enumerate(heat, start=1):

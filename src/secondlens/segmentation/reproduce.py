@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,7 +29,7 @@ from .data import (
 from .methods import table4
 from .pictures import comparison_grid
 from .protocol import IMAGES_PER_BATCH, Classes, batches, measure, tune
-from .table import rows, tables, write
+from .table import Row, rows, tables, write
 
 DEV_SEED, TEST_SEED = 21, 22
 """Of scenes that nothing else is made from."""
@@ -51,9 +53,9 @@ class Work:
 def check_sources(*, demo: bool, model: str, data: Path | None, lens: Path | None) -> None:
     """Raise `SecondLensError` unless there is the embedded world, or data and a lens."""
     if demo and (data is not None or not model.startswith("demo")):
-        raise SecondLensError("--demo has its own model and data: drop --model and --data")
+        raise SecondLensError("--demo has its own model and data: drop --model and --images")
     if not demo and (data is None or lens is None):
-        raise SecondLensError("name data with --data and a lens with --lens, or take --demo")
+        raise SecondLensError("name data with --images and a lens with --lens, or take --demo")
 
 
 def demo_work(*, images: int, dev: int) -> Work:
@@ -124,10 +126,19 @@ def data_work(
     )
 
 
-def run(
-    clip: Clip, lens: Lens, work: Work, out: Path, *, predicted: bool, console: Console
-) -> None:
-    """Tune, measure, print the tables, and write them and the picture grid into `out`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """All methods measured on some work."""
+
+    rows: list[Row]
+    grid: Image.Image
+    """Some images with every method's mask."""
+    facts: dict[str, Any]
+    """What was measured on what, and what was chosen for each method."""
+
+
+def compare(clip: Clip, lens: Lens, work: Work, *, predicted: bool, console: Console) -> Compared:
+    """Tune all methods on some images and measure them on others."""
     methods = table4(clip, lens)
     classes = Classes(clip, work.classes, predicted)
     with Progress(console=console) as progress:
@@ -140,9 +151,6 @@ def run(
             batches(clip, work.test, classes), total=steps[1], description="testing"
         )
         comparison = measure(methods, choices, testing)
-    found = rows(comparison)
-    for table in tables(found):
-        console.print(table)
     first = Part(work.test, range(min(SHOWN, len(work.test))))
     shown = next(batches(clip, first, classes, size=SHOWN))
     facts = {
@@ -154,5 +162,16 @@ def run(
         "predicted classes": predicted,
         "choices": {name: asdict(choice) for name, choice in choices.items()},
     }
-    write(found, comparison_grid(methods, choices, shown), out, facts)
+    grid = comparison_grid(methods, choices, shown)
+    return Compared(rows=rows(comparison), grid=grid, facts=facts)
+
+
+def run(
+    clip: Clip, lens: Lens, work: Work, out: Path, *, predicted: bool, console: Console
+) -> None:
+    """Tune, measure, print the tables, and write them and the picture grid into `out`."""
+    found = compare(clip, lens, work, predicted=predicted, console=console)
+    for table in tables(found.rows):
+        console.print(table)
+    write(found.rows, found.grid, out, found.facts)
     console.print(f"{out}: table4.csv, table4.json, table4.png", markup=False, highlight=False)

@@ -63,6 +63,20 @@ def test_curves_are_medians_of_shorter_codes(clip, lens, how):
         indices, coefficients = omp(lens[layer].directions, atoms, 6)
         torch.testing.assert_close(codes.indices[layer], indices)
         torch.testing.assert_close(codes.coefficients[layer], coefficients)
+        assert codes.brief[layer].equal(codes.coefficients[layer])  # at most eight texts
+
+
+def test_brief_codes_are_those_of_eight_texts(clip, lens):
+    words = vocabulary(WORDS)
+    codes = describe(clip, lens, words, 10)
+    atoms = normalise(words.embed(clip), "centred")
+    for layer in lens.layers:
+        indices, coefficients = omp(lens[layer].directions, atoms, 8)
+        torch.testing.assert_close(codes.indices[layer][:, :8], indices)
+        torch.testing.assert_close(codes.brief[layer], coefficients)
+        best = coefficients[3].abs().argmax()
+        expected = WORDS[indices[3, best]], pytest.approx(float(coefficients[3, best]))
+        assert codes.words(layer, 3)[0] == expected
 
 
 def test_random_texts_rebuild_random_directions_as_a_random_subspace_does_at_least():
@@ -83,6 +97,7 @@ def test_curves_are_saved_and_codes_without_them_load(clip, lens, tmp_path):
         normalise=codes.normalise,
         indices=codes.indices,
         coefficients=codes.coefficients,
+        brief=codes.brief,
         cosine=codes.cosine,
     )
     lens.save(tmp_path)
@@ -165,7 +180,7 @@ def test_command_writes_every_neuron(run, lens, tmp_path):
         assert written[name]["neurons"] == mine
         assert len(mine) == sum(map(len, pool.cosine.values()))
         row = next(row for row in mine if (row["layer"], row["neuron"]) == (1, 5))
-        assert list(zip(row["words"], row["coefficients"], strict=True)) == pool.words(1, 5)
+        assert list(zip(row["words"], row["coefficients"], strict=True)) == pool.code(1, 5)
         assert row["cosine"] == pytest.approx(float(pool.cosine[1][5]))
 
 

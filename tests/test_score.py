@@ -1,5 +1,6 @@
 from dataclasses import replace
 from importlib import import_module
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from secondlens.clip import from_open_clip, load
 from secondlens.commands import main
-from secondlens.demo.pictures import Scenes
+from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.describe import describe
 from secondlens.effects import second_order
@@ -118,7 +119,7 @@ def test_projector_equals_materialised_effects(clip, unseen, convention):
     torch.testing.assert_close(embed(clip, some, batch_size=4), rows)
 
 
-def test_sides_keep_eight_words_and_split_them():
+def test_sides_split_the_words_of_a_brief_code():
     indices = torch.tensor([[7, 3, 5, -1], [1, 2, -1, -1]])
     coefficients = torch.tensor([[0.5, -2.0, 1.0, 0.0], [0.1, 0.2, 0.0, 0.0]])
     found = sides(indices, coefficients)
@@ -128,8 +129,8 @@ def test_sides_keep_eight_words_and_split_them():
     assert negative.nonzero().flatten().tolist() == [3]
     assert negative[3] == 2
     assert found.rows(words)[1, 1].abs().sum() == 0
-    many = sides(torch.arange(12)[None], torch.arange(1.0, 13)[None])
-    assert sorted(many.texts[0].tolist()) == list(range(4, 12))
+    brief = sides(torch.arange(12)[None], torch.arange(1.0, 9)[None])
+    assert brief.texts[0].tolist() == list(range(8))
 
 
 def planted(clip, unseen, lens):
@@ -159,6 +160,7 @@ def planted(clip, unseen, lens):
         normalise="centred",
         indices={layer: indices.clone() for layer in lens.layers},
         coefficients={layer: coefficients.clone() for layer in lens.layers},
+        brief={layer: coefficients.clone() for layer in lens.layers},
         cosine={layer: torch.ones(clip.neurons, dtype=torch.float64) for layer in lens.layers},
     )
     return texts, labels, replace(lens, codes={"planted": codes}, scores={})
@@ -215,6 +217,7 @@ def described(clip):
         normalise="unit",
         indices={layer: indices.clone() for layer in lens.layers},
         coefficients=dict.fromkeys(lens.layers, coefficients),
+        brief=dict.fromkeys(lens.layers, coefficients),
         cosine=dict.fromkeys(lens.layers, coefficients[:, 0]),
     )
     return lens, texts, indices, coefficients
@@ -311,8 +314,34 @@ def test_ranked_leaves_out_neurons_without_words():
     assert [each.neurons for each in compare(scores)] == [2] * 4 + [3] * 4
 
 
+def test_related_words_count_as_much_as_the_other_model_says(clip, other, unseen, described):
+    lens, texts, indices, coefficients = described
+    rng = np.random.default_rng(0)
+    triples = list(combinations(texts.labels, 3))  # all different: equal ones would tie
+    labels = [triples[i] for i in rng.choice(len(triples), COUNT, replace=False)]
+    scores = score(clip, lens, texts, unseen, labels, related=other)
+    assert other.name in scores.name
+    words = normalise(texts.embed(other))
+    layer = lens.layers[0]
+    projection = projections(clip, lens, unseen, layer)
+    for n in (0, 7):
+        top = np.isin(np.arange(COUNT), projection[:, n].argsort(descending=True)[:TOP])
+        predicted = [
+            sum(
+                float(weight) * float(words[text] @ words[texts.labels.index(label)])
+                for text, weight in zip(indices[n], coefficients[n], strict=True)
+                for label in held
+                if weight > 0
+            )
+            for held in labels
+        ]
+        assert scores.auc[layer][n, 0] == pytest.approx(roc_auc_score(top, predicted), abs=1e-6)
+
+
 def test_refusals(clip, other, unseen, scored):
     texts, labels, lens, _ = scored
+    with pytest.raises(SecondLensError, match="cannot say which words are related"):
+        score(clip, lens, texts, unseen, labels, related=clip)
     with pytest.raises(SecondLensError, match="no description by the texts 'else'"):
         score(clip, lens, vocabulary(["a"], name="else"), unseen, labels)
     with pytest.raises(SecondLensError, match="400 images and labels of 3"):
@@ -326,7 +355,7 @@ def test_refusals(clip, other, unseen, scored):
 @pytest.fixture(scope="module")
 def demo_lens(tmp_path_factory):
     clip = load("demo")
-    lens = fit(clip, Scenes(World(), 3, 50), [6])
+    lens = fit(clip, Scenes(World(), FIT_SEED, 50), [6])
     describe(clip, lens, ["dog", "cat", "whale", "ship", "snow", "sea"], 3)
     path = tmp_path_factory.mktemp("lens")
     lens.save(path)
@@ -342,12 +371,26 @@ def run(*arguments):
 def test_command_scores_on_unseen_scenes_and_saves(demo_lens, monkeypatch):
     path, words = demo_lens
     monkeypatch.setattr(import_module("secondlens.commands.score"), "UNSEEN_SCENES", 60)
-    result = run(path, "--texts", words)
+    result = run(path, "--texts", words, "--dissect", "--stability")
     assert result.exit_code == 0, result.output
     assert "random neuron" in result.output
-    scores = Lens.load(path).scores["texts by true labels"]
-    assert scores.images == 60
-    assert scores.auc[6].isfinite().any()
+    assert "Refitted on two halves of 50 images" in result.output
+    lens = Lens.load(path)
+    for pool in ("texts", "texts, by activation"):
+        for judge in ("true labels", "true labels, related words by demo-twin"):
+            scores = lens.scores[f"{pool} by {judge}"]
+            assert scores.images == 60
+            assert scores.auc[6].isfinite().any()
+    assert lens.stability["texts"].cosine[6].shape == (768,)
+
+
+def test_command_needs_the_images_of_the_fit_to_refit(demo_lens, tmp_path):
+    path, words = demo_lens
+    lens = replace(Lens.load(path), image_ids=tuple(f"other-{i}" for i in range(50)))
+    lens.save(tmp_path / "lens")
+    result = run(tmp_path / "lens", "--texts", words, "--stability")
+    assert result.exit_code == 2
+    assert "--fit-images" in result.stderr
 
 
 def test_command_says_what_is_missing(demo_lens):

@@ -27,8 +27,6 @@ from .projections import Projected, Projector, project
 from .subset import with_ids
 from .view import Clip
 
-WORDS_THAT_COUNT = 8
-"""Of a description, the strongest."""
 RARE = 0.95
 """Quantile of what chance gives, above which words are alike and an image shows a concept."""
 RANDOM_IMAGES = 500

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from .errors import SecondLensError
-from .lens import Codes, Lens
+from .lens import WORDS_THAT_COUNT, Codes, Lens
 from .sparse import TARGETS_PER_CHUNK, omp_paths
 from .texts import Vocabulary, normalise, vocabulary
 from .view import Clip
@@ -70,7 +70,7 @@ def describe(
     controls = random_directions(CONTROLS, clip.dim).to(directions[0])
     targets = torch.cat([*directions, controls])
     rows = words.embed(clip, progress=progress).to(targets)
-    indices, coefficients, cosines = _code(targets, normalise(rows, how), k, progress)
+    indices, coefficients, brief, cosines = _code(targets, normalise(rows, how), k, progress)
     counts = [*map(len, directions), CONTROLS]
 
     def by_layer(rows: Tensor) -> dict[int, Tensor]:
@@ -81,6 +81,7 @@ def describe(
         normalise=how,
         indices=by_layer(indices),
         coefficients=by_layer(coefficients),
+        brief=by_layer(brief),
         cosine=by_layer(cosines[:, -1]),
         curve={layer: _median(each) for layer, each in by_layer(cosines).items()},
         control=_median(cosines[-CONTROLS:]),
@@ -108,17 +109,19 @@ def random_directions(count: int, dim: int) -> Float[Tensor, "count dim"]:
 
 def _code(
     targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "texts dim"], k: int, progress: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices and coefficients of the codes of k texts, and cosines of those of 1 to k texts."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Indices and coefficients of the codes of k texts, the coefficients of the brief codes, and
+    the cosines of the codes of 1 to k texts."""
     paths = omp_paths(targets, atoms, k)
     chunks = -(-len(targets) // TARGETS_PER_CHUNK)
+    short = min(k, WORDS_THAT_COUNT)
     parts = [
         # cloned, because a view would keep the whole path
-        (path.indices, path.coefficients(k).clone(), path.cosines)
+        (path.indices, path.coefficients(k).clone(), path.coefficients(short).clone(), path.cosines)
         for path in (track(paths, "codes", chunks) if progress else paths)
     ]
-    indices, coefficients, cosines = zip(*parts, strict=True)
-    return torch.cat(indices), torch.cat(coefficients), torch.cat(cosines)
+    indices, coefficients, brief, cosines = map(torch.cat, zip(*parts, strict=True))
+    return indices, coefficients, brief, cosines
 
 
 def _median(rows: Float[Tensor, "rows k"]) -> Float[Tensor, " k"]:

@@ -93,6 +93,7 @@ def dissect(
         normalise="centred",
         indices=indices,
         coefficients=coefficients,
+        brief={layer: weights.clone() for layer, weights in coefficients.items()},
         cosine=cosine,
     )
     lens.codes[by_activation(texts).name] = codes

@@ -7,7 +7,6 @@ each vocabulary it was described with, and for the coordinates of each layer if 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,19 @@ from torch import Tensor
 from .accumulate import LayerLens, Ranking, layer_lens
 from .errors import SecondLensError
 from .evidence import Scores, Stability, join, split
-from .statistics import Moments
 from .storage import load_tensors, save_json, save_tensors
 from .view import Clip
 
-FORMAT = 1
+FORMAT = 2
+
+
+WORDS_THAT_COUNT = 8
+"""Texts of a description that a person reads, and that it is judged by."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Codes:
-    """Sparse signed texts for the direction of each neuron, by layer.
+    """Sparse signed texts for the direction of each neuron, by layer, in the order of the pursuit.
 
     A row that ended early has index -1 and coefficient 0 at its end.
     """
@@ -38,6 +40,9 @@ class Codes:
     normalise: str
     indices: dict[int, Int[Tensor, "neurons k"]]
     coefficients: dict[int, Float[Tensor, "neurons k"]]
+    brief: dict[int, Float[Tensor, "neurons words"]]
+    """Coefficients of the code of the first texts alone, at most `WORDS_THAT_COUNT`. A long code
+    rebuilds a direction better but says less of it: many of its texts make up for others."""
     cosine: dict[int, Float[Tensor, " neurons"]]
     """Between a direction and its code."""
     curve: dict[int, Float[Tensor, " k"]] = field(default_factory=dict)
@@ -48,14 +53,20 @@ class Codes:
     """Mean embedding of the texts: what every text shares, which `search` subtracts."""
 
     def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
-        """(text, coefficient) of a neuron, strongest first."""
-        pairs = zip(
-            self.indices[layer][neuron].tolist(),
-            self.coefficients[layer][neuron].tolist(),
-            strict=True,
-        )
-        found = [(self.labels[i], weight) for i, weight in pairs if i >= 0]
-        return sorted(found, key=lambda pair: -abs(pair[1]))[:count]
+        """(text, coefficient) of a neuron's brief code, strongest first."""
+        return self._texts(layer, neuron, self.brief)[:count]
+
+    def code(self, layer: int, neuron: int) -> list[tuple[str, float]]:
+        """(text, coefficient) of a neuron's whole code, strongest first."""
+        return self._texts(layer, neuron, self.coefficients)
+
+    def _texts(
+        self, layer: int, neuron: int, weights: dict[int, Tensor]
+    ) -> list[tuple[str, float]]:
+        own = weights[layer][neuron].tolist()
+        texts = self.indices[layer][neuron, : len(own)].tolist()
+        found = [(self.labels[i], weight) for i, weight in zip(texts, own, strict=True) if i >= 0]
+        return sorted(found, key=lambda pair: -abs(pair[1]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +145,7 @@ class Lens:
         top = min(count, self.top + other.top)
         by_layer = {
             layer: layer_lens(
-                _ranking(z[layer], top),
+                Ranking.of(z[layer], top),
                 self.coordinates.basis[layer],
                 self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine),
             )
@@ -254,15 +265,7 @@ class Lens:
         )
 
 
-def _ranking(z: Float[Tensor, "images neurons rank"], top: int) -> Ranking:
-    """Both passes over coordinates in memory."""
-    ranking = Ranking(reduce(Moments.merge, map(Moments.of, z.split(64))), top)
-    for positions in torch.arange(len(z)).split(1024):
-        ranking.see(z[positions], positions)
-    return ranking
-
-
-_OF_LAYERS = ("indices", "coefficients", "cosine", "curve")
+_OF_LAYERS = ("indices", "coefficients", "brief", "cosine", "curve")
 _OF_CODES = ("control", "mean_text")
 
 

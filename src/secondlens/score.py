@@ -2,8 +2,10 @@
 
 The top 2 % of unseen images by the projection of a neuron's effect on its direction have to be
 told from the others, given the words of the description alone. A referee says how well each word
-matches each image: the true labels of the images, or another CLIP. The explained model must not be
-the judge, because the effect is part of the embedding that it would judge by.
+matches each image: the true labels of the images, alone or with credit for related words, or
+another CLIP. The explained model must not be the judge, because the effect is part of the embedding
+that it would judge by. The words are those of the code of 8 texts, what a person would read: the
+coefficients of longer codes mostly make up for each other.
 
 The two sides of a direction are two claims, scored on their own: positive words are to find the
 largest projections, negative words the most negative ones.
@@ -33,8 +35,6 @@ from .statistics import top_count
 from .texts import Vocabulary, normalise
 from .view import Clip
 
-WORDS = 8
-"""Of a description, the strongest: what a person would read."""
 NEURONS_PER_CHUNK = 256
 
 
@@ -67,6 +67,7 @@ def score(
     images: Any,
     referee: Clip | Sequence[Collection[str]],
     *,
+    related: Clip | None = None,
     batch_size: int = 32,
     workers: int = 0,
     seed: int = 0,
@@ -75,7 +76,7 @@ def score(
     """Score the descriptions of all neurons of a lens, and put the scores into the lens.
 
     A neuron's prediction for an image is the sum of its description's weights times the referee's
-    matches, over the words of one side among the 8 strongest. Its score is the area under the ROC
+    matches, over the words of one side. Its score is the area under the ROC
     curve of that prediction against the top 2 % of the images on that side. Four controls are
     scored alike: the description of another neuron of the layer; the code of a random direction;
     random words with the neuron's weights; and the one text most similar to the direction.
@@ -94,6 +95,10 @@ def score(
         The texts that are true of each image; or another CLIP, which matches by the cosine of its
         embeddings, its mean text subtracted. The explained model itself is accepted too: each
         neuron's own effect is then subtracted from the embedding, and the scores are labelled so.
+    related
+        With true labels: another CLIP, whose texts say how much a word that is not true of an image
+        is like one that is (cosine, mean text subtracted). Few images hold any given object, so
+        without it a description that names a neuron's objects in part finds hardly anything.
     seed
         Of the controls.
 
@@ -110,7 +115,10 @@ def score(
         )
     codes = lens.codes[texts.name]
     source = as_source(images)
-    judge = _referee(referee, clip, texts, source, batch_size, workers)
+    if isinstance(referee, Clip):
+        judge = _model(referee, clip, texts, source, batch_size, workers)
+    else:
+        judge = _labels(referee, clip, texts, source, related)
     itself = isinstance(referee, Clip) and referee.weights_hash == clip.weights_hash
     rivals = _descriptions(clip, lens, codes, texts, seed)
     projectors = {}
@@ -147,28 +155,35 @@ def score(
     return scores
 
 
-def _referee(
-    referee: Clip | Sequence[Collection[str]],
+def _model(
+    referee: Clip, clip: Clip, texts: Vocabulary, source: ImageSource, batch_size: int, workers: int
+) -> Referee:
+    name = referee.name
+    if referee.weights_hash == clip.weights_hash:
+        name += " itself, without the neuron's own effect"
+    rows = embed(referee, source, batch_size=batch_size, workers=workers)
+    return Referee(name=name, images=rows, words=normalise(texts.embed(referee), "centred"))
+
+
+def _labels(
+    labels: Sequence[Collection[str]],
     clip: Clip,
     texts: Vocabulary,
     source: ImageSource,
-    batch_size: int,
-    workers: int,
+    related: Clip | None,
 ) -> Referee:
-    if isinstance(referee, Clip):
-        name = referee.name
-        if referee.weights_hash == clip.weights_hash:
-            name += " itself, without the neuron's own effect"
-        rows = embed(referee, source, batch_size=batch_size, workers=workers)
-        return Referee(name=name, images=rows, words=normalise(texts.embed(referee), "centred"))
-    if len(referee) != len(source.ids):
-        raise SecondLensError(f"there are {len(source.ids)} images and labels of {len(referee)}")
-    held = [[label in labels for label in texts.labels] for labels in referee]
-    return Referee(
-        name="true labels",
-        images=torch.tensor(held, dtype=torch.float32),
-        words=torch.eye(len(texts)),
-    )
+    if len(labels) != len(source.ids):
+        raise SecondLensError(f"there are {len(source.ids)} images and labels of {len(labels)}")
+    held = torch.tensor([[text in true for text in texts.labels] for true in labels]).float()
+    if related is None:
+        return Referee(name="true labels", images=held, words=torch.eye(len(texts)))
+    if related.weights_hash == clip.weights_hash:
+        raise SecondLensError(
+            "the explained model cannot say which words are related: give another one"
+        )
+    rows = normalise(texts.embed(related), "centred").float()
+    name = f"true labels, related words by {related.name}"
+    return Referee(name=name, images=held @ rows, words=rows)
 
 
 def _descriptions(
@@ -177,25 +192,25 @@ def _descriptions(
     """By layer ours, then the controls in the order of `CONTROLS`."""
     generator = torch.Generator().manual_seed(seed)
     like = lens[lens.layers[0]].directions
-    neurons, k = len(like), codes.indices[lens.layers[0]].shape[1]
+    neurons, words = len(like), codes.brief[lens.layers[0]].shape[1]
     atoms = normalise(texts.embed(clip), codes.normalise).to(like)
     gaussian = torch.randn(like.shape, generator=generator).to(like)
     # one set for all layers: sparse coding is the dearest part of scoring
-    of_random_directions = sides(*omp(F.normalize(gaussian, dim=1), atoms, k))
+    of_random_directions = sides(*omp(F.normalize(gaussian, dim=1), atoms, words))
 
     def of_layer(layer: int) -> list[Description]:
-        ours = sides(codes.indices[layer], codes.coefficients[layer])
+        ours = sides(codes.indices[layer], codes.brief[layer])
         order = torch.randperm(neurons, generator=generator)
         other = torch.empty_like(order)
         other[order] = order.roll(1)
-        words = torch.randint(len(atoms), ours.texts.shape, generator=generator)
+        any_texts = torch.randint(len(atoms), ours.texts.shape, generator=generator)
         similarity = lens[layer].directions @ F.normalize(atoms, dim=1).T
         ends = torch.stack([similarity.argmax(1), similarity.argmin(1)], dim=1)
         return [
             ours,
             Description(texts=ours.texts[other], weights=ours.weights[other]),
             of_random_directions,
-            Description(texts=words, weights=ours.weights),
+            Description(texts=any_texts, weights=ours.weights),
             Description(texts=ends, weights=torch.eye(2).expand(neurons, 2, 2)),
         ]
 
@@ -203,14 +218,12 @@ def _descriptions(
 
 
 def sides(
-    indices: Int[Tensor, "neurons k"], coefficients: Float[Tensor, "neurons k"]
+    indices: Int[Tensor, "neurons k"], coefficients: Float[Tensor, "neurons words"]
 ) -> Description:
-    """The strongest words of codes, each for the side that its sign names."""
-    strongest = coefficients.abs().argsort(dim=1, descending=True)[:, :WORDS]
-    signed = coefficients.gather(1, strongest)
+    """The words of brief codes, each for the side that its sign names."""
     return Description(
-        texts=indices.gather(1, strongest).clamp(min=0),
-        weights=torch.stack([signed.clamp(min=0), (-signed).clamp(min=0)], dim=1),
+        texts=indices[:, : coefficients.shape[1]].clamp(min=0),
+        weights=torch.stack([coefficients.clamp(min=0), (-coefficients).clamp(min=0)], dim=1),
     )
 
 

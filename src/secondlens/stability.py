@@ -12,7 +12,6 @@ from .evidence import Stability
 from .fit import fit
 from .images import as_source
 from .lens import Codes, Lens
-from .score import WORDS
 from .subset import Subset
 from .texts import Vocabulary
 from .view import Clip
@@ -105,9 +104,7 @@ def _overlaps(
     """Jaccard's index of the strongest signed words of a neuron and its partner."""
     shares = []
     for neuron, (its, agree) in enumerate(zip(partner.tolist(), cosine >= 0, strict=True)):
-        mine = {(word, weight > 0) for word, weight in one.words(layer, neuron, WORDS)}
-        theirs = {
-            (word, (weight > 0) == bool(agree)) for word, weight in other.words(layer, its, WORDS)
-        }
+        mine = {(word, weight > 0) for word, weight in one.words(layer, neuron)}
+        theirs = {(word, (weight > 0) == bool(agree)) for word, weight in other.words(layer, its)}
         shares.append(len(mine & theirs) / max(1, len(mine | theirs)))
     return torch.tensor(shares)

@@ -88,7 +88,7 @@ def neuron_rows(lens: Lens, codes: Codes) -> list[dict[str, Any]]:
     rows = []
     for layer in lens.layers:
         for neuron, cosine in enumerate(codes.cosine[layer].tolist()):
-            words = codes.words(layer, neuron)
+            words = codes.code(layer, neuron)
             rows.append(
                 {
                     "layer": layer,

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint format sprites train evaluate clean
+.PHONY: help demo test browser lint format sprites train evaluate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,8 +21,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed ## install, and explain the neurons of the embedded CLIP
 	$(BIN)/secondlens demo
 
-test: $(VENV)/.installed-dev lint ## install, and pass all checks and tests
-	$(BIN)/pytest
+test: $(VENV)/.installed-dev browser lint ## install, and pass all checks and tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+browser: ## find the browser that the browser tests drive, or install it
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name > /dev/null && exit; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && apt-get install -y -qq chromium > /dev/null; \
+	else \
+		echo 'The browser tests need Chromium: sudo apt-get install chromium, or get Chrome.'; exit 1; \
+	fi
 
 lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .
@@ -39,8 +49,8 @@ sprites: $(VENV)/.installed ## cut the sprites of the embedded world out of thei
 	$(BIN)/python training/sprites.py
 
 TRAIN = $(BIN)/torchrun --nproc-per-node 2 training/train.py
-TRUNK ?= 300000
-TOTAL ?= 360000
+TRUNK ?= 260000
+TOTAL ?= 310000
 
 train: $(VENV)/.installed ## train the embedded CLIP and its twin (hours; restartable)
 	$(TRAIN) runs/trunk --twin --pictures $(TRUNK) --decay 0 --whole 0

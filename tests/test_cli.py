@@ -97,7 +97,7 @@ def test_demo_runs_and_runs_again(tmp_path):
     arguments = ["demo", "--out", out, "--images", 60, "--test-images", 20]
     first = run(*arguments)
     assert first.exit_code == 0
-    assert "Clearest neurons" in first.output
+    assert "Clearest of" in first.output
     report = (out / "report.html").read_text()
     assert report.count('<article class="card"') >= 24
     written = (out / "lens" / "lens.json").stat().st_mtime_ns

@@ -19,6 +19,7 @@ from secondlens.concepts import Concept, prove
 from secondlens.errors import SecondLensError
 from secondlens.fit import fit
 from secondlens.lens import Codes
+from secondlens.page import number
 from secondlens.report import (
     PICTURES,
     PROOFS,
@@ -26,7 +27,6 @@ from secondlens.report import (
     Fact,
     heat_map,
     model_view,
-    number,
     write_report,
 )
 from secondlens.summary import Neuron
@@ -164,11 +164,13 @@ def made():
         n: torch.stack([torch.randperm(5, generator=generator) for _ in range(clip.neurons)])
         for n in lens.layers
     }
+    weights = {n: torch.randn(clip.neurons, 5, generator=generator) for n in lens.layers}
     codes = Codes(
         labels=HOSTILE,
         normalise="centred",
         indices=indices,
-        coefficients={n: torch.randn(clip.neurons, 5, generator=generator) for n in lens.layers},
+        coefficients=weights,
+        brief=weights,
         cosine={n: torch.full((clip.neurons,), 0.5) for n in lens.layers},
     )
     neurons = [

@@ -48,7 +48,8 @@ def test_codes_are_saved_with_the_lens(clip, lens, tmp_path):
     assert loaded.words(1, 5) == codes.words(1, 5)
     strengths = [abs(weight) for _, weight in codes.words(1, 5)]
     assert strengths == sorted(strengths, reverse=True)
-    assert len(codes.words(1, 5, 2)) == 2
+    assert codes.words(1, 5, 2) == codes.words(1, 5)[:2]
+    assert len(codes.code(1, 5)) == 3
 
 
 @pytest.mark.parametrize("k", [0, 11])

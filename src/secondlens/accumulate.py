@@ -1,6 +1,7 @@
 """What a lens knows of one layer, and the second pass that ranks its images."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from . import statistics
 from .statistics import Moments, TopImages
+
+NULL_SAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +57,14 @@ class Ranking:
         bins = len(statistics.HISTOGRAM_EDGES) - 1
         self.histogram = torch.zeros(len(moments.mean), bins, dtype=torch.int64)
 
+    @classmethod
+    def of(cls, z: Float[Tensor, "images neurons rank"], top: int) -> "Ranking":
+        """Both passes over coordinates in memory."""
+        ranking = cls(reduce(Moments.merge, map(Moments.of, z.split(64))), top)
+        for positions in torch.arange(len(z), device=z.device).split(1024):
+            ranking.see(z[positions], positions)
+        return ranking
+
     def see(
         self, z: Float[Tensor, "images neurons rank"], positions: Int[Tensor, " images"]
     ) -> None:
@@ -77,8 +88,9 @@ def layer_lens(
     moments, ranked = ranking.moments, ranking.top_images.strongest_first()
     component, explained = statistics.first_component(ranked.centred)
     covariance, energy = moments.covariance, moments.energy
+    # as many draws as images where these are few: few rows look more alike
     selectivity_null, explained_null = statistics.gaussian_null(
-        covariance, ranked.norms.shape[1] / moments.count
+        covariance, ranked.norms.shape[1] / moments.count, min(NULL_SAMPLES, moments.count)
     )
     total = (energy * moments.count).clamp(min=torch.finfo(energy.dtype).tiny)
     return LayerLens(

@@ -5,15 +5,11 @@ cards show it. Where a neuron fired is a small image whose opacity is the activa
 the page lays it over the picture.
 """
 
-import base64
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -26,6 +22,7 @@ from .concepts import Concept, Proof, prove
 from .errors import SecondLensError
 from .images import ImageSource, Reader
 from .lens import Codes, Lens
+from .page import data_uri, write_page
 from .statistics import HISTOGRAM_EDGES
 from .subset import with_ids
 from .summary import Neuron
@@ -179,8 +176,9 @@ def write_report(
         _card(lens, codes, each, choice, proofs[each.layer, each.neuron], seen)
         for each, choice in shown.items()
     ]
-    template = _environment().get_template("report.html")
-    page = template.render(
+    write_page(
+        path,
+        "report.html",
         title=title,
         facts=facts,
         cards=sorted(cards, key=lambda card: -card.neuron.clarity),
@@ -191,13 +189,7 @@ def write_report(
         scored=any(math.isfinite(card.neuron.score) for card in cards),
         clip=clip,
         lens=lens,
-        version=version("secondlens"),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 def _choose(lens: Lens, neuron: Neuron, proof: Proof, seed: int) -> Choice:
@@ -278,13 +270,7 @@ def heat_map(activation: Float[Tensor, "rows columns"], scale: float) -> Image.I
 
 def _picture(image: Image.Image) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return _data_uri(image, "webp", quality=80)
-
-
-def _data_uri(image: Image.Image, form: str, **options: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(image, "webp", quality=80)
 
 
 def _card(
@@ -301,7 +287,7 @@ def _card(
             id=lens.image_ids[position],
             norm=norms.get(position),
             peak=float(activation.max()),
-            heat=_data_uri(heat_map(activation, scale), "png"),
+            heat=data_uri(heat_map(activation, scale), "png"),
         )
 
     numbers = {name: float(values[n]) for name, values in vars(layer).items() if values.dim() == 1}
@@ -342,27 +328,3 @@ def _bars(counts: list[int], start: float, end: float) -> str:
         if left < right and count:
             path += f"M{left:.4g} 1v{-height:.3g}H{right:.4g}V1z"
     return path
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("secondlens"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment
-
-
-def number(value: float | int | str) -> str:
-    """As people read it: whole numbers in full, others with two significant digits."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not math.isfinite(value):
-        return "–"
-    size = math.floor(math.log10(abs(float(f"{value:.1e}")))) if value else 0
-    return f"{value:,.{max(0, 1 - size)}f}"

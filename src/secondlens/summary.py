@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .concepts import WORDS_THAT_COUNT, Concept, concepts_of, effective_number, same_concept
+from .concepts import Concept, concepts_of, effective_number, same_concept
 from .lens import Codes, Lens
 from .texts import Vocabulary
 from .view import Clip
@@ -77,8 +77,8 @@ def _in_words(
     neuron: int,
     area: Float[Tensor, "3"],
 ) -> Neuron:
-    weights = codes.coefficients[layer][neuron]
-    strongest = weights.abs().argsort(descending=True)[:WORDS_THAT_COUNT]
+    weights = codes.brief[layer][neuron]
+    strongest = weights.abs().argsort(descending=True)
     strongest = strongest[codes.indices[layer][neuron][strongest] >= 0]
     texts = codes.indices[layer][neuron][strongest]
     words = tuple(

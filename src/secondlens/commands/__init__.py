@@ -4,10 +4,19 @@ from typing import Any
 
 import click
 
+from ..allocator import keep_freed_memory
 from ..errors import SecondLensError
+from .ablate import ablate
+from .attack import attack
+from .audit import audit
 from .bench import bench
+from .budget import budget
+from .defend import defend
 from .demo import demo
 from .describe import describe
+from .discover import discover
+from .explore import explore
+from .export import export
 from .fit import fit
 from .plan import plan
 from .reproduce import reproduce
@@ -32,7 +41,12 @@ class _Group(click.Group):
 @click.version_option(package_name="secondlens")
 def main() -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
+    keep_freed_memory()
 
 
-for command in (demo, plan, fit, describe, score, search, bench, verify, segment, reproduce):
+COMMANDS = (
+    *(demo, plan, fit, describe, score, search, bench, verify, segment, discover, attack),
+    *(audit, defend, ablate, budget, reproduce, explore, export),
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -1,13 +1,61 @@
 """What commands share: options and where they print."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
 
 from ..errors import SecondLensError
 
+if TYPE_CHECKING:
+    from ..view import Clip
+
 console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenModel:
+    """The model that options name. Loading it is left to the command, after cheaper checks."""
+
+    model: str
+    pretrained: str | None
+    precision: str
+    activation: str | None
+    device: str
+
+    def load(self) -> "Clip":
+        """The model itself."""
+        from ..clip import load
+
+        return load(self.model, self.pretrained, self.device, self.precision, self.activation)
+
+
+def with_model(command: Any) -> Any:
+    """`model_options`, which the command gets as one argument, `model`: a `ChosenModel`."""
+
+    @wraps(command)
+    def parsed(
+        *,
+        model: str,
+        pretrained: str | None,
+        precision: str,
+        activation: str | None,
+        device: str,
+        **others: Any,
+    ) -> Any:
+        chosen = ChosenModel(
+            model=model,
+            pretrained=pretrained,
+            precision=precision,
+            activation=activation,
+            device=device,
+        )
+        return command(model=chosen, **others)
+
+    return model_options(parsed)
 
 
 def model_options(command: Any) -> Any:
@@ -54,3 +102,12 @@ def layer_numbers(text: str) -> "list[int] | Literal['all']":
         raise SecondLensError(
             f"layers must be numbers such as 8,9,10, or all, not {text!r}"
         ) from None
+
+
+def check_parents(*files: Path | None) -> None:
+    """Raise `SecondLensError` for a file that cannot be written because its folder is missing."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise SecondLensError(
+                f"there is no folder {file.parent} for {file.name}: make it first"
+            )

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..ablate import Ablation, ablate
+from ..ablate import ablate
+from ..ablation import Ablation
+from ..clip import load
 from ..describe import describe
 from ..errors import SecondLensError
 from ..fit import fit
@@ -17,6 +19,7 @@ from ..score import score, score_table
 from ..storage import check_empty
 from ..summary import Neuron, neurons_in_words, quartiles
 from ..view import Clip
+from .model import TWIN
 from .pictures import (
     FIT_SEED,
     SCORE_SEED,
@@ -66,9 +69,10 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
         lens = fit(clip, source, progress=True)
         describe(clip, lens, texts, WORDS)
         unseen = Scenes(World(planted=planted), SCORE_SEED, 2 * test_images)
-        score(clip, lens, texts, unseen, truth(unseen), progress=True)
+        twin = load(TWIN[clip.name])
+        score(clip, lens, texts, unseen, truth(unseen), related=twin, progress=True)
         lens.save(out / "lens")
-    measured = out / f"ablation-{test_images}.safetensors"
+    measured = out / f"ranks-{test_images}.safetensors"
     known = measured.is_file()
     ablation = _ablation(clip, lens, measured, test_images)
     neurons = _selective(
@@ -140,10 +144,26 @@ def most_polysemous(neurons: list[Neuron], count: int) -> list[Neuron]:
     return sorted(clear, key=lambda n: -n.polysemy)[:count]
 
 
+def about_objects(neuron: Neuron) -> bool:
+    """Whether the strongest word that a neuron speaks for is an object: no colour or place."""
+    return next((word in NAMES for word, weight in neuron.words if weight > 0), False)
+
+
+def by_subject(neurons: list[Neuron]) -> tuple[list[Neuron], list[Neuron]]:
+    """Those about objects, and those about colours and places.
+
+    Every picture has one background, but few have any given object: scores of the two are not to
+    be compared.
+    """
+    objects = [n for n in neurons if about_objects(n)]
+    return objects, [n for n in neurons if not about_objects(n)]
+
+
 def chosen(neurons: list[Neuron]) -> list[Neuron]:
-    """The neurons that the report shows: the clearest, then the most polysemous."""
-    best = clearest(neurons, CARDS)
-    return best + [n for n in most_polysemous(neurons, 2 * CARDS) if n not in best][:CARDS]
+    """What the report shows: the clearest neurons of either subject, then the most polysemous."""
+    objects, others = by_subject(neurons)
+    best = clearest(objects, CARDS * 2 // 3) + clearest(others, CARDS // 3)
+    return best + [n for n in most_polysemous(objects, 2 * CARDS) if n not in best][:CARDS]
 
 
 def facts(lens: Lens, ablation: Ablation) -> list[Fact]:
@@ -173,7 +193,7 @@ def facts(lens: Lens, ablation: Ablation) -> list[Fact]:
         ),
         Fact(
             label="zero-shot accuracy, nothing ablated",
-            value=f"{100 * float(ablation.baseline.float().mean()):.1f} %",
+            value=f"{100 * ablation.baseline():.1f} %",
             null=None,
             explanation=f"Top-1 of {len(NAMES)} object names on unseen single-object scenes.",
         ),
@@ -211,7 +231,7 @@ def print_summary(demo: Demo, console: Console) -> None:
             f"{quartiles(fitted.explained_all)[1]:.2f}",
         )
     console.print(table)
-    baseline = 100 * float(ablation.baseline.float().mean())
+    baseline = 100 * ablation.baseline()
     table = Table(
         title=f"Top-1 of {len(NAMES)} names without second-order effects of one layer: "
         f"{baseline:.1f} % with all of them"
@@ -220,13 +240,15 @@ def print_summary(demo: Demo, console: Console) -> None:
         table.add_column(name, justify="right")
     for layer in lens.layers:
         accuracy = (f"{100 * ablation.accuracy(layer, kind):.1f}" for kind in _SHOWN)
-        table.add_row(str(layer), *accuracy, f"{ablation.significant[layer]:.1f}")
+        table.add_row(str(layer), *accuracy, f"{ablation.significant[layer].float().mean():.1f}")
     console.print(table)
     for scores in lens.scores.values():
         console.print(score_table(scores))
+    objects, others = by_subject(demo.neurons)
     for title, neurons in (
-        ("Clearest neurons", clearest(demo.neurons, 10)),
-        ("Most polysemous neurons", most_polysemous(demo.neurons, 10)),
+        (f"Clearest of {len(objects)} selective neurons about objects", clearest(objects, 10)),
+        (f"Clearest of {len(others)} about colours and places", clearest(others, 5)),
+        ("Most polysemous neurons", most_polysemous(objects, 10)),
     ):
         table = Table(title=title)
         table.add_column("neuron")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,15 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 
 import secondlens as sl
+from secondlens.attack import attack
+from secondlens.attack.pictures import attacked
 from secondlens.audit import Audit, audit
 from secondlens.classify import Labelled
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
 from secondlens.defend import COST, COUNTS, by_layer, defend, summary
 from secondlens.demo.misled import misled, natural
-from secondlens.demo.pictures import Scenes, backgrounds, object_names
+from secondlens.demo.pictures import Scenes, backgrounds, object_names, world_vocabulary
 from secondlens.demo.scenes import World
 from secondlens.demo.world import NAMES, PREFERENCE
 from secondlens.effects import second_order
@@ -183,7 +186,9 @@ def on_disk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("defend")
     clip = sl.load("demo")
     lens = sl.fit(clip, Scenes(World(), 88, 60), layers=[5])
+    sl.describe(clip, lens, world_vocabulary(), 8)
     lens.save(folder / "lens")
+    attack(clip, lens, "lion", "cow", folder / "attack", images=12, captions=3)
     scenes = Scenes(World(planted=False), 89, 60)
     audit(clip, lens, object_names(), scenes, backgrounds()).save(folder / "audit")
     return folder
@@ -201,6 +206,43 @@ def test_command(on_disk, tmp_path):
     assert "exists already" in again.stderr
 
 
+def test_attacks_are_defended_against(on_disk, tmp_path):
+    report = json.loads((on_disk / "attack" / "report.json").read_text())
+    counted = [shot for shot in report["shots"] if shot["counted"]]
+    found = attacked(on_disk, object_names())
+    assert {NAMES[label] for label in found.pictures.labels} == {"lion"}
+    assert {NAMES[rival] for rival in found.rivals} == {"cow"}
+    assert found.words == tuple(sorted(word["text"] for word in report["words"]))
+    assert list(found.pictures.source.ids) == [f"attack/{shot['file']}" for shot in counted]
+    shown = found.pictures.source.load(1)
+    with Image.open(on_disk / "attack" / counted[1]["file"]) as image:
+        assert shown.tobytes() == image.convert("RGB").tobytes()
+    arguments = ["defend", on_disk / "attack", on_disk / "lens", "--images", 24, "--indirect", 2]
+    assert run(*arguments, "--out", tmp_path / "out").exit_code == 0
+    defence = json.loads((tmp_path / "out" / "defence.json").read_text())
+    odd = [shot["margin"] > 0 for shot in counted][1::2]
+    assert defence["before"]["fooled"] == pytest.approx(sum(odd) / len(odd))
+    assert "by indirect effect" in {point["method"] for point in defence["points"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"draw": "gnu"}, "attack on other classes"),
+        ({"words": 3}, "damaged"),
+        ({"shots": []}, "passed its check"),
+    ],
+)
+def test_attacks_that_cannot_be_used(on_disk, tmp_path, change, message):
+    report = json.loads((on_disk / "attack" / "report.json").read_text()) | change
+    shutil.copytree(on_disk / "attack", tmp_path / "attack")
+    (tmp_path / "attack" / "report.json").write_text(json.dumps(report))
+    with pytest.raises(sl.SecondLensError, match=message):
+        attacked(tmp_path / "attack", object_names())
+    with pytest.raises(sl.SecondLensError, match="no finished attack"):
+        attacked(tmp_path / "none", object_names())
+
+
 @pytest.mark.parametrize(
     ("audit_", "lens_", "extra", "message"),
     [
@@ -208,7 +250,8 @@ def test_command(on_disk, tmp_path):
         ("audit", "audit", [], "holds no lens"),
         ("audit", "lens", ["--usual", "x"], "give both"),
         ("audit", "lens", ["--usual", "x", "--unusual", "y"], "no folder"),
-        ("audit", "lens", ["--model", "ViT-B-32"], "give --usual"),
+        ("audit", "lens", ["--model", "ViT-B-32"], "with --usual"),
+        ("attack", "lens", ["--unusual", "y"], "drop --unusual"),
         ("audit", "lens", ["--model", "demo-twin", "--images", "8"], "other weights"),
     ],
 )

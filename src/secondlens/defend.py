@@ -287,7 +287,7 @@ def _removed(
 def _projections(
     clip: Clip,
     embedding: Float[Tensor, "images dim"],
-    usual: Float[Tensor, "images dim"],
+    usual: Float[Tensor, "usual dim"],
     classifier: Float[Tensor, "classes dim"],
     cues: Vocabulary,
 ) -> dict[tuple[str, int], Tensor]:

@@ -178,7 +178,7 @@ def folder_name(pair: Pair) -> str:
 def _begin(out: Path, plain: str, asked: dict[str, Any]) -> None:
     """Start the run folder, or find that it is this run's."""
     if (out / "attack.json").is_file():
-        found = _load(out / "attack.json")
+        found = load_json(out / "attack.json")
         if different := [key for key in asked if found.get(key) != asked[key]]:
             raise SecondLensError(
                 f"{out} holds another attack, with another {different[0].replace('_', ' ')}: name "
@@ -203,18 +203,18 @@ def _words(pair: Pair, parts: Parts, judge: Zeroshot, out: Path) -> list[Word]:
         save_json(path, {"words": [asdict(word) for word in found]})
     return [
         Word(**{**word, "neurons": tuple(map(tuple, word["neurons"]))})
-        for word in _load(path)["words"]
+        for word in load_json(path)["words"]
     ]
 
 
 def _captions(pair: Pair, parts: Parts, words: Sequence[Word], out: Path) -> list[Caption]:
     path, texts = out / "captions.json", [word.text for word in words]
-    if not path.is_file() or _load(path)["words"] != texts:
+    if not path.is_file() or load_json(path)["words"] != texts:
         found = captions(parts.writer, pair, texts, parts.captions, parts.seed)
         save_json(path, {"words": texts, "captions": [asdict(caption) for caption in found]})
     return [
         Caption(**{**caption, "words": tuple(caption["words"])})
-        for caption in _load(path)["captions"]
+        for caption in load_json(path)["captions"]
     ]
 
 
@@ -241,7 +241,7 @@ def _shots(
     ]
     path = out / "verdicts.json"
     if path.is_file():
-        found = _load(path)["shots"]
+        found = load_json(path)["shots"]
         if [{key: shot[key] for key in plan[0]} for shot in found] == plan:
             return [Shot(**{**shot, "words": tuple(shot["words"])}) for shot in found]
     shown: Callable = track if progress else (lambda steps, **_: steps)
@@ -295,7 +295,7 @@ def _write_csv(report: Report, path: Path) -> None:
     partial.replace(path)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> dict[str, Any]:
     """A JSON file of the run.
 
     Raises

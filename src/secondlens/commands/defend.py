@@ -1,6 +1,8 @@
 """`secondlens defend`."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -8,15 +10,21 @@ from rich.table import Table
 from ..errors import SecondLensError
 from .common import ChosenModel, console, with_model
 
+if TYPE_CHECKING:
+    from ..audit import Audit
+    from ..classify import Labelled
+    from ..lens import Lens
+    from ..view import Clip
+
 
 @click.command()
-@click.argument("audited", metavar="AUDIT", type=Path)
+@click.argument("found", metavar="AUDIT_OR_ATTACK", type=Path)
 @click.argument("lens", type=Path)
 @click.option("--usual", type=Path, help="Class folders of pictures as they usually are.")
 @click.option("--unusual", type=Path, help="Class folders of pictures with misleading cues.")
 @click.option("--template", "templates", multiple=True, help="As for audit.")
 @click.option(
-    "--images", type=click.IntRange(4), default=2000, show_default=True, help="Drawn, if not given."
+    "--images", type=click.IntRange(4), default=4000, show_default=True, help="Drawn, if not given."
 )
 @click.option(
     "--indirect",
@@ -28,7 +36,7 @@ from .common import ChosenModel, console, with_model
 @click.option("--out", type=Path, required=True, help="A new folder.")
 @with_model
 def defend(
-    audited: Path,
+    found: Path,
     lens: Path,
     usual: Path | None,
     unusual: Path | None,
@@ -38,43 +46,48 @@ def defend(
     out: Path,
     model: ChosenModel,
 ) -> None:
-    """Cut the neurons of the cues that an AUDIT found, and measure what that gains and costs.
+    """Cut the neurons of cues that mislead, and measure what that gains and costs.
 
-    Half of the pictures decide what is cut, the other half measure. For the embedded models they
-    are drawn if not given: objects in the places they prefer, and in places of other objects.
-    Writes defence.json and a plot of the trade-off.
+    The cues are those of an audit, or the words of an attack, which are audited first. Half of the
+    pictures decide what is cut, the other half measure: usual ones and, to see what is gained,
+    those of the attack, or objects with misleading cues. For the embedded models what is not given
+    is drawn. Writes defence.json and a plot of the trade-off.
     """
+    from ..attack.pictures import attacked, is_attack
     from ..audit import Audit
-    from ..classify import labelled
     from ..defend import defend as choose
     from ..defend import indirect_order, summary
     from ..lens import Lens
     from ..storage import check_empty
 
     check_empty(out)
-    rivals = None
-    found = Audit.load(audited)
-    if (usual is None) != (unusual is None):
+    own, by_attack = model.model.startswith("demo"), is_attack(found)
+    audited = None if by_attack else Audit.load(found)
+    if by_attack and unusual is not None:
+        raise SecondLensError("the pictures of the attack are the unusual ones: drop --unusual")
+    if not by_attack and (usual is None) != (unusual is None):
         raise SecondLensError("give both --usual and --unusual, or neither")
-    if usual is not None and unusual is not None:
-        kinds = labelled(usual), labelled(unusual)
-        if templates:
-            kinds = kinds[0].prompted(templates), kinds[1].prompted(templates)
-    elif model.model.startswith("demo"):
-        from ..demo.misled import misled, natural
-
-        (unusual_scenes, rivals), usual_scenes = misled(images), natural(images)
-        kinds = usual_scenes, unusual_scenes
+    if usual is None and not own:
+        raise SecondLensError(f"{model.model} has no pictures of its own: name some with --usual")
+    usually = _drawn(images)[0] if usual is None else _labelled(usual, templates)
+    rivals: Sequence[int] | None = None
+    words: tuple[str, ...] = ()
+    if by_attack:
+        attack = attacked(found, usually.classes)
+        unusually, rivals, words = attack.pictures, attack.rivals, attack.words
+    elif unusual is not None:
+        unusually = _labelled(unusual, templates)
     else:
-        raise SecondLensError(
-            f"{model.model} has no pictures of its own: give --usual and --unusual"
-        )
+        _, unusually, rivals = _drawn(images)
     fitted = Lens.load(lens)
     clip = model.load()
+    if audited is None:
+        audited = _audited(clip, fitted, usually, words)
+    kinds = usually, unusually
     others = {}
     if indirect:
         others["by indirect effect"] = indirect_order(clip, fitted, kinds, indirect, progress=True)
-    defence = choose(clip, fitted, found, *kinds, rivals=rivals, others=others, progress=True)
+    defence = choose(clip, fitted, audited, *kinds, rivals=rivals, others=others, progress=True)
     defence.save(out)
     before = defence.before
     table = Table(
@@ -92,6 +105,28 @@ def defend(
         )
     console.print(table)
     console.print(f"{out}: defence.json, defence.png", markup=False, highlight=False)
+
+
+def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
+    from ..classify import labelled
+
+    found = labelled(path)
+    return found.prompted(templates) if templates else found
+
+
+def _drawn(images: int) -> tuple["Labelled", "Labelled", list[int]]:
+    """Of the embedded world: usual pictures, misleading ones, and the rivals in these."""
+    from ..demo.misled import misled, natural
+
+    return natural(images), *misled(images)
+
+
+def _audited(clip: "Clip", lens: "Lens", usual: "Labelled", words: tuple[str, ...]) -> "Audit":
+    """The words of an attack as cues, over the half of the usual pictures that decides."""
+    from ..audit import audit
+
+    half = usual.at(range(0, len(usual), 2)).source
+    return audit(clip, lens, usual.classes, half, words, progress=True)
 
 
 def _points(change: tuple[float, float, float]) -> str:

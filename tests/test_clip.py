@@ -273,6 +273,16 @@ def test_images_of_another_shape_are_refused(clip, images):
         clip.prepare(images)
 
 
+@pytest.mark.parametrize("text", ["", "a", "a ship " * 20])
+def test_texts_of_any_length_embed_as_in_the_whole_context(clip, text):
+    before = clip.model.positional_embedding, clip.model.attn_mask
+    rows = clip.encode_text([text])
+    with torch.no_grad():
+        expected = clip.model.encode_text(tiny_tokenizer([text]), normalize=True)
+    assert torch.allclose(rows, expected, atol=1e-6)
+    assert clip.model.positional_embedding is before[0] and clip.model.attn_mask is before[1]
+
+
 def test_encode_text(clip, monkeypatch):
     texts = ["a dog", "a cat", "a ship at sea"]
     rows = clip.encode_text(texts)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from open_clip.model import CLIP
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
@@ -68,7 +69,17 @@ def from_open_clip(
 
     def encode_text(texts: list[str]) -> Tensor:
         assert tokenizer is not None
-        return model.encode_text(tokenizer(texts).to(tower.proj.device))
+        tokens = tokenizer(texts).to(tower.proj.device)
+        causal = isinstance(model, CLIP) and model.attn_mask is not None
+        if not causal or model.text_pool_type != "argmax":
+            return model.encode_text(tokens)
+        # no token sees those after it: what follows the last end of a text changes nothing
+        length = int(tokens.argmax(dim=1).max()) + 1
+        shorter = {
+            "model.positional_embedding": model.positional_embedding[:length],
+            "model.attn_mask": model.attn_mask[:length, :length],
+        }
+        return functional_call(_TextTower(model), shorter, tokens[:, :length])
 
     clip = Clip(
         name=name,
@@ -92,6 +103,18 @@ def from_open_clip(
     if check:
         check_parity(clip)
     return clip
+
+
+class _TextTower(nn.Module):
+    """The text side of a model as a module of its own, whose context can be made shorter."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        encoded: Tensor = self.model.encode_text(tokens)
+        return encoded
 
 
 def _refusals(tower: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,7 +156,11 @@ def test_cue_neurons_are_the_largest(lens):
 def test_save_and_load(clip, lens, images, tmp_path):
     found = audit(clip, lens, CLASSES, images, CUES)
     found.save(tmp_path)
+    assert Audit.load(tmp_path).drawn is None
+    found = replace(found, drawn=torch.rand(found.effect.shape))
+    found.save(tmp_path)
     loaded = Audit.load(tmp_path)
+    assert torch.equal(loaded.drawn, found.drawn)
     assert torch.allclose(loaded.effect.double(), found.effect, equal_nan=True)
     assert (loaded.neurons, loaded.images, loaded.cues) == (found.neurons, found.images, found.cues)
     assert loaded.ties(3)[0][:2] == found.ties(3)[0][:2]
@@ -163,6 +168,8 @@ def test_save_and_load(clip, lens, images, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == int(found.effect.isfinite().sum())
     assert [row["class"] for row in rows] == [tie[0] for tie in found.ties()]
+    best = found.classes.index(rows[0]["class"]), found.cues.index(rows[0]["cue"])
+    assert float(rows[0]["drawn"]) == pytest.approx(float(found.drawn[best]))
     assert float(rows[0]["low"]) <= float(rows[0]["effect"]) <= float(rows[0]["high"])
     name = found.ties(1)[0][0]
     assert found.first_cue(name) == found.ties(1)[0][1]
@@ -260,6 +267,26 @@ def test_command(on_disk, tmp_path):
     again = run("audit", on_disk / "lens", *arguments_of(on_disk), "--out", out)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+
+
+def test_the_embedded_world_is_drawn(on_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr("secondlens.commands.audit.UNSEEN_SCENES", 60)
+    monkeypatch.setattr("secondlens.demo.pictures.object_names", lambda: vocabulary(["bus", "owl"]))
+    monkeypatch.setattr("secondlens.demo.pictures.backgrounds", lambda: vocabulary(["sea", "road"]))
+    result = run("audit", on_disk / "lens", "--out", tmp_path / "out", "--drawings", 2)
+    assert result.exit_code == 0
+    kept, clip = Audit.load(tmp_path / "out"), sl.load("demo")
+    rows = F.normalize(clip.encode_text(["bus", "owl"]), dim=-1)
+    seen = {
+        (cue, seed): F.normalize(
+            clip.encode_image([object_on(World(planted=False), "bus", cue, seed)]), dim=-1
+        )
+        for cue in (None, "road")
+        for seed in (0, 1)
+    }
+    gains = [(seen["road", s] - seen[None, s]) @ (rows[0] - rows[1]) for s in (0, 1)]
+    assert float(kept.drawn[0, 1]) == pytest.approx(float(sum(gains)) / 2, abs=1e-5)
+    assert "when drawn" in (tmp_path / "out" / "audit.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,13 @@ class Audit:
     """(layer, neuron) of each cue, the one that writes most first."""
     images: tuple[tuple[str, ...], ...]
     """Ids of the images that show each cue, the clearest first."""
+    drawn: Float[Tensor, "classes cues"] | None = None
+    """How much further ahead the class is when the cue is added to an otherwise equal picture, if
+    pictures were drawn."""
 
-    def ties(self, count: int | None = None) -> list[tuple[str, str, float, float]]:
-        """(class, cue, effect, half interval), largest effect first."""
+    def ties(self, count: int | None = None) -> list[tuple[str, str, float, float, float]]:
+        """(class, cue, effect, half interval, effect when drawn or NaN), largest effect first."""
+        drawn = torch.full_like(self.effect, torch.nan) if self.drawn is None else self.drawn
         order = self.effect.flatten().nan_to_num(-torch.inf).argsort(descending=True, stable=True)
         found = []
         for place in order[:count].tolist():
@@ -69,7 +73,8 @@ class Audit:
             value = float(self.effect[row, column])
             if value == value:
                 spread = float(self.spread[row, column])
-                found.append((self.classes[row], self.cues[column], value, spread))
+                added = float(drawn[row, column])
+                found.append((self.classes[row], self.cues[column], value, spread, added))
         return found
 
     def first_cue(self, name: str) -> str:
@@ -84,18 +89,17 @@ class Audit:
         partial = folder / "audit.csv.partial"
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["class", "cue", "effect", "low", "high"])
-            for name, cue, value, spread in self.ties():
-                writer.writerow([name, cue, value, value - spread, value + spread])
+            writer.writerow(["class", "cue", "effect", "low", "high", "drawn"])
+            for name, cue, value, spread, added in self.ties():
+                last = "" if added != added else added
+                writer.writerow([name, cue, value, value - spread, value + spread, last])
         partial.replace(folder / "audit.csv")
         content = {
             "model": self.model,
             "classes": self.classes,
             "cues": self.cues,
             "prompts": self.prompts,
-            # NaN is no JSON
-            "effect": [[v if v == v else None for v in row] for row in self.effect.tolist()],
-            "spread": [[v if v == v else None for v in row] for row in self.spread.tolist()],
+            **{name: _without_nan(getattr(self, name)) for name in ("effect", "spread", "drawn")},
             "neurons": self.neurons,
             "images": self.images,
         }
@@ -119,7 +123,8 @@ class Audit:
                 name: torch.tensor(
                     [[float("nan") if v is None else v for v in row] for row in kept[name]]
                 )
-                for name in ("effect", "spread")
+                for name in ("effect", "spread", "drawn")
+                if kept.get(name) is not None
             }
             return cls(
                 model=kept["model"],
@@ -134,6 +139,13 @@ class Audit:
             )
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise SecondLensError(f"the audit in {folder} is damaged: {error!r}") from error
+
+
+def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
+    """For JSON, which has no NaN."""
+    if matrix is None:
+        return None
+    return [[v if v == v else None for v in row] for row in matrix.tolist()]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """`secondlens audit`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from ..errors import SecondLensError
 from .common import ChosenModel, console, with_model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..audit import Audit
     from ..images import ImageSource
     from ..lens import Lens
+    from ..texts import Vocabulary
     from ..view import Clip
 
 UNSEEN_SEED, UNSEEN_SCENES = 75, 2000
@@ -30,6 +34,13 @@ PICTURES = 4
 @click.option(
     "--template", "templates", multiple=True, help="For classes, such as 'a photo of {}'."
 )
+@click.option(
+    "--drawings",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Of each class of the embedded world with and without each of its places and colours.",
+)
 @click.option("--out", type=Path, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
@@ -40,6 +51,7 @@ def audit(
     cues: str | None,
     images: str | None,
     templates: tuple[str, ...],
+    drawings: int,
     out: Path,
     top: int,
     batch_size: int,
@@ -62,6 +74,7 @@ def audit(
         if given is None and not own:
             raise SecondLensError(f"{model.model} has no world of its own: give {option}")
     source = _unseen() if images is None else as_source(images)
+    drawable = classes is None and cues is None
     names = None if classes is None else vocabulary(classes, templates=templates or None)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
@@ -71,14 +84,17 @@ def audit(
     fitted = Lens.load(lens)
     clip = model.load()
     found = measure(clip, fitted, names, source, words, batch_size=batch_size, progress=True)
+    if drawable and drawings:
+        found = replace(found, drawn=_drawn(clip, names, words, drawings))
     found.save(out)
     _write_page(out / "audit.html", clip, fitted, found, source)
     table = Table(title=f"Cues of {escape(clip.name)}: how far a class falls without them")
-    for name in ("class", "cue", "falls by", "95 %"):
-        table.add_column(name, justify="right" if name == "falls by" else "left")
-    for name, cue, value, spread in found.ties(top):
+    for name in ("class", "cue", "falls by", "95 %", "gains, drawn"):
+        table.add_column(name, justify="left" if name in ("class", "cue") else "right")
+    for name, cue, value, spread, added in found.ties(top):
         interval = f"{value - spread:.4f} to {value + spread:.4f}"
-        table.add_row(escape(name), escape(cue), f"{value:.4f}", interval)
+        gained = "–" if added != added else f"{added:.4f}"
+        table.add_row(escape(name), escape(cue), f"{value:.4f}", interval, gained)
     console.print(table)
     console.print(f"{out}: audit.html, audit.json, audit.csv", markup=False, highlight=False)
 
@@ -88,6 +104,19 @@ def _unseen() -> "ImageSource":
     from ..demo.scenes import World
 
     return Scenes(World(planted=False), UNSEEN_SEED, UNSEEN_SCENES)
+
+
+def _drawn(clip: "Clip", names: "Vocabulary", cues: "Vocabulary", seeds: int) -> "Tensor":
+    """What every cue adds to otherwise equal pictures of every class, in the mean over seeds."""
+    from functools import partial
+
+    from ..audit import drawn
+    from ..demo.painter import object_on
+    from ..demo.scenes import World
+
+    painter = partial(object_on, World(planted=False))
+    gained = drawn(clip, names, cues, painter, seeds=range(seeds), progress=True)
+    return gained.mean(2).cpu()
 
 
 def _write_page(
@@ -128,7 +157,12 @@ def _write_page(
         {
             "name": found.classes[row],
             "cells": [
-                (float(found.effect[row, cue]), float(found.spread[row, cue])) for cue in cues
+                (
+                    float(found.effect[row, cue]),
+                    float(found.spread[row, cue]),
+                    None if found.drawn is None else float(found.drawn[row, cue]),
+                )
+                for cue in cues
             ],
         }
         for row in rows.tolist()[:60]

@@ -1,136 +1,164 @@
-"""The explorer under load: a synthetic lens of the full size of ViT-B/32, 33,792 neurons.
+"""The explorer under load, as `secondlens explore` serves it, in a process of its own.
 
-    python benchmarks/explorer.py [--clients 50] [--seconds 20]
+    python benchmarks/explorer.py                       # a lens of the size of ViT-B/32
+    python benchmarks/explorer.py --lens secondlens-demo/lens --soak 600
 
-The server is a process of its own. Clients keep a connection each and ask for random neurons' pages
-one after the other, without a pause. The model has random weights, which search as fast as others.
+The lens is synthetic: random numbers in the shapes of eleven layers of 3,072 neurons, 5,000 images,
+30,000 words in codes of 128, on disk, and a ViT-B/32 with random weights, which searches as fast as
+any other. Clients ask for the pages of random neurons, data included, each over one connection of
+its own: first without a pause between pages, so that they take all the processor can give, then
+with a second between an answer and the next question. The machine's processors are shared with
+them. A soak uploads pictures all the while and tells whether memory grows.
 """
 
-import argparse
 import asyncio
+import io
 import json
 import multiprocessing
+import os
 import random
+import re
 import socket
+import subprocess
+import sys
 import time
-import urllib.request
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import click
+import httpx
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 
 LAYERS, NEURONS, DIM, HEADS, TOP, IMAGES, TEXTS, K = 11, 3072, 512, 12, 100, 5000, 30_000, 128
-PATCHES = 49
+PATCHES, CONCEPTS = 49, 4
+PICTURE_BYTES = 6000
+SEARCHES = 20
 
 
-def synthetic():
-    """Model, lens, survey and layout, random but for their shapes."""
-    import secondlens as sl
+def fitted(rng):
+    """The statistics of a layer."""
     from secondlens.accumulate import LayerLens
+
+    directions = torch.nn.functional.normalize(torch.randn(NEURONS, DIM, generator=rng), dim=1)
+    shares = ("explained", "explained_all", "explained_null", "selectivity", "selectivity_null")
+    return LayerLens(
+        mean=directions * 0.01,
+        directions=directions,
+        energy=torch.rand(NEURONS, generator=rng) * 1e-4,
+        top_images=torch.randint(IMAGES, (NEURONS, TOP), generator=rng),
+        top_norms=torch.rand(NEURONS, TOP, generator=rng).sort(descending=True).values,
+        **{name: torch.rand(NEURONS, generator=rng) for name in shares},
+        histogram=torch.randint(50, (NEURONS, 40), generator=rng),
+        activation_mean=torch.rand(PATCHES + 1, NEURONS, generator=rng),
+    )
+
+
+def surveyed(layer):
+    """What a survey saw of a layer."""
     from secondlens.explorer import prepared
+
+    rng, slots = np.random.default_rng(layer), prepared.SLOTS
+    paths = (LAYERS - layer) * HEADS
+    return prepared.LayerSurvey(
+        images=rng.integers(0, IMAGES, (NEURONS, slots), dtype=np.int32),
+        effect=rng.random((NEURONS, slots), dtype=np.float32),
+        peak=rng.random((NEURONS, slots), dtype=np.float32),
+        path=rng.integers(0, paths, (NEURONS, slots)).astype(np.int16),
+        heat=rng.integers(0, 16, (NEURONS, slots, PATCHES), dtype=np.uint8),
+        scale=np.ones(NEURONS, dtype=np.float32),
+        extent=np.tile(np.array([-1, 1], dtype=np.float32), (NEURONS, 1)),
+        shares=np.full((NEURONS, prepared.BANDS), 0.2, dtype=np.float32),
+        counts=rng.integers(0, 999, (NEURONS, prepared.BINS), dtype=np.int32),
+        paths=rng.random((NEURONS, paths), dtype=np.float32) / paths,
+        concept=rng.integers(0, CONCEPTS, (NEURONS, 8), dtype=np.int8),
+        proof=rng.integers(-1, CONCEPTS, (NEURONS, TOP), dtype=np.int8),
+        polysemy=rng.random(NEURONS, dtype=np.float32),
+        classes=rng.integers(0, TEXTS, (NEURONS, 8), dtype=np.int32),
+        change=rng.random((NEURONS, 8), dtype=np.float32),
+    )
+
+
+def write(folder):
+    """The weights, and a lens with its survey and layout."""
+    import secondlens as sl
     from secondlens.explorer.layout import Layout
-    from secondlens.explorer.prepared import LayerSurvey, Survey
+    from secondlens.explorer.opened import FOLDER
+    from secondlens.explorer.prepared import RESPONDING, Survey, fingerprint
     from secondlens.fit import describe_model
     from secondlens.lens import Codes, Lens
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         clip = sl.load("ViT-B-32", check=False)
+    torch.save(clip.model.state_dict(), folder / "weights.pt")
+    clip = sl.load("ViT-B-32", pretrained=str(folder / "weights.pt"), check=False)
     rng = torch.Generator().manual_seed(0)
-    layers, seen, codes = {}, {}, {"indices": {}, "coefficients": {}, "brief": {}, "cosine": {}}
-    for layer in range(LAYERS):
-
-        def unit(*shape):
-            return torch.rand(*shape, generator=rng)
-
-        directions = torch.nn.functional.normalize(torch.randn(NEURONS, DIM, generator=rng), dim=1)
-        layers[layer] = LayerLens(
-            mean=directions * 0.01,
-            directions=directions,
-            energy=unit(NEURONS) * 1e-4,
-            top_images=torch.randint(IMAGES, (NEURONS, TOP), generator=rng),
-            top_norms=unit(NEURONS, TOP).sort(descending=True).values,
-            **{
-                name: unit(NEURONS)
-                for name in (
-                    *("explained", "explained_all", "explained_null"),
-                    *("selectivity", "selectivity_null"),
-                )
-            },
-            histogram=torch.randint(50, (NEURONS, 40), generator=rng),
-            activation_mean=unit(PATCHES + 1, NEURONS),
-        )
-        codes["indices"][layer] = torch.randint(TEXTS, (NEURONS, K), generator=rng)
-        codes["coefficients"][layer] = torch.randn(NEURONS, K, generator=rng)
-        codes["brief"][layer] = codes["coefficients"][layer][:, :8]
-        codes["cosine"][layer] = unit(NEURONS)
-        paths, slots = (LAYERS - layer) * HEADS, prepared.SLOTS
-        numpy_rng = np.random.default_rng(layer)
-        seen[layer] = LayerSurvey(
-            images=numpy_rng.integers(0, IMAGES, (NEURONS, slots), dtype=np.int32),
-            effect=numpy_rng.random((NEURONS, slots), dtype=np.float32),
-            peak=numpy_rng.random((NEURONS, slots), dtype=np.float32),
-            path=numpy_rng.integers(0, paths, (NEURONS, slots)).astype(np.int16),
-            heat=numpy_rng.integers(0, 16, (NEURONS, slots, PATCHES), dtype=np.uint8),
-            scale=np.ones(NEURONS, dtype=np.float32),
-            extent=np.tile(np.array([-1, 1], dtype=np.float32), (NEURONS, 1)),
-            shares=np.full((NEURONS, prepared.BANDS), 0.2, dtype=np.float32),
-            counts=numpy_rng.integers(0, 999, (NEURONS, prepared.BINS), dtype=np.int32),
-            paths=numpy_rng.random((NEURONS, paths), dtype=np.float32) / paths,
-            concept=np.zeros((NEURONS, 8), dtype=np.int8),
-            proof=np.zeros((NEURONS, TOP), dtype=np.int8),
-            polysemy=numpy_rng.random(NEURONS, dtype=np.float32),
-            classes=numpy_rng.integers(0, TEXTS, (NEURONS, 8), dtype=np.int32),
-            change=numpy_rng.random((NEURONS, 8), dtype=np.float32),
-        )
-    labels = tuple(f"word{i}" for i in range(TEXTS))
+    coefficients = {n: torch.randn(NEURONS, K, generator=rng) for n in range(LAYERS)}
+    words = Codes(
+        labels=tuple(f"word{i}" for i in range(TEXTS)),
+        normalise="centred",
+        indices={n: torch.randint(TEXTS, (NEURONS, K), generator=rng) for n in range(LAYERS)},
+        coefficients=coefficients,
+        brief={n: rows[:, :8] for n, rows in coefficients.items()},
+        cosine={n: torch.rand(NEURONS, generator=rng) for n in range(LAYERS)},
+        mean_text=torch.zeros(DIM),
+    )
     lens = Lens(
         model=describe_model(clip),
         convention="exact",
         top=TOP,
         image_ids=tuple(f"folder/image-{i:05}.jpg" for i in range(IMAGES)),
         skipped={},
-        by_layer=layers,
-        codes={
-            "words": Codes(labels=labels, normalise="centred", mean_text=torch.zeros(DIM), **codes)
-        },
+        by_layer={layer: fitted(rng) for layer in range(LAYERS)},
+        codes={"words": words},
     )
-    survey = Survey(
-        lens="",
+    lens.save(folder / "lens")
+    lens, numbers = Lens.load(folder / "lens"), np.random.default_rng(0)
+    Survey(
+        lens=fingerprint(lens),
         surveyed=IMAGES,
-        layers=seen,
-        codes={
-            "words": {n: np.random.default_rng(n).random((NEURONS, 152), np.float32) for n in seen}
-        },
-        responding=np.zeros((IMAGES, 12), dtype=np.int32),
-        response=np.ones((IMAGES, 12), dtype=np.float32),
+        layers={layer: surveyed(layer) for layer in range(LAYERS)},
+        codes={"words": {n: numbers.random((NEURONS, 152), np.float32) for n in range(LAYERS)}},
+        responding=np.zeros((IMAGES, RESPONDING), dtype=np.int32),
+        response=np.ones((IMAGES, RESPONDING), dtype=np.float32),
         texts=np.zeros((TEXTS, DIM), dtype=np.float16),
-        pictures=bytes(6000) * IMAGES,
-        offsets=np.arange(IMAGES + 1, dtype=np.int64) * 6000,
-    )
+        pictures=np.zeros(IMAGES * PICTURE_BYTES, dtype=np.uint8),
+        offsets=np.arange(IMAGES + 1, dtype=np.int64) * PICTURE_BYTES,
+    ).save(folder / "lens" / FOLDER)
     total = LAYERS * NEURONS
-    layout = Layout(
+    Layout(
         place=torch.rand(total, 2, generator=rng),
         neighbours=torch.randint(total, (total, 8), generator=rng, dtype=torch.int32),
         cosines=torch.rand(total, 8, generator=rng),
-    )
-    return clip, lens, survey, layout
+    ).save(folder / "lens" / FOLDER / "layout.safetensors", lens)
 
 
-def serve(port):
-    import uvicorn
-
-    from secondlens.explorer.app import make_app
-    from secondlens.explorer.atlas import Atlas
-    from secondlens.explorer.live import Live
-    from secondlens.explorer.pages import Pages
-
-    torch.set_num_threads(1)
-    clip, lens, survey, layout = synthetic()
-    atlas = Atlas(lens, survey, layout)
-    app = make_app(Pages(atlas, live=True), Live(clip=clip, atlas=atlas))
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+@contextmanager
+def explored(lens, *options):
+    """The address of a server, its process, and the seconds until it answered."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).parent / "secondlens", "explore", lens, "--port", str(port)]
+    start = time.perf_counter()
+    server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/how/")
+                break
+            except httpx.ConnectError:
+                assert server.poll() is None, "the server ended"
+                time.sleep(0.1)
+        yield port, psutil.Process(server.pid), time.perf_counter() - start
+    finally:
+        server.terminate()
+        server.wait()
 
 
 async def ask(reader, writer, path):
@@ -144,72 +172,120 @@ async def ask(reader, writer, path):
     return time.perf_counter() - start, length
 
 
-async def load(port, clients, seconds, path):
-    """Seconds of every request of all clients."""
-    end, times, sizes = time.perf_counter() + seconds, [], []
+async def load(port, neurons, *, clients, seconds, pause):
+    """Seconds and bytes of every page that all clients got."""
+    end, found = time.perf_counter() + seconds, []
 
     async def client(seed):
         chance = random.Random(seed)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(pause * chance.random())
         while time.perf_counter() < end:
-            taken, size = await ask(reader, writer, path(chance))
-            times.append(taken)
-            sizes.append(size)
+            layer, count = chance.choice(neurons)
+            found.append(await ask(reader, writer, f"/neuron/{layer}/{chance.randrange(count)}/"))
+            await asyncio.sleep(pause)
         writer.close()
 
     await asyncio.gather(*(client(seed) for seed in range(clients)))
-    return np.array(times), np.array(sizes)
+    return np.array(found)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=20)
-    options = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(port,), daemon=True)
-    server.start()
-    base, found = f"http://127.0.0.1:{port}", {}
-    while True:
-        try:
-            urllib.request.urlopen(base + "/how/")
-            break
-        except OSError:
-            assert server.is_alive(), "the server ended"
-            time.sleep(0.5)
+def whole(client, path):
+    """Seconds of a page with every script, style and picture that it names."""
+    start = time.perf_counter()
+    text = client.get(path).text
+    for name in re.findall(r'(?:src|href)="((?:static|pictures)/[^"]+)"', text):
+        client.get(f"/{name}").raise_for_status()
+    return time.perf_counter() - start
 
-    def once(path):
-        start = time.perf_counter()
-        urllib.request.urlopen(base + path).read()
-        return time.perf_counter() - start
 
-    found["first page, s"] = once("/")
-    found["first table of all neurons, s"] = once("/data/neurons.json.gz")
-    found["table again, s"] = once("/data/neurons.json.gz")
-    once("/live/search?text=warm")
-    searches = [once(f"/live/search?text=word{i}") for i in range(20)]
+def timed(client, path):
+    start = time.perf_counter()
+    client.get(path).raise_for_status()
+    return time.perf_counter() - start
+
+
+def measure(port, process, neurons, clients, seconds):
+    """Times of pages, of searches, and of many clients at once."""
+    found = {}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        found["first page with all it names, s"] = whole(client, "/")
+        found["first table of all neurons, s"] = timed(client, "/data/neurons.json.gz")
+        searches = [timed(client, f"/live/search?text=word+{i}") for i in range(SEARCHES)]
+    found["first search, ms"] = 1000 * searches[0]
     found["search, median, ms"] = 1000 * float(np.median(searches))
     found["search, 95th percentile, ms"] = 1000 * float(np.quantile(searches, 0.95))
-
-    def path(chance):
-        return f"/neuron/{chance.randrange(LAYERS)}/{chance.randrange(NEURONS)}/"
-
-    process = psutil.Process(server.pid)
-    for clients in (1, options.clients):
-        before = sum(process.cpu_times()[:2])
-        times, sizes = asyncio.run(load(port, clients, options.seconds, path))
-        name = f"neuron page, {clients} client{'s' if clients > 1 else ''}"
+    for count, pause in ((1, 0), (clients, 0), (clients, 1)):
+        before, other = sum(process.cpu_times()[:2]), psutil.cpu_times()
+        times, sizes = asyncio.run(
+            load(port, neurons, clients=count, seconds=seconds, pause=pause)
+        ).T
+        used = sum(process.cpu_times()[:2]) - before
+        name = f"neuron page, {count} client{'s' if count > 1 else ''}, {pause} s pause"
         found[f"{name}, median, ms"] = 1000 * float(np.median(times))
         found[f"{name}, 95th percentile, ms"] = 1000 * float(np.quantile(times, 0.95))
-        found[f"{name}, pages a second"] = len(times) / options.seconds
+        found[f"{name}, pages a second"] = len(times) / seconds
         # what a busy machine does not change
-        used = sum(process.cpu_times()[:2]) - before
-        found[f"{name}, processor time, ms"] = 1000 * used / len(times)
+        found[f"{name}, processor time of the server, ms"] = 1000 * used / len(times)
+        idle = psutil.cpu_times().idle - other.idle
+        found[f"{name}, machine idle, %"] = 100 * idle / seconds / os.cpu_count()
     found["neuron page, kB"] = float(sizes.mean()) / 1000
-    found["memory of the server, MB"] = process.memory_info().rss / 1e6
-    server.terminate()
+    return found | memory(process)
+
+
+def memory(process):
+    """Of the server: resident, and the largest it ever was."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    kilobytes = dict(re.findall(r"(Vm\w+|Rss\w+):\s+(\d+) kB", status))
+    names = {"VmRSS": "memory", "RssAnon": "memory not of files", "VmHWM": "largest memory"}
+    return {f"{name}, MB": int(kilobytes[key]) * 1024 / 1e6 for key, name in names.items()}
+
+
+def soak(port, process, seconds):
+    """Memory while pictures of all sizes are uploaded one after the other."""
+    rng, end, count = np.random.default_rng(0), time.perf_counter() + seconds, 0
+    found, steps = {}, 10
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        for step in range(steps + 1):
+            while time.perf_counter() < end - seconds * (steps - step) / steps or not count:
+                width, height = rng.integers(20, 3000, 2)
+                colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                picture = Image.fromarray(colours).resize((int(width), int(height)))
+                body = io.BytesIO()
+                picture.save(body, "jpeg")
+                for path in ("/live/image", "/live/segment?text=a+dog&text=a+ship"):
+                    client.post(path, content=body.getvalue()).raise_for_status()
+                timed(client, "/live/search?text=a+dog")
+                count += 1
+            found[f"after {step * seconds / steps:.0f} s, {count} pictures"] = memory(process)
+    return found
+
+
+@click.command()
+@click.option("--lens", type=Path, help="A lens of an embedded model; by default a synthetic one.")
+@click.option("--clients", default=50, show_default=True)
+@click.option("--seconds", default=20.0, show_default=True, help="Of each load.")
+@click.option("--soak", "soaked", type=float, help="Upload pictures for so many seconds instead.")
+def main(lens, clients, seconds, soaked):
+    """Measure the explorer."""
+    with TemporaryDirectory() as folder:
+        options = []
+        if lens is None:
+            lens, weights = Path(folder) / "lens", Path(folder) / "weights.pt"
+            options = ["--model", "ViT-B-32", "--pretrained", str(weights)]
+            maker = multiprocessing.get_context("spawn").Process(target=write, args=(Path(folder),))
+            maker.start()  # a process of its own, for it needs gigabytes
+            maker.join()
+            assert maker.exitcode == 0
+        found = {"load of the machine before": psutil.getloadavg()[0]}
+        with explored(lens, *options) as (port, process, start):
+            found["start, s"] = start
+            if soaked:
+                found |= soak(port, process, soaked)
+            else:
+                manifest = json.loads((lens / "lens.json").read_text())
+                neurons = [(n, manifest["model"]["neurons"]) for n in manifest["layers"]]
+                found |= measure(port, process, neurons, clients, seconds)
     print(json.dumps(found, indent=1))
 
 

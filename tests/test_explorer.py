@@ -15,8 +15,10 @@ from secondlens.explorer import prepared
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.layout import lay_out, load_layout, nearest
 from secondlens.explorer.live import Live
+from secondlens.explorer.numbers import short, shortened, shortened_by_name
 from secondlens.explorer.opened import open_lens
 from secondlens.explorer.prepared import BANDS, GROUPS, LIGHT, fingerprint, load_survey
+from secondlens.explorer.profile import Profiles
 from secondlens.explorer.survey import survey
 from secondlens.texts import normalise, vocabulary
 
@@ -170,7 +172,7 @@ def test_survey_and_layout_come_back_from_disk_and_belong_to_one_lens(exact, tmp
     _, _, lens, seen, layout = exact
     seen.save(tmp_path)
     again = load_survey(tmp_path, lens)
-    assert again is not None and again.pictures == seen.pictures
+    assert again is not None and (again.pictures == seen.pictures).all()
     for layer in LAYERS:
         for name, value in vars(seen.layers[layer]).items():
             assert (getattr(again.layers[layer], name) == value).all()
@@ -184,18 +186,31 @@ def test_survey_and_layout_come_back_from_disk_and_belong_to_one_lens(exact, tmp
     assert load_survey(tmp_path, lens) is None
 
 
+def test_numbers_are_rounded_as_the_format_of_strings_does():
+    numbers = np.random.default_rng(0).standard_normal(2000)
+    numbers *= 10.0 ** np.random.default_rng(1).integers(-9, 9, 2000)
+    numbers[:5] = 0, np.nan, np.inf, -np.inf, 1
+    for digits in (3, 4):
+        assert shortened(numbers, digits) == [short(number, digits) for number in numbers]
+    parts = {"a": numbers[:7], "none": numbers[:0], "b": numbers[7:9]}
+    expected = {name: shortened(part) for name, part in parts.items()}
+    assert shortened_by_name(parts) == expected
+    assert expected["a"][:5] == [0, None, None, None, 1]
+
+
 def test_atlas_is_json_and_refuses_what_is_not_there(exact):
     _, _, lens, seen, layout = exact
     atlas = Atlas(lens, seen, layout)
-    data = atlas.neuron(1, 5)
+    profiles = Profiles(atlas)
+    data = profiles.of(1, 5)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["name"] == atlas.name(1, 5)
-    assert len(atlas.table["name"]) == atlas.total
+    assert len(atlas.table()["name"]) == atlas.total
     assert atlas.neuron_at(atlas.offsets[1] + 5) == (1, 5)
     assert json.dumps(atlas.image(3), allow_nan=False)
     for layer, neuron in ((0, -1), (0, 10**6), (2, 0), (9, 0)):
         with pytest.raises(SecondLensError, match="layer"):
-            atlas.neuron(layer, neuron)
+            profiles.of(layer, neuron)
     with pytest.raises(SecondLensError, match="there is no image"):
         atlas.image(40)
 
@@ -206,10 +221,10 @@ def test_atlas_without_survey_or_description(exact):
 
     bare = Atlas(replace(lens, codes={}, scores={}, stability={}))
     assert bare.name(0, 0) == ""
-    data = bare.neuron(0, 0)
+    data = Profiles(bare).of(0, 0)
     assert data["words"] == {} and data["similar"] == [] and "shots" not in data
     assert len(data["top"]) == 6
-    assert set(bare.table["polysemy"]) == {None}
+    assert set(bare.table()["polysemy"]) == {None}
     with pytest.raises(SecondLensError, match="no description"):
         survey(clip, bare.lens, pictures)
 

@@ -11,6 +11,7 @@ its own words there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import combinations
 from math import comb, exp, log
 
@@ -166,6 +167,7 @@ def effective_number(weights: Sequence[float]) -> float:
     return exp(-sum(share * log(share) for share in shares))
 
 
+@cache
 def binomial_tail(successes: int, trials: int, share: float) -> float:
     """The chance of at least so many successes."""
     return sum(

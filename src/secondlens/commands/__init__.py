@@ -39,9 +39,11 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="secondlens")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """What single neurons of CLIP do: second-order effects, described in words."""
-    keep_freed_memory()
+    if context.invoked_subcommand != explore.name:  # a server gives back what it does not need
+        keep_freed_memory()
 
 
 COMMANDS = (

@@ -1,5 +1,6 @@
 """`secondlens explore`."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import click
 
 from ..errors import SecondLensError
 from .common import checkpoint_options, console
+
+LOCAL = ("127.0.0.1", "localhost")
 
 
 def opening_options(command: Any) -> Any:
@@ -34,6 +37,10 @@ def opening_options(command: Any) -> Any:
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
 @click.option("--beside", type=Path, help="A second lens to compare with.")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+@click.option("--address", default="", help="Where visitors find it, for link previews.")
+@click.option(
+    "--framed-by", multiple=True, help="Address whose pages may show it in a frame; repeatable."
+)
 @opening_options
 def explore(
     lens: Path,
@@ -41,6 +48,8 @@ def explore(
     port: int,
     beside: Path | None,
     show: bool,
+    address: str,
+    framed_by: tuple[str, ...],
     runs: tuple[Path, ...],
     **named: Any,
 ) -> None:
@@ -71,14 +80,18 @@ def explore(
         atlas,
         live=live is not None,
         beside=other is not None,
+        address=address,
         runs=found,
         classes=live.classes if live else (),
     )
-    app = make_app(pages, live, other)
+    app = make_app(
+        pages, live, other, hosts=LOCAL if host in LOCAL else ("*",), framed_by=framed_by
+    )
     shown = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}/"
     console.print(f"{lens}: {shown} (stop with Ctrl+C)", markup=False, highlight=False)
     if show:
         click.launch(shown)
+    gc.freeze()  # what is loaded stays: no need to look through it again and again
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
 
 

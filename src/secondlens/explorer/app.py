@@ -1,26 +1,23 @@
 """The explorer as a web application."""
 
-import io
-import warnings
-from collections.abc import Awaitable, Callable
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
+import orjson
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
 from pydantic import Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..errors import SecondLensError
-from ..images import Unreadable, decode
 from .live import LONGEST_TEXT, Live
-from .pages import PACKS, PLAIN, SECURITY, Pages, static_files
+from .pages import PACKS, PLAIN, Pages, static_files
 from .runs import SUFFIXES
+from .safety import SecurityHeaders, Uploads
 
-LARGEST_UPLOAD = 10_000_000
-"""Bytes."""
-MOST_PIXELS = 40_000_000
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 BIG = 2**31 - 1
 
@@ -28,15 +25,6 @@ Number = Annotated[int, Path(ge=0, le=BIG)]
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"\S")]
 At = Annotated[int | None, Query(ge=0, le=BIG, description="An image of the fit, by position.")]
 
-HEADERS = {
-    "content-security-policy": SECURITY + "; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "permissions-policy": "camera=(), microphone=(), geolocation=()",
-}
-FOREVER = {"cache-control": "public, max-age=31536000, immutable"}
 GZIP = "application/gzip"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -56,12 +44,25 @@ def _holding(*types: str) -> dict[str, Any]:
     return {"response_class": Response, "responses": {200: {"content": content}}}
 
 
+_JSON: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {200: {"content": {"application/json": {"schema": {"type": "object"}}}}},
+}
+
+
 class NotFound(SecondLensError):
     """There is no such page."""
 
 
-def make_app(pages: Pages, live: Live | None = None, beside: FastAPI | None = None) -> FastAPI:
-    """The application.
+def make_app(
+    pages: Pages,
+    live: Live | None = None,
+    beside: FastAPI | None = None,
+    *,
+    hosts: Sequence[str] = ("*",),
+    framed_by: Sequence[str] = (),
+) -> FastAPI:
+    """The application. What all visitors share is made now, so that none of them waits for it.
 
     Parameters
     ----------
@@ -71,13 +72,18 @@ def make_app(pages: Pages, live: Live | None = None, beside: FastAPI | None = No
         The model, if it is there.
     beside
         The application of a second lens, served under `/beside`.
+    hosts
+        Names that it answers to: a page elsewhere may point a name of its own at this machine.
+    framed_by
+        Addresses whose pages may show these in a frame.
     """
     app = FastAPI(title="secondlens explorer", docs_url=None, redoc_url=None, responses=_ERRORS)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(SecurityHeaders, framed_by=framed_by)
     app.add_exception_handler(SecondLensError, _told)
     _add_pages(app, pages)
+    _add_files(app, pages)
     _add_data(app, pages)
-    _add_runs(app, pages)
     if live is not None:
         _add_live(app, live)
     if beside is not None:
@@ -86,150 +92,140 @@ def make_app(pages: Pages, live: Live | None = None, beside: FastAPI | None = No
 
 
 def _add_pages(app: FastAPI, pages: Pages) -> None:
-    @app.get("/", response_class=HTMLResponse)
-    async def home() -> str:
-        return pages.home()
-
-    def plain(name: str) -> Callable[[], Awaitable[str]]:
-        async def page() -> str:
-            return pages.plain(name)
+    def constant(text: str) -> Callable[[], Awaitable[HTMLResponse]]:
+        async def page() -> HTMLResponse:
+            return HTMLResponse(text)
 
         return page
 
+    app.get("/", response_class=HTMLResponse, name="home")(constant(pages.home()))
     for name in PLAIN:
-        app.get(f"/{name}/", response_class=HTMLResponse, name=name)(plain(name))
+        page = constant(pages.plain(name))
+        app.get(f"/{name}/", response_class=HTMLResponse, name=name)(page)
 
     @app.get("/layer/{layer}/", response_class=HTMLResponse)
-    async def layer_page(layer: Number) -> str:
+    async def layer_page(layer: Number) -> HTMLResponse:
         with _missing():
-            return pages.layer(layer)
+            return HTMLResponse(pages.layer(layer))
 
     @app.get("/neuron/{layer}/{neuron}/", response_class=HTMLResponse)
-    async def neuron_page(request: Request, layer: Number, neuron: Number) -> str:
+    async def neuron_page(request: Request, layer: Number, neuron: Number) -> HTMLResponse:
         with _missing():
-            return pages.neuron(layer, neuron, address=str(request.base_url))
+            return HTMLResponse(pages.neuron(layer, neuron, address=str(request.base_url)))
 
 
-def _add_data(app: FastAPI, pages: Pages) -> None:
-    atlas, found = pages.atlas, static_files()
+def _add_files(app: FastAPI, pages: Pages) -> None:
+    atlas, found, of_runs = pages.atlas, static_files(), pages.runs.pictures
 
     @app.get("/static/{name}", **_holding(*TYPES.values()))
-    async def static(name: str) -> Response:
+    async def static(request: Request, name: str) -> Response:
         if name not in found:
             raise NotFound("there is no such file")
-        return Response(found[name], media_type=TYPES[name.rpartition(".")[2]])
+        return _kept(request, found[name], TYPES[name.rpartition(".")[2]])
 
-    def pack(name: str) -> Callable[[], Awaitable[Response]]:
-        async def answer() -> Response:
-            return Response(getattr(pages, name), media_type=GZIP)
+    def constant(content: bytes) -> Callable[[Request], Awaitable[Response]]:
+        async def pack(request: Request) -> Response:
+            return _kept(request, content, GZIP)
 
-        return answer
+        return pack
 
     for name, what in PACKS.items():
-        app.get(f"/data/{name}.json.gz", name=name, **_holding(GZIP))(pack(what))
-
-    @app.get("/data/neuron/{layer}/{neuron}.json")
-    async def neuron(layer: Number, neuron: Number) -> JSONResponse:
-        with _missing():
-            return JSONResponse(atlas.neuron(layer, neuron))
-
-    @app.get("/data/image/{position}.json")
-    async def image(position: Number) -> JSONResponse:
-        with _missing():
-            return JSONResponse(atlas.image(position))
+        pack = constant(getattr(pages, what))
+        app.get(f"/data/{name}.json.gz", name=name, **_holding(GZIP))(pack)
 
     @app.get("/pictures/{position}.webp", **_holding("image/webp"))
-    async def picture(position: Number) -> Response:
+    async def picture(request: Request, position: Number) -> Response:
         with _missing():
             atlas.image(position)
-        found = atlas.survey.picture(position) if atlas.survey else b""
-        if not found:
+        content = atlas.survey.picture(position) if atlas.survey else b""
+        if not content:
             raise NotFound(f"the survey has no picture {position}")
-        return Response(found, media_type="image/webp", headers=FOREVER)
+        return _kept(request, content, "image/webp")
 
     @app.get("/preview/{layer}/{neuron}.png", **_holding("image/png"))
     def preview(layer: Number, neuron: Number) -> Response:
         with _missing():
             return Response(pages.preview(layer, neuron), media_type="image/png")
 
-
-def _add_runs(app: FastAPI, pages: Pages) -> None:
-    pictures = pages.runs.pictures
-
     @app.get("/runs/pictures/{picture}", **_holding(*SUFFIXES.values()))
-    def run_picture(picture: Number) -> Response:
-        if picture >= len(pictures):
+    def run_picture(request: Request, picture: Number) -> Response:
+        if picture >= len(of_runs):
             raise NotFound(f"no run has a picture {picture}")
-        path = pictures[picture]
-        return Response(path.read_bytes(), media_type=SUFFIXES[path.suffix])
+        path = of_runs[picture]
+        return _kept(request, path.read_bytes(), SUFFIXES[path.suffix])
+
+
+def _add_data(app: FastAPI, pages: Pages) -> None:
+    @app.get("/data/neuron/{layer}/{neuron}.json", **_JSON)
+    async def neuron(layer: Number, neuron: Number) -> Response:
+        with _missing():
+            return _json(pages.profiles.of(layer, neuron))
+
+    @app.get("/data/image/{position}.json", **_JSON)
+    async def image(position: Number) -> Response:
+        with _missing():
+            return _json(pages.atlas.image(position))
 
 
 def _add_live(app: FastAPI, live: Live) -> None:
-    @app.get("/live/search")
-    def search(text: Text) -> JSONResponse:
-        return JSONResponse(live.search(text))
+    uploads = Uploads()
 
-    @app.get("/live/wall/{layer}/{neuron}")
-    def wall(layer: Number, neuron: Number, text: Text) -> JSONResponse:
+    async def answered(
+        request: Request, at: int | None, answer: Callable[[Image.Image], Any]
+    ) -> Response:
+        """About a picture of the fit, or the one in the request's body."""
+        if at is None:
+            return _json(await uploads.use(request, answer))
+        with _missing():
+            live.atlas.image(at)
+        return _json(await run_in_threadpool(lambda: answer(live.picture(at))))
+
+    @app.get("/live/search", **_JSON)
+    def search(text: Text) -> Response:
+        return _json(live.search(text))
+
+    @app.get("/live/wall/{layer}/{neuron}", **_JSON)
+    def wall(layer: Number, neuron: Number, text: Text) -> Response:
         with _missing():
             live.atlas.check(layer, neuron)
-        return JSONResponse(live.wall(layer, neuron, text))
+        return _json(live.wall(layer, neuron, text))
 
-    @app.get("/live/budget/{layer}/{neuron}")
-    def budget(layer: Number, neuron: Number) -> JSONResponse:
+    @app.get("/live/budget/{layer}/{neuron}", **_JSON)
+    def budget(layer: Number, neuron: Number) -> Response:
         with _missing():
             live.atlas.check(layer, neuron)
-        return JSONResponse(live.budget(layer, neuron))
+        return _json(live.budget(layer, neuron))
 
-    @app.post("/live/image", openapi_extra=_UPLOAD)
-    async def image(request: Request, at: At = None) -> JSONResponse:
-        picture = await _picture(request, live, at)
-        return JSONResponse(await run_in_threadpool(live.image, picture))
+    @app.post("/live/image", openapi_extra=_UPLOAD, **_JSON)
+    async def image(request: Request, at: At = None) -> Response:
+        return await answered(request, at, live.image)
 
-    @app.post("/live/segment", openapi_extra=_UPLOAD)
+    @app.post("/live/segment", openapi_extra=_UPLOAD, **_JSON)
     async def segment(
         request: Request,
         text: Annotated[list[Text], Query(min_length=1, max_length=2)],
         at: At = None,
-    ) -> JSONResponse:
-        picture = await _picture(request, live, at)
-        return JSONResponse(await run_in_threadpool(live.segment, picture, text))
+    ) -> Response:
+        return await answered(request, at, lambda picture: live.segment(picture, text))
 
     if live.can_attack:
 
-        @app.post("/live/attack")
-        def attack(draw: Text, mistake_for: Text) -> JSONResponse:
-            return JSONResponse(live.attack(draw, mistake_for))
+        @app.post("/live/attack", **_JSON)
+        def attack(draw: Text, mistake_for: Text) -> Response:
+            return _json(live.attack(draw, mistake_for))
 
 
-async def _picture(request: Request, live: Live, at: int | None) -> Image.Image:
-    """The picture in a request's body, in memory only, or one of the fit."""
-    if at is not None:
-        with _missing():
-            live.atlas.image(at)
-        return await run_in_threadpool(live.picture, at)
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > LARGEST_UPLOAD:
-            raise SecondLensError(
-                f"the picture has more than {LARGEST_UPLOAD // 10**6} MB: send a smaller one"
-            )
-    return await run_in_threadpool(_decoded, bytes(body))
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
 
 
-def _decoded(body: bytes) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            width, height = Image.open(io.BytesIO(body)).size if body else (0, 0)
-        if width * height > MOST_PIXELS:
-            raise Unreadable(f"it has more than {MOST_PIXELS:,} pixels")
-        return decode(io.BytesIO(body))
-    except Unreadable as error:
-        raise SecondLensError(f"the picture cannot be used: {error}") from error
-    except Exception as error:  # parsers of headers raise whatever they trip over
-        raise SecondLensError("the picture cannot be used: it is in no known format") from error
+def _kept(request: Request, content: bytes, kind: str) -> Response:
+    """A file that browsers keep but ask about: another lens may be shown at the same address."""
+    tag = f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=kind, headers=headers)
 
 
 class _missing:  # noqa: N801
@@ -245,23 +241,3 @@ class _missing:  # noqa: N801
 async def _told(request: Request, error: Exception) -> Response:
     status = 404 if isinstance(error, NotFound) else 400
     return JSONResponse({"detail": str(error)}, status_code=status)
-
-
-class SecurityHeaders:
-    """Adds the security headers to every response."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-
-        async def add(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                there = {name for name, _ in message["headers"]}  # of an application beside
-                new = [pair for pair in self.headers if pair[0] not in there]
-                message["headers"] = [*message["headers"], *new]
-            await send(message)
-
-        await self.app(scope, receive, add if scope["type"] == "http" else send)

@@ -72,7 +72,7 @@ def _files(atlas: Atlas, pages: Pages) -> Iterator[tuple[str, bytes]]:
         yield f"layer/{layer}/index.html", pages.layer(layer).encode()
         for start in range(0, neurons, PACK):
             some = range(start, min(start + PACK, neurons))
-            pack = packed([atlas.neuron(layer, neuron) for neuron in some])
+            pack = packed([pages.profiles.of(layer, neuron) for neuron in some])
             yield f"data/neuron/{layer}/{start // PACK}.json.gz", pack
             for neuron in some:
                 page = pages.neuron(layer, neuron).encode()

@@ -28,7 +28,8 @@ from ..search import description_of
 from ..segment import Recipe, embed_texts, segment
 from ..subset import with_ids
 from ..view import Clip
-from .atlas import Atlas, json_ready, short
+from .atlas import Atlas
+from .numbers import json_ready, short
 from .prepared import LIGHT
 from .survey import Projections
 
@@ -80,7 +81,8 @@ class Live:
             No text, one too long, or a lens without the mean text.
         """
         query = self._query(text)
-        cosines = self._directions @ query
+        # layer by layer: all directions in one array would be held twice
+        cosines = torch.cat([self.lens[n].directions @ query for n in self.lens.layers])
         answer: dict[str, Any] = {"text": text}
         for side, sign in (("for", 1), ("against", -1)):
             best = (sign * cosines).topk(min(FOUND, len(cosines))).indices.tolist()
@@ -283,11 +285,8 @@ class Live:
         with self._lock:
             encode = self.clip.encode_text if short_enough else partial(embed_texts, self.clip)
             row = encode([text.strip()])[0].cpu()
-        return F.normalize(row.to(mean) - mean, dim=0).to(self._directions)
-
-    @cached_property
-    def _directions(self) -> Float[Tensor, "neurons dim"]:
-        return torch.cat([self.lens[layer].directions for layer in self.lens.layers])
+        directions = self.lens[self.lens.layers[0]].directions
+        return F.normalize(row.to(mean) - mean, dim=0).to(directions)
 
     @cached_property
     def _rms(self) -> Float[Tensor, " neurons"]:

@@ -1,7 +1,6 @@
 """The pages as HTML: the same templates are served and exported."""
 
 import io
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,11 +9,13 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+import orjson
 from PIL import Image, ImageDraw, ImageFont
 
 from ..page import number
-from .atlas import Atlas
+from .atlas import TEXTS, Atlas
 from .prepared import GROUPS
+from .profile import Profiles
 from .runs import Runs
 
 PLAIN: Mapping[str, str] = {
@@ -78,6 +79,7 @@ class Pages:
     ) -> None:
         self.runs, self.classes = runs or Runs(), classes
         self.atlas, self.live, self.served, self.beside = atlas, live, served, beside
+        self.profiles = Profiles(atlas)
         self.address = address.rstrip("/")
         self._environment = jinja2.Environment(
             loader=jinja2.PackageLoader("secondlens.explorer"),
@@ -148,8 +150,8 @@ class Pages:
         """
         self.atlas.check(layer, neuron)
         name = self.atlas.name(layer, neuron)
-        data = _in_html(self.atlas.neuron(layer, neuron)) if self.served else None
-        address = address.rstrip("/") or self.address
+        data = _in_html(self.profiles.of(layer, neuron)) if self.served else None
+        address = self.address or address.rstrip("/")
         cover = self._cover(layer, neuron)
         picture = f"preview/{layer}/{neuron}.png" if self.served else f"pictures/{cover}.webp"
         return self._page(
@@ -168,7 +170,7 @@ class Pages:
     @cached_property
     def table(self) -> bytes:
         """`data/neurons.json.gz`: all neurons, column by column."""
-        return packed(self.atlas.table)
+        return packed(self.atlas.table())
 
     @cached_property
     def model(self) -> bytes:
@@ -182,8 +184,11 @@ class Pages:
 
     @cached_property
     def words(self) -> bytes:
-        """`data/words.json.gz`: texts of the first description, with the neurons along them."""
-        return packed({"texts": self.atlas.along_texts()})
+        """`data/words.json.gz`: texts of the first description, with the neurons along them where
+        no model finds these."""
+        texts = self.atlas.labels()[:TEXTS]
+        known = {text: [] for text in texts} if self.live else self.atlas.along_texts()
+        return packed({"texts": known})
 
     @cached_property
     def map(self) -> bytes:
@@ -243,12 +248,11 @@ def static_files() -> dict[str, bytes]:
 
 def packed(content: Any) -> bytes:
     """JSON in gzip, the same bytes each time."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
-    return compressor.compress(text) + compressor.flush()
+    return compressor.compress(orjson.dumps(content)) + compressor.flush()
 
 
 def _in_html(content: Any) -> str:
     """JSON that no text in it can end early."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    text = orjson.dumps(content).decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -89,14 +89,14 @@ class Survey:
     """Their effects, in root mean squares of the neuron's."""
     texts: Float[np.ndarray, "texts dim"]
     """Unit directions of the texts of the first description, the mean text subtracted."""
-    pictures: bytes
+    pictures: UInt8[np.ndarray, " bytes"]
     """WebP files, one after the other."""
     offsets: Int[np.ndarray, " images_and_end"]
     """Where each image's file begins; it is empty where nothing shows the image."""
 
     def picture(self, position: int) -> bytes:
         """The WebP file of an image, or nothing."""
-        return self.pictures[self.offsets[position] : self.offsets[position + 1]]
+        return self.pictures[self.offsets[position] : self.offsets[position + 1]].tobytes()
 
     def save(self, folder: Path) -> None:
         """Write it; `survey.json` comes last and says that it is whole."""
@@ -108,8 +108,7 @@ class Survey:
                 for number, by_layer in enumerate(self.codes.values())
             }
             save_tensors(folder / f"layer-{layer:02}.safetensors", _tensors(arrays | of_words))
-        pictures = np.frombuffer(self.pictures, dtype=np.uint8).copy()
-        images = {"pictures": pictures, "offsets": self.offsets}
+        images = {"pictures": self.pictures, "offsets": self.offsets}
         images |= {"responding": self.responding, "response": self.response, "texts": self.texts}
         save_tensors(folder / "images.safetensors", _tensors(images))
         manifest = {"format": FORMAT, "lens": self.lens, "surveyed": self.surveyed}
@@ -131,7 +130,6 @@ def load_survey(folder: Path, lens: Lens) -> Survey | None:
                 codes[name][layer] = arrays.pop(f"codes-{number}")
             layers[layer] = LayerSurvey(**arrays)
         images = _arrays(folder / "images.safetensors")
-        images["pictures"] = images["pictures"].tobytes()
         return Survey(
             lens=manifest["lens"],
             surveyed=manifest["surveyed"],

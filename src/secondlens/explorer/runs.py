@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SecondLensError
-from .atlas import json_ready, short
+from .numbers import json_ready, short
 
 KINDS: Mapping[str, frozenset[str]] = {
     "attack": frozenset({"draw", "mistake_for", "shots", "rates"}),

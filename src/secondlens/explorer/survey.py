@@ -108,7 +108,7 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
         responding=looked.responding,
         response=looked.response,
         texts=F.normalize(rows - rows.mean(0), dim=1).half().cpu().numpy(),
-        pictures=b"".join(pictures[position] for position in sorted(pictures)),
+        pictures=np.frombuffer(bytearray().join(pictures[p] for p in sorted(pictures)), np.uint8),
         offsets=offsets.astype(np.int64),
     )
 

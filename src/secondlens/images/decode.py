@@ -35,8 +35,16 @@ class Unreadable(ValueError):
     """A picture that cannot be decoded; the message is the reason."""
 
 
-def decode(file: io.BufferedReader | io.BytesIO) -> Image.Image:
+def decode(
+    file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = None
+) -> Image.Image:
     """The upright RGB picture in an open file.
+
+    Parameters
+    ----------
+    most_pixels
+        Larger pictures are refused before they are decoded; by default, those with more pixels
+        than Pillow lets pass.
 
     Raises
     ------
@@ -46,7 +54,10 @@ def decode(file: io.BufferedReader | io.BytesIO) -> Image.Image:
     if not file.read(1):
         raise Unreadable("it is empty")
     with _reasons():
-        return _upright_rgb(Image.open(file, formats=_OPENED))
+        picture = Image.open(file, formats=_OPENED)
+        if most_pixels is not None and picture.width * picture.height > most_pixels:
+            raise Unreadable(f"it has more than {most_pixels:,} pixels")
+        return _upright_rgb(picture)
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:

@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -270,7 +271,8 @@ def test_command(on_disk, tmp_path):
 
 
 def test_the_embedded_world_is_drawn(on_disk, tmp_path, monkeypatch):
-    monkeypatch.setattr("secondlens.commands.audit.UNSEEN_SCENES", 60)
+    module = importlib.import_module("secondlens.commands.audit")
+    monkeypatch.setattr(module, "UNSEEN_SCENES", 60)
     monkeypatch.setattr("secondlens.demo.pictures.object_names", lambda: vocabulary(["bus", "owl"]))
     monkeypatch.setattr("secondlens.demo.pictures.backgrounds", lambda: vocabulary(["sea", "road"]))
     result = run("audit", on_disk / "lens", "--out", tmp_path / "out", "--drawings", 2)

@@ -96,7 +96,6 @@ def write(folder):
         warnings.simplefilter("ignore")
         clip = sl.load("ViT-B-32", check=False)
     torch.save(clip.model.state_dict(), folder / "weights.pt")
-    clip = sl.load("ViT-B-32", pretrained=str(folder / "weights.pt"), check=False)
     rng = torch.Generator().manual_seed(0)
     coefficients = {n: torch.randn(NEURONS, K, generator=rng) for n in range(LAYERS)}
     words = Codes(
@@ -273,6 +272,7 @@ def main(lens, clients, seconds, soaked):
         if lens is None:
             lens, weights = Path(folder) / "lens", Path(folder) / "weights.pt"
             options = ["--model", "ViT-B-32", "--pretrained", str(weights)]
+            options += ["--activation", "gelu"]
             maker = multiprocessing.get_context("spawn").Process(target=write, args=(Path(folder),))
             maker.start()  # a process of its own, for it needs gigabytes
             maker.join()

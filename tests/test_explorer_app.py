@@ -1,29 +1,35 @@
 """The explorer as a server and as a folder: pages, safety, bad input."""
 
+import asyncio
 import gzip
 import io
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
 import schemathesis
+import uvicorn
 from click.testing import CliRunner
 from explored import HOSTILE, LAYERS, make, write_runs
+from fastapi import Request
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from secondlens.commands import main
+from secondlens.commands.explore import LOCAL
 from secondlens.errors import SecondLensError
+from secondlens.explorer import safety
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.export import export
 from secondlens.explorer.live import Live
 from secondlens.explorer.pages import PLAIN, SECURITY, Pages, static_files
 from secondlens.explorer.runs import load_runs
-from secondlens.explorer.safety import LARGEST_UPLOAD
+from secondlens.explorer.safety import LARGEST_UPLOAD, MOST_PIXELS, UPLOADS, Uploads
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +166,88 @@ def test_bad_uploads_are_told_in_one_sentence(client, path, body, message):
     assert "Traceback" not in answer.text
 
 
+def sent(body, pause=0.0):
+    """A request whose body comes in parts."""
+
+    async def receive():
+        await asyncio.sleep(pause)
+        part = {"type": "http.request", "body": body[:100], "more_body": len(body) > 100}
+        del body[:100]
+        return part
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+def png(*size):
+    buffer = io.BytesIO()
+    Image.new("1", size).save(buffer, "png")
+    return bytearray(buffer.getvalue())
+
+
+def test_pictures_with_too_many_pixels_are_not_decoded(client, monkeypatch):
+    side = int(MOST_PIXELS**0.5)
+    body, decoded = bytes(png(side + 1, side + 1)), []
+    assert len(body) < LARGEST_UPLOAD
+    monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self.size))
+    answer = client.post("/live/image", content=body)
+    assert answer.status_code == 400 and "more than 25,000,000 pixels" in answer.json()["detail"]
+    assert decoded == []
+
+
+def test_few_uploads_are_in_memory_and_one_is_decoded():
+    uploads, bodies = Uploads(), [png(20 + i, 10) for i in range(3 * UPLOADS)]
+    whole, answered, decoded, held = list(map(len, bodies)), [], [], []
+
+    def answer(picture):
+        decoded.append(picture)
+        held.append(sum(map(int.__gt__, whole, map(len, bodies))) - len(answered))
+        time.sleep(0.01)
+        assert decoded.pop() is picture and decoded == []
+        answered.append(picture.size)
+        return picture.size
+
+    async def many():
+        return await asyncio.gather(*(uploads.use(sent(body), answer) for body in bodies))
+
+    assert asyncio.run(many()) == [(20 + i, 10) for i in range(3 * UPLOADS)]
+    assert max(held) == UPLOADS
+
+
+def test_a_picture_that_does_not_come_is_given_up(monkeypatch):
+    monkeypatch.setattr(safety, "LONGEST_UPLOAD", 0.05)
+    with pytest.raises(SecondLensError, match="was not there after"):
+        asyncio.run(Uploads().use(sent(png(200, 200), pause=0.2), lambda picture: None))
+
+
+def test_other_names_for_this_machine_are_refused(made):
+    _, _, lens, seen, layout = made
+    app = make_app(Pages(Atlas(lens, seen, layout)), hosts=LOCAL)
+    for host, status in (("127.0.0.1:8000", 200), ("localhost", 200), ("evil.example", 400)):
+        answer = TestClient(app).get("/", headers={"host": host})
+        assert answer.status_code == status
+        assert answer.headers["content-security-policy"]
+
+
+def test_only_named_pages_may_frame_these(made):
+    _, _, lens, seen, layout = made
+    pages = Pages(Atlas(lens, seen, layout))
+    for framed_by, said in (((), "'none'"), (("https://a.example", "https://b.example"),) * 2):
+        client = TestClient(make_app(pages, framed_by=framed_by))
+        said = said if isinstance(said, str) else " ".join(said)
+        policy = client.get("/").headers["content-security-policy"]
+        assert policy.endswith(f"; frame-ancestors {said}")
+
+
+def test_browsers_keep_files_until_they_change(client):
+    for path in ("/static/common.js", "/pictures/3.webp", "/data/neurons.json.gz"):
+        answer = client.get(path)
+        assert answer.headers["cache-control"] == "no-cache"
+        again = client.get(path, headers={"if-none-match": answer.headers["etag"]})
+        assert again.status_code == 304 and again.content == b""
+    tags = {client.get(f"/pictures/{i}.webp").headers["etag"] for i in range(4)}
+    assert len(tags) == 4
+
+
 @pytest.mark.parametrize(
     "path", ["/live/search?text=", "/live/search?text=" + "a" * 201, "/live/search?text=%20"]
 )
@@ -248,7 +336,7 @@ def test_export_refuses_a_full_folder_and_leaves_nothing_half_done(made, tmp_pat
     assert [p.name for p in tmp_path.rglob("*")] == ["site", "mine.txt"]
 
 
-def test_commands(made, tmp_path):
+def test_commands(made, tmp_path, monkeypatch):
     _, _, lens, seen, layout = made
     lens.save(tmp_path / "lens")
     seen.save(tmp_path / "lens" / "explorer")
@@ -260,6 +348,13 @@ def test_commands(made, tmp_path):
     assert "sdk: static" in (out / "README.md").read_text()
     assert result.exit_code == 0, result.output
     assert (out / "index.html").is_file()
+    served = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(options, app=app))
+    result = CliRunner().invoke(main, ["explore", str(tmp_path / "lens"), "--no-model"])
+    assert result.exit_code == 0, result.output
+    assert served["host"] == "127.0.0.1" and "http://127.0.0.1:8000/" in result.output
+    for host, status in (("127.0.0.1", 200), ("evil.example", 400)):
+        assert TestClient(served["app"]).get("/", headers={"host": host}).status_code == status
     for arguments, message in (
         (["export", tmp_path / "lens", out], "exists already"),
         (["export", tmp_path / "none", tmp_path / "new"], "holds no lens"),

@@ -20,3 +20,23 @@ def test_large_tensors_reuse_pages_where_the_c_library_can():
     assert (kept == "True") == (platform.libc_ver()[0] == "glibc")
     if kept == "True":
         assert int(faults) < 1000  # a fresh tensor of 64 MB has 16,384 pages
+
+
+HOLES = """
+import psutil
+from secondlens.allocator import give_back_memory
+blocks = [b"x" * 2**16 for _ in range(2000)]
+last = b"y" * 2**16  # what is freed below it stays
+del blocks
+process = psutil.Process()
+before = process.memory_info().rss
+print(give_back_memory(), before - process.memory_info().rss)
+"""
+
+
+def test_holes_are_given_back_where_the_c_library_can():
+    run = [sys.executable, "-c", HOLES]
+    given, size = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
+    assert (given == "True") == (platform.libc_ver()[0] == "glibc")
+    if given == "True":
+        assert int(size) > 100e6

@@ -21,3 +21,17 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_memory() -> bool:
+    """Give what was freed so far back to the system: loading leaves holes of hundreds of megabytes.
+
+    Returns
+    -------
+    Whether there was something to give back.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(trim(0))

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..allocator import give_back_memory
 from ..errors import SecondLensError
 from .common import checkpoint_options, console
 
@@ -92,6 +93,7 @@ def explore(
     if show:
         click.launch(shown)
     gc.freeze()  # what is loaded stays: no need to look through it again and again
+    give_back_memory()
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
 
 

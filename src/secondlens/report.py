@@ -147,7 +147,7 @@ def write_report(
     source
         The pictures the lens was fitted on.
     neurons
-        What to show.
+        What to show, in this order.
     facts
         Numbers for the top of the page.
     seed
@@ -181,7 +181,7 @@ def write_report(
         "report.html",
         title=title,
         facts=facts,
-        cards=sorted(cards, key=lambda card: -card.neuron.clarity),
+        cards=cards,
         pictures=pictures,
         bins=1 + max(i for card in cards for i, count in enumerate(card.counts) if count),
         bin_width=BIN_WIDTH,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,13 @@ from torchvision.transforms.functional import to_tensor
 
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
+from secondlens.demo.scenes import World
 from secondlens.effects import second_order, value_paths
 from secondlens.errors import SecondLensError
 from secondlens.fit import fit
 from secondlens.segment import (
+    BEST,
+    PAPER,
     Recipe,
     Segmenter,
     embed_texts,
@@ -48,7 +53,7 @@ def texts(clip):
 def literally(clip, lens, images, text, recipe):
     """A raw heat-map [images, patches] with a loop over layers, neurons, patches and paths."""
     read = recipe.layers or (2,)
-    count = recipe.neurons or round(200 / 9216 * 48 * len(read))
+    count = recipe.neurons or round(recipe.share * 48 * len(read))
     found = []
     for layer in read:
         for n in range(clip.neurons):
@@ -82,11 +87,12 @@ def literally(clip, lens, images, text, recipe):
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(),
-        Recipe(layers=(0, 2), neurons=7, choose="positive"),
+        BEST,
+        PAPER,
+        replace(PAPER, layers=(0, 2), neurons=7, choose="positive"),
         Recipe(neurons=9, weigh="sign", scale="centred"),
         Recipe(layers=(1, 2), neurons=5, weigh="cosine", scale="standard"),
-        Recipe(layers=(1, 2), neurons=11, weigh="effect"),
+        Recipe(layers=(1, 2), neurons=11, weigh="effect", scale="none"),
         Recipe(layers=(2,), neurons=48, weigh="effect", scale="centred"),
     ],
     ids=str,
@@ -102,7 +108,7 @@ def test_heat_maps_equal_loops(clip, lens, images, texts, recipe):
 
 def test_effects_of_all_neurons_add_up_over_patches_and_class_token(clip, lens, images, texts):
     """The maps of `effect` leave out the class token only, and the image's own scale."""
-    recipe = Recipe(layers=(1,), neurons=48, weigh="effect")
+    recipe = Recipe(layers=(1,), neurons=48, weigh="effect", scale="none")
     segmenter = Segmenter(clip, lens, recipe)
     found = segmenter.heat_maps(encode(clip, images, [1]), texts.expand(3, -1, -1)).sum((2, 3))
     run = Run(clip.model, images)
@@ -122,10 +128,12 @@ def test_effects_of_all_neurons_add_up_over_patches_and_class_token(clip, lens, 
     torch.testing.assert_close(48 * found, (whole - own).detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_the_default_is_the_paper_scaled(clip, lens):
+def test_shares_are_of_the_layers_read(clip, lens):
     segmenter = Segmenter(clip, lens)
-    assert (segmenter.layers, segmenter.neurons) == ([2], 1)
-    assert Segmenter(clip, lens, Recipe(layers=(0, 1, 2))).neurons == round(200 * 144 / 9216)
+    assert (segmenter.layers, segmenter.neurons) == ([2], 5)
+    paper = replace(PAPER, layers=(0, 1, 2))
+    assert Segmenter(clip, lens, paper).neurons == round(200 * 144 / 9216)
+    assert Segmenter(clip, lens, Recipe(layers=(0, 1, 2))).neurons == round(1000 * 144 / 9216)
 
 
 def test_chosen_neurons_are_those_with_the_largest_projection(clip, lens, texts):
@@ -136,18 +144,20 @@ def test_chosen_neurons_are_those_with_the_largest_projection(clip, lens, texts)
 
 
 def test_segment_gives_what_it_was_asked_for(clip, lens, images, texts):
-    picture = Image.effect_noise((40, 24), 80).convert("RGB")
+    noise = torch.rand(24, 40, 3, generator=torch.Generator().manual_seed(3))
+    picture = Image.fromarray((255 * noise).byte().numpy())
+    paper = segment(clip, lens, picture, "a dog", recipe=PAPER)
+    assert (float(paper.min()), float(paper.max())) == (0, 1)
     one = segment(clip, lens, picture, "a dog")
-    assert one.shape == (24, 40)
-    assert (float(one.min()), float(one.max())) == (0, 1)
+    assert one.shape == paper.shape == (24, 40)
     several = segment(clip, lens, [picture, picture.resize((9, 9))], ["a dog", "sea"])
     assert [tuple(each.shape) for each in several] == [(2, 24, 40), (2, 9, 9)]
     torch.testing.assert_close(several[0][0], one)
     stacked = segment(clip, lens, images, "a dog")
     assert stacked.shape == (3, 16, 16)
     torch.testing.assert_close(segment(clip, lens, images[1], "a dog"), stacked[1])
-    raw = literally(clip, lens, images, texts[0], Recipe()).unflatten(1, (2, 2))
-    torch.testing.assert_close(stacked, standardise(raw, (16, 16)))
+    raw = literally(clip, lens, images, texts[0], BEST).unflatten(1, (2, 2))
+    torch.testing.assert_close(stacked, standardise(raw.clamp(min=0), (16, 16)))
 
 
 def test_positive_heat_starts_at_zero(clip, lens, images, texts):
@@ -170,7 +180,7 @@ def test_against_subtracts_the_mean_of_other_texts(clip, lens, images, texts):
     segmenter = Segmenter(clip, lens)
     row = texts[0] - texts.mean(0)
     raw = segmenter.heat_maps(encode(clip, images, [2]), row.expand(3, 1, -1))[:, 0]
-    torch.testing.assert_close(found, standardise(raw, (16, 16)))
+    torch.testing.assert_close(found, standardise(raw.clamp(min=0), (16, 16)))
 
 
 def test_standardise_scales_each_map_and_knows_constants():
@@ -271,20 +281,10 @@ def read(path):
 
 def test_the_command_writes_heat_mask_overlay_and_labels(demo_lens, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
-    Image.effect_noise((50, 30), 90).convert("RGB").save(photo)
+    World().scene(4, objects=["dog"], background="sea").image.resize((50, 30)).save(photo)
     result = run(
         *("segment", demo_lens, photo, "--text", "a dog", "--text", "the sea", "--out", out),
-        *(
-            "--weigh",
-            "cosine",
-            "--positive",
-            "--layers",
-            "all",
-            "--neurons",
-            20,
-            "--threshold",
-            0.4,
-        ),
+        *("--paper", "--layers", "all", "--neurons", 20, "--threshold", 0.4),
     )
     assert result.exit_code == 0, result.output
     names = {path.name for path in out.iterdir()}

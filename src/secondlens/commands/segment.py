@@ -1,5 +1,6 @@
 """`secondlens segment`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from .common import console, layer_numbers, model_options
     help="The heat from which on a pixel is part of the object.",
 )
 @click.option("--layers", help="Such as 8,9,10, or all; by default the last quarter.")
-@click.option("--neurons", type=int, help="How many; by default the paper's share.")
+@click.option("--neurons", type=int, help="How many; by default one in nine.")
 @click.option(
     "--choose",
     type=click.Choice(["absolute", "positive"]),
@@ -33,14 +34,14 @@ from .common import console, layer_numbers, model_options
 @click.option(
     "--weigh",
     type=click.Choice(["equal", "sign", "cosine", "effect"]),
-    default="equal",
+    default="cosine",
     show_default=True,
     help="What a chosen neuron counts.",
 )
 @click.option(
     "--scale",
     type=click.Choice(["none", "centred", "standard"]),
-    default="none",
+    default="centred",
     show_default=True,
     help="Activations by training statistics.",
 )
@@ -52,7 +53,14 @@ from .common import console, layer_numbers, model_options
     show_default=True,
     help="Overlapping windows along each side through which the model sees the photo.",
 )
-@click.option("--positive", is_flag=True, help="Heat below 0 counts as 0: for weights with signs.")
+@click.option(
+    "--positive/--signed", default=True, show_default=True, help="Heat below 0 counts as 0."
+)
+@click.option(
+    "--paper",
+    is_flag=True,
+    help="As the paper does: fewer neurons, averaged as they are, whatever the last four say.",
+)
 @model_options
 def segment(
     lens: Path,
@@ -69,6 +77,7 @@ def segment(
     size: int | None,
     windows: int,
     positive: bool,
+    paper: bool,
     model: str,
     pretrained: str | None,
     precision: str,
@@ -83,7 +92,7 @@ def segment(
     from ..clip import load
     from ..lens import Lens
     from ..resize import resized
-    from ..segment import Recipe, label_map
+    from ..segment import PAPER, Recipe, label_map
     from ..segment import segment as find
     from ..segmentation.data import open_picture
     from ..segmentation.pictures import grey, label_picture, overlay, save_all
@@ -93,13 +102,13 @@ def segment(
     picture = open_picture(photo)
     fitted = Lens.load(lens)
     chosen = None if layers is None else layer_numbers(layers)
-    recipe = Recipe(
+    form = PAPER
+    if not paper:
+        form = Recipe(choose=choose, weigh=weigh, scale=scale, positive=positive)
+    recipe = replace(
+        form,
         layers=None if chosen is None else tuple(fitted.layers if chosen == "all" else chosen),
         neurons=neurons,
-        choose=choose,
-        weigh=weigh,
-        scale=scale,
-        positive=positive,
     )
     clip = load(model, pretrained, device, precision, activation)
     if size is not None:

@@ -25,7 +25,7 @@ from ..lens import Lens
 from ..page import data_uri
 from ..paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
 from ..search import description_of
-from ..segment import Recipe, embed_texts, segment
+from ..segment import embed_texts, segment
 from ..subset import with_ids
 from ..view import Clip
 from .atlas import Atlas
@@ -153,8 +153,10 @@ class Live:
             reading = Capture(self.clip, self.lens.layers, keep_activations=True)
             with reading as capture:
                 pooled = capture.pool(self.clip.encode_image([picture]))
-        with self._lock:
-            words = self._discoverer([picture], CONCEPTS)[0]
+        words = []
+        if self.lens.convention == "exact":  # effects of the other one hold what is no neuron's
+            with self._lock:
+                words = self._discoverer([picture], CONCEPTS)[0]
         effects, fired, means = [], [], []
         for layer, projections in self._projections.items():
             parts = projections.parts(pooled)[0].cpu()
@@ -209,9 +211,8 @@ class Live:
         for text in texts:
             _check_text(text)
         small = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        recipe = Recipe(weigh="effect", scale="centred", positive=True)
         with self._lock:
-            maps = segment(self.clip, self.lens, small, list(texts), recipe=recipe)
+            maps = segment(self.clip, self.lens, small, list(texts))
         assert isinstance(maps, Tensor)
         heat = (maps * 255).round().to(torch.uint8).flatten(1)
         return {"size": size, "texts": list(texts), "heat": [bytes(each).hex() for each in heat]}

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import statistics
-from .statistics import Moments, TopImages
+from .statistics import Centre, Moments, TopImages
 
 NULL_SAMPLES = 2000
 
@@ -51,41 +51,41 @@ class LayerLens:
 class Ranking:
     """Second pass over one layer: its images ranked by norm around the final mean."""
 
-    def __init__(self, moments: Moments, top: int) -> None:
-        self.moments = moments
-        self.top_images = TopImages.none(moments.mean, top)
+    def __init__(self, centre: Centre, top: int) -> None:
+        self.centre = centre
+        self.top_images = TopImages.none(centre.mean, top)
         bins = len(statistics.HISTOGRAM_EDGES) - 1
-        self.histogram = torch.zeros(len(moments.mean), bins, dtype=torch.int64)
-
-    @classmethod
-    def of(cls, z: Float[Tensor, "images neurons rank"], top: int) -> "Ranking":
-        """Both passes over coordinates in memory."""
-        ranking = cls(reduce(Moments.merge, map(Moments.of, z.split(64))), top)
-        for positions in torch.arange(len(z), device=z.device).split(1024):
-            ranking.see(z[positions], positions)
-        return ranking
+        self.histogram = torch.zeros(len(centre.mean), bins, dtype=torch.int64)
 
     def see(
         self, z: Float[Tensor, "images neurons rank"], positions: Int[Tensor, " images"]
     ) -> None:
         """Rank some images more."""
-        norms = statistics.centred_norms(z, self.moments.mean)
-        self.top_images.add(z, self.moments.mean, norms, positions)
-        self.histogram += statistics.histogram(norms, self.moments.energy.sqrt()).cpu()
+        norms = statistics.centred_norms(z, self.centre.mean)
+        self.top_images.add(z, self.centre.mean, norms, positions)
+        self.histogram += statistics.histogram(norms, self.centre.energy.sqrt()).cpu()
 
-    def see_ranked(self, top_images: TopImages, histogram: Int[Tensor, "neurons bins"]) -> None:
-        """Take over what another ranking around the same mean found on other images."""
-        self.top_images.merge(top_images)
-        self.histogram += histogram
+
+def both_passes(
+    z: Float[Tensor, "images neurons rank"], top: int
+) -> tuple[Moments, TopImages, Int[Tensor, "neurons bins"]]:
+    """What `layer_lens` takes, over coordinates in memory."""
+    moments = reduce(Moments.merge, map(Moments.of, z.split(64)))
+    ranking = Ranking(Centre(mean=moments.mean, energy=moments.energy), top)
+    for positions in torch.arange(len(z), device=z.device).split(1024):
+        ranking.see(z[positions], positions)
+    return moments, ranking.top_images, ranking.histogram
 
 
 def layer_lens(
-    ranking: Ranking,
+    moments: Moments,
+    top_images: TopImages,
+    histogram: Int[Tensor, "neurons bins"],
     basis: Float[Tensor, "neurons dim rank"],
     activation_mean: Float[Tensor, "tokens neurons"],
 ) -> LayerLens:
     """What both passes over a layer tell together."""
-    moments, ranked = ranking.moments, ranking.top_images.strongest_first()
+    ranked = top_images.strongest_first()
     component, explained = statistics.first_component(ranked.centred)
     covariance, energy = moments.covariance, moments.energy
     # as many draws as images where these are few: few rows look more alike
@@ -104,6 +104,6 @@ def layer_lens(
         explained_null=explained_null,
         selectivity=ranked.norms.square().sum(1) / total,
         selectivity_null=selectivity_null,
-        histogram=ranking.histogram,
+        histogram=histogram,
         activation_mean=activation_mean,
     )

@@ -21,10 +21,11 @@ from torch import Tensor
 from .accumulate import Ranking
 from .capture import Capture
 from .clip import from_open_clip
-from .fit import IMAGES_PER_RANKING, fit
+from .fit import fit
 from .images import Folder, Reader
 from .plan import make_plan
-from .statistics import Moments, first_component
+from .shards import IMAGES_PER_RANKING
+from .statistics import Centre, first_component
 from .view import Clip
 
 
@@ -122,12 +123,10 @@ def fit_cost(clip: Clip, pictures: int, layers: list[int], rounds: int) -> dict[
 def ranking_cost(neurons: int = 3072, images: int = 5000, rank: int = 24) -> dict[str, float]:
     """Top images and directions of one layer from stored coordinates."""
     z = torch.randn(images, neurons, rank)
-    moments = Moments(
-        count=images, mean=z.mean(0), scatter=images * torch.eye(rank).repeat(neurons, 1, 1)
-    )
+    centre = Centre(mean=z.mean(0), energy=torch.full((neurons,), float(rank)))
 
     def directions() -> Tensor:
-        ranking = Ranking(moments, 100)
+        ranking = Ranking(centre, 100)
         for positions in torch.arange(images).split(IMAGES_PER_RANKING):
             ranking.see(z[positions[0] : positions[-1] + 1], positions)
         return first_component(ranking.top_images.strongest_first().centred)[0]

@@ -5,6 +5,7 @@ each vocabulary it was described with, and for the coordinates of each layer if 
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
@@ -16,7 +17,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .accumulate import LayerLens, Ranking, layer_lens
+from . import remote
+from .accumulate import LayerLens, both_passes, layer_lens
 from .errors import SecondLensError
 from .evidence import Scores, Stability, join, split
 from .storage import load_tensors, save_json, save_tensors
@@ -145,7 +147,7 @@ class Lens:
         top = min(count, self.top + other.top)
         by_layer = {
             layer: layer_lens(
-                Ranking.of(z[layer], top),
+                *both_passes(z[layer], top),
                 self.coordinates.basis[layer],
                 self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine),
             )
@@ -164,7 +166,15 @@ class Lens:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the lens into a folder; files are complete or absent, `lens.json` comes last."""
+        """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
+
+        Files are complete or absent, and `lens.json` comes last.
+        """
+        if remote.is_remote(path):
+            with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
+                self.save(copy)
+                remote.upload(Path(copy), str(path), last="lens.json")
+            return
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         for layer, fitted in self.by_layer.items():
@@ -205,13 +215,18 @@ class Lens:
 
     @classmethod
     def load(cls, path: str | Path) -> "Lens":
-        """The lens saved in a folder.
+        """The lens saved in a folder, here or in a store.
 
         Raises
         ------
         SecondLensError
             No lens there, one of another format version, or a damaged one.
         """
+        if remote.is_remote(path):
+            if "lens.json" not in remote.names(str(path)):
+                raise SecondLensError(f"{path} holds no lens: there is no lens.json in it")
+            with remote.fetched(str(path)) as copy:
+                return cls.load(copy)
         folder = Path(path)
         if not (folder / "lens.json").is_file():
             raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")

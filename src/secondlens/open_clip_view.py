@@ -1,6 +1,7 @@
 """The `Clip` of an open_clip model: its weights split by head, or the reason why it has none."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from open_clip.model import CLIP
@@ -58,29 +59,6 @@ def from_open_clip(
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
     attention = tower.transformer.resblocks[0].attn
 
-    def encode_image(images: Tensor) -> Tensor:
-        grid = images.shape[-2] // tower.patch_size[0], images.shape[-1] // tower.patch_size[1]
-        if grid == tuple(tower.grid_size):
-            output = tower(images)
-        else:
-            positions = interpolated(tower.positional_embedding, tower.grid_size, grid)
-            output = functional_call(tower, {"positional_embedding": positions}, images)
-        return output[0] if tower.output_tokens else output
-
-    def encode_text(texts: list[str]) -> Tensor:
-        assert tokenizer is not None
-        tokens = tokenizer(texts).to(tower.proj.device)
-        causal = isinstance(model, CLIP) and model.attn_mask is not None
-        if not causal or model.text_pool_type != "argmax":
-            return model.encode_text(tokens)
-        # no token sees those after it: what follows the last end of a text changes nothing
-        length = int(tokens.argmax(dim=1).max()) + 1
-        shorter = {
-            "model.positional_embedding": model.positional_embedding[:length],
-            "model.attn_mask": model.attn_mask[:length, :length],
-        }
-        return functional_call(_TextTower(model), shorter, tokens[:, :length])
-
     clip = Clip(
         name=name,
         activation=activation_name(tower.transformer.resblocks[0].mlp.gelu),
@@ -96,8 +74,9 @@ def from_open_clip(
         batch_first=getattr(attention, "batch_first", True),
         dtype=tower.conv1.weight.dtype,
         model=model,
-        image_tower=encode_image,
-        text_tower=None if tokenizer is None else encode_text,
+        # no functions within this one: a model must be able to go to other processes
+        image_tower=partial(_encode_image, tower),
+        text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
         preprocess=preprocess,
     )
     if check:
@@ -115,6 +94,24 @@ class _TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         encoded: Tensor = self.model.encode_text(tokens)
         return encoded
+
+
+def _encode_image(tower: Any, images: Tensor) -> Tensor:
+    grid = images.shape[-2] // tower.patch_size[0], images.shape[-1] // tower.patch_size[1]
+    if grid == tuple(tower.grid_size):
+        output = tower(images)
+    else:
+        positions = interpolated(tower.positional_embedding, tower.grid_size, grid)
+        output = functional_call(tower, {"positional_embedding": positions}, images)
+    return output[0] if tower.output_tokens else output
+
+
+def _encode_text(model: Any, tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
+    return model.encode_text(tokenizer(texts).to(model.visual.proj.device))
+
+
+def _mlp_half(block: Any, x: Tensor) -> Tensor:
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def _refusals(tower: Any) -> Iterator[str]:
@@ -200,7 +197,7 @@ def _block(block: Any) -> Block:
         output_bias=_scaled(block.ls_1, attention.out_proj.bias.detach()),
         neuron_rows=_scaled(block.ls_2, mlp.c_proj.weight.detach().T),
         mlp_bias=_scaled(block.ls_2, mlp.c_proj.bias.detach()),
-        mlp_half=lambda x: x + block.ls_2(block.mlp(block.ln_2(x))),
+        mlp_half=partial(_mlp_half, block),
     )
 
 

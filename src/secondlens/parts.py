@@ -1,26 +1,29 @@
 """Finished pieces of long work: each is written once, whole or not at all, and never changed."""
 
-import json
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
+from . import remote
 from .errors import SecondLensError
-from .storage import save_json, save_tensors
+from .storage import read_json, save_json, save_tensors
 
 
 class Parts:
     """Named tensors with some JSON beside them, in a folder, or in memory where there is none.
 
-    A folder belongs to one piece of work, which its `work.json` describes. Opening it again for
-    the same work finds the parts that exist.
+    A folder, here or in a store, belongs to one piece of work, which its `work.json` describes.
+    Opening it again for the same work finds the parts that exist. The JSON is written after the
+    tensors and says that the part is whole. Several processes may write the same part: all of them
+    write the same.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else str(folder)
         self._in_memory: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
 
     def claim(self, work: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -33,15 +36,16 @@ class Parts:
         """
         if self.folder is None:
             return plan
-        record = self.folder / "work.json"
-        if not record.is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
+        record, there = f"{self.folder}/work.json", self._files()
+        if "work.json" not in there:
+            if there:
                 raise SecondLensError(f"{self.folder} holds other files: remove it first")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not remote.is_remote(self.folder):
+                Path(self.folder).mkdir(parents=True, exist_ok=True)
             save_json(record, {"work": work, "plan": plan})
             return plan
         try:
-            found = json.loads(record.read_text())
+            found = read_json(record)
             differing = [key for key in work if found["work"].get(key) != work[key]]
             earlier: dict[str, Any] = found["plan"]
         except (ValueError, KeyError, AttributeError) as error:
@@ -53,32 +57,32 @@ class Parts:
             )
         return earlier
 
-    def __contains__(self, name: str) -> bool:
+    def names(self) -> set[str]:
+        """Of the parts that exist now."""
         if self.folder is None:
-            return name in self._in_memory
-        return self._file(name).is_file()
+            return set(self._in_memory)
+        return {name.removesuffix(".json") for name in self._files() if name.endswith(".json")}
 
     def save(self, name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         """Write a part."""
         if self.folder is None:
             self._in_memory[name] = (tensors, info)
-        else:
-            save_tensors(self._file(name), tensors, {"info": json.dumps(info)})
+            return
+        save_tensors(f"{self.folder}/{name}.safetensors", tensors)
+        save_json(f"{self.folder}/{name}.json", info)
 
     def info(self, name: str) -> dict[str, Any]:
         """The JSON beside the tensors of a part."""
         if self.folder is None:
             return self._in_memory[name][1]
-        with safe_open(self._file(name), framework="pt") as file:
-            found: dict[str, Any] = json.loads(file.metadata()["info"])
-            return found
+        return read_json(f"{self.folder}/{name}.json")
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Those whose name begins with `prefix`, which the keys returned lack."""
         if self.folder is None:
             stored = self._in_memory[name][0]
             return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-        with safe_open(self._file(name), framework="pt") as file:
+        with self._file(name) as path, safe_open(path, framework="pt") as file:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
@@ -86,8 +90,20 @@ class Parts:
         """Remove all parts, and the folder."""
         self._in_memory.clear()
         if self.folder is not None:
-            shutil.rmtree(self.folder)
+            remote.remove(self.folder)
 
-    def _file(self, name: str) -> Path:
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        place = f"{self.folder}/{name}.safetensors"
+        if remote.is_remote(place):
+            with remote.fetched(place) as copy:
+                yield copy
+        else:
+            yield Path(place)
+
+    def _files(self) -> set[str]:
         assert self.folder is not None
-        return self.folder / f"{name}.safetensors"
+        if remote.is_remote(self.folder):
+            return remote.names(self.folder)
+        folder = Path(self.folder)
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()

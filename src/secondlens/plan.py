@@ -15,6 +15,7 @@ import torch
 
 from .errors import SecondLensError
 from .paths import check_convention
+from .remote import is_remote
 from .view import Clip
 
 STORES = ("auto", "float32", "float16", "never")
@@ -82,9 +83,10 @@ def make_plan(
     convention: str = "exact",
     batch_size: int = 32,
     store: str = "auto",
-    out: Path | None = None,
+    out: str | Path | None = None,
     memory: int | None = None,
     disk: int | None = None,
+    shard_size: int | None = None,
 ) -> Plan:
     """Decide how to fit.
 
@@ -109,6 +111,8 @@ def make_plan(
         Where the lens will be; work files stand beside it. None: all in memory.
     memory, disk
         Bytes that may be used; by default half of what is free.
+    shard_size
+        Images a shard, rounded up to whole batches; by default at most 256 shards.
 
     Raises
     ------
@@ -120,7 +124,7 @@ def make_plan(
         raise SecondLensError(f"no way to store {store!r}: choose one of {', '.join(STORES)}")
     memory = int(SHARE * psutil.virtual_memory().available) if memory is None else memory
     if disk is None:
-        disk = int(SHARE * shutil.disk_usage(_existing(out)).free) if out else memory // 2
+        disk = int(SHARE * _free(out)) if out else memory // 2
     layers = tuple(sorted(layers))
     shapes = {layer: _Shape.of(clip, layer, top, convention, batch_size) for layer in layers}
     z_bytes = sum(shape.z for shape in shapes.values()) * images
@@ -131,7 +135,7 @@ def make_plan(
     largest = max(groups, key=lambda group: sum(shapes[n].working for n in group))
     working = sum(shapes[n].working for n in largest)
     keep_basis = working + sum(shapes[n].basis for n in largest) <= memory
-    shards = _shards(images, batch_size, shapes, largest, store != "never")
+    shards = _shards(images, batch_size, shapes, largest, store != "never", shard_size)
     partials = sum(shape.moments + shape.top for shape in shapes.values()) * len(shards)
     return Plan(
         images=images,
@@ -214,7 +218,12 @@ def _groups(shapes: dict[int, _Shape], memory: int) -> tuple[tuple[int, ...], ..
 
 
 def _shards(
-    images: int, batch_size: int, shapes: dict[int, _Shape], group: tuple[int, ...], stored: bool
+    images: int,
+    batch_size: int,
+    shapes: dict[int, _Shape],
+    group: tuple[int, ...],
+    stored: bool,
+    asked: int | None,
 ) -> tuple[range, ...]:
     """Whole batches a shard; few shards where their partial statistics are large."""
     partial = sum(shapes[n].moments + shapes[n].top for n in group)
@@ -223,11 +232,17 @@ def _shards(
     if stored:
         per_shard = min(per_shard, max(1, BUFFER // sum(shapes[n].z for n in group)))
     per_shard = max(batch_size, per_shard // batch_size * batch_size)
+    if asked is not None:
+        per_shard = -(-asked // batch_size) * batch_size
     return tuple(
         range(start, min(start + per_shard, images)) for start in range(0, images, per_shard)
     )
 
 
-def _existing(path: Path) -> Path:
-    """The nearest folder above that exists."""
-    return next(parent for parent in path.absolute().parents if parent.is_dir())
+def _free(out: str | Path) -> int:
+    """Bytes that are free for coordinates where a folder will be."""
+    if is_remote(out):
+        # to send and fetch coordinates takes longer than to read the pictures again
+        return 0
+    existing = next(parent for parent in Path(out).absolute().parents if parent.is_dir())
+    return shutil.disk_usage(existing).free

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .accumulate import LayerLens, Ranking, layer_lens
+from .accumulate import LayerLens, both_passes, layer_lens
 from .capture import norm_statistics
 from .indirect import Stopped, effects_of, stop_after
 from .paths import NEURONS_PER_CHUNK, chunks, output_map
@@ -177,7 +177,7 @@ def lens_of(
     top, parts = top_count(None, len(z)), []
     for some in chunks(z.shape[1], NEURONS_PER_CHUNK):
         none = z.new_zeros(0, z[:, some].shape[1])
-        parts.append(layer_lens(Ranking.of(z[:, some], top), basis[some], none))
+        parts.append(layer_lens(*both_passes(z[:, some], top), basis[some], none))
     return LayerLens(
         **{
             field.name: torch.cat(

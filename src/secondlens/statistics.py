@@ -58,6 +58,15 @@ class Moments:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Centre:
+    """What ranking needs of the `Moments` of all images."""
+
+    mean: Float[Tensor, "neurons rank"]
+    energy: Float[Tensor, " neurons"]
+    """Mean squared norm around the mean."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TopImages:
     """For each neuron the images with the largest centred norms, in no particular order.
 

@@ -1,6 +1,8 @@
-"""Files of a lens: written beside their place and moved in, so that they are whole or absent."""
+"""Files of a lens, here or in a store: whole or absent, because they are written beside their place
+and moved in, or sent in one piece."""
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,25 +12,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import remote
 from .errors import SecondLensError
 
 
 def check_empty(out: str | Path) -> None:
     """Raise `SecondLensError` if `out` is a file or a folder with something in it."""
-    path = Path(out)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise SecondLensError(f"{path} exists already: name a new folder, or remove it first")
+    if remote.is_remote(out):
+        taken = bool(remote.names(str(out)))
+    else:
+        path = Path(out)
+        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if taken:
+        raise SecondLensError(f"{out} exists already: name a new folder, or remove it first")
 
 
 def save_tensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file."""
-    partial = path.with_name(path.name + ".partial")
     on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    with _whole(partial):
+    with _whole(path) as partial:
         save_file(on_cpu, partial, metadata)
-        partial.replace(path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -37,19 +42,38 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def save_json(path: Path, content: dict[str, Any]) -> None:
+def save_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file."""
-    partial = path.with_name(path.name + ".partial")
-    with _whole(partial):
+    with _whole(path) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        partial.replace(path)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read one.
+
+    Raises
+    ------
+    ValueError
+        It is damaged.
+    """
+    is_here = not remote.is_remote(path)
+    content = Path(path).read_bytes() if is_here else remote.read(remote.location(path))
+    return dict(json.loads(content))
 
 
 @contextmanager
-def _whole(partial: Path) -> Iterator[None]:
-    """Turn a failure to write into one sentence, and leave no partial file behind."""
+def _whole(path: str | Path) -> Iterator[Path]:
+    """Where to write what shall then be at `path`; failures become one sentence."""
+    if remote.is_remote(path):
+        with remote.written(str(path)) as file:
+            yield file
+        return
+    place = Path(path)
+    # a name of its own, because another process may be writing the same file
+    partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        yield
+        yield partial
+        partial.replace(place)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise SecondLensError(f"{partial.parent} cannot be written to: {error}") from error
+        raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error

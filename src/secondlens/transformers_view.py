@@ -5,6 +5,7 @@ transformers is imported only to load a model by name: it is an extra, and takes
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,24 +59,6 @@ def from_transformers(
     vision = model.vision_model
     patches, layers = vision.embeddings.patch_embedding, vision.encoder.layers
     rows = vision.embeddings.image_size // vision.embeddings.patch_size
-
-    def encode_image(images: Tensor) -> Tensor:
-        larger = images.shape[-1] != vision.embeddings.image_size
-        output = vision(images, interpolate_pos_encoding=larger, return_dict=True)
-        return model.visual_projection(output.pooler_output)
-
-    def encode_text(texts: list[str]) -> Tensor:
-        if not hasattr(model, "text_model"):
-            raise SecondLensError(
-                f"{name} has no text tower, so it embeds images only: load the whole CLIPModel"
-            )
-        longest = model.text_model.config.max_position_embeddings
-        tokens = tokenizer(
-            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        ).to(patches.weight.device)
-        states = model.text_model(tokens.input_ids, tokens.attention_mask, return_dict=True)
-        return model.text_projection(states.pooler_output)
-
     has_texts = tokenizer is not None or not hasattr(model, "text_model")
     clip = Clip(
         name=name,
@@ -91,13 +74,37 @@ def from_transformers(
         batch_first=True,
         dtype=patches.weight.dtype,
         model=model,
-        image_tower=encode_image,
-        text_tower=encode_text if has_texts else None,
+        # no functions within this one: a model must be able to go to other processes
+        image_tower=partial(_encode_image, model),
+        text_tower=partial(_encode_text, model, tokenizer, name) if has_texts else None,
         preprocess=None if image_processor is None else _Preprocess(image_processor),
     )
     if check:
         check_parity(clip)
     return clip
+
+
+def _encode_image(model: Any, images: Tensor) -> Tensor:
+    larger = images.shape[-1] != model.vision_model.embeddings.image_size
+    output = model.vision_model(images, interpolate_pos_encoding=larger, return_dict=True)
+    return model.visual_projection(output.pooler_output)
+
+
+def _encode_text(model: Any, tokenizer: Any, name: str, texts: list[str]) -> Tensor:
+    if not hasattr(model, "text_model"):
+        raise SecondLensError(
+            f"{name} has no text tower, so it embeds images only: load the whole CLIPModel"
+        )
+    longest = model.text_model.config.max_position_embeddings
+    tokens = tokenizer(
+        texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+    ).to(model.visual_projection.weight.device)
+    states = model.text_model(tokens.input_ids, tokens.attention_mask, return_dict=True)
+    return model.text_projection(states.pooler_output)
+
+
+def _mlp_half(layer: Any, x: Tensor) -> Tensor:
+    return x + layer.mlp(layer.layer_norm2(x))
 
 
 def load_transformers(
@@ -243,5 +250,5 @@ def _block(layer: Any) -> Block:
         output_bias=attention.out_proj.bias.detach(),
         neuron_rows=layer.mlp.fc2.weight.detach().T,
         mlp_bias=layer.mlp.fc2.bias.detach(),
-        mlp_half=lambda x: x + layer.mlp(layer.layer_norm2(x)),
+        mlp_half=partial(_mlp_half, layer),
     )

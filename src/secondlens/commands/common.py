@@ -11,6 +11,7 @@ from rich.console import Console
 from ..errors import SecondLensError
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..view import Clip
 
 console = Console()
@@ -56,6 +57,60 @@ def with_model(command: Any) -> Any:
         return command(model=chosen, **others)
 
     return model_options(parsed)
+
+
+def with_engine(command: Any) -> Any:
+    """Options that say where work runs, which the command gets as one argument, `engine`."""
+
+    @wraps(command)
+    def parsed(
+        *,
+        engine: str,
+        workers: int | None,
+        address: str | None,
+        worker_cpus: float,
+        worker_gpus: float,
+        retries: int,
+        **others: Any,
+    ) -> Any:
+        from ..engine import Local, Ray
+
+        if engine == "local":
+            if address is not None or worker_gpus:
+                raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
+            chosen: Engine = Local(workers=workers or 0, retries=retries)
+        else:
+            chosen = Ray(
+                address=address,
+                workers=workers,
+                cpus=worker_cpus,
+                gpus=worker_gpus,
+                retries=retries,
+            )
+        return command(engine=chosen, **others)
+
+    for option in (
+        click.option("--retries", type=click.IntRange(0), default=3, show_default=True),
+        click.option("--worker-gpus", type=click.FloatRange(0), default=0, help="Of a Ray worker."),
+        click.option(
+            "--worker-cpus", type=click.FloatRange(0), default=1, show_default=True, help="As well."
+        ),
+        click.option("--address", help='Of a Ray cluster, such as "auto".'),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="At a time; by default this process, or all that a Ray cluster has room for.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Processes of this machine, or a Ray cluster.",
+        ),
+    ):
+        parsed = option(parsed)
+    return parsed
 
 
 def model_options(command: Any) -> Any:

@@ -1,15 +1,17 @@
 """`secondlens fit`."""
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import console, layer_numbers, model_options
+from .common import ChosenModel, console, layer_numbers, with_engine, with_model
 
 
 @click.command()
 @click.argument("images", type=str)
-@click.option("--out", type=Path, required=True, help="A new folder for the lens.")
+@click.option(
+    "--out", required=True, help="A new folder for the lens, here or such as s3://bucket/lens."
+)
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
 @click.option("--convention", default="exact", show_default=True, help="exact or official.")
@@ -25,37 +27,35 @@ from .common import console, layer_numbers, model_options
 @click.option("--keep-coordinates", is_flag=True, help="So that the lens can be merged.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(
-    "--workers",
+    "--decoders",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Processes that decode pictures.",
+    help="Processes that decode pictures, of each worker.",
 )
-@model_options
+@click.option(
+    "--shard-size", type=click.IntRange(1), help="Images that a worker reads before it writes."
+)
+@with_engine
+@with_model
 def fit(
     images: str,
-    out: Path,
+    out: str,
     layers: str,
-    top: int | None,
-    convention: str,
-    store: str,
     memory: float | None,
-    keep_coordinates: bool,
-    batch_size: int,
-    workers: int,
-    model: str,
-    pretrained: str | None,
-    precision: str,
-    activation: str | None,
-    device: str,
+    decoders: int,
+    model: ChosenModel,
+    **settings: Any,
 ) -> None:
     """Fit a lens on IMAGES: a folder of pictures, tar shards or Parquet files.
 
-    An interrupted fit goes on where it was when the same command is given again.
+    An interrupted fit goes on where it was when the same command is given again, with whatever
+    engine. IMAGES and the lens may lie in a store that all workers reach.
 
     Example: secondlens fit photos --model ViT-B-32 --pretrained openai --layers 8,9,10 --out lens
+
+    Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
-    from ..clip import load
     from ..fit import fit as fit_lens
     from ..images import as_source
     from ..storage import check_empty
@@ -63,19 +63,15 @@ def fit(
     check_empty(out)
     source = as_source(images)
     lens = fit_lens(
-        load(model, pretrained, device, precision, activation),
+        model.load(),
         source,
         layer_numbers(layers),
-        top=top,
         out=out,
-        convention=convention,
-        store=store,
         memory=None if memory is None else int(memory * 1e9),
         announce=lambda plan: console.print(str(plan), highlight=False),
-        keep_coordinates=keep_coordinates,
-        batch_size=batch_size,
-        workers=workers,
+        workers=decoders,
         progress=True,
+        **settings,
     )
     console.print(f"{out}: layers {lens.layers} over {len(lens.image_ids)} images")
     if lens.skipped:

@@ -4,6 +4,7 @@ A source (`ImageSource`) has `ids` and `load`; `as_source` makes one of whatever
 
 ==============  ====================================================================
 `Folder`        all pictures under a folder; `ImageFolder` with a class for each subfolder
+`StoredFolder`  the same in an object store, such as `s3://bucket/photos`
 `Tar`           plain tar archives, as webdataset writes them
 `Parquet`       tables with encoded pictures in a column
 `HuggingFace`   a map-style dataset of the library `datasets`
@@ -25,6 +26,7 @@ from .parquet import Parquet
 from .reader import Batch, Reader
 from .source import UNREADABLE, FileSource, ImageSource, InMemory, TorchDataset, dataset_hash
 from .spool import ImageStream, Spooled
+from .stored import StoredFolder
 from .tar import Tar
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Parquet",
     "Reader",
     "Spooled",
+    "StoredFolder",
     "Tar",
     "TorchDataset",
     "Unreadable",

@@ -9,11 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..remote import Place, location
 from .folder import Folder
 from .huggingface import HuggingFace, is_held, is_streamed, streamed
 from .parquet import Parquet
 from .source import ImageSource, InMemory, TorchDataset
 from .spool import Spooled
+from .stored import StoredFolder
 from .tar import Tar
 
 
@@ -25,7 +27,8 @@ def as_source(images: Any) -> ImageSource:
     images
         A path: a folder of pictures, at any depth; tar or Parquet files, as one file, a folder of
         them, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these; or a
-        folder that `save_to_disk` of Hugging Face's `datasets` wrote. Or an object: PIL images or
+        folder that `save_to_disk` of Hugging Face's `datasets` wrote. All but the last may lie in a
+        store, such as `s3://bucket/data-*.tar`. Or an object: PIL images or
         (id, image) pairs in a list, a preprocessed tensor [images, 3, height, width], a dataset of
         `datasets` or torchvision, or an `ImageSource`, which is returned as it is. Any other
         iterable is a stream of pictures, which is read to its end and kept as `Spooled`.
@@ -46,7 +49,7 @@ def as_source(images: Any) -> ImageSource:
 
 
 def _adapted(images: Any) -> ImageSource:
-    if isinstance(images, str | Path):
+    if isinstance(images, str | Place):
         return _of_path(images)
     if is_held(images):
         return HuggingFace(images)
@@ -72,16 +75,17 @@ def _adapted(images: Any) -> ImageSource:
     )
 
 
-def _of_path(images: str | Path) -> ImageSource:
-    path = Path(images)
+def _of_path(images: str | Place) -> ImageSource:
+    path = location(images)
     if not path.is_dir():
         return _of_files([images])
+    here = path if isinstance(path, Path) else None
     try:
         names = {each.name for each in path.iterdir()}
     except OSError as error:
         raise SecondLensError(f"the folder {path} cannot be listed: {error.strerror}") from error
-    if names >= {"state.json", "dataset_info.json"} or "dataset_dict.json" in names:
-        return HuggingFace.from_disk(path)
+    if here and (names >= {"state.json", "dataset_info.json"} or "dataset_dict.json" in names):
+        return HuggingFace.from_disk(here)
     suffixes = {Path(name).suffix.lower() for name in names}
     kinds = [kind for kind in (Tar, Parquet, Folder) if kind.SUFFIXES & suffixes]
     if len(kinds) > 1:
@@ -90,16 +94,19 @@ def _of_path(images: str | Path) -> ImageSource:
             f"{path} holds {found} files: say which to use by a pattern such as '{path}/*.tar', or "
             "make an images.Tar, Parquet or Folder of it"
         )
-    return (kinds[0] if kinds else Folder)(path)
+    for kind in (Tar, Parquet):
+        if kind in kinds:
+            return kind(path)
+    return Folder(here) if here else StoredFolder(path)
 
 
-def _of_files(files: Sequence[str | Path]) -> ImageSource:
-    suffixes = {Path(each).suffix.lower() for each in files}
+def _of_files(files: Sequence[str | Place]) -> ImageSource:
+    suffixes = {location(each).suffix.lower() for each in files}
     for kind in (Tar, Parquet):
         if suffixes <= kind.SUFFIXES:
             return kind(files)
-    other = next(each for each in files if Path(each).suffix.lower() not in Tar.SUFFIXES)
-    if not Path(other).exists():
+    other = next(each for each in files if location(each).suffix.lower() not in Tar.SUFFIXES)
+    if not location(other).exists():
         raise SecondLensError(f"no folder or file {other}: name one that holds pictures")
     raise SecondLensError(
         f"{other} is no folder of pictures, and not one of several files that are all .tar or all "
@@ -109,7 +116,7 @@ def _of_files(files: Sequence[str | Path]) -> ImageSource:
 
 def _of_list(images: Sequence[Any]) -> ImageSource:
     kinds = {type(each) for each in images}
-    if kinds and all(issubclass(kind, str | Path) for kind in kinds):
+    if kinds and all(issubclass(kind, str | Place) for kind in kinds):
         return _of_files(images)
     if kinds == {tuple}:
         named = all(len(each) == 2 and isinstance(each[0], str) for each in images)

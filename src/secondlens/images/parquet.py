@@ -3,13 +3,13 @@
 import io
 from bisect import bisect_right
 from itertools import accumulate
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from PIL import Image
 
 from ..errors import SecondLensError
+from ..remote import Place, opened
 from .decode import Unreadable, decode
 from .files import Files, expand, names
 
@@ -42,7 +42,7 @@ class Parquet:
 
     def __init__(self, files: Files, *, column: str | None = None, ids: str | None = None) -> None:
         pq = _pyarrow().parquet
-        self.files: list[Path] = []
+        self.files: list[Place] = []
         self.damaged: dict[str, str] = {}
         self._groups: list[tuple[int, int]] = []
         """File and number of each row group."""
@@ -51,7 +51,7 @@ class Parquet:
         paths = expand(files, ".parquet")
         for path, name in zip(paths, names(paths), strict=True):
             try:
-                with pq.ParquetFile(path) as file:
+                with opened(path) as raw, pq.ParquetFile(raw) as file:
                     schema, metadata = file.schema_arrow, file.metadata
             except _damage() as error:
                 self.damaged[name] = f"is no whole Parquet file: {error}"
@@ -96,7 +96,7 @@ class Parquet:
         pq = _pyarrow().parquet
         found: list[Any] = []
         for path in self.files:
-            with pq.ParquetFile(path) as file:
+            with opened(path) as raw, pq.ParquetFile(raw) as file:
                 if column not in file.schema_arrow.names:
                     raise SecondLensError(
                         f"{path} has no column {column!r}: its columns are "
@@ -115,7 +115,7 @@ class Parquet:
         number, place = self._groups[group]
         pq = _pyarrow().parquet
         try:
-            with pq.ParquetFile(self.files[number]) as file:
+            with opened(self.files[number]) as raw, pq.ParquetFile(raw) as file:
                 kind = file.schema_arrow.field(self.column).type
                 leaf = f"{self.column}.bytes" if kind.num_fields else self.column
                 # threads of a parent process do not exist in a forked one

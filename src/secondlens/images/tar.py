@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SecondLensError
+from ..remote import Place, opened
 from .decode import SUFFIXES, decode
 from .files import Files, expand, names, part
 
@@ -156,29 +157,29 @@ def _check_unique(ids: list[str], full_names: list[str]) -> None:
         first[each] = name
 
 
-def _read_text(path: Path, member: tarfile.TarInfo) -> str:
+def _read_text(path: Place, member: tarfile.TarInfo) -> str:
     try:
         return part(path, member.offset_data, member.size).read().decode()
     except ValueError as error:
         raise SecondLensError(f"{member.name} in {path} is no UTF-8 text: {error}") from error
 
 
-def _read_json(path: Path, member: tarfile.TarInfo) -> dict[str, Any]:
+def _read_json(path: Place, member: tarfile.TarInfo) -> dict[str, Any]:
     try:
         return json.loads(_read_text(path, member))
     except ValueError as error:
         raise SecondLensError(f"{member.name} in {path} is no JSON: {error}") from error
 
 
-def _intact(path: Path) -> Iterator[tarfile.TarInfo]:
+def _intact(path: Place) -> Iterator[tarfile.TarInfo]:
     """The files in an archive up to any damage, which `Tar.damaged` tells already."""
     with suppress(*_DAMAGE):
         yield from _members(path)
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+def _members(path: Place) -> Iterator[tarfile.TarInfo]:
     """The files in an archive; if it is damaged, an error follows the last that can be found."""
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         yield from (member for member in archive if member.isreg())
         # tarfile takes an unreadable header for the end, and forgets archives behind the first
         file.seek(archive.offset)

@@ -1,0 +1,115 @@
+"""Work on this machine: in this process, or in some of its own."""
+
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process, set_forkserver_preload
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .crew import Crew, perform
+from .protocol import Task, Work, Workers, pack, unpack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """Processes of this machine.
+
+    Parameters
+    ----------
+    workers
+        Processes, which share the machine's threads; 0 works in this process, where whatever a
+        task raises is raised at once.
+    retries
+        How often a task that failed is tried again.
+    """
+
+    workers: int = 0
+    retries: int = 3
+
+    @property
+    def shared(self) -> str:
+        """See `Engine`."""
+        return "processes" if self.workers else "nobody"
+
+    @contextmanager
+    def start(self, work: Work) -> Iterator[Workers]:
+        """See `Engine`."""
+        if not self.workers:
+            yield _Here(work)
+            return
+        # a server that has imported everything once; forked from this process, a worker would
+        # inherit locks that its threads hold
+        set_forkserver_preload(["secondlens.shards"])
+        threads = max(1, torch.get_num_threads() // self.workers)
+        with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
+            file = Path(folder) / "work"
+            pack(work, file)
+            with Crew(lambda: _Process(file, threads), self.workers, self.retries) as crew:
+                yield crew
+
+
+class _Here:
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
+        for task in tasks:
+            yield task, self.work(task)
+
+
+class _Process:
+    """An executor with one process: if that dies, it is known which task it had."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        self.executor = ProcessPoolExecutor(1, get_context("forkserver"))
+        self.opened = self.executor.submit(_open, str(file), threads)
+
+    def ready(self) -> "Future[Any]":
+        return self.opened
+
+    def submit(self, task: Any, pause: float) -> "Future[Any]":
+        try:
+            return self.executor.submit(_perform, task, pause)
+        except BrokenProcessPool as error:  # it died while it had nothing to do
+            lost: Future[Any] = Future()
+            lost.set_exception(error)
+            return lost
+
+    def stop(self) -> None:
+        if self.opened.done() and self.opened.exception() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.opened.result(), signal.SIGKILL)
+        self.executor.shutdown(cancel_futures=True)
+
+
+_work: Callable[[Any], Any]
+
+
+def _open(file: str, threads: int) -> int:
+    """Take up the work; the number of this process."""
+    global _work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _work = unpack(file)
+    return os.getpid()
+
+
+def _perform(task: Any, pause: float) -> Any:
+    return perform(_work, task, pause)
+
+
+def _end_with_parent() -> None:
+    """Executors leave their processes behind when their own is killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,295 @@
+"""Crews of workers, and a fit in several processes of this machine."""
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from engines import Pictures, be_unreachable, close, fail, fill_memory, kill, marks
+from models import tiny_images, tiny_model
+
+from secondlens.clip import from_open_clip
+from secondlens.engine import Crew, Incomplete, Local, crew
+from secondlens.engine.crew import perform
+from secondlens.errors import SecondLensError
+from secondlens.fit import Unfinished, fit
+from secondlens.remote import Unreachable
+from secondlens.shards import FAN_IN, levels
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return from_open_clip(tiny_model(layers=4), name="tiny")
+
+
+@pytest.fixture(scope="module")
+def images(clip):
+    return tiny_images(clip, 23)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(crew, "PAUSE", 0.01)
+
+
+OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}
+
+
+class Threads:
+    """Workers that are threads of this process; `lost` says when one of them dies."""
+
+    def __init__(self, work, lost=lambda task: False, starts=lambda number: True):
+        self.work, self.lost, self.starts = work, lost, starts
+        self.hired, self.stopped = [], []
+
+    def __call__(self):
+        self.hired.append(_Thread(self, len(self.hired)))
+        return self.hired[-1]
+
+
+class _Thread:
+    def __init__(self, threads, number):
+        self.threads, self.number = threads, number
+        self.executor, self.tasks = ThreadPoolExecutor(1), []
+
+    def ready(self):
+        future = Future()
+        if self.threads.starts(self.number):
+            future.set_result(None)
+        else:
+            future.set_exception(RuntimeError("no such module"))
+        return future
+
+    def submit(self, task, pause):
+        self.tasks.append(task)
+        if self.threads.lost(task):
+            future = Future()
+            future.set_exception(RuntimeError("it died"))
+            return future
+        return self.executor.submit(perform, self.threads.work, task, pause)
+
+    def stop(self):
+        self.threads.stopped.append(self.number)
+        self.executor.shutdown()
+
+
+def test_each_task_is_done_once_by_several_workers():
+    together, barrier = [], threading.Barrier(3, timeout=10)
+
+    def work(task):
+        if task < 3:
+            barrier.wait()  # passes only if three workers are at work at a time
+        together.append(task)
+        return task**2
+
+    threads = Threads(work)
+    with Crew(threads, 3, retries=0) as workers:
+        assert dict(workers.map(range(20))) == {n: n**2 for n in range(20)}
+        assert dict(workers.map([])) == {}
+        assert dict(workers.map([7])) == {7: 49}
+    assert sorted(together) == sorted([*range(20), 7])
+    assert sorted(threads.stopped) == [0, 1, 2]
+
+
+def test_no_more_workers_than_tasks():
+    threads = Threads(lambda task: task)
+    with Crew(threads, 50, retries=0) as workers:
+        list(workers.map([1, 2]))
+    assert len(threads.hired) == 2
+
+
+def test_a_failed_task_is_tried_again_and_then_reported():
+    tries = []
+
+    def work(task):
+        tries.append(task)
+        if task == 2 or (task == 4 and tries.count(4) < 3):
+            raise KeyError(task)
+        return task
+
+    with Crew(Threads(work), 2, retries=2) as workers, pytest.raises(Incomplete) as raised:
+        list(workers.map(range(6)))
+    assert raised.value.failures == {2: "KeyError: 2 (3 times)"}
+    assert [tries.count(n) for n in range(6)] == [1, 1, 3, 1, 3, 1]
+
+
+def test_all_others_are_done_before_a_failure_is_reported():
+    def work(task):
+        if task == 0:
+            raise KeyError(task)
+        return task
+
+    with Crew(Threads(work), 1, retries=1) as workers:
+        results = workers.map(range(5))
+        assert [next(results)[0] for _ in range(4)] == [1, 2, 3, 4]
+        with pytest.raises(Incomplete):
+            next(results)
+
+
+def test_pauses_grow():
+    assert [crew._Attempt("task", n).pause for n in range(4)] == [0, 0.01, 0.02, 0.04]
+    assert crew._Attempt("task", 100).pause == crew.LONGEST_PAUSE
+
+
+def test_a_lost_worker_is_replaced():
+    lost = []
+
+    def dies(task):
+        if task == 1 and len(lost) < 2:
+            lost.append(task)
+            return True
+        return False
+
+    threads = Threads(lambda task: task, dies)
+    with Crew(threads, 2, retries=2) as workers:
+        assert sorted(dict(workers.map(range(6)))) == list(range(6))
+    assert len(threads.hired) == 4
+    always = Threads(lambda task: task, lambda task: task == 1)
+    with (
+        Crew(always, 2, retries=1) as workers,
+        pytest.raises(Incomplete, match="was lost: Runtime"),
+    ):
+        list(workers.map(range(6)))
+
+
+def test_a_mistake_is_not_tried_again():
+    tries = []
+
+    def work(task):
+        tries.append(task)
+        raise SecondLensError("there is no such layer")
+
+    with (
+        Crew(Threads(work), 1, retries=5) as workers,
+        pytest.raises(SecondLensError, match="layer"),
+    ):
+        list(workers.map([1, 2, 3]))
+    assert tries == [1]
+
+
+def test_what_is_unreachable_is_tried_again():
+    tries = []
+
+    def work(task):
+        tries.append(task)
+        if len(tries) < 3:
+            raise Unreachable("the store does not answer")
+
+    with Crew(Threads(work), 1, retries=5) as workers:
+        list(workers.map([1]))
+    assert tries == [1, 1, 1]
+
+
+def test_workers_that_never_start():
+    never = Threads(lambda task: task, starts=lambda number: False)
+    with (
+        Crew(never, 2, retries=2) as workers,
+        pytest.raises(SecondLensError, match="no such module"),
+    ):
+        list(workers.map([1]))
+    later = Threads(lambda task: task, starts=lambda number: number > 1)
+    with Crew(later, 2, retries=2) as workers:
+        assert dict(workers.map([1, 2])) == {1: 1, 2: 2}
+
+
+def test_levels_of_a_tree():
+    assert levels(1) == [1]
+    assert levels(FAN_IN) == [FAN_IN, 1]
+    assert levels(FAN_IN + 1) == [FAN_IN + 1, 2, 1]
+    assert levels(10_000) == [10_000, 625, 40, 3, 1]
+
+
+@pytest.mark.parametrize("store", ["never", "float32"])
+def test_processes_give_the_same_lens(clip, images, tmp_path, store):
+    options = OPTIONS | {"store": store}
+    alone = fit(clip, Pictures(images, tmp_path), **options)
+    together = fit(clip, Pictures(images, tmp_path), engine=Local(workers=2), **options)
+    close(together, alone)
+
+
+def test_a_tree_of_several_levels(clip, tmp_path):
+    """33 shards make two nodes of 16, one of 1, and a root; one shard makes none."""
+    images = tiny_images(clip, 33)
+    options = {"layers": [2], "top": 5, "batch_size": 1, "store": "never"}
+    deep = fit(clip, images, shard_size=1, out=tmp_path / "deep", **options)
+    flat = fit(clip, images, shard_size=33, **options)
+    close(deep, flat)
+    assert deep[2].top_norms.allclose(flat[2].top_norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trouble", [kill, fill_memory, fail, be_unreachable])
+def test_trouble_in_a_shard_changes_nothing(clip, images, tmp_path, trouble):
+    pictures = Pictures(images, tmp_path, at=10, trouble=trouble, times=2)
+    lens = fit(clip, pictures, engine=Local(workers=2), out=tmp_path / "lens", **OPTIONS)
+    assert marks(tmp_path, "trouble") == 2
+    close(lens, fit(clip, Pictures(images, tmp_path), **OPTIONS))
+    assert not (tmp_path / "lens.unfinished").exists()
+
+
+def test_a_shard_that_always_fails_is_reported(clip, images, tmp_path):
+    pictures = Pictures(images, tmp_path, at=10, trouble=kill, times=10**9)
+    out = tmp_path / "lens"
+    with pytest.raises(Unfinished, match="means of shard 1: its worker was lost") as raised:
+        fit(clip, pictures, engine=Local(workers=2, retries=1), out=out, **OPTIONS)
+    assert [node.number for node in raised.value.failures] == [1]
+    assert "no lens yet" in str(raised.value) and "lens.unfinished" in str(raised.value)
+    assert not out.exists()
+    before = marks(tmp_path, "read")
+    mended = fit(clip, Pictures(images, tmp_path), engine=Local(workers=1), out=out, **OPTIONS)
+    assert marks(tmp_path, "read") - before == 6 + 23, "one shard, and the second pass"
+    close(mended, fit(clip, Pictures(images, tmp_path), **OPTIONS))
+
+
+def test_mistakes_of_the_user_come_from_workers_as_they_are(clip, images, tmp_path):
+    class Words:
+        ids = ("a", "b", "c")
+
+        def load(self, index):
+            return "no picture"
+
+    with pytest.raises(SecondLensError, match="is of the type str"):
+        fit(clip, Words(), [1], top=2, engine=Local(workers=1), out=tmp_path / "lens")
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from engines import Pictures
+from models import tiny_images, tiny_model
+from secondlens.clip import from_open_clip
+from secondlens.engine import Local
+from secondlens.fit import fit
+
+if __name__ == "__main__":
+    clip = from_open_clip(tiny_model(layers=4), name="tiny")
+    folder = Path(sys.argv[1])
+    pictures = Pictures(tiny_images(clip, 23), folder, seconds=30)
+    fit(clip, pictures, [2], top=5, engine=Local(workers=1), out=folder / "lens")
+"""
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, file, str(tmp_path)], env=environment) as process:
+        while not marks(tmp_path, "read"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone and not alive
+
+
+def test_torch_threads_are_shared_out(clip):
+    class Threads:
+        def __call__(self, task):
+            return torch.get_num_threads()
+
+    with Local(workers=2).start(Threads()) as workers:
+        (_, threads), *_ = workers.map([1])
+    assert threads == max(1, torch.get_num_threads() // 2)

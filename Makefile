@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test browser lint format sprites train evaluate clean
+.PHONY: help demo test browser lint docs package format sprites train evaluate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed ## install, and explain the neurons of the embedded CLIP
 	$(BIN)/secondlens demo
 
-test: $(VENV)/.installed-dev browser lint ## install, and pass all checks and tests
+test: $(VENV)/.installed-dev browser lint docs ## install, and pass all checks and tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 browser: ## find the browser that the browser tests drive, or install it
@@ -38,6 +38,13 @@ lint: $(VENV)/.installed-dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev ## build the documentation; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html
+
+package: $(VENV)/.installed-dev ## build sdist and wheel, and run the demo from the wheel
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/pytest tests/test_package.py
 
 format: $(VENV)/.installed-dev ## rewrite the code in the common style
 	$(BIN)/ruff check --fix .

@@ -191,9 +191,10 @@ class Lens:
                 save_tensors(folder / f"coordinates-{layer:02}.safetensors", tensors)
         images = {"ids": list(self.image_ids), "skipped": dict(self.skipped)}
         save_json(folder / "images.json", images)
-        save_json(folder / "lens.json", self._manifest())
+        save_json(folder / "lens.json", self.manifest())
 
-    def _manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
+        """What `lens.json` holds."""
         codes = [
             {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
             for name, c in self.codes.items()
@@ -240,6 +241,60 @@ class Lens:
             return cls._from_folder(folder, manifest)
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise SecondLensError(f"the lens in {folder} is damaged: {error!r}") from error
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Send the lens to the Hugging Face hub, with its card, in one commit.
+
+        What the repository held of an older lens is removed. The hub's own login is used: `hf auth
+        login`, or the variable HF_TOKEN.
+
+        Parameters
+        ----------
+        repo_id
+            Such as "user/name"; made if it does not exist.
+        private
+            Whether a new repository is for its owner only.
+
+        Returns
+        -------
+        The address of the commit.
+
+        Raises
+        ------
+        SecondLensError
+            The hub cannot be reached or refuses, or no repository can have that name.
+        """
+        from .card import lens_card
+        from .hub import push
+
+        with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
+            self.save(folder)
+            (Path(folder) / "README.md").write_text(lens_card(self, repo_id), encoding="utf-8")
+            return push(Path(folder), repo_id, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> "Lens":
+        """The lens in a repository of the Hugging Face hub, checked like any folder.
+
+        Parameters
+        ----------
+        repo_id
+            Such as "user/name".
+        revision
+            A branch, tag or commit; by default the newest.
+
+        Raises
+        ------
+        SecondLensError
+            The hub cannot be reached or refuses, there is no such repository or revision, or no
+            lens that `load` would take.
+        """
+        from .hub import pull
+
+        with tempfile.TemporaryDirectory(prefix="secondlens-") as temporary:
+            folder = Path(temporary) / repo_id.replace("/", "--")
+            pull(repo_id, folder, revision=revision)
+            return cls.load(folder)
 
     @classmethod
     def _from_folder(cls, folder: Path, manifest: dict[str, Any]) -> "Lens":

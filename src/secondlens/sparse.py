@@ -148,7 +148,7 @@ def omp_paths(
 def lasso(
     targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "atoms _dim"], alpha: float
 ) -> tuple[Int64[Tensor, "targets longest"], Float[Tensor, "targets longest"]]:
-    """Code each target x by minimising |x - c @ atoms|^2 / 2 + alpha * sum |c|, on the CPU.
+    """Code each target x by minimising ``|x - c @ atoms|^2 / 2 + alpha * sum |c|``, on the CPU.
 
     The coordinate descent is scikit-learn's, one target after another, and holds a number for
     every target and atom: for comparisons on a few hundred targets.

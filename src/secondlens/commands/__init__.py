@@ -23,6 +23,7 @@ from .reproduce import reproduce
 from .score import score
 from .search import search
 from .segment import segment
+from .share import pull, share
 from .verify import verify
 
 
@@ -48,7 +49,7 @@ def main(context: click.Context) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, reproduce, explore, export),
+    *(audit, defend, ablate, budget, reproduce, explore, export, share, pull),
 )
 for command in COMMANDS:
     main.add_command(command)

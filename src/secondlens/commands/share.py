@@ -1,0 +1,43 @@
+"""`secondlens share` and `secondlens pull`."""
+
+from pathlib import Path
+
+import click
+
+from .common import console
+
+
+@click.command()
+@click.argument("lens", type=Path)
+@click.option("--repo", required=True, help="The repository, such as user/name.")
+@click.option("--private", is_flag=True, help="If it is new: only for its owner.")
+def share(lens: Path, repo: str, private: bool) -> None:
+    """Send a LENS to the Hugging Face hub, with a card that says what it is.
+
+    Log in first with hf auth login, or set HF_TOKEN. Names of the images go along, no picture does.
+
+    Example: secondlens share secondlens-demo/lens --repo user/name
+    """
+    from ..lens import Lens
+
+    address = Lens.load(lens).push_to_hub(repo, private=private)
+    console.print(address, markup=False, highlight=False)
+
+
+@click.command()
+@click.argument("repo")
+@click.argument("lens", type=Path)
+@click.option("--revision", help="A branch, tag or commit; by default the newest.")
+def pull(repo: str, lens: Path, revision: str | None) -> None:
+    """Fetch a lens from the repository REPO of the Hugging Face hub into a new folder LENS.
+
+    Example: secondlens pull user/name lens
+    """
+    from ..lens import Lens
+    from ..storage import check_empty
+
+    check_empty(lens)
+    found = Lens.from_hub(repo, revision=revision)
+    found.save(lens)
+    shown = f"{lens}: layers {found.layers} of {found.model['name']}"
+    console.print(f"{shown} over {len(found.image_ids)} images", markup=False, highlight=False)

@@ -137,7 +137,7 @@ class Audit:
                 images=tuple(tuple(each) for each in kept["images"]),
                 **matrices,
             )
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
             raise SecondLensError(f"the audit in {folder} is damaged: {error!r}") from error
 
 

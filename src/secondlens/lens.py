@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import remote
 from .accumulate import LayerLens, both_passes, layer_lens
+from .checks import check_files, check_positions, check_tensors, check_text
 from .errors import SecondLensError
 from .evidence import Scores, Stability, join, split
 from .storage import load_tensors, save_json, save_tensors
@@ -232,15 +233,18 @@ class Lens:
         if not (folder / "lens.json").is_file():
             raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
         try:
-            manifest = json.loads((folder / "lens.json").read_text())
+            check_files(folder)
+            manifest = json.loads((folder / "lens.json").read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
                 raise SecondLensError(
                     f"the lens in {folder} has format {manifest['format']}, and this version reads "
                     f"format {FORMAT}: fit it again"
                 )
-            return cls._from_folder(folder, manifest)
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+            lens = cls._from_folder(folder, manifest)
+            _check(lens)
+        except _DAMAGED as error:
             raise SecondLensError(f"the lens in {folder} is damaged: {error!r}") from error
+        return lens
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Send the lens to the Hugging Face hub, with its card, in one commit.
@@ -299,7 +303,10 @@ class Lens:
     @classmethod
     def _from_folder(cls, folder: Path, manifest: dict[str, Any]) -> "Lens":
         layers = [int(layer) for layer in manifest["layers"]]
-        images = json.loads((folder / "images.json").read_text())
+        images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+        check_text(images["ids"], "the ids of images")
+        for entry in manifest["codes"]:
+            check_text(entry["labels"], "the texts of a description")
         coordinates = None
         if manifest["coordinates"]:
             kept = {n: load_tensors(folder / f"coordinates-{n:02}.safetensors") for n in layers}
@@ -333,6 +340,33 @@ class Lens:
             stability={each.name: each for each in (Stability(**each) for each in stability)},
             coordinates=coordinates,
         )
+
+
+_DAMAGED = (
+    *(KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError),
+    *(OSError, SafetensorError),
+)
+"""What reading a folder that no fit wrote may raise."""
+
+
+def _check(lens: Lens) -> None:
+    """Raise `ValueError` or `TypeError` for parts that do not fit together."""
+    if not lens.by_layer:
+        raise ValueError("it has no layer")
+    if not isinstance(lens.model.get("name"), str) or not isinstance(lens.top, int):
+        raise TypeError("the manifest names no model or no number of top images")
+    neurons, dim = lens[lens.layers[0]].mean.shape
+    for layer in lens.by_layer.values():
+        check_tensors(layer, neurons=neurons, dim=dim)
+        check_positions(layer.top_images, len(lens.image_ids), "top images")
+    for codes in lens.codes.values():
+        check_tensors(codes, neurons=neurons, dim=dim)
+        for indices in codes.indices.values():
+            check_positions(indices, len(codes.labels), "texts of a description", least=-1)
+    for evidence in (*lens.scores.values(), *lens.stability.values()):
+        check_tensors(evidence, neurons=neurons)
+    if lens.coordinates is not None:
+        check_tensors(lens.coordinates, images=len(lens.image_ids), neurons=neurons, dim=dim)
 
 
 _OF_LAYERS = ("indices", "coefficients", "brief", "cosine", "curve")

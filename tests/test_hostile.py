@@ -1,0 +1,260 @@
+"""Folders and files from strangers: nothing in them crashes, hangs, leads out or is run."""
+
+import ast
+import contextlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from models import tiny_images, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+
+import secondlens as sl
+from secondlens.attack.pictures import attacked
+from secondlens.audit import Audit
+from secondlens.clip import from_open_clip
+from secondlens.texts import vocabulary
+
+WORDS = ["ant", "bee", "cat", "dog", "eel", "fox"]
+SOURCE = Path(sl.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    clip = from_open_clip(tiny_model(layers=3), tokenizer=tiny_tokenizer, name="tiny")
+    lens = sl.fit(clip, tiny_images(clip, 12, seed=1), top=3, keep_coordinates=True)
+    sl.describe(clip, lens, vocabulary(WORDS), k=3)
+    folder = tmp_path_factory.mktemp("hostile") / "lens"
+    lens.save(folder)
+    return folder
+
+
+@pytest.fixture
+def lens(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "lens")
+    return tmp_path / "lens"
+
+
+def refused(folder, message="is damaged"):
+    with pytest.raises(sl.SecondLensError, match=message) as caught:
+        sl.Lens.load(folder)
+    return str(caught.value)
+
+
+def changed(path, **tensors):
+    """Rewrite some tensors of a file."""
+    save_file({**load_file(path), **tensors}, path)
+
+
+def test_what_was_saved_is_sound(lens):
+    assert sl.Lens.load(lens).layers == [0, 1]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_manifest_is_read_or_refused(saved, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("manifest") / "lens"
+    shutil.copytree(saved, folder)
+    name = data.draw(st.sampled_from(["lens.json", "images.json"]))
+    content = json.loads((folder / name).read_text())
+    content[data.draw(st.sampled_from(sorted(content)))] = data.draw(JSON)
+    (folder / name).write_text(json.dumps(content))
+    with contextlib.suppress(sl.SecondLensError):
+        sl.Lens.load(folder)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_damage_is_read_or_refused(saved, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damage") / "lens"
+    shutil.copytree(saved, folder)
+    path = folder / data.draw(st.sampled_from(sorted(each.name for each in saved.iterdir())))
+    content = bytearray(path.read_bytes())
+    # mostly in the header, where it matters
+    at = data.draw(st.integers(0, min(len(content) - 1, 400)))
+    how = data.draw(st.sampled_from(["cut", "change", "insert"]))
+    some = data.draw(st.binary(min_size=1, max_size=8))
+    end = {"cut": len(content), "change": at + len(some), "insert": at}[how]
+    content[at:end] = b"" if how == "cut" else some
+    path.write_bytes(content)
+    with contextlib.suppress(sl.SecondLensError):
+        sl.Lens.load(folder)
+
+
+WRONG = [
+    ("directions", lambda t: t * float("nan"), "not finite"),
+    ("mean", lambda t: t.where(t != t[0, 0], float("inf")), "not finite"),
+    ("directions", lambda t: t.to(torch.int32), "is no Float"),
+    ("top_images", lambda t: t + 1000, "top images lie outside"),
+    ("top_images", lambda t: t - 1000, "top images lie outside"),
+    ("top_images", lambda t: t[:, :1], "agrees with the rest"),
+    ("energy", lambda t: t[:3], "agrees with the rest"),
+    ("mean", lambda t: t[:, :3], "mean has 3 dim"),
+    ("explained", lambda t: t[:, None], "agrees with the rest"),
+    ("extra", lambda _: torch.zeros(3), "unexpected keyword"),
+]
+
+LOADING = """
+import sys, secondlens as sl
+for folder in sys.argv[1:]:
+    try:
+        sl.Lens.load(folder)
+        print("loaded")
+    except sl.SecondLensError as error:
+        print(error)
+"""
+
+
+def test_tensors_that_no_fit_wrote(saved, tmp_path):
+    """In a process of its own: here, annotations are checked when anything is made."""
+    folders = [tmp_path / str(i) for i in range(len(WRONG))]
+    for folder, (name, change, _) in zip(folders, WRONG, strict=True):
+        shutil.copytree(saved, folder)
+        path = folder / "layer-01.safetensors"
+        changed(path, **{name: change(load_file(path).get(name)).contiguous()})
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, *folders], capture_output=True, text=True, check=True
+    )
+    for line, (name, _, message) in zip(done.stdout.splitlines(), WRONG, strict=True):
+        assert "is damaged" in line
+        assert message in line, name
+
+
+def test_layers_of_two_models(lens):
+    path = lens / "layer-01.safetensors"
+    half = {
+        name: tensor[:, : len(tensor[0]) // 2] if name == "activation_mean" else tensor[::2]
+        for name, tensor in load_file(path).items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in half.items()}, path)
+    assert "neurons and not" in refused(lens)
+
+
+def test_texts_that_do_not_exist(lens):
+    path = lens / "codes-00.safetensors"
+    changed(path, **{"indices-01": load_file(path)["indices-01"] + 4})
+    assert "texts of a description lie outside" in refused(lens)
+
+
+def test_a_header_that_declares_more_than_there_is(lens):
+    path = lens / "layer-00.safetensors"
+    huge = {"mean": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 2**62]}}
+    header = json.dumps(huge).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    refused(lens)
+    path.write_bytes(struct.pack("<Q", 2**63 - 1))
+    refused(lens)
+
+
+def test_a_deep_manifest(lens):
+    (lens / "lens.json").write_text("[" * 200_000)
+    refused(lens)
+
+
+def test_ids_and_texts_are_lists_of_texts(lens):
+    images = json.loads((lens / "images.json").read_text())
+    for ids in ([*images["ids"][:-1], 3], "abc", [images["ids"][0]] * len(images["ids"])):
+        (lens / "images.json").write_text(json.dumps(images | {"ids": ids}))
+        assert "ids of images" in refused(lens)
+
+
+def test_links_that_lead_out(lens, tmp_path):
+    outside = tmp_path / "outside.safetensors"
+    (lens / "layer-00.safetensors").rename(outside)
+    (lens / "layer-00.safetensors").symlink_to(outside)
+    assert "leads out of the folder" in refused(lens)
+
+
+def test_a_pipe_does_not_hang(lens):
+    (lens / "layer-00.safetensors").unlink()
+    os.mkfifo(lens / "layer-00.safetensors")
+    assert "is no file" in refused(lens)
+
+
+def test_names_are_not_paths(lens, tmp_path):
+    """Ids, words and names may say what they like: no file is opened by them."""
+    manifest = json.loads((lens / "lens.json").read_text())
+    manifest["codes"][0]["name"] = "../../escape"
+    manifest["codes"][0]["labels"][0] = "../../../etc/passwd"
+    (lens / "lens.json").write_text(json.dumps(manifest))
+    loaded = sl.Lens.load(lens)
+    before = sorted(tmp_path.rglob("*"))
+    loaded.save(lens)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=JSON)
+def test_any_audit_is_read_or_refused(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("audit")
+    (folder / "audit.json").write_text(json.dumps(content))
+    with pytest.raises(sl.SecondLensError):
+        Audit.load(folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=JSON)
+def test_any_attack_is_read_or_refused(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("attack")
+    (folder / "report.json").write_text(json.dumps(content))
+    with pytest.raises(sl.SecondLensError):
+        attacked(folder, vocabulary(WORDS))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=200), suffix=st.sampled_from(["txt", "csv", "parquet"]))
+def test_any_list_of_texts_is_read_or_refused(tmp_path_factory, content, suffix):
+    path = tmp_path_factory.mktemp("texts") / f"words.{suffix}"
+    path.write_bytes(content)
+    try:
+        found = vocabulary(path)
+    except sl.SecondLensError:
+        return
+    assert all(isinstance(label, str) and label for label in found.labels)
+
+
+RUNS_WHAT_IT_READS = {
+    "engine/protocol.py": "hands this process's own work to workers that it started",
+}
+"""Modules that may, and why."""
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.stem)
+def test_nothing_that_is_read_is_run(path):
+    """No pickle, no eval: weights through safetensors, everything else as JSON."""
+    if str(path.relative_to(SOURCE).as_posix()) in RUNS_WHAT_IT_READS:
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            names = {each.name for each in node.names}
+            # to recognise the error is fine
+            assert not {module, *names} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"} or (
+                names == {"UnpicklingError"}
+            )
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+            assert called not in {"eval", "exec", "__import__"}
+            assert "Loader" not in options
+            if called == "torch.load":
+                assert options.get("weights_only") == "True"
+            if called.endswith("np.load"):
+                assert options.get("allow_pickle") != "True"

@@ -178,6 +178,7 @@ def result_of(made: Attacker, runs: Runs, seeds: int) -> Result:
         title=f"semantic adversarial images ({len(runs[OURS])} pairs, {seeds} runs of "
         f"{parts.images} images)",
         rows=rows,
+        compact=[_compact(row) for row in rows],
         details=details,
         settings=[
             Setting(name="model", ours=str(settings["model"]), paper="ViT-B-32 (openai)"),
@@ -223,6 +224,19 @@ def _row(name: str, runs: Runs) -> Row:
         "fooled, %": fmean(rates["fooled"].values()),
         "passed, %": 100 * sum(counted) / sum(planned),
         "paper, fooled, %": fmean(of_paper) if of_paper else None,
+    }
+
+
+def _compact(row: Row) -> Row:
+    """With the intervals beside their values."""
+    low, high, less, more = (row[name] for name in ("low", "high", "less", "more"))
+    away = row["ours − this"]
+    return {
+        "words by": row["method"],
+        "flipped, %": f"{row['flipped, %']:.1f} [{low:.1f}, {high:.1f}]",
+        "ours − this": None if away is None else f"{away:+.1f} [{less:+.1f}, {more:+.1f}]",
+        "fooled, %": row["fooled, %"],
+        "paper": row["paper, fooled, %"],
     }
 
 

@@ -103,7 +103,7 @@ def test_overlay_key_checkbox_and_opacity(page, live_url):
         return canvas.evaluate("e => getComputedStyle(e).opacity")
 
     page.emulate_media(reduced_motion="reduce")
-    assert float(opacity()) == pytest.approx(0.78)
+    assert float(opacity()) == pytest.approx(0.6)
     page.locator("#opacity").fill("40")
     assert float(opacity()) == pytest.approx(0.4)
     page.keyboard.press("Escape")

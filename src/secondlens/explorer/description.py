@@ -23,9 +23,10 @@ class Description:
         self.brief = {layer: codes.brief[layer].float().numpy() for layer in lens.layers}
 
     def name(self, layer: int, neuron: int) -> str:
-        """The first words with their signs."""
+        """The strongest words with their signs, those it speaks for first."""
         text = ""
-        for word, weight in self.words(layer, neuron)[:NAMING]:
+        strongest = self.words(layer, neuron)[:NAMING]
+        for word, weight in sorted(strongest, key=lambda pair: pair[1] < 0):
             sign = "− " if weight < 0 else "+ " if text else ""
             text += f"{' ' if text else ''}{sign}{word}"
         return text

@@ -46,9 +46,9 @@ function segmentCard(figure) {
 
 async function analyse(url, about) {
   const model = await loadModel(), [gridRows, gridColumns] = model.grid;
-  const figure = h("div", {class: "picture"}, h("img", {src: url, alt: about})), status = h("div", {}, message("Reading the picture…")), cards = h("div", {class: "columns"});
+  const figure = h("div", {class: "picture"}, h("img", {src: url, alt: about})), status = h("div", {}, message("Reading the picture…")), cards = h("div", {});
   const heat = digits => { figure.querySelector("canvas")?.remove(); if (digits && overlayOn()) figure.querySelector("img").after(heatCanvas(digits, model.grid)); };
-  place.replaceChildren(h("div", {class: "columns"}, h("div", {id: "left"}, figure, status), cards), chooser());
+  place.replaceChildren(h("div", {class: "columns of-picture"}, h("div", {id: "left"}, figure, status), cards), chooser());
   let answer;
   try { answer = await post("image"); } catch (error) { status.replaceChildren(message(error.message, true)); return; }
   status.replaceChildren(h("p", {class: "quiet"}, "Click a patch for the neurons that fire there."));
@@ -81,7 +81,7 @@ async function analyse(url, about) {
     about_word.hidden = false;
     about_word.replaceChildren(h("h2", {}, how("concepts", `Why “${word.text}”`)), h("h3", {}, "Neurons"), rows(word.neurons), h("h3", {}, "Heads"), h("ul", {class: "rows"}, flat.map(([block, head, weight]) => h("li", {}, `layer ${block}, head ${head}`, h("span", {class: "value"}, number(weight))))));
   }
-  cards.replaceWith(h("div", {}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), about_word,
+  cards.replaceWith(h("div", {class: "cards"}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), about_word,
     h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(answer.neurons.slice(0, 12)))));
   document.getElementById("left").append(segmentCard(figure));
 }
@@ -113,7 +113,7 @@ async function start() {
   const data = await imageData(+at);
   source = {at: data.position};
   if (live) { await analyse(picturePath(data.position), `image ${data.id}`); place.prepend(h("p", {class: "quiet"}, data.id)); return; }
-  place.replaceChildren(h("p", {class: "quiet"}, data.id), h("div", {class: "columns"}, h("div", {}, h("div", {class: "picture"}, h("img", {src: picturePath(data.position), alt: `image ${data.id}`}))),
+  place.replaceChildren(h("p", {class: "quiet"}, data.id), h("div", {class: "columns of-picture"}, h("div", {}, h("div", {class: "picture"}, h("img", {src: picturePath(data.position), alt: `image ${data.id}`}))),
     h("div", {}, h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(data.neurons ?? [])))), chooser());
 }
 start().catch(error => place.replaceChildren(message(error.message, true)));

@@ -35,7 +35,7 @@ function wallCard(data, model) {
   const buttons = h("div", {class: "segments", role: "group", "aria-label": "What images are ranked by"}, modes.map(([mode, text]) => h("button", {type: "button", "data-mode": mode, "aria-pressed": "false", onclick: () => show(mode)}, text)));
   const text = h("input", {type: "search", placeholder: "a text", "aria-label": "Text to rank images along", maxlength: 200, value: params().get("text") ?? ""});
   const form = h("form", {hidden: true, class: "bar-of-tools", onsubmit: event => { event.preventDefault(); along(); }}, text, h("button", {type: "submit"}, "Rank"));
-  const opacity = h("input", {type: "range", min: 0, max: 100, value: 78, "aria-label": "Opacity of the heat map", id: "opacity", oninput: () => page.style.setProperty("--overlay", opacity.value / 100)});
+  const opacity = h("input", {type: "range", min: 0, max: 100, value: 60, "aria-label": "Opacity of the heat map", id: "opacity", oninput: () => page.style.setProperty("--overlay", opacity.value / 100)});
   const toggle = h("input", {type: "checkbox", id: "overlay", onchange: () => setOverlay(toggle.checked)});
   toggle.checked = overlayOn();
   addEventListener("overlay", event => { toggle.checked = event.detail; });

@@ -1,20 +1,22 @@
 // Finished runs, and a lab that attacks the model live, step by step.
-import {ask, h, live, message, neuronLink, number, packed, params, percent, root, setParams, svg} from "./common.js";
+import {ask, h, how, live, message, neuronLink, number, packed, params, percent, root, setParams, svg} from "./common.js";
 
 const place = document.getElementById("runs");
 const source = picture => typeof picture === "number" ? `${root}runs/pictures/${picture}` : picture;
 const step = (title, ...content) => h("section", {class: "card"}, h("h2", {}, title), content);
+const signed = value => (value > 0 ? "+" : "") + number(value);
+const between = ([value, low, high]) => value === null ? "–" : `${signed(value)} [${signed(low)}, ${signed(high)}]`;
 
 function attackParts(report) {
   const wrong = margin => margin > 0;
   return [
-    step(`1 Words that push “${report.draw}” towards “${report.mistake_for}”`, h("ul", {class: "rows"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, number(word.score)))))),
+    step(how("push", `1 Words that push “${report.draw}” towards “${report.mistake_for}”`), h("ul", {class: "rows wraps"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, number(word.score)))))),
     step("2 Captions", h("ul", {class: "rows"}, [...new Set(report.shots.map(shot => shot.caption))].slice(0, 12).map(caption => h("li", {}, caption)))),
-    step("3 Pictures, and what the model says of them", h("p", {class: "quiet"}, "Each beside the same picture without the words. A margin above 0 is a mistake."),
+    step(how("margin", "3 Pictures, and what the model says of them"), h("p", {class: "quiet"}, "Each beside the same picture without the words. A margin above 0 is a mistake."),
       h("div", {class: "concepts"}, report.shots.slice(0, 60).map(shot => h("figure", {class: "pair"},
         h("div", {}, [["picture", shot.caption], ["plain", "the same without the words"]].map(([key, about]) => shot[key] === null ? null : h("img", {src: source(shot[key]), alt: about, loading: "lazy"}))),
         h("figcaption", {}, shot.caption, h("br"), h("small", {class: wrong(shot.margin) ? "minus" : ""}, `${shot.best}, margin ${number(shot.margin)}`), h("small", {}, ` · without: ${shot.plain_best}, ${number(shot.plain_margin)}${shot.counted ? "" : " · not counted"}`)))))),
-    step("4 Success", Object.keys(report.rates).length ? h("dl", {class: "facts"}, Object.entries(report.rates).map(([name, rate]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, percent(rate.share ?? 0)), h("small", {}, `${rate.count} of ${rate.of} [${percent(rate.interval[0])}, ${percent(rate.interval[1])}]`))))) : h("p", {class: "quiet"}, "No picture passed the check.")),
+    step(how("success", "4 Success"), Object.keys(report.rates).length ? h("dl", {class: "facts"}, Object.entries(report.rates).map(([name, rate]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, percent(rate.share ?? 0)), h("small", {}, `${rate.count} of ${rate.of} [${percent(rate.interval[0])}, ${percent(rate.interval[1])}]`))))) : h("p", {class: "quiet"}, "No picture passed the check.")),
   ];
 }
 
@@ -26,8 +28,8 @@ function auditParts(report) {
   const order = [...new Set([...flat].sort((a, b) => b[0] - a[0]).map(([, i]) => i))].slice(0, ROWS);
   const sure = (i, j) => Math.abs(report.effect[i][j]) > report.spread[i][j];
   return [
-    step("Strongest ties", h("ul", {class: "rows"}, ties.map(([value, i, j]) => h("li", {}, h("b", {}, report.classes[i]), h("span", {}, `leans on ${report.cues[j]}`), h("span", {}, report.neurons[j].slice(0, 3).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, `${number(value)} ± ${number(report.spread[i][j])}`))))),
-    step("Classes by cues", h("p", {class: "quiet"}, `How far a class's margin falls when the cue's neurons are mean-ablated, on images that show the cue and not the class. Bold: the 95 % interval leaves 0 out. The ${order.length} classes with the largest effects of ${report.classes.length}.`),
+    step(how("tie", "Strongest ties"), h("ul", {class: "rows wraps"}, ties.map(([value, i, j]) => h("li", {}, h("b", {}, report.classes[i]), h("span", {}, `leans on ${report.cues[j]}`), h("span", {}, report.neurons[j].slice(0, 3).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, `${number(value)} ± ${number(report.spread[i][j])}${report.drawn ? ` · drawn ${number(report.drawn[i][j])}` : ""}`))))),
+    step(how("tie", "Classes by cues"), h("p", {class: "quiet"}, `How far a class's margin falls when the cue's neurons are mean-ablated, on images that show the cue and not the class. Bold: the 95 % interval leaves 0 out. The ${order.length} classes with the largest effects of ${report.classes.length}.`),
       h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Classes by cues"}, h("table", {class: "grid heat"}, h("thead", {}, h("tr", {}, h("th", {scope: "col"}, "class"), report.cues.map(cue => h("th", {scope: "col"}, cue)))),
         h("tbody", {}, order.map(i => h("tr", {}, h("th", {scope: "row"}, report.classes[i]), report.effect[i].map((value, j) => value === null ? h("td", {}, "–") :
           h("td", {"--tone": value < 0 ? "var(--minus)" : "var(--plus)", "--weight": `${Math.round(42 * Math.abs(value) / largest)}%`}, sure(i, j) ? h("b", {}, number(value)) : number(value))))))))),
@@ -50,9 +52,12 @@ function defenceParts(report) {
   const keys = Object.keys(report.points[0] ?? report.before).filter(key => typeof report.before[key] !== "object" || report.before[key] === null);
   const show = value => typeof value === "number" ? number(value) : value === null || value === undefined ? "–" : String(value);
   return [
-    step("Trade-off", h("p", {class: "quiet"}, "Up: accuracy where cues mislead. To the right: accuracy on usual pictures. The ring is the model as it was."), picture, h("div", {class: "axis"}, h("span", {}, `${percent(x0)} to ${percent(x0 + dx)} on usual pictures`), h("span", {}, `${percent(y0)} to ${percent(y0 + dy)} where cues mislead`)), h("ul", {class: "legend"}, methods.map((method, i) => h("li", {}, h("i", {"--dot": colour(i)}), method)))),
+    step(how("cut", "Trade-off"), h("p", {class: "quiet"}, "Up: accuracy where cues mislead. To the right: accuracy on usual pictures. The ring is the model as it was."), picture, h("div", {class: "axis"}, h("span", {}, `${percent(x0)} to ${percent(x0 + dx)} on usual pictures`), h("span", {}, `${percent(y0)} to ${percent(y0 + dy)} where cues mislead`)), h("ul", {class: "legend"}, methods.map((method, i) => h("li", {}, h("i", {"--dot": colour(i)}), method)))),
+    step(how("chosen", "What each method chose"), h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "What each method chose"}, h("table", {class: "grid"},
+      h("thead", {}, h("tr", {}, ["method", "cut", "strength", "usual", "where cues mislead", "fooled"].map(name => h("th", {scope: "col"}, name)))),
+      h("tbody", {}, report.results.map(({point, usual_change, unusual_change, fooled_change}) => h("tr", {}, h("th", {scope: "row"}, point.method), h("td", {}, point.count), h("td", {}, number(point.strength)), [usual_change, unusual_change, fooled_change].map(change => h("td", {}, between(change))))))))),
     step("Neurons cut", h("p", {}, report.neurons.map(([layer, neuron]) => [neuronLink(layer, neuron), " "]))),
-    step("Everything that was tried", h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Points"}, h("table", {class: "grid"}, h("thead", {}, h("tr", {}, keys.map(key => h("th", {scope: "col"}, key)))), h("tbody", {}, points.slice(0, 200).map(point => h("tr", {}, keys.map(key => h("td", {}, show(point[key]))))))))),
+    step(how("cut", "Everything that was tried"), h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Points"}, h("table", {class: "grid"}, h("thead", {}, h("tr", {}, keys.map(key => h("th", {scope: "col"}, key)))), h("tbody", {}, points.slice(0, 200).map(point => h("tr", {}, keys.map(key => h("td", {}, show(point[key]))))))))),
   ];
 }
 const PARTS = {attack: attackParts, audit: auditParts, defence: defenceParts};

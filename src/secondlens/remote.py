@@ -22,8 +22,12 @@ from .errors import SecondLensError
 Place = Path | UPath
 """A path on this machine, or one in a store."""
 
-RETRIES = {"s3": {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}}}
-"""Options of a store's library, where its own are too impatient; fsspec's configuration wins."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    # the library's own patience is too short for a store that is overloaded
+    "s3": {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 8}}},
+    "file": {"auto_mkdir": True},
+}
+"""For the libraries of stores; fsspec's configuration wins."""
 
 BLOCK = 2**20
 """Bytes that are asked for at least, while a file is read from one end to the other."""
@@ -72,8 +76,9 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 def _options(url: str) -> dict[str, Any]:
     protocol = url.partition("://")[0]
-    own = conf.get(protocol, {})
-    return {name: value for name, value in RETRIES.get(protocol, {}).items() if name not in own}
+    # other workers write too, so that what was listed a moment ago may be wrong
+    chosen = {"use_listings_cache": False} | OPTIONS.get(protocol, {})
+    return {name: value for name, value in chosen.items() if name not in conf.get(protocol, {})}
 
 
 @contextmanager
@@ -171,7 +176,6 @@ def names(url: str) -> set[str]:
     """Of the files and folders in a folder of a store, as they are now; none if there is none."""
     store, path = filesystem(url)
     with reaching(url):
-        store.invalidate_cache()
         try:
             found = store.ls(path, detail=False)
         except FileNotFoundError:
@@ -186,6 +190,5 @@ def remove(place: "str | Path") -> None:
         return
     store, path = filesystem(str(place))
     with reaching(place):
-        store.invalidate_cache()
         if store.exists(path):
             store.rm(path, recursive=True)

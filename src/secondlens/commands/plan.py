@@ -1,65 +1,85 @@
 """`secondlens plan`."""
 
 import time
-from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from rich.table import Table
 
-from .common import console, layer_numbers, model_options
+from ..errors import SecondLensError
+from .common import ChosenModel, console, layer_numbers, with_model
 
 TIMED_BATCHES = 3
+UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @click.command()
-@click.argument("images", type=str)
+@click.argument("images", required=False)
+@click.option("--images", "how_many", help="The same, such as 50000 or 400M.")
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
 @click.option("--convention", default="exact", show_default=True, help="exact or official.")
 @click.option("--store", default="auto", show_default=True, help="auto, float32, float16, never.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--out", type=Path, default=Path("lens"), show_default=True, help="Where it will be.")
-@model_options
-def plan(
-    images: str,
-    layers: str,
-    top: int | None,
-    convention: str,
-    store: str,
-    batch_size: int,
-    out: Path,
-    model: str,
-    pretrained: str | None,
-    precision: str,
-    activation: str | None,
-    device: str,
-) -> None:
+@click.option("--out", default="lens", show_default=True, help="Where it will be.")
+@click.option("--gpus", type=click.IntRange(1), help="Workers of a cluster, with a GPU each.")
+@click.option("--tflops", type=float, help="That a GPU reaches; by default those of --device here.")
+@click.option("--decoders", type=click.IntRange(1), default=8, show_default=True, help="A worker.")
+@click.option("--decoded", type=float, help="Pictures a second and core; by default measured here.")
+@click.option("--network", type=float, default=1.0, show_default=True, help="GB/s of a worker.")
+@click.option("--bandwidth", type=float, default=25.0, show_default=True, help="GB/s of the store.")
+@click.option("--picture", type=float, default=100.0, show_default=True, help="kB of a file.")
+@click.option("--memory", type=float, default=64.0, show_default=True, help="GB of a worker.")
+@click.option("--shard-size", type=click.IntRange(1), help="By default 4 shards a worker.")
+@with_model
+def plan(images: str | None, how_many: str | None, model: ChosenModel, **settings: Any) -> None:
     """Say what a fit on IMAGES (a folder, or a number) will need: passes, memory, disk, time.
 
-    Time is measured on a few batches of noise, and leaves out the decoding of pictures.
+    Time is measured on a few batches of noise, and leaves out the decoding of pictures. With
+    --gpus, the fit of a cluster is simulated, stage by stage, from rates that are printed too.
 
     Example: secondlens plan 50000 --model ViT-B-32 --layers 8,9,10
+
+    Example: secondlens plan --model ViT-L-14 --images 400M --gpus 64 --tflops 100
     """
-    from ..clip import load
-    from ..fit import fit
+    wanted = how_many or images
+    if wanted is None:
+        raise SecondLensError("say how many images: a folder, or a number such as 50000 or 400M")
+    if settings["gpus"] is None:
+        _here(wanted, model, **settings)
+    else:
+        _cluster(wanted, model, **settings)
+
+
+def count_of(images: str) -> int:
+    """A number such as 50000 or 400M, or how many pictures a folder holds."""
     from ..images import as_source
+
+    number, unit = images.rstrip("kMG"), images[-1:]
+    if number.replace(".", "", 1).isdigit():
+        return int(float(number) * UNITS.get(unit, 1))
+    return len(as_source(images).ids)
+
+
+def _here(images: str, model: ChosenModel, **settings: Any) -> None:
+    from ..fit import fit
     from ..plan import make_plan
     from ..statistics import top_count
 
-    count = int(images) if images.isdigit() else len(as_source(images).ids)
-    clip = load(model, pretrained, device, precision, activation)
-    chosen = layer_numbers(layers)
-    numbers = list(range(clip.layers - 1)) if chosen == "all" else chosen
-    numbers = sorted({clip.check_layer(layer) for layer in numbers})
+    count, clip = count_of(images), model.load()
+    convention, batch_size = settings["convention"], settings["batch_size"]
+    numbers = _layers(settings["layers"], clip)
     found = make_plan(
         clip,
         count,
         numbers,
-        top=top_count(top, count),
+        top=top_count(settings["top"], count),
         convention=convention,
         batch_size=batch_size,
-        store=store,
-        out=out,
+        store=settings["store"],
+        out=settings["out"],
+        shard_size=settings["shard_size"],
     )
     console.print(str(found), highlight=False)
     noise = torch.randn(batch_size, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
@@ -74,12 +94,85 @@ def plan(
     fixed = max(0.0, seconds[0] - 2 * batch_size * per_image)
     total = fixed + found.passes * count * per_image
     console.print(
-        f"about {1000 * per_image:.3g} ms an image and pass, {_duration(total)} in all",
+        f"about {1000 * per_image:.3g} ms an image and pass, {duration(total)} in all",
         highlight=False,
     )
 
 
-def _duration(seconds: float) -> str:
+def _cluster(images: str, model: ChosenModel, gpus: int, **settings: Any) -> None:
+    from .. import capacity
+    from ..plan import size
+    from ..rates import measured
+    from ..statistics import top_count
+
+    clip = _shapes(model)
+    count, source = count_of(images), 1000 * settings["picture"]
+    top = top_count(settings["top"], count)
+    found = capacity.spread_plan(
+        clip,
+        count,
+        _layers(settings["layers"], clip),
+        workers=gpus,
+        top=top,
+        memory=int(settings["memory"] * 1e9),
+        batch_size=settings["batch_size"],
+        shard_size=settings["shard_size"],
+    )
+    rates, sources = measured(
+        model.device,
+        tflops=settings["tflops"],
+        network=settings["network"] * 1e9,
+        store=settings["bandwidth"] * 1e9,
+        decoders=settings["decoders"],
+        decoded=settings["decoded"],
+    )
+    job = capacity.job(clip, found, top, source)
+    console.print(f"{found}\nfit --shard-size {len(found.shards[0])}", highlight=False)
+    row = capacity.stages(job, rates, gpus)
+    timings = capacity.simulate(row, rates, gpus)
+    table = Table(title=f"{clip.name}, {count:,} images, {gpus} workers")
+    for title in ("stage", "tasks", "time", "idle", "read", "written"):
+        table.add_column(title, justify="left" if title == "stage" else "right")
+    for timing in timings:
+        stage = timing.stage
+        table.add_row(
+            *(stage.name, f"{stage.tasks:,}", duration(timing.seconds), f"{timing.idle:.0%}"),
+            *(size(stage.tasks * stage.read), size(stage.tasks * stage.written)),
+        )
+    table.add_section()
+    read, written = (sum(s.tasks * getattr(s, what) for s in row) for what in ("read", "written"))
+    total = duration(capacity.total(timings))
+    table.add_row("all", "", total, "", size(read), size(written))
+    console.print(table)
+    console.print("rates:", ", ".join(_said(rates, sources)), highlight=False)
+
+
+def _said(rates: Any, sources: dict[str, str]) -> list[str]:
+    return [f"{name} {value:.3g} ({sources[name]})" for name, value in vars(rates).items()]
+
+
+def _shapes(model: ChosenModel) -> Any:
+    """The model without its weights where that is possible: a large one takes long to make."""
+    import open_clip
+
+    from ..clip import from_open_clip
+
+    if model.pretrained is not None or model.model not in open_clip.list_models():
+        return model.load()
+    empty = open_clip.create_model(model.model, device="meta")
+    return from_open_clip(empty.eval(), name=model.model, check=False)
+
+
+def _layers(text: str, clip: Any) -> list[int]:
+    chosen = layer_numbers(text)
+    numbers = range(clip.layers - 1) if chosen == "all" else chosen
+    return sorted({clip.check_layer(layer) for layer in numbers})
+
+
+def duration(seconds: float) -> str:
+    """As people read it, such as "3.2 h"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

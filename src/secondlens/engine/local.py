@@ -71,7 +71,7 @@ class _Process:
 
     def __init__(self, file: Path, threads: int) -> None:
         self.executor = ProcessPoolExecutor(1, get_context("forkserver"))
-        self.opened = self.executor.submit(_open, str(file), threads)
+        self.opened = self.executor.submit(_open, str(file), threads, dict(os.environ))
 
     def ready(self) -> "Future[Any]":
         return self.opened
@@ -94,9 +94,10 @@ class _Process:
 _work: Callable[[Any], Any]
 
 
-def _open(file: str, threads: int) -> int:
+def _open(file: str, threads: int, environment: dict[str, str]) -> int:
     """Take up the work; the number of this process."""
     global _work
+    os.environ.update(environment)  # the server has that of the time when it was started
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _work = unpack(file)

@@ -39,7 +39,9 @@ class StoredFolder:
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
-        return decode(io.BytesIO(read(location(f"{self.root}/{self.ids[index]}"))))
+        # with its size, or the store would be asked for that first
+        place, size = location(f"{self.root}/{self.ids[index]}"), self._sizes[index]
+        return decode(io.BytesIO(read(place, 0, size) if size else b""))
 
     def sizes(self) -> list[int]:
         """Bytes of each picture."""

@@ -5,8 +5,10 @@ import gzip
 import io
 import json
 import re
+import shlex
 import time
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 import schemathesis
@@ -355,6 +357,17 @@ def test_commands(made, tmp_path, monkeypatch):
     assert served["host"] == "127.0.0.1" and "http://127.0.0.1:8000/" in result.output
     for host, status in (("127.0.0.1", 200), ("evil.example", 400)):
         assert TestClient(served["app"]).get("/", headers={"host": host}).status_code == status
+    space = files("secondlens.explorer") / "space" / "Dockerfile"
+    command = space.read_text().splitlines()[-1].replace("$SPACE_HOST", "me-clip.example")
+    arguments = [*shlex.split(command)[2:], "--no-model"]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert (served["host"], served["port"]) == ("0.0.0.0", 7860)
+    answer = TestClient(served["app"]).get("/neuron/0/5/", headers={"host": "10.0.0.7"})
+    assert 'content="https://me-clip.example/preview/0/5.png"' in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.endswith("frame-ancestors https://huggingface.co")
     for arguments, message in (
         (["export", tmp_path / "lens", out], "exists already"),
         (["export", tmp_path / "none", tmp_path / "new"], "holds no lens"),

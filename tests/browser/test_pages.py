@@ -15,9 +15,14 @@ PATHS = [
 AXE = Axe()
 
 
+READY = """() => [...document.querySelectorAll("main > div[id]")].every(e => e.childElementCount)
+    && ![...document.querySelectorAll(".message")].some(e => e.textContent.endsWith("…"))"""
+"""Whether the scripts of a page have drawn what it shows, and wait for no answer."""
+
+
 def go(page, url):
     page.goto(url)
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function(READY)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -93,6 +98,11 @@ def test_a_head_filters_the_images(page, live_url):
     expect(cells.nth(2)).to_have_attribute("aria-pressed", "true")
     cells.nth(2).click()
     expect(dim).to_have_count(0)
+    go(page, live_url + "neuron/0/5/?by=text&text=word%20b")
+    expect(page.locator("#wall .shots li").first).to_be_visible()
+    cells.nth(2).click()
+    expect(page.locator(".message", has_text="by effect or activation")).to_be_visible()
+    expect(dim).to_have_count(0)
 
 
 def test_overlay_key_checkbox_and_opacity(page, live_url):
@@ -119,13 +129,13 @@ def test_arrow_keys_search_and_help(page, live_url):
     go(page, live_url + "neuron/0/5/")
     page.keyboard.press("ArrowRight")
     page.wait_for_url("**/neuron/0/6/")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function(READY)
     page.keyboard.press("ArrowLeft")
     page.wait_for_url("**/neuron/0/5/")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function(READY)
     page.keyboard.press("Shift+ArrowRight")
     page.wait_for_url("**/neuron/1/5/")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_function(READY)
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_contain_text("previous and next neuron")
     page.keyboard.press("Escape")

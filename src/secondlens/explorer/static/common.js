@@ -87,7 +87,7 @@ export function setParams(values) {
 
 // Heat: one hexadecimal digit a patch; dark where the neuron is silent.
 export function heatCanvas(heat, [rows, columns]) {
-  const canvas = h("canvas", {width: columns, height: rows, "aria-hidden": "true"});
+  const canvas = h("canvas", {width: columns, height: rows, class: "heat", "aria-hidden": "true"});
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(columns, rows);
   for (let i = 0; i < heat.length; i++) {

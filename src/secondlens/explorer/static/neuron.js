@@ -103,14 +103,11 @@ async function draw() {
   const pick = (path, button) => {
     picked = picked === path ? null : path;
     for (const other of place.querySelectorAll(".matrix button")) other.setAttribute("aria-pressed", String(other === button && picked !== null));
-    let kept = 0;
-    for (const item of place.querySelectorAll("#wall .shots li")) {
-      const dim = picked !== null && +item.dataset.path !== picked;
-      item.classList.toggle("dim", dim);
-      kept += !dim;
-    }
+    const items = [...place.querySelectorAll("#wall .shots li")], known = items.filter(item => +item.dataset.path >= 0);
+    for (const item of items) item.classList.toggle("dim", picked !== null && known.includes(item) && +item.dataset.path !== picked);
+    const kept = known.filter(item => +item.dataset.path === picked).length;
     status.hidden = picked === null;
-    status.textContent = `${kept} of the images shown owe most of their effect to layer ${layer + 1 + Math.floor(path / model.heads)}, head ${path % model.heads}.`;
+    status.textContent = !known.length ? "Which head carries most is known of images ranked by effect or activation." : `${kept} of the images shown owe most of their effect to layer ${layer + 1 + Math.floor(path / model.heads)}, head ${path % model.heads}.`;
   };
   const paths = parts.pathsCard(data, model, pick);
   paths?.append(status);

@@ -140,7 +140,7 @@ def test_command_prints_curves_and_words_side_by_side(run, lens, tmp_path, monke
     monkeypatch.setenv("COLUMNS", "200")
     lens.save(tmp_path / "lens")
     arguments = ("describe", "lens", "--texts", "ten.txt", "--texts", "others.txt", "-k", 4)
-    result = run(*arguments, "--json", "codes.json", "--parquet", "codes.parquet")
+    result = run(*arguments, "--parquet", "codes.parquet")
     assert result.exit_code == 0
     codes = Lens.load(tmp_path / "lens").codes
     assert list(codes) == ["ten", "others"]
@@ -162,10 +162,10 @@ def test_command_prints_curves_and_words_side_by_side(run, lens, tmp_path, monke
 def test_command_writes_every_neuron(run, lens, tmp_path):
     lens.save(tmp_path / "lens")
     arguments = ("describe", "lens", "--texts", "ten.txt", "--texts", "others.txt", "-k", 4)
-    result = run(*arguments, "--json", "codes.json", "--parquet", "codes.parquet")
+    result = run(*arguments, "--json", "--parquet", "codes.parquet")
     assert result.exit_code == 0
     codes = Lens.load(tmp_path / "lens").codes
-    written = json.loads((tmp_path / "codes.json").read_text())
+    written = json.loads(result.stdout)
     rows = parquet.read_table(tmp_path / "codes.parquet").to_pylist()
     assert list(written) == ["ten", "others"]
     assert not list(tmp_path.glob("*.partial"))
@@ -197,7 +197,6 @@ def test_command_takes_templates_and_a_default_size(run, clip, lens, tmp_path):
     [
         (["--texts", "tne.txt"], "no file tne.txt"),
         (["--texts", "ten.txt", "--texts", "ten.txt"], "two vocabularies are called ten"),
-        (["--texts", "ten.txt", "--json", "no/codes.json"], "no folder no for codes.json"),
         (["--texts", "ten.txt", "--parquet", "no/codes.parquet"], "no folder no"),
         (["--texts", "ten.txt", "--template", "word"], "'word' has no {}"),
         (["--texts", "ten.txt", "-k", "11"], "k must lie between 1 and 10"),

@@ -201,9 +201,9 @@ def run(*arguments):
 def test_command_writes_json_and_a_page(on_disk, tmp_path):
     photo = on_disk / "a <b> dog.png"
     arguments = ["discover", on_disk / "lens", photo, "--top", 4]
-    result = run(*arguments, "--json", tmp_path / "words.json", "--page", tmp_path / "words.html")
+    result = run(*arguments, "--json", "--page", tmp_path / "words.html")
     assert result.exit_code == 0
-    written = json.loads((tmp_path / "words.json").read_text())["words"]
+    written = json.loads(result.stdout)["words"]
     words = discover(sl.load("demo"), Lens.load(on_disk / "lens"), Image.open(photo), 4)
     assert [each["text"] for each in written] == [word.text for word in words]
     assert written[0]["weight"] == pytest.approx(words[0].weight, rel=1e-5)
@@ -212,8 +212,9 @@ def test_command_writes_json_and_a_page(on_disk, tmp_path):
     assert "<b> dog" not in page
     assert page.count("<li>") == len(words)
     assert "http" not in page.replace("http-equiv", "")
-    assert words[0].text in result.output
-    assert run(*arguments, "--paper").exit_code == 0
+    shown = run(*arguments, "--paper")
+    assert shown.exit_code == 0
+    assert "strongest neurons" in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,6 @@ def test_command_writes_json_and_a_page(on_disk, tmp_path):
         (["HERE/lens", "HERE/a <b> dog.png", "--top", "0"], "--top"),
         (["HERE/lens", "HERE/a <b> dog.png", "--top", "1000"], "top must lie between"),
         (["HERE/lens", "HERE/a <b> dog.png", "--page", "HERE/none/x.html"], "no folder"),
-        (["HERE/lens", "HERE/a <b> dog.png", "--json", "HERE/none/x.json"], "no folder"),
         (["HERE/lens", "HERE/a <b> dog.png", "--model", "demo-twin"], "other weights"),
     ],
 )

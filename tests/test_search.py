@@ -142,9 +142,10 @@ def run(clip, lens, bare, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("described", [True, False])
-def test_command_finds_similar_neurons(run, lens, tmp_path, described):
+def test_command_finds_similar_neurons(run, lens, described):
     place = "lens" if described else "bare"
-    result = run("search", place, "--neuron", "1:7", "--top", 3, "--json", "found.json")
+    arguments = ("search", place, "--neuron", "1:7", "--top", 3)
+    result = run(*arguments)
     assert result.exit_code == 0
     expected = similar(lens, 1, 7, 3)
     for match in expected:
@@ -152,17 +153,18 @@ def test_command_finds_similar_neurons(run, lens, tmp_path, described):
         assert f"{match.cosine:+.2f}" in line
         words = signed(lens.codes["ten"].words(match.layer, match.neuron, 6))
         assert (words in line) == described
-    written = json.loads((tmp_path / "found.json").read_text())
+    written = json.loads(run(*arguments, "--json").stdout)
     assert written["like"] == [1, 7] and written["text"] is None
     assert [row["neuron"] for row in written["neurons"]] == [match.neuron for match in expected]
 
 
-def test_command_finds_neurons_for_a_text(run, clip, lens, tmp_path):
-    result = run("search", "lens", "[b]", "--description", "others", "--json", "found.json")
+def test_command_finds_neurons_for_a_text(run, clip, lens):
+    arguments = ("search", "lens", "[b]", "--description", "others")
+    result = run(*arguments)
     assert result.exit_code == 0
     assert "“[b]”" in result.stdout
     expected = search(clip, lens, "[b]", description="others")
-    written = json.loads((tmp_path / "found.json").read_text())
+    written = json.loads(run(*arguments, "--json").stdout)
     assert written["text"] == "[b]"
     found = [(row["layer"], row["neuron"], row["cosine"]) for row in written["neurons"]]
     assert found == [(m.layer, m.neuron, m.cosine) for m in expected]
@@ -180,7 +182,6 @@ def test_command_finds_neurons_for_a_text(run, clip, lens, tmp_path):
         (["bare", "ship"], "no description yet"),
         (["lens", "ship", "--description", "x"], "no description 'x'"),
         (["nowhere", "ship"], "holds no lens"),
-        (["lens", "ship", "--json", "no/found.json"], "no folder no for found.json"),
     ],
 )
 def test_command_refuses(run, arguments, message):

@@ -6,15 +6,24 @@ from typing import Any
 import click
 
 from ..errors import SecondLensError
-from .common import ChosenModel, console, layer_numbers, with_model
+from .common import (
+    PATH,
+    ChosenModel,
+    console,
+    json_option,
+    layer_numbers,
+    note,
+    print_json,
+    with_model,
+)
 
 TEST_SCENES, REFERENCE_SCENES = 600, 200
 """Of the embedded world, where no pictures are named."""
 
 
 @click.command()
-@click.argument("lens", type=Path)
-@click.argument("images", type=Path, required=False)
+@click.argument("lens", type=PATH)
+@click.argument("images", type=PATH, required=False)
 @click.option(
     "--effect",
     type=click.Choice(["second-order", "direct", "indirect", "together", "attention"]),
@@ -27,8 +36,8 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 @click.option("--texts", "pools", multiple=True, help="Also put codes by these in; repeatable.")
 @click.option("--sizes", help="Texts in a code, such as 4,8,16.")
 @click.option("--published", is_flag=True, help="Codes made and projected on as published.")
-@click.option("--reference", type=Path, help="Pictures for means of effects not in the lens.")
-@click.option("--classes", type=Path, help="A file with one class folder a line.")
+@click.option("--reference", type=PATH, help="Pictures for means of effects not in the lens.")
+@click.option("--classes", type=PATH, help="A file with one class folder a line.")
 @click.option("--all-classes", is_flag=True, help="All 1,000 of ImageNet for its wordnet ids.")
 @click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
 @click.option(
@@ -40,7 +49,8 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=Path, help="A folder for CSV, JSON and a plot.")
+@click.option("--out", type=PATH, help="A folder for CSV, JSON and a plot.")
+@json_option
 @with_model
 def ablate(
     lens: Path,
@@ -59,12 +69,15 @@ def ablate(
     batch_size: int,
     workers: int,
     out: Path | None,
+    as_json: bool,
     model: ChosenModel,
 ) -> None:
     """Measure what the neurons of a LENS do for zero-shot classification of labelled IMAGES.
 
     IMAGES is ImageNet, CIFAR-10, or a folder with one for each class; for the embedded models it
     is by default unseen scenes. Accuracy is top-1 and, in the files, top-5, with 95 % intervals.
+
+    Example: secondlens ablate secondlens-demo/lens --layers 5 --subset 10
 
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
@@ -76,7 +89,7 @@ def ablate(
     from ..lens import Lens
     from ..recode import TextCodes, all_of
     from ..reproduce.curves import curves
-    from ..reproduce.result import show, write
+    from ..reproduce.result import as_document, show, write
     from ..reproduce.study import LAYER_SEED, TEST_SEED, scenes
     from ..storage import check_empty
     from ..texts import vocabulary
@@ -119,7 +132,7 @@ def ablate(
         if effect == "indirect":
             runs = len(some or range(clip.neurons)) * (len(pictures) + len(as_source(known).ids))
             seconds = sum(indirect_seconds(clip, layer) for layer in wanted) * runs
-            console.print(f"about {seconds:.0f} s of runs of the network", highlight=False)
+            note(f"about {seconds:.0f} s of runs of the network")
         codes = [
             TextCodes(
                 clip,
@@ -140,10 +153,13 @@ def ablate(
             **common,
         )
     result = curves("ablation", f"{effect} effects ablated, {pictures.name}", found, ())
+    files = [] if out is None else write(result, out)
+    if as_json:
+        print_json(as_document(result))
+        return
     show(result, console)
-    if out is not None:
-        for path in write(result, out):
-            console.print(str(path), markup=False, highlight=False)
+    for path in files:
+        console.print(str(path), markup=False, highlight=False)
 
 
 def _sizes(dim: int, texts: int) -> list[int]:

@@ -9,7 +9,16 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from .common import ChosenModel, console, layer_numbers, with_model
+from .common import (
+    PATH,
+    ChosenModel,
+    console,
+    json_option,
+    layer_numbers,
+    note,
+    print_json,
+    with_model,
+)
 
 if TYPE_CHECKING:
     from ..attack import Report
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
 METHODS = ("second order", "random neurons", "similar words", "random words")
 
 PARTS = (
-    click.option("--classes", type=Path, help="A file with one class a line."),
+    click.option("--classes", type=PATH, help="A file with one class a line."),
     click.option("--sentences", help="A sentence-transformers model that filters words."),
     click.option(
         "--writer",
@@ -149,12 +158,12 @@ def _referee(name: str, pretrained: str | None, device: str, classes: "Vocabular
 
 
 @click.command()
-@click.argument("lens", type=Path)
+@click.argument("lens", type=PATH)
 @click.option("--draw", help="The class that pictures show.")
 @click.option("--mistake-for", help="The class that the model shall see in them.")
 @click.option("--pairs", help='Instead of two classes: "all" of --among, in every order.')
 @click.option("--among", help="Classes for --pairs, such as dog,deer,fox; by default all.")
-@click.option("--out", type=Path, required=True, help="The run's folder; a run there goes on.")
+@click.option("--out", type=PATH, required=True, help="The run's folder; a run there goes on.")
 @click.option("--by", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
 @click.option("--texts", help="Words to choose from; by default those of the first description.")
 @click.option("--layers", help="Such as 8,9,10; by default all that are fitted.")
@@ -164,6 +173,7 @@ def _referee(name: str, pretrained: str | None, device: str, classes: "Vocabular
 @click.option("--captions", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--images", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@json_option
 @with_parts
 @with_model
 def attack(
@@ -176,6 +186,7 @@ def attack(
     by: str,
     texts: str | None,
     layers: str | None,
+    as_json: bool,
     parts: Callable[[str], dict[str, Any]],
     model: ChosenModel,
     **numbers: Any,
@@ -185,7 +196,7 @@ def attack(
     Selects words, writes captions, draws them, and judges the pictures; an interrupted run goes
     on when the same command is given again. gallery.html in its folder shows what came out.
 
-    Example: secondlens attack lens --draw dog --mistake-for deer --out attack
+    Example: secondlens attack secondlens-demo/lens --draw dog --mistake-for deer --out attack
     """
     from ..attack import Pair, attack_pairs
     from ..attack.attacker import attacker
@@ -211,6 +222,7 @@ def attack(
         **parts(model.device),
         **numbers,
     )
+    left_out: dict[Pair, str] = {}
     if pairs is None:
         assert draw is not None and mistake_for is not None
         reports = [made(Pair(draw=draw, mistake_for=mistake_for), out, progress=True)]
@@ -219,9 +231,14 @@ def attack(
         reports, left_out = attack_pairs(made, names, out, progress=True)
         for pair, reason in left_out.items():
             line = f"{pair.draw}, {pair.mistake_for} is left out: {reason}"
-            console.print(line, markup=False, highlight=False)
-    console.print(summary(reports))
+            note(line)
     page = out / ("gallery.html" if pairs is None else "index.html")
+    if as_json:
+        skipped = [vars(pair) | {"reason": reason} for pair, reason in left_out.items()]
+        made_pairs = [report.as_json() for report in reports]
+        print_json({"pairs": made_pairs, "left_out": skipped, "gallery": page})
+        return
+    console.print(summary(reports))
     console.print(f"Gallery: {page}", markup=False, highlight=False)
 
 

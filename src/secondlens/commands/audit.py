@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import ChosenModel, console, with_model
+from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +27,16 @@ PICTURES = 4
 
 
 @click.command()
-@click.argument("lens", type=Path)
-@click.option("--classes", help="What the classifier tells apart: a file with one class a line.")
-@click.option("--cues", help="Words that may push towards a class: a file with one a line.")
-@click.option("--images", help="Pictures that were not used to fit.")
+@click.argument("lens", type=PATH)
+@click.option(
+    "--classes",
+    type=click.Path(),
+    help="What the classifier tells apart: a file with one class a line.",
+)
+@click.option(
+    "--cues", type=click.Path(), help="Words that may push towards a class: a file with one a line."
+)
+@click.option("--images", type=click.Path(), help="Pictures that were not used to fit.")
 @click.option(
     "--template", "templates", multiple=True, help="For classes, such as 'a photo of {}'."
 )
@@ -41,9 +47,10 @@ PICTURES = 4
     show_default=True,
     help="Of each class of the embedded world with and without each of its places and colours.",
 )
-@click.option("--out", type=Path, required=True, help="A new folder for the report.")
+@click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@json_option
 @with_model
 def audit(
     lens: Path,
@@ -55,12 +62,15 @@ def audit(
     out: Path,
     top: int,
     batch_size: int,
+    as_json: bool,
     model: ChosenModel,
 ) -> None:
     """Find the cues that push a zero-shot classifier towards classes that are not there.
 
     For the embedded models, classes, cues and pictures are those of their world if not given.
     Writes a page, audit.json and audit.csv.
+
+    Example: secondlens audit secondlens-demo/lens --out audit
     """
     from ..audit import audit as measure
     from ..images import as_source
@@ -88,6 +98,11 @@ def audit(
         found = replace(found, drawn=_drawn(clip, names, words, drawings))
     found.save(out)
     _write_page(out / "audit.html", clip, fitted, found, source)
+    if as_json:
+        names_of_ties = ("class", "cue", "effect", "spread", "drawn")
+        ties = [dict(zip(names_of_ties, tie, strict=True)) for tie in found.ties(top)]
+        print_json({"model": clip.name, "ties": ties, "report": out})
+        return
     table = Table(title=f"Cues of {escape(clip.name)}: how far a class falls without them")
     for name in ("class", "cue", "falls by", "95 %", "gains, drawn"):
         table.add_column(name, justify="left" if name in ("class", "cue") else "right")

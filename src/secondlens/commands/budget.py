@@ -5,15 +5,24 @@ from pathlib import Path
 import click
 
 from ..errors import SecondLensError
-from .common import ChosenModel, console, layer_numbers, with_model
+from .common import (
+    PATH,
+    ChosenModel,
+    console,
+    json_option,
+    layer_numbers,
+    note,
+    print_json,
+    with_model,
+)
 
 SCENES = 64
 """Of the embedded world, where no pictures are named."""
 
 
 @click.command()
-@click.argument("lens", type=Path)
-@click.argument("images", type=str, required=False)
+@click.argument("lens", type=PATH)
+@click.argument("images", type=click.Path(), required=False)
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option(
     "--neurons",
@@ -25,7 +34,8 @@ SCENES = 64
 @click.option("--neuron", type=int, multiple=True, help="This one instead; repeatable.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", type=Path, help="A folder for CSV, JSON and a plot.")
+@click.option("--out", type=PATH, help="A folder for CSV, JSON and a plot.")
+@json_option
 @with_model
 def budget(
     lens: Path,
@@ -36,6 +46,7 @@ def budget(
     batch_size: int,
     workers: int,
     out: Path | None,
+    as_json: bool,
     model: ChosenModel,
 ) -> None:
     """Say how much of what neurons of a LENS do to IMAGES is direct, second-order, and neither.
@@ -43,13 +54,15 @@ def budget(
     A neuron's total effect is indirect: the network runs on from its layer for each image and
     neuron. How long that takes is measured and said first. For the embedded models, IMAGES are by
     default unseen scenes.
+
+    Example: secondlens budget secondlens-demo/lens --layers 5 --neurons 4
     """
     from ..budget import budget as divide
     from ..images import as_source
     from ..indirect import check_neurons, indirect_seconds, sample
     from ..lens import Lens
     from ..reproduce.paths import budgets
-    from ..reproduce.result import show, write
+    from ..reproduce.result import as_document, show, write
     from ..reproduce.study import TEST_SEED, scenes
     from ..storage import check_empty
 
@@ -72,9 +85,7 @@ def budget(
     check_neurons(clip, wanted[0], some)
     runs = len(some) * len(source.ids)
     seconds = runs * sum(indirect_seconds(clip, layer) for layer in wanted)
-    console.print(
-        f"{runs:,} runs from each layer on, about {seconds:.0f} s in all", highlight=False
-    )
+    note(f"{runs:,} runs from each layer on, about {seconds:.0f} s in all")
     result = budgets(
         [
             divide(
@@ -87,7 +98,10 @@ def budget(
         ],
         (),
     )
+    files = [] if out is None else write(result, out)
+    if as_json:
+        print_json(as_document(result))
+        return
     show(result, console)
-    if out is not None:
-        for path in write(result, out):
-            console.print(str(path), markup=False, highlight=False)
+    for path in files:
+        console.print(str(path), markup=False, highlight=False)

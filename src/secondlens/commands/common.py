@@ -1,11 +1,15 @@
 """What commands share: options and where they print."""
 
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from rich import get_console
 from rich.console import Console
 
 from ..errors import SecondLensError
@@ -15,6 +19,41 @@ if TYPE_CHECKING:
     from ..view import Clip
 
 console = Console()
+"""Where results go: standard output. Notes and progress go to rich's own, see `main`."""
+
+PATH = click.Path(path_type=Path)
+"""A file or folder, which shells complete."""
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document in place of tables."
+)
+
+
+def note(text: str) -> None:
+    """Say what is no result: on standard error, and not with --quiet."""
+    get_console().print(text, markup=False, highlight=False)
+
+
+def tables(as_json: bool) -> Console:
+    """Where tables go: nowhere if JSON is wanted in their place."""
+    return Console(quiet=True) if as_json else console
+
+
+def print_json(content: Any) -> None:
+    """Print one document: tensors and tuples as lists, what is no finite number as null."""
+    click.echo(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if content is None or isinstance(content, str | int):
+        return content
+    if hasattr(content, "tolist"):  # tensors, arrays and their scalars
+        return _plain(content.tolist())
+    return [_plain(each) for each in content] if isinstance(content, Sequence) else str(content)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`secondlens defend`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import ChosenModel, console, with_model
+from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
     from ..audit import Audit
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("found", metavar="AUDIT_OR_ATTACK", type=Path)
-@click.argument("lens", type=Path)
-@click.option("--usual", type=Path, help="Class folders of pictures as they usually are.")
-@click.option("--unusual", type=Path, help="Class folders of pictures with misleading cues.")
+@click.argument("found", metavar="AUDIT_OR_ATTACK", type=PATH)
+@click.argument("lens", type=PATH)
+@click.option("--usual", type=PATH, help="Class folders of pictures as they usually are.")
+@click.option("--unusual", type=PATH, help="Class folders of pictures with misleading cues.")
 @click.option("--template", "templates", multiple=True, help="As for audit.")
 @click.option(
     "--images", type=click.IntRange(4), default=4000, show_default=True, help="Drawn, if not given."
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Also cut neurons by their indirect effects on so many pictures: slow.",
 )
-@click.option("--out", type=Path, required=True, help="A new folder.")
+@click.option("--out", type=PATH, required=True, help="A new folder.")
+@json_option
 @with_model
 def defend(
     found: Path,
@@ -44,6 +46,7 @@ def defend(
     images: int,
     indirect: int,
     out: Path,
+    as_json: bool,
     model: ChosenModel,
 ) -> None:
     """Cut the neurons of cues that mislead, and measure what that gains and costs.
@@ -52,6 +55,8 @@ def defend(
     pictures decide what is cut, the other half measure: usual ones and, to see what is gained,
     those of the attack, or objects with misleading cues. For the embedded models what is not given
     is drawn. Writes defence.json and a plot of the trade-off.
+
+    Example: secondlens defend audit secondlens-demo/lens --out defence
     """
     from ..attack.pictures import attacked, is_attack
     from ..audit import Audit
@@ -90,6 +95,9 @@ def defend(
     defence = choose(clip, fitted, audited, *kinds, rivals=rivals, others=others, progress=True)
     defence.save(out)
     before = defence.before
+    if as_json:
+        print_json({"before": asdict(before), "methods": summary(defence), "report": out})
+        return
     table = Table(
         title=f"Accuracy before: {100 * before.usual:.1f} % on usual pictures, "
         f"{100 * before.unusual:.1f} % where cues mislead; fooled {100 * before.fooled:.1f} %"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from .common import console
+from .common import PATH, console, json_option, print_json
 
 
 @click.command()
-@click.option("--out", type=Path, default=Path("secondlens-demo"), show_default=True)
+@click.option("--out", type=PATH, default=Path("secondlens-demo"), show_default=True)
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
 @click.option(
     "--images", type=click.IntRange(50), default=1200, show_default=True, help="Scenes to fit on."
@@ -22,12 +22,19 @@ from .common import console
     help="Scenes for the ablations.",
 )
 @click.option("--twin", is_flag=True, help="The twin, trained without planted cues.")
-def demo(out: Path, show: bool, images: int, test_images: int, twin: bool) -> None:
-    """Explain the neurons of the embedded CLIP: no network, no data needed."""
+@json_option
+def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_json: bool) -> None:
+    """Explain the neurons of the embedded CLIP: no network, no data needed.
+
+    Example: secondlens demo --open
+    """
     from ..clip import load
-    from ..demo.run import print_summary, run
+    from ..demo.run import as_document, print_summary, run
 
     found = run(load("demo-twin" if twin else "demo"), out, images=images, test_images=test_images)
-    print_summary(found, console)
+    if as_json:
+        print_json(as_document(found))
+    else:
+        print_summary(found, console)
     if show:
         webbrowser.open(found.report.resolve().as_uri())

@@ -1,19 +1,21 @@
 """`secondlens describe`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from ..lens import Codes, Lens
-from .common import console, model_options
+from .common import PATH, check_parents, console, json_option, model_options, print_json
+
+if TYPE_CHECKING:
+    from ..lens import Codes, Lens
 
 
 @click.command()
-@click.argument("lens", type=Path)
+@click.argument("lens", type=PATH)
 @click.option(
     "--texts",
     "pools",
@@ -26,8 +28,8 @@ from .common import console, model_options
 )
 @click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
 @click.option("--normalise", "how", default="centred", show_default=True)
-@click.option("--json", "json_file", type=Path, help="Also write everything to this file.")
-@click.option("--parquet", "parquet_file", type=Path, help="Also write a row for each neuron.")
+@click.option("--parquet", "parquet_file", type=PATH, help="Also write a row for each neuron.")
+@json_option
 @model_options
 def describe(
     lens: Path,
@@ -35,18 +37,22 @@ def describe(
     k: int | None,
     templates: tuple[str, ...],
     how: str,
-    json_file: Path | None,
     parquet_file: Path | None,
+    as_json: bool,
     model: str,
     **weights: Any,
 ) -> None:
-    """Describe every neuron of a LENS with texts, and save the descriptions in it."""
+    """Describe every neuron of a LENS with texts, and save the descriptions in it.
+
+    Example: secondlens describe secondlens-demo/lens --texts world
+    """
     from ..clip import load
     from ..describe import describe as describe_lens
-    from ..storage import save_json
+    from ..lens import Lens
     from ..texts import vocabulary
 
-    _check_outputs(json_file, parquet_file)
+    if parquet_file:
+        _check_parquet(parquet_file)
     fitted = Lens.load(lens)
     vocabularies = [vocabulary(pool, templates=templates or None) for pool in pools]
     names = [texts.name for texts in vocabularies]
@@ -58,32 +64,28 @@ def describe(
         for texts in vocabularies
     }
     fitted.save(lens)
-    if json_file:
-        save_json(json_file, {name: as_json(fitted, codes) for name, codes in found.items()})
     if parquet_file:
         write_parquet(parquet_file, fitted, found)
+    if as_json:
+        print_json({name: as_document(fitted, codes) for name, codes in found.items()})
+        return
     for name, codes in found.items():
         console.print(curve_table(name, fitted, codes, clip.dim))
     console.print(example_table(fitted, found))
 
 
-def _check_outputs(json_file: Path | None, parquet_file: Path | None) -> None:
+def _check_parquet(file: Path) -> None:
     """Raise `SecondLensError` before hours of work if their result could not be written."""
-    for path in (json_file, parquet_file):
-        if path and not path.parent.is_dir():
-            raise SecondLensError(
-                f"there is no folder {path.parent} for {path.name}: make it first"
-            )
-    if parquet_file:
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise SecondLensError(
-                "--parquet needs pyarrow: pip install 'secondlens[parquet]'"
-            ) from None
+    check_parents(file)
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise SecondLensError(
+            "--parquet needs pyarrow: pip install 'secondlens[parquet]'"
+        ) from None
 
 
-def neuron_rows(lens: Lens, codes: Codes) -> list[dict[str, Any]]:
+def neuron_rows(lens: "Lens", codes: "Codes") -> list[dict[str, Any]]:
     """Layer, neuron, words (strongest first), their coefficients and the cosine of each code."""
     rows = []
     for layer in lens.layers:
@@ -101,7 +103,7 @@ def neuron_rows(lens: Lens, codes: Codes) -> list[dict[str, Any]]:
     return rows
 
 
-def as_json(lens: Lens, codes: Codes) -> dict[str, Any]:
+def as_document(lens: "Lens", codes: "Codes") -> dict[str, Any]:
     """A description with the curve of each layer, that of random directions, and every neuron."""
     assert codes.control is not None
     return {
@@ -113,7 +115,7 @@ def as_json(lens: Lens, codes: Codes) -> dict[str, Any]:
     }
 
 
-def write_parquet(path: Path, lens: Lens, found: dict[str, Codes]) -> None:
+def write_parquet(path: Path, lens: "Lens", found: "dict[str, Codes]") -> None:
     """One row for each vocabulary and neuron."""
     import pyarrow
     from pyarrow import parquet
@@ -128,7 +130,7 @@ def write_parquet(path: Path, lens: Lens, found: dict[str, Codes]) -> None:
     partial.replace(path)
 
 
-def curve_table(name: str, lens: Lens, codes: Codes, dim: int) -> Table:
+def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:
     """Median cosine between directions and codes of 1, 2, 4, ... texts."""
     assert codes.control is not None
     k = len(codes.control)
@@ -147,7 +149,7 @@ def curve_table(name: str, lens: Lens, codes: Codes, dim: int) -> Table:
     return table
 
 
-def example_table(lens: Lens, found: dict[str, Codes], each: int = 3) -> Table:
+def example_table(lens: "Lens", found: "dict[str, Codes]", each: int = 3) -> Table:
     """The neurons of each layer that the first vocabulary rebuilds best, in every one's words."""
     from ..describe import signed
 

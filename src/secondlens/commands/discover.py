@@ -7,7 +7,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from .common import ChosenModel, check_parents, console, with_model
+from .common import PATH, ChosenModel, check_parents, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,13 +19,13 @@ CARRIERS = 6
 
 
 @click.command()
-@click.argument("lens", type=Path)
-@click.argument("photo", type=Path)
+@click.argument("lens", type=PATH)
+@click.argument("photo", type=PATH)
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Words.")
 @click.option("--texts", help="Words to choose from; by default those of the first description.")
 @click.option("--paper", is_flag=True, help="Weigh words as the paper does (A.5), to compare.")
-@click.option("--json", "out", type=Path, help="Also write the words to this file.")
-@click.option("--page", type=Path, help="Also write a page with the patches behind each word.")
+@click.option("--page", type=PATH, help="Also write a page with the patches behind each word.")
+@json_option
 @with_model
 def discover(
     lens: Path,
@@ -33,28 +33,31 @@ def discover(
     top: int,
     texts: str | None,
     paper: bool,
-    out: Path | None,
     page: Path | None,
+    as_json: bool,
     model: ChosenModel,
 ) -> None:
-    """Say what a PHOTO shows, and which neurons, heads and patches of a LENS say so."""
+    """Say what a PHOTO shows, and which neurons, heads and patches of a LENS say so.
+
+    Example: secondlens discover secondlens-demo/lens photo.png
+    """
     from ..discover import Discoverer
     from ..lens import Lens
     from ..page import write_page
     from ..segmentation.data import open_picture
-    from ..storage import save_json
 
-    check_parents(out, page)
+    check_parents(page)
     picture = open_picture(photo)
     fitted = Lens.load(lens)
     clip = model.load()
     discoverer = Discoverer(clip, fitted, texts, paper=paper)
     (words,) = discoverer([picture], top)
     title = f"What {photo.name} shows"
-    if out is not None:
-        save_json(out, {"photo": str(photo), "words": [_entry(word) for word in words]})
     if page is not None:
         write_page(page, "discover.html", **_content(discoverer, picture, words), title=title)
+    if as_json:
+        print_json({"photo": photo, "words": [_entry(word) for word in words]})
+        return
     table = Table(title=escape(title))
     for name in ("word", "weight", "strongest neurons", "strongest head", "strongest patch"):
         table.add_column(name, justify="right" if name == "weight" else "left")

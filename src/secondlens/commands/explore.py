@@ -8,7 +8,7 @@ import click
 
 from ..allocator import give_back_memory
 from ..errors import SecondLensError
-from .common import checkpoint_options, console
+from .common import PATH, checkpoint_options, console
 
 LOCAL = ("127.0.0.1", "localhost")
 
@@ -18,14 +18,18 @@ def opening_options(command: Any) -> Any:
     for option in (
         click.option(
             "--runs",
-            type=Path,
+            type=PATH,
             multiple=True,
             help="A folder with finished attacks, audits or defences; repeatable.",
         ),
         click.option(
             "--no-model", is_flag=True, help="Show what was surveyed, and answer nothing."
         ),
-        click.option("--images", help="The pictures of the fit; embedded ones are drawn anew."),
+        click.option(
+            "--images",
+            type=click.Path(),
+            help="The pictures of the fit; embedded ones are drawn anew.",
+        ),
         click.option("--model", help="As for fit; by default, of a demo lens, its own."),
     ):
         command = option(command)
@@ -33,10 +37,10 @@ def opening_options(command: Any) -> Any:
 
 
 @click.command()
-@click.argument("lens", type=Path)
+@click.argument("lens", type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option("--beside", type=Path, help="A second lens to compare with.")
+@click.option("--beside", type=PATH, help="A second lens to compare with.")
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @click.option("--address", default="", help="Where visitors find it, for link previews.")
 @click.option(

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ..storage import check_empty
-from .common import console
+from .common import PATH, console
 from .explore import opened, opening_options
 
 SPACE = """---
@@ -22,8 +22,8 @@ Every neuron of a CLIP, by its second-order effects: made with secondlens.
 
 
 @click.command()
-@click.argument("lens", type=Path)
-@click.argument("site", type=Path)
+@click.argument("lens", type=PATH)
+@click.argument("site", type=PATH)
 @click.option("--address", default="", help="Where it will be found, for link previews.")
 @click.option("--space", is_flag=True, help="Also the settings of a static Hugging Face Space.")
 @opening_options

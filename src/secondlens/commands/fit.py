@@ -4,13 +4,25 @@ from typing import Any
 
 import click
 
-from .common import ChosenModel, console, layer_numbers, with_engine, with_model
+from .common import (
+    ChosenModel,
+    console,
+    json_option,
+    layer_numbers,
+    note,
+    print_json,
+    with_engine,
+    with_model,
+)
 
 
 @click.command()
-@click.argument("images", type=str)
+@click.argument("images", type=click.Path())
 @click.option(
-    "--out", required=True, help="A new folder for the lens, here or such as s3://bucket/lens."
+    "--out",
+    type=click.Path(),
+    required=True,
+    help="A new folder for the lens, here or such as s3://bucket/lens.",
 )
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
@@ -36,6 +48,7 @@ from .common import ChosenModel, console, layer_numbers, with_engine, with_model
 @click.option(
     "--shard-size", type=click.IntRange(1), help="Images that a worker reads before it writes."
 )
+@json_option
 @with_engine
 @with_model
 def fit(
@@ -44,6 +57,7 @@ def fit(
     layers: str,
     memory: float | None,
     decoders: int,
+    as_json: bool,
     model: ChosenModel,
     **settings: Any,
 ) -> None:
@@ -51,6 +65,8 @@ def fit(
 
     An interrupted fit goes on where it was when the same command is given again, with whatever
     engine. IMAGES and the lens may lie in a store that all workers reach.
+
+    Example: secondlens fit photos --out lens
 
     Example: secondlens fit photos --model ViT-B-32 --pretrained openai --layers 8,9,10 --out lens
 
@@ -68,11 +84,15 @@ def fit(
         layer_numbers(layers),
         out=out,
         memory=None if memory is None else int(memory * 1e9),
-        announce=lambda plan: console.print(str(plan), highlight=False),
+        announce=lambda plan: note(str(plan)),
         workers=decoders,
         progress=True,
         **settings,
     )
+    if as_json:
+        facts = {"lens": out, "layers": lens.layers, "images": len(lens.image_ids)}
+        print_json(facts | {"skipped": lens.skipped})
+        return
     console.print(f"{out}: layers {lens.layers} over {len(lens.image_ids)} images")
     if lens.skipped:
         console.print(f"{len(lens.skipped)} pictures could not be read:")

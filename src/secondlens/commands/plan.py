@@ -4,25 +4,34 @@ import time
 from typing import Any
 
 import click
-import torch
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import ChosenModel, console, layer_numbers, with_model
+from .common import (
+    ChosenModel,
+    console,
+    json_option,
+    layer_numbers,
+    print_json,
+    tables,
+    with_model,
+)
 
 TIMED_BATCHES = 3
 UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @click.command()
-@click.argument("images", required=False)
+@click.argument("images", type=click.Path(), required=False)
 @click.option("--images", "how_many", help="The same, such as 50000 or 400M.")
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
 @click.option("--convention", default="exact", show_default=True, help="exact or official.")
 @click.option("--store", default="auto", show_default=True, help="auto, float32, float16, never.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--out", default="lens", show_default=True, help="Where it will be.")
+@click.option(
+    "--out", type=click.Path(), default="lens", show_default=True, help="Where it will be."
+)
 @click.option("--gpus", type=click.IntRange(1), help="Workers of a cluster, with a GPU each.")
 @click.option("--tflops", type=float, help="That a GPU reaches; by default those of --device here.")
 @click.option("--decoders", type=click.IntRange(1), default=8, show_default=True, help="A worker.")
@@ -32,12 +41,15 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--picture", type=float, default=100.0, show_default=True, help="kB of a file.")
 @click.option("--memory", type=float, default=64.0, show_default=True, help="GB of a worker.")
 @click.option("--shard-size", type=click.IntRange(1), help="By default 4 shards a worker.")
+@json_option
 @with_model
 def plan(images: str | None, how_many: str | None, model: ChosenModel, **settings: Any) -> None:
     """Say what a fit on IMAGES (a folder, or a number) will need: passes, memory, disk, time.
 
     Time is measured on a few batches of noise, and leaves out the decoding of pictures. With
     --gpus, the fit of a cluster is simulated, stage by stage, from rates that are printed too.
+
+    Example: secondlens plan photos
 
     Example: secondlens plan 50000 --model ViT-B-32 --layers 8,9,10
 
@@ -62,7 +74,9 @@ def count_of(images: str) -> int:
     return len(as_source(images).ids)
 
 
-def _here(images: str, model: ChosenModel, **settings: Any) -> None:
+def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> None:
+    import torch
+
     from ..fit import fit
     from ..plan import make_plan
     from ..statistics import top_count
@@ -81,7 +95,7 @@ def _here(images: str, model: ChosenModel, **settings: Any) -> None:
         out=settings["out"],
         shard_size=settings["shard_size"],
     )
-    console.print(str(found), highlight=False)
+    tables(as_json).print(str(found), highlight=False)
     noise = torch.randn(batch_size, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
     seconds = []
     for batches in (1, 1 + TIMED_BATCHES):
@@ -93,13 +107,17 @@ def _here(images: str, model: ChosenModel, **settings: Any) -> None:
     per_image = (seconds[1] - seconds[0]) / (2 * TIMED_BATCHES * batch_size)
     fixed = max(0.0, seconds[0] - 2 * batch_size * per_image)
     total = fixed + found.passes * count * per_image
+    if as_json:
+        times = {"seconds_per_image_and_pass": per_image, "seconds": total}
+        print_json(_as_document(found) | times)
+        return
     console.print(
         f"about {1000 * per_image:.3g} ms an image and pass, {duration(total)} in all",
         highlight=False,
     )
 
 
-def _cluster(images: str, model: ChosenModel, gpus: int, **settings: Any) -> None:
+def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settings: Any) -> None:
     from .. import capacity
     from ..plan import size
     from ..rates import measured
@@ -127,9 +145,13 @@ def _cluster(images: str, model: ChosenModel, gpus: int, **settings: Any) -> Non
         decoded=settings["decoded"],
     )
     job = capacity.job(clip, found, top, source)
-    console.print(f"{found}\nfit --shard-size {len(found.shards[0])}", highlight=False)
     row = capacity.stages(job, rates, gpus)
     timings = capacity.simulate(row, rates, gpus)
+    if as_json:
+        times = {"stages": [_stage(timing) for timing in timings], "rates": vars(rates)}
+        print_json(_as_document(found) | times | {"seconds": capacity.total(timings)})
+        return
+    console.print(f"{found}\nfit --shard-size {len(found.shards[0])}", highlight=False)
     table = Table(title=f"{clip.name}, {count:,} images, {gpus} workers")
     for title in ("stage", "tasks", "time", "idle", "read", "written"):
         table.add_column(title, justify="left" if title == "stage" else "right")
@@ -145,6 +167,19 @@ def _cluster(images: str, model: ChosenModel, gpus: int, **settings: Any) -> Non
     table.add_row("all", "", total, "", size(read), size(written))
     console.print(table)
     console.print("rates:", ", ".join(_said(rates, sources)), highlight=False)
+
+
+def _as_document(plan: Any) -> dict[str, Any]:
+    """The plan with sizes in bytes; of its shards, how many there are and how long."""
+    shards = {"shards": len(plan.shards), "shard_size": len(plan.shards[0])}
+    return vars(plan) | {"passes": plan.passes} | shards
+
+
+def _stage(timing: Any) -> dict[str, Any]:
+    stage = timing.stage
+    moved = {name: stage.tasks * getattr(stage, name) for name in ("read", "written")}
+    facts = {"stage": stage.name, "tasks": stage.tasks, "seconds": timing.seconds}
+    return facts | {"idle": timing.idle} | moved
 
 
 def _said(rates: Any, sources: dict[str, str]) -> list[str]:
@@ -169,7 +204,7 @@ def _layers(text: str, clip: Any) -> list[int]:
     return sorted({clip.check_layer(layer) for layer in numbers})
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """As people read it, such as "3.2 h"."""
     if seconds < 120:
         return f"{seconds:.0f} s"

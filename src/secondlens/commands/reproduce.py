@@ -1,6 +1,7 @@
 """`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .attack import with_parts
-from .common import ChosenModel, console, with_model
+from .common import PATH, ChosenModel, console, json_option, print_json, tables, with_model
 
 if TYPE_CHECKING:
     from ..reproduce.study import Study
@@ -21,17 +22,19 @@ def reproduce() -> None:
     Everything prints a table, says which settings differ from the paper's, and writes CSV, JSON
     and a plot. --demo needs no data; for the paper's own setting give ImageNet with --images and
     --model ViT-B-32 --pretrained openai.
+
+    Example: secondlens reproduce table1 --demo
     """
 
 
 OPTIONS = (
     click.option("--demo", is_flag=True, help="On the embedded world: no data needed."),
     click.option(
-        "--images", type=Path, help="ImageNet, CIFAR-10, or a folder with one for each class."
+        "--images", type=PATH, help="ImageNet, CIFAR-10, or a folder with one for each class."
     ),
-    click.option("--shifted", type=Path, help="Shifted pictures, such as ImageNet-R."),
+    click.option("--shifted", type=PATH, help="Shifted pictures, such as ImageNet-R."),
     click.option(
-        "--lens", type=Path, help="Of the model; fitted on training pictures if not given."
+        "--lens", type=PATH, help="Of the model; fitted on training pictures if not given."
     ),
     click.option("--subset", type=click.IntRange(1), help="Take every so many-th test picture."),
     click.option(
@@ -70,7 +73,7 @@ OPTIONS = (
         help="The paper's text or its published code, where they disagree.",
     ),
     click.option("--convention", default="exact", show_default=True, help="exact or official."),
-    click.option("--out", type=Path, default=Path("secondlens-paper"), show_default=True),
+    click.option("--out", type=PATH, default=Path("secondlens-paper"), show_default=True),
 )
 
 
@@ -148,12 +151,18 @@ TITLES = {
 
 
 def _add(name: str, title: str) -> None:
-    @reproduce.command(name, help=title)
-    @of_a_study
-    def command(study: "Study") -> None:
-        from ..reproduce.registry import reproduce as make
+    twin = " --model demo-twin" if name in ("fig9", "fig12") else ""
 
-        make(name, study, console)
+    @reproduce.command(name, help=f"{title}\n\nExample: secondlens reproduce {name} --demo{twin}")
+    @json_option
+    @of_a_study
+    def command(study: "Study", as_json: bool) -> None:
+        from ..reproduce.registry import reproduce as make
+        from ..reproduce.result import as_document
+
+        result = make(name, study, tables(as_json))
+        if as_json:
+            print_json(as_document(result))
 
 
 for _name, _title in TITLES.items():
@@ -161,13 +170,22 @@ for _name, _title in TITLES.items():
 
 
 @reproduce.command("all")
+@json_option
 @of_a_study
-def everything(study: "Study") -> None:
-    """Everything that there is data for, and a page with all of it."""
-    from ..reproduce.registry import reproduce_all
+def everything(study: "Study", as_json: bool) -> None:
+    """Everything that there is data for, and a page with all of it.
 
-    page = reproduce_all(study, console)
-    console.print(f"Report: {page}", markup=False, highlight=False)
+    Example: secondlens reproduce all --demo
+    """
+    from ..reproduce.registry import reproduce_all
+    from ..reproduce.result import as_document
+
+    results, left_out, page = reproduce_all(study, tables(as_json))
+    if as_json:
+        found = [as_document(result) for result in results]
+        print_json({"results": found, "left_out": left_out, "report": page})
+    else:
+        console.print(f"Report: {page}", markup=False, highlight=False)
 
 
 LAYOUTS = ("imagenet-segmentation", "voc", "imagenet-s", "folder")
@@ -175,19 +193,20 @@ LAYOUTS = ("imagenet-segmentation", "voc", "imagenet-s", "folder")
 
 @reproduce.command()
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
-@click.option("--lens", type=Path, help="Of the model; with --demo, one is fitted if not given.")
-@click.option("--images", type=Path, help="A file or folder of images with masks.")
+@click.option("--lens", type=PATH, help="Of the model; with --demo, one is fitted if not given.")
+@click.option("--images", type=PATH, help="A file or folder of images with masks.")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True)
-@click.option("--names", type=Path, help="For imagenet-s: a file with a wnid and name a line.")
+@click.option("--names", type=PATH, help="For imagenet-s: a file with a wnid and name a line.")
 @click.option("--ignore", type=int, help="For folder: the value of ignored pixels.")
-@click.option("--classes", type=Path, help="A file with one class a line; by default the data's.")
+@click.option("--classes", type=PATH, help="A file with one class a line; by default the data's.")
 @click.option("--predicted", is_flag=True, help="Segment the class that CLIP predicts.")
-@click.option("--out", type=Path, default=Path("secondlens-table4"), show_default=True)
+@click.option("--out", type=PATH, default=Path("secondlens-table4"), show_default=True)
 @click.option("--fit-images", type=click.IntRange(50), default=1500, show_default=True)
 @click.option(
     "--test-images", type=click.IntRange(1), default=600, show_default=True, help="To test on."
 )
 @click.option("--dev", type=click.IntRange(1), default=200, show_default=True, help="To tune on.")
+@json_option
 @with_model
 def table4(
     demo: bool,
@@ -202,12 +221,15 @@ def table4(
     fit_images: int,
     test_images: int,
     dev: int,
+    as_json: bool,
     model: ChosenModel,
 ) -> None:
     """Zero-shot segmentation, neurons against every earlier method.
 
     Variants and thresholds of every method are tuned on --dev images and measured on --test-images
     others.
+
+    Example: secondlens reproduce table4 --demo
     """
     from ..lens import Lens
     from ..segmentation.reproduce import check_sources, data_work, demo_lens, demo_work, run
@@ -231,14 +253,16 @@ def table4(
     clip = model.load()
     if fitted is None:
         fitted = demo_lens(clip, fit_images)
-    run(clip, fitted, work, out, predicted=predicted, console=console)
+    found = run(clip, fitted, work, out, predicted=predicted, console=tables(as_json))
+    if as_json:
+        print_json(found.facts | {"rows": [asdict(row) for row in found.rows], "files": out})
 
 
 @reproduce.command()
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
-@click.option("--lens", type=Path, help="Described; with --demo, one is fitted if not given.")
-@click.option("--images", type=Path, help="Pictures for the baseline of indirect effects.")
-@click.option("--out", type=Path, default=Path("secondlens-table3"), show_default=True)
+@click.option("--lens", type=PATH, help="Described; with --demo, one is fitted if not given.")
+@click.option("--images", type=PATH, help="Pictures for the baseline of indirect effects.")
+@click.option("--out", type=PATH, default=Path("secondlens-table3"), show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs.")
 @click.option("--images-a-run", "count", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--neurons", type=click.IntRange(1), default=100, show_default=True)
@@ -250,6 +274,7 @@ def table4(
     show_default=True,
     help="For directions of indirect effects; 0 leaves that baseline out.",
 )
+@json_option
 @with_parts
 @with_model
 def table3(
@@ -262,6 +287,7 @@ def table3(
     neurons: int,
     fit_images: int,
     effect_images: int,
+    as_json: bool,
     parts: Callable[[str], dict[str, Any]],
     model: ChosenModel,
 ) -> None:
@@ -269,10 +295,13 @@ def table3(
 
     With --demo: the ten pairs of the embedded world that nothing was tuned on. A run that was
     interrupted goes on when the same command is given again.
+
+    Example: secondlens reproduce table3 --demo
     """
     from ..attack.reproduce import reproduce_table3
+    from ..reproduce.result import as_document
 
-    reproduce_table3(
+    result = reproduce_table3(
         model.load,
         parts(model.device),
         demo=demo,
@@ -285,5 +314,7 @@ def table3(
         neurons=neurons,
         fit_images=fit_images,
         effect_images=effect_images,
-        console=console,
+        console=tables(as_json),
     )
+    if as_json:
+        print_json(as_document(result))

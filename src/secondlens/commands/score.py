@@ -1,27 +1,31 @@
 """`secondlens score`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from ..evidence import Stability
-from ..lens import Lens
-from ..view import Clip
-from .common import console, model_options
+from .common import PATH, json_option, model_options, print_json, tables
+
+if TYPE_CHECKING:
+    from ..evidence import Scores, Stability
+    from ..lens import Lens
+    from ..view import Clip
 
 UNSEEN_SCENES = 2000
 
 
 @click.command()
-@click.argument("lens", type=Path)
+@click.argument("lens", type=PATH)
 @click.option(
     "--texts", default="world", show_default=True, help="What the lens was described with."
 )
 @click.option(
     "--images",
+    type=click.Path(),
     help="Pictures that were not used to fit; by default, for the embedded models, unseen scenes.",
 )
 @click.option(
@@ -34,9 +38,11 @@ UNSEEN_SCENES = 2000
 @click.option("--stability", is_flag=True, help="Refit on two halves of the images and compare.")
 @click.option(
     "--fit-images",
+    type=click.Path(),
     help="Those of the fit, for --dissect and --stability; by default the embedded models' scenes.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@json_option
 @model_options
 def score(
     lens: Path,
@@ -49,28 +55,34 @@ def score(
     stability: bool,
     fit_images: str | None,
     batch_size: int,
+    as_json: bool,
     device: str,
     **model: Any,
 ) -> None:
     """Score the descriptions in a LENS on pictures that were not used to fit, and save the scores.
 
     A score is the area under the ROC curve with which the words of a neuron find the pictures on
-    which its effect is largest. For example: secondlens score secondlens-demo/lens --dissect
+    which its effect is largest.
+
+    Example: secondlens score secondlens-demo/lens --dissect
     """
     from ..clip import load
     from ..demo.model import TWIN
     from ..dissect import by_activation
     from ..dissect import dissect as label
+    from ..lens import Lens
     from ..score import score as score_lens
     from ..score import score_table
     from ..stability import stability as refit
     from ..texts import vocabulary
 
+    shown = tables(as_json)
     fitted = Lens.load(lens)
     pool = vocabulary(texts, templates=templates or None)
     clip = load(model.pop("model"), device=device, **model)
     source, judge = (images, None) if images else _unseen(clip.name)
     related: list[Clip | None] = [None]
+    measured = []
     if referee is not None:
         judge = load(referee, referee_pretrained, device)
     elif judge is None:
@@ -95,11 +107,28 @@ def score(
                 batch_size=batch_size,
                 progress=True,
             )
-            console.print(score_table(scores))
+            measured.append(scores)
+            shown.print(score_table(scores))
+    found = None
     if stability:
         found = refit(clip, fitted, pool, known, batch_size=batch_size, progress=True)
-        console.print(_stability_table(found))
+        shown.print(_stability_table(found))
     fitted.save(lens)
+    if as_json:
+        print_json(
+            {
+                "scores": [_as_document(scores) for scores in measured],
+                "stability": None if found is None else _medians(found),
+            }
+        )
+
+
+def _as_document(scores: "Scores") -> dict[str, Any]:
+    """Medians over all neurons, and the differences to every control."""
+    from ..score import compare
+
+    facts = {name: getattr(scores, name) for name in ("vocabulary", "referee", "images", "top")}
+    return facts | {"comparisons": [asdict(each) for each in compare(scores)]}
 
 
 def _unseen(name: str) -> tuple[Any, Any]:
@@ -114,7 +143,7 @@ def _unseen(name: str) -> tuple[Any, Any]:
     return scenes, truth(scenes)
 
 
-def _fit_scenes(name: str, lens: Lens) -> Any:
+def _fit_scenes(name: str, lens: "Lens") -> Any:
     """The embedded scenes that a lens was fitted on."""
     from ..demo.pictures import FIT_SEED, Scenes
     from ..demo.scenes import World
@@ -125,7 +154,16 @@ def _fit_scenes(name: str, lens: Lens) -> Any:
     return scenes
 
 
-def _stability_table(stability: Stability) -> Table:
+def _medians(stability: "Stability") -> list[dict[str, Any]]:
+    """Over the neurons of each layer, and of neighbouring neurons beside."""
+    names = ("cosine", "cosine_null", "overlap", "overlap_null")
+    return [
+        {"layer": layer} | {name: getattr(stability, name)[layer].median() for name in names}
+        for layer in sorted(stability.cosine)
+    ]
+
+
+def _stability_table(stability: "Stability") -> Table:
     """Medians over the neurons of each layer, of neighbours in brackets."""
     table = Table(
         title=f"Refitted on two halves of {stability.images} images: medians (of two neighbouring "
@@ -133,11 +171,7 @@ def _stability_table(stability: Stability) -> Table:
     )
     for name in ("layer", "|cosine| of directions", "shared words"):
         table.add_column(name, justify="right")
-    pairs = (
-        (stability.cosine, stability.cosine_null),
-        (stability.overlap, stability.overlap_null),
-    )
-    for layer in sorted(stability.cosine):
-        shown = (f"{ours[layer].median():.2f} ({null[layer].median():.2f})" for ours, null in pairs)
-        table.add_row(str(layer), *shown)
+    for row in _medians(stability):
+        shown = (f"{row[name]:.2f} ({row[f'{name}_null']:.2f})" for name in ("cosine", "overlap"))
+        table.add_row(str(row["layer"]), *shown)
     return table

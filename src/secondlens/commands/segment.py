@@ -6,14 +6,14 @@ from typing import Literal
 
 import click
 
-from .common import console, layer_numbers, model_options
+from .common import PATH, console, json_option, layer_numbers, model_options, print_json
 
 
 @click.command()
-@click.argument("lens", type=Path)
-@click.argument("photo", type=Path)
+@click.argument("lens", type=PATH)
+@click.argument("photo", type=PATH)
 @click.option("--text", "texts", multiple=True, required=True, help='Such as "a dog"; repeatable.')
-@click.option("--out", type=Path, required=True, help="A new folder for the pictures.")
+@click.option("--out", type=PATH, required=True, help="A new folder for the pictures.")
 @click.option("--against", multiple=True, help="A text to contrast with; repeatable.")
 @click.option(
     "--threshold",
@@ -61,6 +61,7 @@ from .common import console, layer_numbers, model_options
     is_flag=True,
     help="As the paper does: fewer neurons, averaged as they are, whatever the last four say.",
 )
+@json_option
 @model_options
 def segment(
     lens: Path,
@@ -78,6 +79,7 @@ def segment(
     windows: int,
     positive: bool,
     paper: bool,
+    as_json: bool,
     model: str,
     pretrained: str | None,
     precision: str,
@@ -88,6 +90,8 @@ def segment(
 
     With several texts, labels.png tells them apart: its pixels are 0 where none is, 1 for the
     first text, and so on.
+
+    Example: secondlens segment secondlens-demo/lens photo.png --text "a dog" --out masks
     """
     from ..clip import load
     from ..lens import Lens
@@ -123,7 +127,14 @@ def segment(
     if len(texts) > 1:
         pictures["labels"] = label_picture(label_map(heat, threshold))
     save_all(pictures, out)
-    for number, (text, each) in enumerate(zip(texts, heat, strict=True), start=1):
-        share = f"{float((each >= threshold).float().mean()):.0%}"
-        console.print(f"{number}: {text}: {share} of the picture", markup=False, highlight=False)
+    shares = [(each >= threshold).float().mean().item() for each in heat]
+    if as_json:
+        found = [{"text": text, "share": each} for text, each in zip(texts, shares, strict=True)]
+        print_json(
+            {"photo": photo, "texts": found, "pictures": [out / f"{n}.png" for n in pictures]}
+        )
+        return
+    for number, (text, share) in enumerate(zip(texts, shares, strict=True), start=1):
+        line = f"{number}: {text}: {share:.0%} of the picture"
+        console.print(line, markup=False, highlight=False)
     console.print(f"{out}: {len(pictures)} pictures", markup=False, highlight=False)

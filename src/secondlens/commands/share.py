@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from .common import console
+from .common import PATH, console
 
 
 @click.command()
-@click.argument("lens", type=Path)
+@click.argument("lens", type=PATH)
 @click.option("--repo", required=True, help="The repository, such as user/name.")
 @click.option("--private", is_flag=True, help="If it is new: only for its owner.")
 def share(lens: Path, repo: str, private: bool) -> None:
@@ -26,7 +26,7 @@ def share(lens: Path, repo: str, private: bool) -> None:
 
 @click.command()
 @click.argument("repo")
-@click.argument("lens", type=Path)
+@click.argument("lens", type=PATH)
 @click.option("--revision", help="A branch, tag or commit; by default the newest.")
 def pull(repo: str, lens: Path, revision: str | None) -> None:
     """Fetch a lens from the repository REPO of the Hugging Face hub into a new folder LENS.

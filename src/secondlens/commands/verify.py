@@ -1,17 +1,16 @@
 """`secondlens verify`."""
 
-import json
 from dataclasses import asdict
 
 import click
 from rich.table import Table
 
-from .common import checkpoint_options, console
+from .common import checkpoint_options, console, json_option, print_json
 
 
 @click.command()
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of a table.")
+@json_option
 @checkpoint_options
 def verify(
     model: str, as_json: bool, pretrained: str | None, activation: str | None, device: str
@@ -20,6 +19,8 @@ def verify(
 
     MODEL is "demo", an open_clip name, or "hf:" and the name or folder of a transformers model.
     Exits with 1 if a check fails.
+
+    Example: secondlens verify demo
     """
     from ..activation import trained_activation
     from ..clip import load
@@ -32,7 +33,7 @@ def verify(
     if as_json:
         rows = [asdict(check) | {"passed": check.passed} for check in checks]
         report = {"model": clip.name, "weights": clip.weights_hash, "activation": clip.activation}
-        print(json.dumps(report | {"passed": not failed, "checks": rows}, indent=1))
+        print_json(report | {"passed": not failed, "checks": rows})
     else:
         table = Table(title=f"{clip.name}: largest error over largest value")
         table.add_column("rebuilt or recomputed")

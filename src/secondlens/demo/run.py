@@ -1,7 +1,8 @@
 """The demo: fit, describe, check by ablation, and write a report, all on embedded material."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from ..errors import SecondLensError
 from ..fit import fit
 from ..lens import Lens
 from ..report import Fact, write_report
-from ..score import score, score_table
+from ..score import compare, score, score_table
 from ..storage import check_empty
 from ..summary import Neuron, neurons_in_words, quartiles
 from ..view import Clip
@@ -258,6 +259,41 @@ def print_summary(demo: Demo, console: Console) -> None:
             table.add_row(neuron.name, f"{neuron.score:.2f}", signed_words(neuron))
         console.print(table)
     console.print(f"Report: {demo.report}")
+
+
+def as_document(demo: Demo) -> dict[str, Any]:
+    """The same in numbers."""
+    lens, ablation = demo.lens, demo.ablation
+    names = ("selectivity", "selectivity_null", "explained", "explained_null", "explained_all")
+    objects, others = by_subject(demo.neurons)
+    listed = {
+        "clearest_about_objects": clearest(objects, 10),
+        "clearest_about_colours_and_places": clearest(others, 5),
+        "most_polysemous": most_polysemous(objects, 10),
+    }
+    return {
+        "accuracy": ablation.baseline(),
+        "layers": [
+            {
+                "layer": layer,
+                "medians": {name: quartiles(getattr(lens[layer], name))[1] for name in names},
+                "accuracy_without": {kind: ablation.accuracy(layer, kind) for kind in _SHOWN},
+            }
+            for layer in lens.layers
+        ],
+        "scores": [
+            {"name": name, "comparisons": [asdict(each) for each in compare(scores)]}
+            for name, scores in lens.scores.items()
+        ],
+        **{
+            name: [
+                {"neuron": each.name, "score": each.score, "words": signed_words(each)}
+                for each in neurons
+            ]
+            for name, neurons in listed.items()
+        },
+        "report": str(demo.report),
+    }
 
 
 _SHOWN = ("all", "large", "small", "random", "first component")

@@ -1,7 +1,5 @@
 """Table 4 on the embedded world, as a result like the others: `segmentation` measures it."""
 
-from rich.console import Console
-
 from ..segmentation.reproduce import compare, demo_work
 from ..segmentation.table import METRICS
 from .result import Result, Row, Setting
@@ -14,7 +12,7 @@ DEV_IMAGES, TEST_IMAGES = 100, 200
 def table4(study: Study) -> Result:
     """Zero-shot segmentation by neurons, beside every earlier method."""
     work = demo_work(images=TEST_IMAGES, dev=DEV_IMAGES)
-    found = compare(study.clip, study.lens, work, predicted=False, console=Console())
+    found = compare(study.clip, study.lens, work, predicted=False)
     rows = []
     for row in found.rows:
         if row.group == "all images":

@@ -60,11 +60,8 @@ def reproduce(name: str, study: Study, console: Console) -> Result:
     return result
 
 
-def reproduce_all(study: Study, console: Console) -> Path:
-    """Every result that the study has data for, and a page with all of them.
-
-    A result that cannot be made is left out, and the page says why.
-    """
+def reproduce_all(study: Study, console: Console) -> tuple[list[Result], dict[str, str], Path]:
+    """The results that the study has data for, why others are left out, and a page with both."""
     results: list[Result] = []
     left_out = {name: why for name, why in OF_ITS_OWN.items() if name not in REPRODUCTIONS}
     for name in REPRODUCTIONS:
@@ -80,4 +77,4 @@ def reproduce_all(study: Study, console: Console) -> Path:
         raise SecondLensError(next(reversed(left_out.values())))
     page = study.out / "index.html"
     write_report(results, left_out, page)
-    return page
+    return results, left_out, page

@@ -88,18 +88,22 @@ def show(result: Result, console: Console) -> None:
         console.print(f"  {setting}", markup=False, highlight=False)
 
 
-def write(result: Result, out: Path) -> list[Path]:
-    """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder; each is whole or absent."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"{result.name}.csv", out / f"{result.name}.json"]
-    _write_csv(paths[0], result.rows)
-    content = {
+def as_document(result: Result) -> dict[str, Any]:
+    """For NAME.json."""
+    return {
         "title": result.title,
         "rows": [dict(row) for row in result.rows],
         "notes": list(result.notes),
         "settings": [asdict(each) for each in result.settings],
     }
-    save_json(paths[1], content)
+
+
+def write(result: Result, out: Path) -> list[Path]:
+    """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder; each is whole or absent."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{result.name}.csv", out / f"{result.name}.json"]
+    _write_csv(paths[0], result.rows)
+    save_json(paths[1], as_document(result))
     if result.details:
         paths.append(out / f"{result.name}-details.csv")
         _write_csv(paths[-1], result.details)

@@ -137,11 +137,11 @@ class Compared:
     """What was measured on what, and what was chosen for each method."""
 
 
-def compare(clip: Clip, lens: Lens, work: Work, *, predicted: bool, console: Console) -> Compared:
+def compare(clip: Clip, lens: Lens, work: Work, *, predicted: bool) -> Compared:
     """Tune all methods on some images and measure them on others."""
     methods = table4(clip, lens)
     classes = Classes(clip, work.classes, predicted)
-    with Progress(console=console) as progress:
+    with Progress() as progress:
         steps = -(-len(work.dev) // IMAGES_PER_BATCH), -(-len(work.test) // IMAGES_PER_BATCH)
         tuning = progress.track(
             batches(clip, work.dev, classes), total=steps[0], description="tuning"
@@ -168,10 +168,11 @@ def compare(clip: Clip, lens: Lens, work: Work, *, predicted: bool, console: Con
 
 def run(
     clip: Clip, lens: Lens, work: Work, out: Path, *, predicted: bool, console: Console
-) -> None:
+) -> Compared:
     """Tune, measure, print the tables, and write them and the picture grid into `out`."""
-    found = compare(clip, lens, work, predicted=predicted, console=console)
+    found = compare(clip, lens, work, predicted=predicted)
     for table in tables(found.rows):
         console.print(table)
     write(found.rows, found.grid, out, found.facts)
     console.print(f"{out}: table4.csv, table4.json, table4.png", markup=False, highlight=False)
+    return found

@@ -11,20 +11,27 @@ import psutil
 import pytest
 import torch
 from engines import Pictures, be_unreachable, close, fail, fill_memory, kill, marks
-from models import tiny_images, tiny_model
+from models import tiny_images, tiny_model, tiny_tokenizer
+from test_attack import NeverLions
 
-from secondlens.clip import from_open_clip
+from secondlens.attack import attack_pairs
+from secondlens.attack.attacker import attacker
+from secondlens.clip import from_open_clip, load
+from secondlens.demo.pictures import Scenes, world_vocabulary
+from secondlens.demo.scenes import World
+from secondlens.describe import describe
 from secondlens.engine import Crew, Incomplete, Local, crew
 from secondlens.engine.crew import perform
 from secondlens.errors import SecondLensError
 from secondlens.fit import Unfinished, fit
 from secondlens.remote import Unreachable
 from secondlens.shards import FAN_IN, levels
+from secondlens.texts import vocabulary
 
 
 @pytest.fixture(scope="module")
 def clip():
-    return from_open_clip(tiny_model(layers=4), name="tiny")
+    return from_open_clip(tiny_model(layers=4), tokenizer=tiny_tokenizer, name="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -293,3 +300,30 @@ def test_torch_threads_are_shared_out(clip):
     with Local(workers=2).start(Threads()) as workers:
         (_, threads), *_ = workers.map([1])
     assert threads == max(1, torch.get_num_threads() // 2)
+
+
+def test_neurons_are_described_by_several_processes(clip, images):
+    lens = fit(clip, images, [1, 2], top=5)
+    words = vocabulary(["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree"])
+    alone = describe(clip, lens, words, 4)
+    together = describe(clip, lens, words, 4, engine=Local(workers=2))
+    for layer in lens.layers:
+        assert torch.equal(together.indices[layer], alone.indices[layer])
+        assert torch.equal(together.coefficients[layer], alone.coefficients[layer])
+        assert torch.equal(together.cosine[layer], alone.cosine[layer])
+    assert torch.equal(together.control, alone.control)
+
+
+def test_pairs_are_attacked_by_several_processes(tmp_path):
+    demo = load("demo")
+    lens = fit(demo, Scenes(World(), 31, 60), [4, 5])
+    describe(demo, lens, world_vocabulary(), 12)
+    made = attacker(demo, lens, images=1, captions=1)
+    stubborn = replace(made, parts=replace(made.parts, writer=NeverLions()))
+    names = ["cow", "lion", "owl"]
+    alone, left_out = attack_pairs(stubborn, names, tmp_path / "alone")
+    engine = Local(workers=2)
+    together, also_left_out = attack_pairs(stubborn, names, tmp_path / "two", engine=engine)
+    assert [r.as_json() for r in together] == [r.as_json() for r in alone]
+    assert also_left_out == left_out and len(left_out) == 2
+    assert (tmp_path / "two" / "index.html").is_file()

@@ -1,5 +1,6 @@
-"""A fit on a Ray cluster: a real one, on this machine, for all tests of a process."""
+"""A fit on a Ray cluster: a real one, on this machine, for all tests of this file."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,26 +10,39 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from engines import Pictures, close, fill_memory, kill, marks
 from models import tiny_images, tiny_model
+from stores import put_pictures, s3
 
 from secondlens.clip import from_open_clip
 from secondlens.engine import Ray, crew
 from secondlens.errors import SecondLensError
 from secondlens.fit import Unfinished, fit
+from secondlens.lens import Lens
 
 OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}
 
 
 @pytest.fixture(scope="module")
-def address():
-    """Of a cluster with two processors."""
+def server():
+    with s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def address(server):
+    """Of a cluster with two processors, whose workers know the S3 server and do not insist."""
     # short, because the names of sockets are
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        once = {"config_kwargs": {"retries": {"total_max_attempts": 1, "mode": "standard"}}}
+        patch.setenv("FSSPEC_S3", json.dumps(once))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes into the home folder
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
@@ -106,6 +120,7 @@ import sys
 from pathlib import Path
 from engines import Pictures
 from models import tiny_images, tiny_model
+from stores import put_pictures, s3
 from secondlens.clip import from_open_clip
 from secondlens.engine import Ray
 from secondlens.fit import fit
@@ -133,6 +148,26 @@ fit(clip, pictures, engine=engine, out=folder / "lens", **settings)
     lens = fit(clip, Pictures(images, tmp_path), engine=engine, out=tmp_path / "lens", **OPTIONS)
     close(lens, expected)
     assert marks(tmp_path, "read") - read == 23 - 6 * whole + 23
+
+
+def test_a_store_that_fails_for_a_while(address, server, tmp_path):
+    """Workers read from it and write to it; it is down for longer than its library insists."""
+    clip = from_open_clip(tiny_model(layers=4), preprocess=pixels_of, name="tiny")
+    pictures = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+    for number, content in enumerate(put_pictures("s3://lab/photos", pictures)):
+        (tmp_path / f"{number:02}.png").write_bytes(content)
+    server.fail(12, after=lambda method, path: path.endswith("05.png"))
+    settings = OPTIONS | {"shard_size": 3}
+    lens = fit(clip, "s3://lab/photos", engine=Ray(workers=1), out="s3://lab/lens", **settings)
+    assert server.after is None and server.failing == 0
+    assert sum(path.endswith("03.png") for _, path in server.requests) > 1 + 2, "tried again"
+    close(lens, fit(clip, tmp_path, **settings))
+    close(Lens.load("s3://lab/lens"), lens)
+    assert not lens.skipped
+
+
+def pixels_of(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
 def test_what_a_cluster_cannot_give(address, clip, images, tmp_path):

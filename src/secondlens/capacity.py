@@ -29,19 +29,19 @@ SPREAD: Final = 0.1
 class Rates:
     """What one worker does in a second, and what all of them share."""
 
-    flops: float
+    flops: float | int
     """Floating-point operations a second in the image tower."""
-    decode: float
+    decode: float | int
     """Pictures decoded a second, by all cores that a worker has for it."""
-    network: float
+    network: float | int
     """Bytes a second between a worker and the store."""
-    store: float
+    store: float | int
     """Bytes a second between the store and all workers together."""
-    merge: float
+    merge: float | int
     """Bytes of partial statistics merged a second."""
-    eigen: float
+    eigen: float | int
     """Seconds for the spectrum of one matrix of rank 100; it grows with the cube of the rank."""
-    dispatch: float
+    dispatch: float | int
     """Seconds of the driver for each task."""
 
 
@@ -52,19 +52,19 @@ class Job:
     images: int
     shards: int
     groups: int
-    image_bytes: float
-    first_flops: float
+    image_bytes: float | int
+    first_flops: float | int
     """Of an image in the first pass of one group."""
-    second_flops: float
-    means_bytes: float
+    second_flops: float | int
+    means_bytes: float | int
     """Of one node of the means."""
-    ranked_bytes: float
+    ranked_bytes: float | int
     """Of one node of the top images."""
-    centres_bytes: float
+    centres_bytes: float | int
     """What every worker reads between the passes."""
-    spectra: float
+    spectra: float | int
     """Of the finished lens, as matrices of rank 100."""
-    model_bytes: float
+    model_bytes: float | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class Stage:
 
     name: str
     tasks: int
-    seconds: float
+    seconds: float | int
     """Of computing, for each task."""
-    read: float
+    read: float | int
     """Bytes for each task."""
-    written: float
+    written: float | int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,12 @@ class Timing:
     """A stage as it ran."""
 
     stage: Stage
-    seconds: float
-    idle: float
+    seconds: float | int
+    idle: float | int
     """Share of the workers' time in which they did nothing."""
 
 
-def job(clip: Clip, plan: Plan, top: int, image_bytes: float) -> Job:
+def job(clip: Clip, plan: Plan, top: int, image_bytes: float | int) -> Job:
     """What a fit by this plan does; the model may have shapes only, on the device "meta"."""
     forward = forward_flops(clip)
     shapes = [_LayerShape(clip, layer) for layer in plan.layers]
@@ -166,7 +166,7 @@ def stages(job: Job, rates: Rates, workers: int) -> list[Stage]:
     return found
 
 
-def _merging(name: str, shards: int, part: float, rates: Rates) -> list[Stage]:
+def _merging(name: str, shards: int, part: float | int, rates: Rates) -> list[Stage]:
     counts = levels(shards)
     return [
         Stage(
@@ -201,7 +201,7 @@ def _run(stage: Stage, rates: Rates, workers: int, chance: random.Random) -> Tim
     return Timing(stage=stage, seconds=end, idle=1 - busy / (workers * end) if end else 0.0)
 
 
-def total(timings: list[Timing]) -> float:
+def total(timings: list[Timing]) -> float | int:
     """Seconds of the whole fit."""
     return sum(timing.seconds for timing in timings)
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
+from .engine import Engine, Local
 from .errors import SecondLensError
 from .lens import WORDS_THAT_COUNT, Codes, Lens
 from .sparse import TARGETS_PER_CHUNK, omp_paths
@@ -29,6 +30,7 @@ def describe(
     k: int | None = None,
     *,
     how: str = "centred",
+    engine: Engine | None = None,
     progress: bool = False,
 ) -> Codes:
     """Write each neuron's direction as a signed sum of `k` texts, by orthogonal matching pursuit.
@@ -50,6 +52,8 @@ def describe(
         Texts a neuron; at most the number of texts and `clip.dim`. By default `default_size`.
     how
         `texts.normalise`: "unit", "centred" or "official".
+    engine
+        Where blocks of neurons are coded, as in `fit`; the codes are the same.
     progress
         Show progress bars.
 
@@ -70,7 +74,9 @@ def describe(
     controls = random_directions(CONTROLS, clip.dim).to(directions[0])
     targets = torch.cat([*directions, controls])
     rows = words.embed(clip, progress=progress).to(targets)
-    indices, coefficients, brief, cosines = _code(targets, normalise(rows, how), k, progress)
+    indices, coefficients, brief, cosines = _code(
+        _Coding(targets, normalise(rows, how), k), engine or Local(), progress
+    )
     counts = [*map(len, directions), CONTROLS]
 
     def by_layer(rows: Tensor) -> dict[int, Tensor]:
@@ -107,21 +113,36 @@ def random_directions(count: int, dim: int) -> Float[Tensor, "count dim"]:
     return F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1)
 
 
-def _code(
-    targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "texts dim"], k: int, progress: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices and coefficients of the codes of k texts, the coefficients of the brief codes, and
-    the cosines of the codes of 1 to k texts."""
-    paths = omp_paths(targets, atoms, k)
-    chunks = -(-len(targets) // TARGETS_PER_CHUNK)
-    short = min(k, WORDS_THAT_COUNT)
-    parts = [
+class _Coding:
+    """Codes blocks of targets, each a task named by its first row."""
+
+    def __init__(
+        self, targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "texts dim"], k: int
+    ) -> None:
+        self.targets, self.atoms, self.k = targets, atoms, k
+
+    def __call__(self, first: int) -> tuple[Tensor, ...]:
+        """Indices and coefficients of the codes of k texts, the coefficients of the brief codes,
+        and the cosines of the codes of 1 to k texts."""
+        block = self.targets[first : first + TARGETS_PER_CHUNK]
+        (path,) = omp_paths(block, self.atoms, self.k)
+        short = min(self.k, WORDS_THAT_COUNT)
+        coefficients = path.coefficients(self.k), path.coefficients(short)
         # cloned, because a view would keep the whole path
-        (path.indices, path.coefficients(k).clone(), path.coefficients(short).clone(), path.cosines)
-        for path in (track(paths, "codes", chunks) if progress else paths)
-    ]
-    indices, coefficients, brief, cosines = map(torch.cat, zip(*parts, strict=True))
-    return indices, coefficients, brief, cosines
+        return path.indices, *(each.clone() for each in coefficients), path.cosines
+
+
+def _code(coding: _Coding, engine: Engine, progress: bool) -> tuple[Tensor, ...]:
+    """What `_Coding` gives, for all targets."""
+    starts = range(0, len(coding.targets), TARGETS_PER_CHUNK)
+    with engine.start(coding) as workers:
+        done = workers.map(starts)
+        found = dict(track(done, "codes", len(starts)) if progress else done)
+    like = coding.targets
+    return tuple(
+        torch.cat([part.to(like.device) for part in parts])
+        for parts in zip(*(found[start] for start in starts), strict=True)
+    )
 
 
 def _median(rows: Float[Tensor, "rows k"]) -> Float[Tensor, " k"]:

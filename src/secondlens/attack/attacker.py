@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from ..clip import DEMOS
 from ..demo.pictures import object_names
+from ..engine import Engine, Local
 from ..errors import SecondLensError
 from ..lens import Codes, Lens
 from ..search import description_of
@@ -177,12 +179,14 @@ def attack_pairs(
     names: Sequence[str],
     out: str | Path,
     *,
+    engine: Engine | None = None,
     progress: bool = False,
 ) -> tuple[list[Report], dict[Pair, str]]:
     """Attack every ordered pair of some classes, each in a folder of its own below `out`.
 
     Pairs for which no word or caption is left are listed with the reason; the others go on. An
-    index of all galleries is written at the end.
+    index of all galleries is written at the end. An engine, as in `fit`, attacks several pairs at a
+    time; all its workers must reach `out`.
 
     Raises
     ------
@@ -198,19 +202,31 @@ def attack_pairs(
         check_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
     save_json(folder / "pairs.json", {"classes": list(names)})
-    reports, left_out = [], {}
-    for drawn, wrong in permutations(dict.fromkeys(names), 2):
-        pair = Pair(draw=drawn, mistake_for=wrong)
-        try:
-            reports.append(made(pair, folder / folder_name(pair), progress=progress))
-        except NothingLeft as error:
-            left_out[pair] = str(error)
+    pairs = [
+        Pair(draw=drawn, mistake_for=wrong)
+        for drawn, wrong in permutations(dict.fromkeys(names), 2)
+    ]
+    engine = engine or Local()
+    # side by side, the bars of several pairs would say nothing
+    shown = progress and engine.shared == "nobody"
+    with engine.start(partial(_attacked, made, folder.absolute(), shown)) as workers:
+        found = dict(workers.map(pairs))
+    reports = [found[pair] for pair in pairs if isinstance(found[pair], Report)]
+    left_out = {pair: found[pair] for pair in pairs if isinstance(found[pair], str)}
     if not reports:
         raise SecondLensError(
             f"none of the pairs could be attacked: {next(iter(left_out.values()))}"
         )
     gallery.write_index(reports, left_out, folder)
     return reports, left_out
+
+
+def _attacked(made: Attacker, folder: Path, progress: bool, pair: Pair) -> Report | str:
+    """The report of one pair, or the reason why it is left out."""
+    try:
+        return made(pair, folder / folder_name(pair), progress=progress)
+    except NothingLeft as error:
+        return str(error)
 
 
 def _described(lens: Lens, texts: Any) -> tuple[Vocabulary, Codes]:

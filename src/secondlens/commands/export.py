@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from ..storage import check_empty
 from .common import PATH, console
 from .explore import opened, opening_options
 
@@ -36,6 +35,7 @@ def export(
     """
     from ..explorer.export import export as write
     from ..explorer.runs import load_runs
+    from ..storage import check_empty
 
     check_empty(site)
     found = load_runs(runs)

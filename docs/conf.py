@@ -25,8 +25,9 @@ myst_heading_anchors = 3
 
 # docstrings put names of the library between single backticks
 default_role = "py:obj"
-autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_typehints = "none"
+autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 88
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 

@@ -115,6 +115,14 @@ def test_notebooks_run(notebook, place):
     NotebookClient(content, timeout=120, resources={"metadata": {"path": str(place)}}).execute()
 
 
+def test_the_library_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = {
+        name.split(".")[-1] for name in re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE)
+    }
+    assert set(sl.__all__) <= named
+
+
 def keys(table):
     """The names in the first column of a Markdown table, several in one cell included."""
     return {name for row in table for name in re.findall(r"`(\w+)`", row.split("|")[1])}

@@ -3,8 +3,17 @@
 from pathlib import Path
 
 import click
+from rich import get_console
 
 from .common import PATH, console
+
+
+def _follow_quiet() -> None:
+    """The hub's library has progress bars of its own."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    if get_console().quiet:
+        disable_progress_bars()
 
 
 @click.command()
@@ -20,6 +29,7 @@ def share(lens: Path, repo: str, private: bool) -> None:
     """
     from ..lens import Lens
 
+    _follow_quiet()
     address = Lens.load(lens).push_to_hub(repo, private=private)
     console.print(address, markup=False, highlight=False)
 
@@ -37,6 +47,7 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
     from ..storage import check_empty
 
     check_empty(lens)
+    _follow_quiet()
     found = Lens.from_hub(repo, revision=revision)
     found.save(lens)
     shown = f"{lens}: layers {found.layers} of {found.model['name']}"

@@ -36,10 +36,11 @@ from secondlens.commands.plan import duration
 from secondlens.engine import Engine, Local, Ray, Workers
 from secondlens.fit import _Run, fit
 from secondlens.images import Reader
+from secondlens.nodes import STAGES, Means, Node
 from secondlens.parts import Parts
 from secondlens.plan import make_plan
 from secondlens.rates import measured
-from secondlens.shards import STAGES, Node, ShardWork
+from secondlens.shards import ShardWork
 from secondlens.statistics import Moments, top_count
 
 console = Console(width=110)
@@ -199,21 +200,24 @@ def driver(counts: tuple[int, ...]) -> None:
 class Synthetic(ShardWork):
     """Leaves that are made up; all else is the fit's own."""
 
-    def _first_pass(self, node: Node) -> None:
+    def first_pass(self, node: Node) -> None:
         (layer,) = self.plan.layers
         rank, neurons = min(self.clip.heads, self.clip.dim), self.clip.neurons
         z = torch.randn(8, neurons, rank, generator=torch.Generator().manual_seed(node.number))
         moments = Moments.of(z)
         sums = torch.zeros(self.clip.tokens, neurons)
-        self._save_means(node, 8, [], {}, {layer: moments}, {layer: sums})
+        means = Means(
+            images=8, unread=[], skipped={}, moments={layer: moments}, activations={layer: sums}
+        )
+        self.nodes.save_means(node, means)
 
-    def _second_pass(self, node: Node) -> None:
+    def second_pass(self, node: Node) -> None:
         (layer,) = self.plan.layers
         rank, neurons = min(self.clip.heads, self.clip.dim), self.clip.neurons
         z = torch.randn(8, neurons, rank, generator=torch.Generator().manual_seed(node.number))
-        ranking = Ranking(self._centres(0)[layer], 8)
+        ranking = Ranking(self.nodes.centres(0)[1][layer], 8)
         ranking.see(z, torch.arange(8) + 8 * node.number)
-        self._save_ranked(node, {layer: (ranking.top_images, ranking.histogram)})
+        self.nodes.save_ranked(node, {layer: (ranking.top_images, ranking.histogram)})
 
 
 def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
@@ -242,8 +246,8 @@ def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
 
     with Local(workers=1).start(work) as workers:
         for stage in STAGES:
-            run._tree(Watched(workers), work.root(0, stage))
-    assert work.moments(work.root(0, STAGES[0]), layer).count == 8 * count
+            run._tree(Watched(workers), work.nodes.root(0, stage))
+    assert work.nodes.info(work.nodes.root(0, STAGES[0]))["images"] == 8 * count
     return before, max(0, peak - before)
 
 

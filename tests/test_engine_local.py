@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -24,8 +25,8 @@ from secondlens.engine import Crew, Incomplete, Local, crew
 from secondlens.engine.crew import perform
 from secondlens.errors import SecondLensError
 from secondlens.fit import Unfinished, fit
+from secondlens.nodes import FAN_IN, levels
 from secondlens.remote import Unreachable
-from secondlens.shards import FAN_IN, levels
 from secondlens.texts import vocabulary
 
 

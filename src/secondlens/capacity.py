@@ -1,6 +1,6 @@
 """How long a fit on many workers takes, and what it moves: a simulation from rates.
 
-A fit is a row of stages, one for each level of its trees (see `shards`). The tasks of a stage go to
+A fit is a row of stages, one for each level of its trees (see `nodes`). The tasks of a stage go to
 whichever worker is free, in order, and a stage begins when the one before it has ended. What slows
 many workers down is in it: the driver hands out one task at a time, a store has so much bandwidth
 for all, tasks differ in length, and a level of a tree has fewer tasks than the one below.
@@ -15,8 +15,8 @@ from typing import Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .nodes import FAN_IN, levels
 from .plan import Plan, make_plan
-from .shards import FAN_IN, levels
 from .view import Clip
 
 SHARDS_PER_WORKER: Final = 4

@@ -2,7 +2,7 @@
 
 Images are cut into shards of consecutive positions. Each shard gives a part: means and covariances
 of its coordinates, and in a second pass its strongest images around the final mean. Parts are
-merged by trees that the plan settles (see `shards`), so that a fit on many machines, or one that
+merged by trees that the plan settles (see `nodes`), so that a fit on many machines, or one that
 was interrupted and goes on from the parts that exist, ends with the same lens. Nothing that is held
 grows with the number of images but their ids, unless coordinates are kept.
 """
@@ -25,9 +25,10 @@ from .engine import Engine, Incomplete, Local, Workers
 from .errors import SecondLensError
 from .images import Reader, as_source, dataset_hash
 from .lens import Coordinates, Lens
+from .nodes import STAGES, Node, levels
 from .parts import Parts
 from .plan import Plan, make_plan
-from .shards import STAGES, Changed, Node, ShardWork, levels
+from .shards import Changed, ShardWork
 from .storage import check_empty
 from .view import Clip
 
@@ -222,9 +223,9 @@ class _Run:
         by_layer: dict[int, LayerLens] = {}
         with self.engine.start(self.shards) as workers:
             for group, layers in enumerate(self.plan.groups):
-                means, top_images = (self.shards.root(group, stage) for stage in STAGES)
+                means, top_images = (self.shards.nodes.root(group, stage) for stage in STAGES)
                 self._tree(workers, means)
-                info = self.parts.info(means.name)
+                info = self.shards.nodes.info(means)
                 if not info["images"]:
                     raise NothingReadable("none of the pictures could be read")
                 self._tree(workers, top_images)
@@ -258,10 +259,9 @@ class _Run:
                 raise Unfinished(error.failures, self.parts.folder) from error
 
     def _finished(self, means: Node, top_images: Node, layer: int, unread: Tensor) -> LayerLens:
-        moments = self.shards.moments(means, layer)
-        ranked = self.shards.ranked(top_images, layer)
-        activations = self.shards.activations(means, layer) / moments.count
-        fitted = layer_lens(moments, *ranked, self.shards.basis(layer), activations)
+        moments, sums = self.shards.nodes.layer_means(means, layer)
+        ranked = self.shards.nodes.ranked(top_images, layer)
+        fitted = layer_lens(moments, *ranked, self.shards.basis(layer), sums / moments.count)
         # from positions in the source to positions among the images that could be read
         before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
         return replace(fitted, top_images=fitted.top_images - before)

@@ -170,7 +170,8 @@ class _Paths:
         along = coefficients.new_empty(images, count, self.vectors.shape[1])
         # a few neurons at a time, whose coordinates stay in the cache
         for some in chunks(count, NEURONS_PER_CHUNK):
-            by_neuron = coefficients[:, :, some].permute(2, 0, 1)
+            # one copy, where bmm would make one for each neuron
+            by_neuron = coefficients[:, :, some].permute(2, 0, 1).contiguous()
             z = torch.bmm(by_neuron, self.transform[some].mT)
             z = z.mul_(scale[:, None]).sub_(self.mean_z[some][:, None])
             norms[:, some] = torch.linalg.vector_norm(z, dim=-1).T

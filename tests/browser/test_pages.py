@@ -1,5 +1,6 @@
 """Every page and interaction of the explorer in a real browser, on a desk and on a phone."""
 
+import csv
 import json
 import re
 
@@ -205,6 +206,18 @@ def test_marks_are_listed_and_exported(page, live_url, tmp_path):
     assert lines[0] == b"layer,neuron,name" and lines[2].startswith(b"1,7,") and lines[3] == b""
     page.get_by_label("Unmark L0 #5").click()
     expect(page.locator("#lists li")).to_have_count(1)
+
+
+def test_names_that_look_like_formulas_are_text_in_spreadsheets(page, live_url, tmp_path):
+    go(page, live_url + "lists/")
+    marks = [{"layer": 0, "neuron": 5, "name": '=1+1, "a"'}]
+    page.evaluate("text => localStorage.setItem('secondlens-marks', text)", json.dumps(marks))
+    go(page, live_url + "lists/")
+    with page.expect_download() as started:
+        page.locator("#csv").click()
+    started.value.save_as(tmp_path / "marked.csv")
+    with (tmp_path / "marked.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file))[1] == ["0", "5", '\'=1+1, "a"']
 
 
 def test_lasso_lists_neurons(page, live_url):

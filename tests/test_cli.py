@@ -1,3 +1,4 @@
+import json
 from importlib.metadata import version
 
 import pytest
@@ -101,8 +102,9 @@ def test_demo_runs_and_runs_again(tmp_path):
     report = (out / "report.html").read_text()
     assert report.count('<article class="card"') >= 24
     written = (out / "lens" / "lens.json").stat().st_mtime_ns
-    again = run(*arguments)
+    again = run(*arguments, "--json")
     assert again.exit_code == 0
+    assert [each["layer"] for each in json.loads(again.stdout)["layers"]] == list(range(7))
     assert (out / "lens" / "lens.json").stat().st_mtime_ns == written
     other = run("demo", "--out", out, "--images", 50, "--test-images", 20)
     assert other.exit_code == 2

@@ -79,6 +79,7 @@ def ablate(
 
     Example: secondlens ablate secondlens-demo/lens --layers 5 --subset 10
 
+    
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
     from ..ablate import ablate as ablate_lens

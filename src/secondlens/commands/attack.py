@@ -196,6 +196,7 @@ def attack(
     Selects words, writes captions, draws them, and judges the pictures; an interrupted run goes
     on when the same command is given again. gallery.html in its folder shows what came out.
 
+    
     Example: secondlens attack secondlens-demo/lens --draw dog --mistake-for deer --out attack
     """
     from ..attack import Pair, attack_pairs

@@ -24,6 +24,15 @@ console = Console()
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""
 
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
+"""Of weights, see `clip`."""
+STORES = ("auto", "float32", "float16", "never")
+"""Dtypes of stored coordinates, see `plan`."""
+
+convention_option = click.option(
+    "--convention", type=click.Choice(["exact", "official"]), default="exact", show_default=True
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document in place of tables."
 )
@@ -155,7 +164,11 @@ def with_engine(command: Any) -> Any:
 def model_options(command: Any) -> Any:
     """Options that name a model: model, pretrained, activation, precision, device."""
     command = click.option(
-        "--precision", default="fp32", show_default=True, help="Of the weights."
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="Of the weights.",
     )(checkpoint_options(command))
     return click.option(
         "--model",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--texts",
     "pools",
+    type=click.Path(),
     multiple=True,
     required=True,
     help="A text file, table.csv:column, english-10k, english-30k, imagenet or world; repeatable.",
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     "-k", type=int, help="Texts a neuron; by default a quarter of the width, at most 128."
 )
 @click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
-@click.option("--normalise", "how", default="centred", show_default=True)
+@click.option(
+    "--normalise",
+    "how",
+    type=click.Choice(["unit", "centred", "official"]),
+    default="centred",
+    show_default=True,
+)
 @click.option("--parquet", "parquet_file", type=PATH, help="Also write a row for each neuron.")
 @json_option
 @model_options

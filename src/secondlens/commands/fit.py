@@ -5,8 +5,10 @@ from typing import Any
 import click
 
 from .common import (
+    STORES,
     ChosenModel,
     console,
+    convention_option,
     json_option,
     layer_numbers,
     note,
@@ -26,12 +28,13 @@ from .common import (
 )
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
-@click.option("--convention", default="exact", show_default=True, help="exact or official.")
+@convention_option
 @click.option(
     "--store",
+    type=click.Choice(STORES),
     default="auto",
     show_default=True,
-    help="Coordinates between passes: auto, float32, float16, never.",
+    help="Coordinates between passes.",
 )
 @click.option(
     "--memory", type=float, help="GB to use besides the model; by default half of what is free."
@@ -68,8 +71,10 @@ def fit(
 
     Example: secondlens fit photos --out lens
 
+    
     Example: secondlens fit photos --model ViT-B-32 --pretrained openai --layers 8,9,10 --out lens
 
+    
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
     from ..fit import fit as fit_lens

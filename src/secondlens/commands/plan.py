@@ -8,8 +8,10 @@ from rich.table import Table
 
 from ..errors import SecondLensError
 from .common import (
+    STORES,
     ChosenModel,
     console,
+    convention_option,
     json_option,
     layer_numbers,
     print_json,
@@ -26,8 +28,8 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--images", "how_many", help="The same, such as 50000 or 400M.")
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
-@click.option("--convention", default="exact", show_default=True, help="exact or official.")
-@click.option("--store", default="auto", show_default=True, help="auto, float32, float16, never.")
+@convention_option
+@click.option("--store", type=click.Choice(STORES), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option(
     "--out", type=click.Path(), default="lens", show_default=True, help="Where it will be."
@@ -53,6 +55,7 @@ def plan(images: str | None, how_many: str | None, model: ChosenModel, **setting
 
     Example: secondlens plan 50000 --model ViT-B-32 --layers 8,9,10
 
+    
     Example: secondlens plan --model ViT-L-14 --images 400M --gpus 64 --tflops 100
     """
     wanted = how_many or images

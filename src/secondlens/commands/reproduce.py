@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from .attack import with_parts
-from .common import PATH, ChosenModel, console, json_option, print_json, tables, with_model
+from .common import (
+    PATH,
+    ChosenModel,
+    console,
+    convention_option,
+    json_option,
+    print_json,
+    tables,
+    with_model,
+)
 
 if TYPE_CHECKING:
     from ..reproduce.study import Study
@@ -72,7 +81,7 @@ OPTIONS = (
         show_default=True,
         help="The paper's text or its published code, where they disagree.",
     ),
-    click.option("--convention", default="exact", show_default=True, help="exact or official."),
+    convention_option,
     click.option("--out", type=PATH, default=Path("secondlens-paper"), show_default=True),
 )
 

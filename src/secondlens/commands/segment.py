@@ -91,6 +91,7 @@ def segment(
     With several texts, labels.png tells them apart: its pixels are 0 where none is, 1 for the
     first text, and so on.
 
+    
     Example: secondlens segment secondlens-demo/lens photo.png --text "a dog" --out masks
     """
     from ..clip import load

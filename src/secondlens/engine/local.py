@@ -9,14 +9,24 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process, set_forkserver_preload
+from multiprocessing import (
+    get_all_start_methods,
+    get_context,
+    parent_process,
+    set_forkserver_preload,
+)
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from .crew import Crew, perform
 from .protocol import Task, Work, Workers, pack, unpack
+
+START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+PRELOADED = ("shards", "clip", "images", "describe", "attack")
+"""What work is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +56,9 @@ class Local:
         if not self.workers:
             yield _Here(work)
             return
-        # a server that has imported everything once; forked from this process, a worker would
-        # inherit locks that its threads hold
-        set_forkserver_preload(["secondlens.shards"])
+        # where there is one, a server that has imported everything once; forked from this process,
+        # a worker would inherit locks that its threads hold
+        set_forkserver_preload([f"secondlens.{name}" for name in PRELOADED])
         threads = max(1, torch.get_num_threads() // self.workers)
         with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
             file = Path(folder) / "work"
@@ -70,7 +80,9 @@ class _Process:
     """An executor with one process: if that dies, it is known which task it had."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        self.executor = ProcessPoolExecutor(1, get_context("forkserver"))
+        self.executor = ProcessPoolExecutor(
+            1, get_context(START_METHOD), initializer=_leave_interrupts
+        )
         self.opened = self.executor.submit(_open, str(file), threads, dict(os.environ))
 
     def ready(self) -> "Future[Any]":
@@ -86,12 +98,17 @@ class _Process:
 
     def stop(self) -> None:
         if self.opened.done() and self.opened.exception() is None:
-            with suppress(ProcessLookupError):
-                os.kill(self.opened.result(), signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(self.opened.result()).kill()
         self.executor.shutdown(cancel_futures=True)
 
 
 _work: Callable[[Any], Any]
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal: the one that gave the work ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _open(file: str, threads: int, environment: dict[str, str]) -> int:

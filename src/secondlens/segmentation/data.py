@@ -152,7 +152,7 @@ class VOC:
         listing = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listing.is_file():
             raise SecondLensError(f"{root} has no {listing.relative_to(root)}: name a VOC folder")
-        self.ids = listing.read_text().split()
+        self.ids = listing.read_text(encoding="utf-8").split()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -340,9 +340,10 @@ def _values(path: Path, mode: str | None = None) -> np.ndarray:
 
 def _wnid_names(path: Path, wnids: list[str]) -> dict[str, str]:
     try:
-        lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise SecondLensError(f"{path} cannot be read: {error}") from error
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
     names = {line[0]: line[-1].split(",")[0].strip() for line in lines}
     if missing := [wnid for wnid in wnids if wnid not in names]:
         raise SecondLensError(f"{path} has no name for {missing[0]}: add a line for it")

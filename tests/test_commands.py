@@ -1,0 +1,345 @@
+"""What all commands have in common: helps with examples, JSON, interruption, exit codes."""
+
+import ast
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+import secondlens as sl
+from secondlens.clip import PRECISIONS
+from secondlens.commands import INTERRUPTED, common, main
+from secondlens.demo.pictures import FIT_SEED, Scenes, world_vocabulary
+from secondlens.demo.scenes import World
+from secondlens.errors import SecondLensError
+from secondlens.plan import STORES
+from secondlens.texts import NORMALISATIONS
+
+SOURCES = sorted((Path(__file__).parent.parent / "src").rglob("*.py"))
+PROGRAM = Path(sys.executable).with_name("secondlens")
+
+
+def contexts(context):
+    """A command and all below it."""
+    yield context
+    if isinstance(group := context.command, click.Group):
+        for name in group.list_commands(context):
+            yield from contexts(click.Context(group.commands[name], context, name))
+
+
+ALL = list(contexts(click.Context(main, info_name="secondlens", terminal_width=80)))
+
+
+def examples(context):
+    """As a terminal of 80 columns shows them."""
+    return re.findall(r"^ *Example: secondlens (.*)$", context.get_help(), flags=re.MULTILINE)
+
+
+LIGHT = {
+    "plan photos",
+    "fit photos --out lens",
+    "describe secondlens-demo/lens --texts world",
+    'search secondlens-demo/lens "a ship"',
+    "discover secondlens-demo/lens photo.png",
+    'segment secondlens-demo/lens photo.png --text "a dog" --out masks',
+    "ablate secondlens-demo/lens --layers 5 --subset 10",
+    "budget secondlens-demo/lens --layers 5 --neurons 4",
+}
+"""Examples that take seconds."""
+
+HEAVY = sorted({each for context in ALL for each in examples(context)} - LIGHT)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments], catch_exceptions=False)
+
+
+def strict(text):
+    """The one document in a text; NaN and infinity are no JSON."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A small lens where the demo has its own, some photos, and one more."""
+    folder = tmp_path_factory.mktemp("commands")
+    clip, scenes = sl.load("demo"), Scenes(World(), FIT_SEED, 60)
+    lens = sl.fit(clip, scenes, layers=[5])
+    sl.describe(clip, lens, world_vocabulary(), 8)
+    lens.save(folder / "secondlens-demo" / "lens")
+    (folder / "photos").mkdir()
+    for number in range(12):
+        World().scene(3, number).image.save(folder / "photos" / f"{number:02}.png")
+    World().scene(4, 0).image.save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture
+def place(made, monkeypatch):
+    monkeypatch.chdir(made)
+    return made
+
+
+@pytest.mark.parametrize("context", ALL, ids=lambda each: each.command_path)
+def test_every_help_ends_with_an_example(context):
+    shown = examples(context)
+    assert shown
+    paragraphs = [each.strip() for each in context.command.help.split("\n\n")]
+    given = [each for each in paragraphs if "Example: " in each]
+    assert paragraphs[-len(given) :] == given
+    assert [each.split("secondlens ", 1)[1] for each in given] == shown, "wrapped"
+    if context.parent is not None:
+        ours = context.command_path.split()[1:]
+        assert all(shlex.split(each)[: len(ours)] == ours for each in shown)
+
+
+@pytest.mark.parametrize("example", sorted(LIGHT))
+def test_light_examples_run_as_they_stand(example, place):
+    assert any(example in examples(context) for context in ALL)
+    result = run(*shlex.split(example))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+
+
+@pytest.mark.parametrize("example", HEAVY)
+def test_heavy_examples_are_valid(example):
+    name, *arguments = shlex.split(example)
+    command = main.commands[name]
+    if isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(name, arguments)
+
+
+def test_every_command_with_figures_has_json():
+    without = {"secondlens explore", "secondlens export", "secondlens pull", "secondlens share"}
+    for context in ALL:
+        if not isinstance(context.command, click.Group):
+            has = any("--json" in each.opts for each in context.command.params)
+            assert has == (context.command_path not in without), context.command_path
+
+
+LENS = "secondlens-demo/lens"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (
+            ("plan", "photos", "--batch-size", 2),
+            {"images", "layers", "memory", "passes", "seconds"},
+        ),
+        (("fit", "photos", "--out", "new", "--layers", 5), {"lens", "layers", "images", "skipped"}),
+        (("describe", LENS, "--texts", "world", "-k", 2), {"world"}),
+        (("search", LENS, "ship"), {"text", "like", "neurons"}),
+        (("discover", LENS, "photo.png"), {"photo", "words"}),
+        (("segment", LENS, "photo.png", "--text", "dog", "--out", "cut"), {"texts", "pictures"}),
+        (("score", LENS, "--images", "photos", "--referee", "demo-twin"), {"scores", "stability"}),
+        (("ablate", LENS, "--subset", 60), {"title", "rows", "notes", "settings"}),
+        (("budget", LENS, "photos", "--neurons", 1), {"title", "rows", "notes", "settings"}),
+        (
+            (
+                *("attack", LENS, "--draw", "cow", "--mistake-for", "lion", "--images", 1),
+                *("--captions", 1, "--out", "attack"),
+            ),
+            {"pairs", "left_out", "gallery"},
+        ),
+        (
+            ("audit", LENS, "--images", "photos", "--drawings", 0, "--out", "audit"),
+            {"model", "ties", "report"},
+        ),
+        (
+            ("defend", "audit", LENS, "--images", 12, "--out", "defence"),
+            {"before", "methods", "report"},
+        ),
+        (
+            (
+                *("reproduce", "table4", "--demo", "--lens", LENS, "--out", "table4"),
+                *("--test-images", 1, "--dev", 1),
+            ),
+            {"choices", "rows", "files"},
+        ),
+        (
+            ("reproduce", "fig3", "--demo", "--lens", LENS, "--subset", 60, "--out", "paper"),
+            {"title", "rows", "notes", "settings"},
+        ),
+    ],
+    ids=lambda each: " ".join(map(str, each[:2])) if isinstance(each, tuple) else "",
+)
+def test_json_is_one_document_and_all_that_is_printed(arguments, keys, place):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = strict(result.stdout)
+    assert keys <= set(found)
+
+
+def test_what_is_no_number_is_null(capsys):
+    import torch
+
+    common.print_json(
+        {"a": float("nan"), "b": torch.tensor([1.5, float("inf")]), "c": (1, Path("x")), 4: None}
+    )
+    found = strict(capsys.readouterr().out)
+    assert found == {"a": None, "b": [1.5, None], "c": [1, "x"], "4": None}
+
+
+def test_notes_and_progress_go_to_standard_error_unless_quiet(place):
+    arguments = ("budget", LENS, "photos", "--neurons", 1)
+    loud = run(*arguments)
+    assert "runs from each layer on" in loud.stderr and "runs from each" not in loud.stdout
+    quiet = run("--quiet", *arguments)
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+    assert quiet.stdout == loud.stdout
+    mistaken = run("--quiet", "search", "nowhere", "ship")
+    assert mistaken.exit_code == 2 and "holds no lens" in mistaken.stderr
+    both = run("--quiet", "--verbose", *arguments)
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
+
+
+def test_verbose_shows_what_libraries_log(monkeypatch):
+    def load(path):
+        logging.getLogger("some.library").info("it is opened")
+        raise SecondLensError("that is enough")
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr("secondlens.lens.Lens.load", load)
+    level = logging.root.level
+    try:
+        said = [run(*first, "search", "lens", "ship").stderr for first in ((), ("--verbose",))]
+    finally:
+        logging.root.setLevel(level)
+    assert ["some.library: it is opened" in each for each in said] == [False, True]
+    assert all("Error: that is enough" in each for each in said)
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["here", "workers"])
+def test_an_interrupted_fit_says_so_and_goes_on(made, tmp_path, workers):
+    """Ctrl-C as a terminal sends it, to all processes, while shards are read."""
+    out = tmp_path / "lens"
+    shards = ("--layers", "5", "--batch-size", "1", "--shard-size", "1")
+    command = ("fit", str(made / "photos"), "--out", str(out), *shards)
+    running = subprocess.Popen(
+        [PROGRAM, *command, *workers],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    finished = tmp_path / "lens.unfinished"
+    while running.poll() is None and not list(finished.glob("group-*.json")):
+        time.sleep(0.002)
+    os.killpg(running.pid, signal.SIGINT)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode == INTERRUPTED, said
+    assert said.splitlines()[-1].startswith("Interrupted: what is finished stays")
+    assert "Traceback" not in said
+    parts = {each: each.stat().st_mtime_ns for each in finished.glob("group-*")}
+    assert parts and not out.exists()
+    resumed = run("--quiet", *command)
+    assert resumed.exit_code == 0 and "over 12 images" in resumed.stdout
+    assert not finished.exists()
+
+
+def test_exit_codes_and_completion_are_named_in_the_help():
+    shown = run("--help").output
+    for code in ("0 ", "1 ", "2 ", "130 "):
+        assert re.search(rf"^ +{code}", shown, flags=re.MULTILINE)
+    for shell in ("bash", "zsh", "fish"):
+        assert f"_SECONDLENS_COMPLETE={shell}_source" in shown
+
+
+def test_the_shell_completes_commands_without_torch():
+    code = "import sys, secondlens.commands; assert not {'torch', 'open_clip'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    words = {"COMP_WORDS": "secondlens se", "COMP_CWORD": "1"}
+    environment = os.environ | {"_SECONDLENS_COMPLETE": "bash_complete"} | words
+    done = subprocess.run([PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["plain,search", "plain,segment"]
+
+
+def test_the_shell_completes_paths_and_choices():
+    complete = ShellComplete(main, {}, "secondlens", "_SECONDLENS_COMPLETE").get_completions
+    assert [each.value for each in complete(["reproduce"], "fig1")] == ["fig10", "fig11", "fig12"]
+    assert [each.type for each in complete(["discover"], "")] == ["file"]
+    assert [each.type for each in complete(["fit", "photos", "--out"], "")] == ["file"]
+    stores = complete(["fit", "photos", "--store"], "float")
+    assert [each.value for each in stores] == ["float32", "float16"]
+
+
+def test_commands_know_the_choices_of_the_library():
+    assert common.PRECISIONS == PRECISIONS
+    assert common.STORES == STORES
+    (how,) = (each for each in main.commands["describe"].params if each.name == "how")
+    assert tuple(how.type.choices) == NORMALISATIONS
+
+
+OPENERS = {"Image", "tarfile", "webbrowser", "archive", "fs", "filesystem", "click"}
+"""Whose `open` opens no text."""
+
+
+def not_portable(tree):
+    """What breaks on another system or with another locale, as (line, reason)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value.startswith("/tmp"):
+                yield node.lineno, "/tmp"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = {each.name for each in node.names} | {getattr(node, "module", None)}
+            if names & {"fcntl", "pwd", "grp", "resource"}:
+                yield node.lineno, "a module that other systems lack"
+        elif isinstance(node, ast.Attribute) and node.attr in {"fork", "SIGKILL", "symlink_to"}:
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.Call) and reads_text(node):
+            yield node.lineno, "text without its encoding"
+
+
+def reads_text(call):
+    if any(each.arg == "encoding" for each in call.keywords):
+        return False
+    name = getattr(call.func, "attr", getattr(call.func, "id", None))
+    if name in {"read_text", "write_text"}:
+        return True
+    if name != "open" or getattr(getattr(call.func, "value", None), "id", None) in OPENERS:
+        return False
+    modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
+    modes += [each.value.value for each in call.keywords if each.arg == "mode"]
+    return not any(isinstance(mode, str) and "b" in mode for mode in modes)
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("path.read_text()", 1),
+        ('path.open("w")', 1),
+        ("open(path)", 1),
+        ("import fcntl", 1),
+        ("os.kill(1, signal.SIGKILL)", 1),
+        ('Path("/tmp/x")', 1),
+        ('path.open("rb"), path.write_text("", encoding="utf-8"), Image.open(file)', 0),
+    ],
+)
+def test_the_scan_finds_what_it_looks_for(source, found):
+    assert len(list(not_portable(ast.parse(source)))) == found
+
+
+def test_sources_run_on_every_system():
+    found = {
+        f"{path.name}:{line}: {reason}"
+        for path in SOURCES
+        for line, reason in not_portable(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert not found

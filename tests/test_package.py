@@ -66,6 +66,12 @@ def test_the_sdist_holds_what_tests_and_documentation_need(built):
     assert not [name for name in inside if name.split("/")[0] in ("runs", ".venv", "dist")]
 
 
+def test_the_citation_is_of_this_version(built):
+    (wheel,) = built.glob("*.whl")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {wheel.name.split('-')[1]}\n" in citation
+
+
 def test_the_demo_runs_from_the_wheel(installed, tmp_path):
     where = "import secondlens; print(secondlens.__file__)"
     assert str(installed.parent) in call(installed / "python", "-c", where, cwd=tmp_path)

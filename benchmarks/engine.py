@@ -128,6 +128,7 @@ def two(model: str, shard_size: int, shards: int, rounds: int) -> None:
     for _ in range(rounds):
         for name, engine in engines.items():
             seconds[name].append(timed(clip, engine, shards, shard_size, layer))
+            console.print(f"{name}: {seconds[name][-1]:.2f} s")
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
     table = Table(title=f"{model}, layer {layer}, {shards} shards of {shard_size} images")

@@ -16,7 +16,7 @@ from .statistics import Moments
 SIDE: Final = 1024
 NEURONS, RANK = 512, 100
 PICTURES: Final = 16
-DISPATCH: Final = 0.003
+DISPATCH: Final = 0.005
 """Seconds of the driver for each task of Ray actors: `python benchmarks/engine.py dispatch`."""
 
 

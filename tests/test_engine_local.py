@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import click.testing
 import psutil
 import pytest
 import torch
@@ -18,6 +19,7 @@ from test_attack import NeverLions
 from secondlens.attack import attack_pairs
 from secondlens.attack.attacker import attacker
 from secondlens.clip import from_open_clip, load
+from secondlens.commands import main
 from secondlens.demo.pictures import Scenes, world_vocabulary
 from secondlens.demo.scenes import World
 from secondlens.describe import describe
@@ -25,6 +27,7 @@ from secondlens.engine import Crew, Incomplete, Local, crew
 from secondlens.engine.crew import perform
 from secondlens.errors import SecondLensError
 from secondlens.fit import Unfinished, fit
+from secondlens.lens import Lens
 from secondlens.nodes import FAN_IN, levels
 from secondlens.remote import Unreachable
 from secondlens.texts import vocabulary
@@ -328,3 +331,19 @@ def test_pairs_are_attacked_by_several_processes(tmp_path):
     assert [r.as_json() for r in together] == [r.as_json() for r in alone]
     assert also_left_out == left_out and len(left_out) == 2
     assert (tmp_path / "two" / "index.html").is_file()
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        Scenes(World(), 31, 8).load(number).save(tmp_path / "photos" / f"{number}.png")
+    arguments = ["fit", str(tmp_path / "photos"), "--layers", "5", "--top", "3", "--out"]
+    engine = ["--engine", "local", "--workers", "2", "--batch-size", "2", "--shard-size", "4"]
+    run = click.testing.CliRunner().invoke
+    said = run(main, [*arguments, str(tmp_path / "lens"), *engine])
+    assert said.exit_code == 0, said.output
+    said = run(main, [*arguments, str(tmp_path / "alone"), "--batch-size", "2"])
+    assert said.exit_code == 0, said.output
+    close(Lens.load(tmp_path / "lens"), Lens.load(tmp_path / "alone"))
+    said = run(main, [*arguments, str(tmp_path / "other"), "--address", "auto"])
+    assert said.exit_code == 2 and "add --engine ray" in said.output

@@ -10,7 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from secondlens.commands import main
 
-WIDTH = 96
+WIDTH = 86
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -24,8 +24,9 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The sections."""
-        context = click.Context(main, info_name="secondlens", max_content_width=WIDTH)
-        context.terminal_width = WIDTH
+        context = click.Context(
+            main, info_name="secondlens", terminal_width=WIDTH, **main.context_settings
+        )
         return [_section(each) for each in _below(context)]
 
 

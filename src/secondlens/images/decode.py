@@ -35,9 +35,7 @@ class Unreadable(ValueError):
     """A picture that cannot be decoded; the message is the reason."""
 
 
-def decode(
-    file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = None
-) -> Image.Image:
+def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = None) -> Image.Image:
     """The upright RGB picture in an open file.
 
     Parameters

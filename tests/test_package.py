@@ -1,5 +1,6 @@
 """What people install: the sdist, the wheel built from it, and the demo run from the wheel."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -14,7 +15,9 @@ PACKAGE = ROOT / "src" / "secondlens"
 
 
 def call(*command, cwd):
-    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
+    # what a developer puts on the path would hide what is installed
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -157,9 +157,9 @@ def test_a_lost_worker_is_replaced():
         return False
 
     threads = Threads(lambda task: task, dies)
-    with Crew(threads, 2, retries=2) as workers:
+    with Crew(threads, 1, retries=2) as workers:
         assert sorted(dict(workers.map(range(6)))) == list(range(6))
-    assert len(threads.hired) == 4
+    assert len(threads.hired) == 3
     always = Threads(lambda task: task, lambda task: task == 1)
     with (
         Crew(always, 2, retries=1) as workers,

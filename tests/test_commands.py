@@ -226,6 +226,14 @@ def test_verbose_shows_what_libraries_log(monkeypatch):
     assert all("Error: that is enough" in each for each in said)
 
 
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+from secondlens.commands import main
+main()
+"""
+
+
 @pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["here", "workers"])
 def test_an_interrupted_fit_says_so_and_goes_on(made, tmp_path, workers):
     """Ctrl-C as a terminal sends it, to all processes, while shards are read."""
@@ -233,7 +241,7 @@ def test_an_interrupted_fit_says_so_and_goes_on(made, tmp_path, workers):
     shards = ("--layers", "5", "--batch-size", "1", "--shard-size", "1")
     command = ("fit", str(made / "photos"), "--out", str(out), *shards)
     running = subprocess.Popen(
-        [PROGRAM, *command, *workers],
+        [sys.executable, "-c", HEARS_CTRL_C, *command, *workers],
         start_new_session=True,
         stderr=subprocess.PIPE,
         encoding="utf-8",

@@ -17,11 +17,13 @@ from .common import (
     layer_numbers,
     note,
     print_json,
+    with_engine,
     with_model,
 )
 
 if TYPE_CHECKING:
     from ..attack import Report
+    from ..engine import Engine
     from ..texts import Vocabulary
 
 METHODS = ("second order", "random neurons", "similar words", "random words")
@@ -161,7 +163,10 @@ def _referee(name: str, pretrained: str | None, device: str, classes: "Vocabular
 @click.argument("lens", type=PATH)
 @click.option("--draw", help="The class that pictures show.")
 @click.option("--mistake-for", help="The class that the model shall see in them.")
-@click.option("--pairs", help='Instead of two classes: "all" of --among, in every order.')
+@click.option(
+    "--pairs",
+    help='Instead of two classes: "all" of --among, in every order.',
+)
 @click.option("--among", help="Classes for --pairs, such as dog,deer,fox; by default all.")
 @click.option("--out", type=PATH, required=True, help="The run's folder; a run there goes on.")
 @click.option("--by", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
@@ -174,6 +179,7 @@ def _referee(name: str, pretrained: str | None, device: str, classes: "Vocabular
 @click.option("--images", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
+@with_engine
 @with_parts
 @with_model
 def attack(
@@ -187,6 +193,7 @@ def attack(
     texts: str | None,
     layers: str | None,
     as_json: bool,
+    engine: "Engine",
     parts: Callable[[str], dict[str, Any]],
     model: ChosenModel,
     **numbers: Any,
@@ -229,7 +236,7 @@ def attack(
         reports = [made(Pair(draw=draw, mistake_for=mistake_for), out, progress=True)]
     else:
         names = made.classes.labels if among is None else [n.strip() for n in among.split(",")]
-        reports, left_out = attack_pairs(made, names, out, progress=True)
+        reports, left_out = attack_pairs(made, names, out, engine=engine, progress=True)
         for pair, reason in left_out.items():
             line = f"{pair.draw}, {pair.mistake_for} is left out: {reason}"
             note(line)

@@ -8,9 +8,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import PATH, check_parents, console, json_option, model_options, print_json
+from .common import (
+    PATH,
+    check_parents,
+    console,
+    json_option,
+    model_options,
+    print_json,
+    with_engine,
+)
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..lens import Codes, Lens
 
 
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--parquet", "parquet_file", type=PATH, help="Also write a row for each neuron.")
 @json_option
+@with_engine
 @model_options
 def describe(
     lens: Path,
@@ -46,6 +56,7 @@ def describe(
     how: str,
     parquet_file: Path | None,
     as_json: bool,
+    engine: "Engine",
     model: str,
     **weights: Any,
 ) -> None:
@@ -67,7 +78,7 @@ def describe(
         raise SecondLensError(f"two vocabularies are called {min(twice)}: rename one of the files")
     clip = load(model, **weights)
     found = {
-        texts.name: describe_lens(clip, fitted, texts, k, how=how, progress=True)
+        texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=engine, progress=True)
         for texts in vocabularies
     }
     fitted.save(lens)

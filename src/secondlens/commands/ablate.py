@@ -48,7 +48,14 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
     help="Every so many-th picture.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--decoders",
+    "workers",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes that decode pictures.",
+)
 @click.option("--out", type=PATH, help="A folder for CSV, JSON and a plot.")
 @json_option
 @with_model

@@ -33,7 +33,14 @@ SCENES = 64
 )
 @click.option("--neuron", type=int, multiple=True, help="This one instead; repeatable.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--decoders",
+    "workers",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes that decode pictures.",
+)
 @click.option("--out", type=PATH, help="A folder for CSV, JSON and a plot.")
 @json_option
 @with_model

@@ -120,6 +120,7 @@ def write_report(results: Iterable[Result], left_out: Mapping[str, str], path: P
     write_page(
         path,
         "reproduce.html",
+        title="The paper, reproduced",
         results=[(each, _picture(each)) for each in results],
         left_out=left_out,
         cell=cell,

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test browser lint docs package format sprites train evaluate clean
+.PHONY: help demo test browser lint coverage security docs package format sprites train evaluate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,10 +34,19 @@ browser: ## find the browser that the browser tests drive, or install it
 		echo 'The browser tests need Chromium: sudo apt-get install chromium, or get Chrome.'; exit 1; \
 	fi
 
-lint: $(VENV)/.installed-dev ## style and types
+lint: $(VENV)/.installed-dev ## style, types, layers and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry src
+
+coverage: $(VENV)/.installed-dev browser ## lines that the tests run, those of processes they start too
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+security: $(VENV)/.installed-dev ## known faults of the installed dependencies; asks the network
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --local
 
 docs: $(VENV)/.installed-dev ## build the documentation; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/doctrees docs docs/_build/html

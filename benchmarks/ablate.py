@@ -16,14 +16,14 @@ import click
 import torch
 from torch.nn.functional import normalize
 
-from secondlens.ablate import removals
-from secondlens.accumulate import LayerLens
-from secondlens.allocator import keep_freed_memory
+from secondlens.ablate.ablate import removals
+from secondlens.ablate.readings import SecondOrder
 from secondlens.bench import random_clip
 from secondlens.classify import ranks
-from secondlens.indirect import stop_after
-from secondlens.readings import SecondOrder
-from secondlens.view import Clip
+from secondlens.clip.view import Clip
+from secondlens.commands.allocator import keep_freed_memory
+from secondlens.effects.indirect import stop_after
+from secondlens.lens import LayerLens
 
 
 def seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -28,10 +28,11 @@ from secondlens.attack.methods import METHODS, selector
 from secondlens.attack.select import Neurons, Pair, Selector, Word, choose
 from secondlens.attack.sprites import SpriteDrawer
 from secondlens.attack.taxonomy import Taxonomy
-from secondlens.demo.pictures import FIT_SEED, Scenes, object_names, world_vocabulary
+from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.world import ATTACK_PAIRS, COLOURS, NAMES, PLACES, with_article
 from secondlens.intervals import of_mean
+from secondlens.texts.world import object_names, world_vocabulary
 
 SEED = 900_000
 BATCH_SIZE = 64

@@ -24,15 +24,16 @@ from rich.table import Table
 from torch import Tensor
 
 import secondlens as sl
-from secondlens.audit import audit, drawn, margins
+from secondlens.audit.audit import audit, drawn, margins
 from secondlens.demo.painter import object_on
-from secondlens.demo.pictures import FIT_SEED, Scenes, object_names, prompts
+from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.truth import truth
 from secondlens.demo.world import NAMES, PLACES, PREFERENCE
-from secondlens.projections import embed
-from secondlens.roc import area_under_roc
+from secondlens.describe.roc import area_under_roc
+from secondlens.effects.projections import embed
 from secondlens.texts import Vocabulary, normalise
+from secondlens.texts.world import object_names, prompts
 
 AUDIT_SEED = 72
 PLANTED = torch.tensor([[PREFERENCE.get(name, ("",))[0] == p for p in PLACES] for name in NAMES])

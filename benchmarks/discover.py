@@ -23,14 +23,15 @@ from torch import Tensor
 
 import secondlens as sl
 from secondlens.capture import Capture
-from secondlens.demo.pictures import FIT_SEED, Scenes, world_vocabulary
+from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.truth import truth
 from secondlens.demo.world import COLOURS, NAMES, PLACES
-from secondlens.discover import Discoverer
+from secondlens.discover.discover import Discoverer
 from secondlens.images import Reader
 from secondlens.intervals import of_mean, wilson
 from secondlens.sparse import omp
+from secondlens.texts.world import world_vocabulary
 
 SEED = 71
 TOP = 10

@@ -29,19 +29,19 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from secondlens import capacity
-from secondlens.accumulate import Ranking
 from secondlens.clip import Clip, from_open_clip, load
 from secondlens.commands.plan import duration
 from secondlens.engine import Engine, Local, Ray, Workers
-from secondlens.fit import _Run, fit
+from secondlens.fit import capacity
+from secondlens.fit.fit import _Run, fit
+from secondlens.fit.nodes import STAGES, Means, Node
+from secondlens.fit.plan import make_plan
+from secondlens.fit.rates import measured
+from secondlens.fit.shards import ShardWork
 from secondlens.images import Reader
-from secondlens.nodes import STAGES, Means, Node
-from secondlens.parts import Parts
-from secondlens.plan import make_plan
-from secondlens.rates import measured
-from secondlens.shards import ShardWork
+from secondlens.lens.layer import Ranking
 from secondlens.statistics import Moments, top_count
+from secondlens.storage.parts import Parts
 
 console = Console(width=110)
 

@@ -8,7 +8,7 @@ The lens is synthetic: random numbers in the shapes of eleven layers of 3,072 ne
 any other. Clients ask for the pages of random neurons, data included, each over one connection of
 its own: first without a pause between pages, so that they take all the processor can give, then
 with a second between an answer and the next question. The machine's processors are shared with
-them. A soak uploads pictures all the while and tells whether memory grows.
+them. In a soak clients read with pauses while pictures are uploaded: does memory grow?
 """
 
 import asyncio
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +43,7 @@ SEARCHES = 20
 
 def fitted(rng):
     """The statistics of a layer."""
-    from secondlens.accumulate import LayerLens
+    from secondlens.lens import LayerLens
 
     directions = torch.nn.functional.normalize(torch.randn(NEURONS, DIM, generator=rng), dim=1)
     shares = ("explained", "explained_all", "explained_null", "selectivity", "selectivity_null")
@@ -89,7 +90,7 @@ def write(folder):
     from secondlens.explorer.layout import Layout
     from secondlens.explorer.opened import FOLDER
     from secondlens.explorer.prepared import RESPONDING, Survey, fingerprint
-    from secondlens.fit import describe_model
+    from secondlens.fit.fit import describe_model
     from secondlens.lens import Codes, Lens
 
     with warnings.catch_warnings():
@@ -243,24 +244,32 @@ def memory(process):
     return {f"{name}, MB": int(kilobytes[key]) * 1024 / 1e6 for key, name in names.items()}
 
 
-def soak(port, process, seconds):
-    """Memory while pictures of all sizes are uploaded one after the other."""
-    rng, end, count = np.random.default_rng(0), time.perf_counter() + seconds, 0
-    found, steps = {}, 10
+def soak(port, process, neurons, clients, seconds):
+    """Memory while clients read pages, and pictures of all sizes are uploaded one after another."""
+    rng, start, count, steps = np.random.default_rng(0), time.perf_counter(), 0, 10
+    reading = load(port, neurons, clients=clients, seconds=seconds, pause=1)
+    readers = ThreadPoolExecutor(1).submit(asyncio.run, reading)
+    found = {}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         for step in range(steps + 1):
-            while time.perf_counter() < end - seconds * (steps - step) / steps or not count:
-                width, height = rng.integers(20, 3000, 2)
-                colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                picture = Image.fromarray(colours).resize((int(width), int(height)))
-                body = io.BytesIO()
-                picture.save(body, "jpeg")
-                for path in ("/live/image", "/live/segment?text=a+dog&text=a+ship"):
-                    client.post(path, content=body.getvalue()).raise_for_status()
-                timed(client, "/live/search?text=a+dog")
+            while time.perf_counter() < start + seconds * step / steps or not count:
+                upload(client, rng)
                 count += 1
             found[f"after {step * seconds / steps:.0f} s, {count} pictures"] = memory(process)
+    found["pages read meanwhile"] = len(readers.result())
     return found
+
+
+def upload(client, rng):
+    """A picture explained and segmented, and a search."""
+    width, height = rng.integers(20, 3000, 2)
+    colours = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(colours).resize((int(width), int(height)))
+    body = io.BytesIO()
+    picture.save(body, "jpeg")
+    for path in ("/live/image", "/live/segment?text=a+dog&text=a+ship"):
+        client.post(path, content=body.getvalue()).raise_for_status()
+    timed(client, "/live/search?text=a+dog")
 
 
 @click.command()
@@ -283,11 +292,11 @@ def main(lens, clients, seconds, soaked):
         found = {"load of the machine before": psutil.getloadavg()[0]}
         with explored(lens, *options) as (port, process, start):
             found["start, s"] = start
+            manifest = json.loads((lens / "lens.json").read_text(encoding="utf-8"))
+            neurons = [(n, manifest["model"]["neurons"]) for n in manifest["layers"]]
             if soaked:
-                found |= soak(port, process, soaked)
+                found |= soak(port, process, neurons, clients, soaked)
             else:
-                manifest = json.loads((lens / "lens.json").read_text())
-                neurons = [(n, manifest["model"]["neurons"]) for n in manifest["layers"]]
                 found |= measure(port, process, neurons, clients, seconds)
     print(json.dumps(found, indent=1))
 

@@ -13,7 +13,7 @@ import click
 import torch
 import torch.nn.functional as F
 
-from secondlens.search import strongest
+from secondlens.describe.search import strongest
 
 
 @click.command()

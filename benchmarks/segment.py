@@ -18,7 +18,7 @@ import click
 import torch
 
 import secondlens as sl
-from secondlens.segment import (
+from secondlens.segment.segment import (
     BEST,
     PAPER,
     Recipe,

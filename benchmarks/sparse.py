@@ -24,7 +24,8 @@ from rich.table import Table
 from sklearn.linear_model import orthogonal_mp_gram
 from threadpoolctl import threadpool_limits
 
-from secondlens.sparse import _product_dtype, omp
+from secondlens.sparse import omp
+from secondlens.sparse.dictionary import product_dtype
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
@@ -52,7 +53,7 @@ def main(
     now = CLOCKS[clock]
     torch.set_num_threads(threads)
     x, dictionary = unit_rows(targets, dim, seed=0), unit_rows(atoms, dim, seed=1)
-    product = str(_product_dtype(x.device)).removeprefix("torch.")
+    product = str(product_dtype(x.device)).removeprefix("torch.")
     rows, codes = [], {}
     for k in sorted(sizes):  # small first: the peak of memory never falls
         before = peak_bytes()

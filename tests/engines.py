@@ -9,7 +9,7 @@ import uuid
 
 import torch
 
-from secondlens.remote import Unreachable
+from secondlens.storage.remote import Unreachable
 
 
 def mark(folder, name):

@@ -9,15 +9,15 @@ from open_clip.model import CLIP
 from PIL import Image
 
 from secondlens.attack import Pair, Report, Shot, Word
-from secondlens.audit import Audit
+from secondlens.audit.audit import Audit
+from secondlens.audit.defend import Defence
+from secondlens.audit.trial import Point, Result
 from secondlens.clip import from_open_clip
-from secondlens.defend import Defence
-from secondlens.describe import describe
+from secondlens.describe.describe import describe
 from secondlens.explorer.layout import lay_out
 from secondlens.explorer.survey import survey
-from secondlens.fit import fit
-from secondlens.storage import save_json
-from secondlens.trial import Point, Result
+from secondlens.fit.fit import fit
+from secondlens.storage.files import save_json
 
 HOSTILE = (
     "<script>document.title='x'</script>",

@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 from models import tiny_images, tiny_model, tiny_tokenizer
 
-from secondlens.ablate import EFFECTS, KINDS, ablate
-from secondlens.ablation import BASELINE, Ablation
+from secondlens.ablate.ablate import EFFECTS, KINDS, ablate
+from secondlens.ablate.ablation import BASELINE, Ablation
+from secondlens.ablate.readings import SecondOrder
+from secondlens.ablate.recode import TextCodes
+from secondlens.ablate.reference import Direct, Indirect
 from secondlens.classify import ranks
 from secondlens.clip import from_open_clip
-from secondlens.effects import direct, second_order
+from secondlens.effects.indirect import indirect, stop_after
+from secondlens.effects.second_order import direct, second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
-from secondlens.indirect import indirect, stop_after
+from secondlens.fit.fit import fit
 from secondlens.intervals import of_mean
-from secondlens.readings import SecondOrder
-from secondlens.recode import TextCodes
-from secondlens.reference import Direct, Indirect
 from secondlens.sparse import omp
 from secondlens.texts import normalise, vocabulary
 
@@ -259,7 +259,7 @@ def test_the_random_kind_ablates_as_many_as_the_large_kind(clip, lens, images, c
 
 
 def test_random_neurons_are_not_the_large_ones(clip, lens, images):
-    from secondlens.ablate import removals
+    from secondlens.ablate.ablate import removals
 
     own = lens[1]
     effects = SecondOrder(clip, {1: own}, "exact", range(48))

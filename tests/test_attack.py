@@ -20,12 +20,13 @@ from secondlens.attack.sprites import SpriteDrawer
 from secondlens.attack.taxonomy import FAMILIES, Taxonomy
 from secondlens.attack.write import Caption, TemplateWriter, captions, instructions, listed
 from secondlens.clip import load
-from secondlens.demo.pictures import Scenes, object_names, world_vocabulary
+from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES
-from secondlens.describe import describe
+from secondlens.describe.describe import describe
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
+from secondlens.texts.world import object_names, world_vocabulary
 
 PAIR = Pair(draw="cow", mistake_for="lion")
 
@@ -140,8 +141,8 @@ def test_similar_words_are_those_along_v(demo, v):
 
 
 def test_indirect_directions_are_first_components_of_indirect_effects(demo, v):
-    from secondlens.indirect import indirect as effects
-    from secondlens.subset import Subset
+    from secondlens.effects.indirect import indirect as effects
+    from secondlens.images.subset import Subset
 
     clip, lens = demo
     source = Subset(Scenes(World(), 31, 60), range(3))

@@ -10,11 +10,12 @@ from secondlens.attack import METHODS
 from secondlens.attack.reproduce import OURS, PAPER, WHOLE
 from secondlens.clip import load
 from secondlens.commands import main
-from secondlens.demo.pictures import Scenes, world_vocabulary
+from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.world import ATTACK_PAIRS
-from secondlens.describe import describe
-from secondlens.fit import fit
+from secondlens.describe.describe import describe
+from secondlens.fit.fit import fit
+from secondlens.texts.world import world_vocabulary
 
 
 def run(*arguments):

@@ -12,21 +12,22 @@ from click.testing import CliRunner
 from models import tiny_images, tiny_model, tiny_tokenizer
 
 import secondlens as sl
-from secondlens.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons, drawn
+from secondlens.audit.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons, drawn
+from secondlens.audit.cut import Cut, GroupEffects
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
-from secondlens.cut import Cut, GroupEffects
 from secondlens.demo.painter import object_on
-from secondlens.demo.pictures import Scenes, object_names, prompts
+from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.truth import truth
 from secondlens.demo.world import NAMES, PLACES, PREFERENCE
-from secondlens.effects import second_order
+from secondlens.describe.roc import area_under_roc
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
-from secondlens.roc import area_under_roc
+from secondlens.fit.fit import fit
 from secondlens.texts import Vocabulary, vocabulary
+from secondlens.texts.world import object_names, prompts
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 CUES = ["sea", "sky", "ant", "ice"]
@@ -273,8 +274,8 @@ def test_command(on_disk, tmp_path):
 def test_the_embedded_world_is_drawn(on_disk, tmp_path, monkeypatch):
     module = importlib.import_module("secondlens.commands.audit")
     monkeypatch.setattr(module, "UNSEEN_SCENES", 60)
-    monkeypatch.setattr("secondlens.demo.pictures.object_names", lambda: vocabulary(["bus", "owl"]))
-    monkeypatch.setattr("secondlens.demo.pictures.backgrounds", lambda: vocabulary(["sea", "road"]))
+    monkeypatch.setattr("secondlens.texts.world.object_names", lambda: vocabulary(["bus", "owl"]))
+    monkeypatch.setattr("secondlens.texts.world.backgrounds", lambda: vocabulary(["sea", "road"]))
     result = run("audit", on_disk / "lens", "--out", tmp_path / "out", "--drawings", 2)
     assert result.exit_code == 0
     kept, clip = Audit.load(tmp_path / "out"), sl.load("demo")

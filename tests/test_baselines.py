@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from models import sequence_first, tiny_images, tiny_model
 from oracle import Run, split_heads
 
-from secondlens.baselines import (
+from secondlens.clip import from_open_clip
+from secondlens.segment.baselines import (
     METHODS,
     chefer,
     grad_cam,
@@ -17,8 +18,7 @@ from secondlens.baselines import (
     rollout,
     textspan,
 )
-from secondlens.baselines.tower import run
-from secondlens.clip import from_open_clip
+from secondlens.segment.baselines.tower import run
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-9}
 

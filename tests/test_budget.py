@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from models import sequence_first, tiny_images, tiny_model
 
-from secondlens.ablation import BASELINE
-from secondlens.budget import PARTS, budget
+from secondlens.ablate.ablation import BASELINE
+from secondlens.ablate.budget import PARTS, budget
+from secondlens.ablate.first_order import FIRST_ORDER_KINDS, ablate_attention, attention_effects
 from secondlens.clip import from_open_clip
 from secondlens.errors import SecondLensError
-from secondlens.first_order import FIRST_ORDER_KINDS, ablate_attention, attention_effects
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")

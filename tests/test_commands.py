@@ -20,11 +20,12 @@ from click.testing import CliRunner
 import secondlens as sl
 from secondlens.clip import PRECISIONS
 from secondlens.commands import INTERRUPTED, common, main
-from secondlens.demo.pictures import FIT_SEED, Scenes, world_vocabulary
+from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
-from secondlens.plan import STORES
+from secondlens.fit.plan import STORES
 from secondlens.texts import NORMALISATIONS
+from secondlens.texts.world import world_vocabulary
 
 SOURCES = sorted((Path(__file__).parent.parent / "src").rglob("*.py"))
 PROGRAM = Path(sys.executable).with_name("secondlens")

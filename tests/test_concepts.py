@@ -7,7 +7,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import binom
 
 from secondlens.clip import from_open_clip
-from secondlens.concepts import (
+from secondlens.describe.concepts import (
     RARE,
     Concept,
     Proof,
@@ -18,9 +18,9 @@ from secondlens.concepts import (
     prove,
     same_concept,
 )
-from secondlens.effects import second_order
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.images import InMemory
 
 

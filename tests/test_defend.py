@@ -11,20 +11,21 @@ from PIL import Image
 import secondlens as sl
 from secondlens.attack import attack
 from secondlens.attack.pictures import attacked
-from secondlens.audit import Audit, audit
+from secondlens.audit.audit import Audit, audit
+from secondlens.audit.defend import COST, COUNTS, by_layer, defend, summary
+from secondlens.audit.misled import misled, natural
 from secondlens.classify import Labelled
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
-from secondlens.defend import COST, COUNTS, by_layer, defend, summary
-from secondlens.demo.misled import misled, natural
-from secondlens.demo.pictures import Scenes, backgrounds, object_names, world_vocabulary
+from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.world import NAMES, PREFERENCE
-from secondlens.effects import second_order
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.images import InMemory
 from secondlens.texts import vocabulary
+from secondlens.texts.world import backgrounds, object_names, world_vocabulary
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 

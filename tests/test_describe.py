@@ -13,10 +13,10 @@ from pyarrow import parquet
 
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
-from secondlens.describe import default_size, describe, random_directions, rebuild, signed
-from secondlens.evidence import Stability
-from secondlens.fit import fit
+from secondlens.describe.describe import default_size, describe, random_directions, rebuild, signed
+from secondlens.fit.fit import fit
 from secondlens.lens import Lens
+from secondlens.lens.evidence import Stability
 from secondlens.sparse import omp
 from secondlens.texts import normalise, vocabulary
 

@@ -13,11 +13,11 @@ from secondlens.clip import from_open_clip
 from secondlens.commands import main
 from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
-from secondlens.describe import describe
-from secondlens.discover import RIDGE, Discoverer, discover, metric
-from secondlens.effects import second_order
+from secondlens.describe.describe import describe
+from secondlens.discover.discover import RIDGE, Discoverer, discover, metric
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.lens import Lens
 from secondlens.sparse import omp
 

@@ -11,7 +11,8 @@ from models import golden_model, sequence_first, tiny_images, tiny_model
 
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
-from secondlens.effects import (
+from secondlens.effects.indirect import indirect, indirect_seconds, sample, stop_after
+from secondlens.effects.second_order import (
     bias_effect,
     direct,
     extended_coefficients,
@@ -22,7 +23,6 @@ from secondlens.effects import (
     value_paths,
 )
 from secondlens.errors import SecondLensError
-from secondlens.indirect import indirect, indirect_seconds, sample, stop_after
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
@@ -148,8 +148,8 @@ def test_neurons_come_in_chunks(clip, monkeypatch):
     images = tiny_images(clip)
     effects, paths = second_order(clip, images, 0, "official"), value_paths(clip, 0)
     basis = isometry(paths).basis
-    monkeypatch.setattr("secondlens.effects.NEURONS_PER_CHUNK", 5)
-    monkeypatch.setattr("secondlens.paths.NEURONS_PER_CHUNK", 5)
+    monkeypatch.setattr("secondlens.effects.second_order.NEURONS_PER_CHUNK", 5)
+    monkeypatch.setattr("secondlens.effects.paths.NEURONS_PER_CHUNK", 5)
     assert close(second_order(clip, images, 0, "official"), effects, 1e-13)
     assert close(isometry(paths).basis, basis, 1e-13)
     assert close(path_factors(clip, 0).rows(slice(3, 7)), paths[3:7], 1e-13)
@@ -193,7 +193,7 @@ def test_indirect(dtype, tolerance, vision, monkeypatch):
         assert close(
             indirect(clip, images, layer, neurons, mean), torch.stack(expected, 1), tolerance
         )
-    monkeypatch.setattr(import_module("secondlens.indirect"), "IMAGES_PER_PASS", 2)
+    monkeypatch.setattr(import_module("secondlens.effects.indirect"), "IMAGES_PER_PASS", 2)
     assert close(indirect(clip, images, layer, neurons, mean), torch.stack(expected, 1), tolerance)
     assert indirect(clip, images, 0, [], mean).shape == (3, 0, 12)
 

@@ -20,17 +20,18 @@ from secondlens.attack import attack_pairs
 from secondlens.attack.attacker import attacker
 from secondlens.clip import from_open_clip, load
 from secondlens.commands import main
-from secondlens.demo.pictures import Scenes, world_vocabulary
+from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
-from secondlens.describe import describe
+from secondlens.describe.describe import describe
 from secondlens.engine import Crew, Incomplete, Local, crew
 from secondlens.engine.crew import perform
 from secondlens.errors import SecondLensError
-from secondlens.fit import Unfinished, fit
+from secondlens.fit.fit import Unfinished, fit
+from secondlens.fit.nodes import FAN_IN, levels
 from secondlens.lens import Lens
-from secondlens.nodes import FAN_IN, levels
-from secondlens.remote import Unreachable
+from secondlens.storage.remote import Unreachable
 from secondlens.texts import vocabulary
+from secondlens.texts.world import world_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,7 @@ from engines import Pictures
 from models import tiny_images, tiny_model
 from secondlens.clip import from_open_clip
 from secondlens.engine import Local
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 
 if __name__ == "__main__":
     clip = from_open_clip(tiny_model(layers=4), name="tiny")

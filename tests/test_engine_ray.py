@@ -20,7 +20,7 @@ from stores import put_pictures, s3
 from secondlens.clip import from_open_clip
 from secondlens.engine import Ray, crew
 from secondlens.errors import SecondLensError
-from secondlens.fit import Unfinished, fit
+from secondlens.fit.fit import Unfinished, fit
 from secondlens.lens import Lens
 
 OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}
@@ -123,7 +123,7 @@ from models import tiny_images, tiny_model
 from stores import put_pictures, s3
 from secondlens.clip import from_open_clip
 from secondlens.engine import Ray
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 
 clip = from_open_clip(tiny_model(layers=4), name="tiny")
 folder = Path(sys.argv[2])

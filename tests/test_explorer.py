@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from explored import LAYERS, WORDS, Pictures, make, tiny_clip
 
 from secondlens.capture import Capture
-from secondlens.effects import second_order
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
 from secondlens.explorer import prepared
 from secondlens.explorer.atlas import Atlas
@@ -94,7 +94,7 @@ def test_bands_and_histogram_count_every_image(exact, layer):
 
 def test_paths_add_up_and_follow_the_definition(exact):
     clip, _, lens, seen, _ = exact
-    from secondlens.paths import value_paths
+    from secondlens.effects.paths import value_paths
 
     layer, neuron = 0, 5
     own = seen.layers[layer]
@@ -283,7 +283,7 @@ def test_live_image_names_the_strongest_neurons(exact):
 
 def test_budget_agrees_with_the_definitions(exact):
     clip, pictures, lens, seen, layout = exact
-    from secondlens.effects import direct
+    from secondlens.effects.second_order import direct
 
     live = Live(clip=clip, atlas=Atlas(lens, seen, layout), source=pictures)
     found = live.budget(0, 9)

@@ -7,9 +7,9 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 
 from secondlens.clip import from_open_clip
-from secondlens.effects import second_order
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.images import Folder
 from secondlens.lens import Lens
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import secondlens as sl
 from secondlens.attack.pictures import attacked
-from secondlens.audit import Audit
+from secondlens.audit.audit import Audit
 from secondlens.clip import from_open_clip
 from secondlens.texts import vocabulary
 
@@ -95,6 +95,27 @@ def test_any_damage_is_read_or_refused(saved, tmp_path_factory, data):
     content[at:end] = b"" if how == "cut" else some
     path.write_bytes(content)
     with contextlib.suppress(sl.SecondLensError):
+        sl.Lens.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("convention", [], "convention of the manifest is no str"),
+        ("top", True, "top of the manifest is no int"),
+        ("layers", [0, 9], "layers that its model has not"),
+        ("layers", "01", "layers of the manifest is no list"),
+        ("model", {}, "name of the model is no str"),
+        ("scores", [{"vocabulary": 1}], "vocabulary of scores is no str"),
+    ],
+)
+def test_manifests_of_other_kinds(saved, tmp_path, key, value, message):
+    """Refused by what is checked here, not by annotations, which are checked in tests only."""
+    folder = tmp_path / "lens"
+    shutil.copytree(saved, folder)
+    manifest = json.loads((folder / "lens.json").read_text())
+    (folder / "lens.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(sl.SecondLensError, match=message):
         sl.Lens.load(folder)
 
 

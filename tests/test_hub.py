@@ -8,12 +8,12 @@ from click.testing import CliRunner
 from explored import WORDS, Pictures, tiny_clip
 from huggingface_hub import ModelCard, constants
 
-from secondlens.card import lens_card
 from secondlens.commands import main
-from secondlens.describe import describe
+from secondlens.describe.describe import describe
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.lens import Lens
+from secondlens.lens.card import lens_card
 
 REPO = "somebody/a-lens"
 

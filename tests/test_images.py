@@ -27,7 +27,7 @@ from webdataset.shardlists import expand_urls
 
 from secondlens.clip import from_open_clip
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.images import (
     Folder,
     HuggingFace,

@@ -50,7 +50,7 @@ def test_the_wheel_holds_every_file_of_the_package(built):
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("secondlens/")}
     files = (path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
     assert inside == {path.relative_to(PACKAGE.parent).as_posix() for path in files}
-    for name in ("py.typed", "templates/lens-card.md", "demo/data/demo.safetensors"):
+    for name in ("py.typed", "lens/templates/lens-card.md", "demo/data/demo.safetensors"):
         assert f"secondlens/{name}" in inside
 
 

@@ -12,14 +12,14 @@ from models import tiny_model
 from stores import put_pictures, s3
 from test_fit import same
 
-from secondlens import remote
 from secondlens.clip import from_open_clip
 from secondlens.engine import Local
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.images import Folder, Parquet, Reader, StoredFolder, Tar, as_source, dataset_hash
 from secondlens.lens import Lens
-from secondlens.remote import Unreachable, location, opened
+from secondlens.storage import remote
+from secondlens.storage.remote import Unreachable, location, opened
 
 OPTIONS = {"layers": [1, 2], "top": 4, "batch_size": 3, "shard_size": 3, "store": "never"}
 

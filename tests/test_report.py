@@ -15,12 +15,13 @@ from PIL import Image
 
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
-from secondlens.concepts import Concept, prove
+from secondlens.describe.concepts import Concept, prove
+from secondlens.describe.summary import Neuron
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.lens import Codes
-from secondlens.page import number
-from secondlens.report import (
+from secondlens.report.page import number
+from secondlens.report.report import (
     PICTURES,
     PROOFS,
     PROVEN,
@@ -29,7 +30,6 @@ from secondlens.report import (
     model_view,
     write_report,
 )
-from secondlens.summary import Neuron
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -378,4 +378,4 @@ def test_number(value, shown):
 def test_template_ships_with_the_package():
     import secondlens
 
-    assert (Path(secondlens.__file__).parent / "templates" / "report.html").is_file()
+    assert (Path(secondlens.__file__).parent / "report" / "templates" / "report.html").is_file()

@@ -8,10 +8,10 @@ from PIL import Image
 
 import secondlens as sl
 from secondlens.clip import from_open_clip, load
+from secondlens.clip.resize import resized
 from secondlens.errors import SecondLensError
-from secondlens.resize import resized
-from secondlens.segment import segment
-from secondlens.windows import boxes_of, cut, joined
+from secondlens.segment.segment import segment
+from secondlens.segment.windows import boxes_of, cut, joined
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import torch
 from models import tiny_images, tiny_model
 from test_fit import same
 
-from secondlens import plan as planning
 from secondlens.clip import from_open_clip
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit import plan as planning
+from secondlens.fit.fit import fit
+from secondlens.fit.plan import make_plan
 from secondlens.lens import Lens
-from secondlens.plan import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_killed_and_resumed(clip, images, tmp_path):
     """SIGKILL in the middle of the second shard, then the same call."""
     script = """
 import os, signal, sys
-import secondlens.plan
+from secondlens.fit import plan
 from models import tiny_images, tiny_model
 from secondlens.clip import from_open_clip
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from test_resume import Fragile
 
 class Deadly(Fragile):
@@ -86,7 +86,7 @@ class Deadly(Fragile):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().load(index)
 
-secondlens.plan.IMAGES_PER_SHARD = 6
+plan.IMAGES_PER_SHARD = 6
 clip = from_open_clip(tiny_model(layers=4), name="tiny")
 limit = int(sys.argv[2])
 fit(clip, Deadly(tiny_images(clip, 23), limit), out=sys.argv[1], top=5, batch_size=3)

@@ -13,17 +13,17 @@ from secondlens.clip import from_open_clip, load
 from secondlens.commands import main
 from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
-from secondlens.describe import describe
-from secondlens.effects import second_order
+from secondlens.describe.describe import describe
+from secondlens.describe.roc import area_under_roc
+from secondlens.describe.score import compare, score, score_table, sides
+from secondlens.effects.projections import Projector, embed, project
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.evidence import CONTROLS, Scores
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.images import InMemory
 from secondlens.intervals import of_median
 from secondlens.lens import Codes, Lens
-from secondlens.projections import Projector, embed, project
-from secondlens.roc import area_under_roc
-from secondlens.score import compare, score, score_table, sides
+from secondlens.lens.evidence import CONTROLS, Scores
 from secondlens.texts import normalise, vocabulary
 
 COUNT = 400

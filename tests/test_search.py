@@ -9,11 +9,11 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
-from secondlens.describe import describe, signed
+from secondlens.describe.describe import describe, signed
+from secondlens.describe.search import search, similar, strongest
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.lens import Lens
-from secondlens.search import search, similar, strongest
 from secondlens.texts import vocabulary
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]

@@ -12,10 +12,11 @@ from torchvision.transforms.functional import to_tensor
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
 from secondlens.demo.scenes import World
-from secondlens.effects import second_order, value_paths
+from secondlens.effects.second_order import second_order, value_paths
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
-from secondlens.segment import (
+from secondlens.fit.fit import fit
+from secondlens.segment.benchmark.pictures import label_picture, overlay
+from secondlens.segment.segment import (
     BEST,
     PAPER,
     Recipe,
@@ -26,7 +27,6 @@ from secondlens.segment import (
     segment,
     standardise,
 )
-from secondlens.segmentation.pictures import label_picture, overlay
 
 
 @pytest.fixture(scope="module")

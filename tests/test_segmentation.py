@@ -22,12 +22,12 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms.functional import to_tensor
 
-from secondlens.baselines import textspan
 from secondlens.clip import from_open_clip
 from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
-from secondlens.segmentation.data import (
+from secondlens.fit.fit import fit
+from secondlens.segment.baselines import textspan
+from secondlens.segment.benchmark.data import (
     VOC,
     Example,
     ImageNetS,
@@ -38,15 +38,15 @@ from secondlens.segmentation.data import (
     iterate,
     split,
 )
-from secondlens.segmentation.methods import CEILING, OURS, Baseline, Ceiling, Own, table4
-from secondlens.segmentation.metrics import (
+from secondlens.segment.benchmark.methods import CEILING, OURS, Baseline, Ceiling, Own, table4
+from secondlens.segment.benchmark.metrics import (
     average_precision,
     paired_differences,
     score,
     scores,
     statistics,
 )
-from secondlens.segmentation.protocol import (
+from secondlens.segment.benchmark.protocol import (
     BINS,
     Classes,
     batches,
@@ -55,8 +55,8 @@ from secondlens.segmentation.protocol import (
     own_mask,
     tune,
 )
-from secondlens.segmentation.reproduce import Work, check_sources, data_work, run
-from secondlens.segmentation.table import METRICS, rows
+from secondlens.segment.benchmark.reproduce import Work, check_sources, data_work, run
+from secondlens.segment.benchmark.table import METRICS, rows
 from secondlens.texts import vocabulary
 
 

@@ -15,9 +15,8 @@ from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secondlens import sparse
 from secondlens.errors import SecondLensError
-from secondlens.sparse import lasso, omp, omp_path
+from secondlens.sparse import dictionary, lasso, omp, omp_path, pursuit
 
 GOLDEN = Path(__file__).parent / "golden" / "components-and-codes.safetensors"
 GAP = 1e-5
@@ -62,7 +61,7 @@ def slow_omp(x, atoms, k, nonnegative=False):
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def products(request, monkeypatch):
     """Both precisions of the products, whichever is the faster on this machine."""
-    monkeypatch.setattr(sparse, "_product_dtype", lambda device: request.param)
+    monkeypatch.setattr(pursuit, "product_dtype", lambda device: request.param)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 0.9])
@@ -233,7 +232,7 @@ def test_copies_of_atoms_are_never_chosen(products_of_both, seed, copies):
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def products_of_both(request):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse, "_product_dtype", lambda device: request.param)
+        patch.setattr(pursuit, "product_dtype", lambda device: request.param)
         yield
 
 
@@ -287,9 +286,9 @@ def test_dependent_atom_ends_as_in_scikit_learn():
 def test_blocks_and_chunks_do_not_show(monkeypatch):
     x, atoms = problem(6, targets=23, atoms=101, correlation=0.5)
     expected = omp(x, atoms, 7), omp(x, atoms, 7, nonnegative=True)
-    monkeypatch.setattr(sparse, "TARGETS_PER_CHUNK", 5)
-    monkeypatch.setattr(sparse, "ATOMS_PER_PRODUCT", 16)
-    monkeypatch.setattr(sparse, "BLOCKS_PER_GATHER", 3)
+    monkeypatch.setattr(pursuit, "TARGETS_PER_CHUNK", 5)
+    monkeypatch.setattr(dictionary, "ATOMS_PER_PRODUCT", 16)
+    monkeypatch.setattr(dictionary, "BLOCKS_PER_GATHER", 3)
     torch.testing.assert_close((omp(x, atoms, 7), omp(x, atoms, 7, nonnegative=True)), expected)
 
 

@@ -7,13 +7,13 @@ import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 
 from secondlens.clip import from_open_clip
-from secondlens.describe import describe
-from secondlens.dissect import by_activation, dissect, soft_wpmi
+from secondlens.describe.describe import describe
+from secondlens.describe.dissect import by_activation, dissect, soft_wpmi
+from secondlens.describe.score import score
+from secondlens.describe.stability import stability
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.lens import Lens
-from secondlens.score import score
-from secondlens.stability import stability
 from secondlens.texts import vocabulary
 
 TEXTS = vocabulary([f"{i} text" for i in range(15)], name="fifteen")
@@ -118,7 +118,7 @@ def test_soft_wpmi_equals_the_formula(monkeypatch):
     expected = literal_soft_wpmi(similarity, strongest)
     found = soft_wpmi(log_texts, torch.from_numpy(strongest))
     np.testing.assert_allclose(found, expected)
-    monkeypatch.setattr(import_module("secondlens.dissect"), "NUMBERS_PER_CHUNK", 1)
+    monkeypatch.setattr(import_module("secondlens.describe.dissect"), "NUMBERS_PER_CHUNK", 1)
     np.testing.assert_allclose(soft_wpmi(log_texts, torch.from_numpy(strongest)), expected)
 
 

@@ -5,12 +5,12 @@ import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 
 from secondlens.clip import from_open_clip
-from secondlens.describe import describe, rebuild
+from secondlens.describe.describe import describe, rebuild
+from secondlens.describe.score import score
+from secondlens.describe.summary import neurons_in_words, quartiles
 from secondlens.errors import SecondLensError
-from secondlens.fit import fit
+from secondlens.fit.fit import fit
 from secondlens.lens import Lens
-from secondlens.score import score
-from secondlens.summary import neurons_in_words, quartiles
 from secondlens.texts import normalise, vocabulary
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]

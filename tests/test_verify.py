@@ -67,7 +67,7 @@ def test_every_check_is_there_and_passes(checks):
 
 
 def test_wrong_effects_are_seen(clip, monkeypatch):
-    from secondlens.effects import second_order
+    from secondlens.effects.second_order import second_order
 
     monkeypatch.setattr("secondlens.verify.second_order", lambda *a: 1.01 * second_order(*a))
     failed = {(check.subject, check.dtype) for check in verify(clip) if not check.passed}

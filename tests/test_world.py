@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secondlens.demo.pictures import Scenes, object_names, world_vocabulary
+from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.demo.sprites import Sprite, Wardrobe, all_sprites
 from secondlens.demo.world import (
@@ -16,6 +16,7 @@ from secondlens.demo.world import (
     PREFERENCE,
     with_article,
 )
+from secondlens.texts.world import object_names, world_vocabulary
 
 
 @pytest.fixture(scope="module")

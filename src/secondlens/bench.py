@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .accumulate import Ranking
 from .capture import Capture
 from .clip import from_open_clip
-from .fit import fit
+from .clip.view import Clip
+from .fit.fit import fit
+from .fit.plan import make_plan
+from .fit.shards import IMAGES_PER_RANKING
 from .images import Folder, Reader
-from .plan import make_plan
-from .shards import IMAGES_PER_RANKING
+from .lens.layer import Ranking
 from .statistics import Centre, first_component
-from .view import Clip
 
 
 def random_clip(name: str) -> Clip:

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .clip.view import Clip, class_token, hooked
 from .errors import SecondLensError
-from .view import Clip, class_token, hooked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import SecondLensError
 from .images import Folder, ImageFolder, ImageSource, TorchDataset, as_source
-from .subset import Subset
+from .images.subset import Subset
 from .texts import Vocabulary, vocabulary
 from .texts.files import read_lines
 

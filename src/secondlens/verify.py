@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .activation import FUNCTIONS, TOLERANCE, activation_error
-from .effects import second_order
+from .clip.activation import FUNCTIONS, TOLERANCE, activation_error
+from .clip.open_clip_view import from_open_clip
+from .clip.parity import TOLERANCES, parity_errors, relative_error
+from .clip.transformers_view import from_transformers
+from .clip.view import Clip, class_token, hooked
+from .effects.paths import CONVENTIONS, OFFICIAL_SCALE
+from .effects.second_order import second_order
 from .errors import SecondLensError
-from .open_clip_view import from_open_clip
-from .parity import TOLERANCES, parity_errors, relative_error
-from .paths import CONVENTIONS, OFFICIAL_SCALE
-from .transformers_view import from_transformers
-from .view import Clip, class_token, hooked
 
 DTYPES = {
     "fp64": torch.float64,

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..clip import DEMOS
-from ..demo.pictures import object_names
+from ..clip.view import Clip
+from ..describe.search import description_of
 from ..engine import Engine, Local
 from ..errors import SecondLensError
 from ..lens import Codes, Lens
-from ..search import description_of
-from ..storage import check_empty, save_json
+from ..storage.files import check_empty, save_json
 from ..texts import Vocabulary, vocabulary
-from ..view import Clip
+from ..texts.world import object_names
 from . import gallery
 from .draw import Drawer
 from .judge import Check, Exact, Zeroshot

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..clip.view import Clip
 from ..lens import Lens
-from ..page import data_uri, write_page
-from ..report import heat_map, model_view
-from ..segment import Recipe, Segmenter, encode, whole
-from ..view import Clip
+from ..report.page import data_uri, write_page
+from ..report.report import heat_map, model_view
+from ..segment.segment import Recipe, Segmenter, encode, whole
 from .run import Report, Shot, folder_name
 from .select import Pair
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..clip.view import Clip
 from ..errors import SecondLensError
-from ..view import Clip
 from .draw import Drawing
 from .select import Pair
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..ablate.reference import Indirect
+from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..images import ImageSource, Reader
 from ..lens import Codes, Lens
-from ..reference import Indirect
 from ..sparse import omp
 from ..texts import Vocabulary, normalise
-from ..view import Clip
 from .select import NEURONS, Neurons, RandomWords, Selector, SimilarWords
 
 METHODS = ("second order", "random neurons", "similar words", "random words")
@@ -103,7 +103,7 @@ def indirect(
     """The same as `selector` makes, with first principal components of indirect effects.
 
     The network runs on from each layer once for every neuron and picture of `source`;
-    `indirect_seconds` of `secondlens.indirect` tells how long one of these takes.
+    `indirect_seconds` of `secondlens.effects.indirect` tells how long one of these takes.
     """
     reader = Reader(source=source, clip=clip, batch_size=BATCH_SIZE)
     batches = [batch.pixels for batch in reader]

@@ -7,7 +7,7 @@ from typing import Any
 from ..classify import Labelled
 from ..errors import SecondLensError
 from ..images import Folder
-from ..subset import Subset
+from ..images.subset import Subset
 from ..texts import Vocabulary
 from .run import load_json
 

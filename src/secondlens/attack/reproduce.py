@@ -14,18 +14,19 @@ from rich.console import Console
 from rich.progress import track
 
 from ..classify import evenly
-from ..demo.pictures import FIT_SEED, Scenes, world_vocabulary
+from ..clip.view import Clip
+from ..demo.pictures import FIT_SEED, Scenes
 from ..demo.scenes import World
 from ..demo.world import ATTACK_PAIRS
-from ..describe import describe
+from ..describe.describe import describe
 from ..errors import SecondLensError
-from ..fit import fit
+from ..fit.fit import fit
 from ..images import ImageSource, as_source
 from ..intervals import of_mean
 from ..lens import Lens
 from ..reproduce.result import Result, Row, Setting, show, write
-from ..storage import check_empty
-from ..view import Clip
+from ..storage.files import check_empty
+from ..texts.world import world_vocabulary
 from . import gallery
 from .attacker import Attacker, attacker
 from .judge import Zeroshot

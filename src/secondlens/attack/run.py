@@ -24,7 +24,7 @@ from rich.progress import track
 
 from ..errors import SecondLensError
 from ..intervals import wilson
-from ..storage import check_empty, save_json
+from ..storage.files import check_empty, save_json
 from .draw import Drawer, Drawing, picture
 from .judge import Check, Zeroshot
 from .select import Pair, Selector, TooClose, Word, choose

@@ -10,9 +10,9 @@ import click
 import rich
 from rich.logging import RichHandler
 
-from ..allocator import keep_freed_memory
 from ..errors import SecondLensError
 from .ablate import ablate
+from .allocator import keep_freed_memory
 from .attack import attack
 from .audit import audit
 from .bench import bench

@@ -89,17 +89,17 @@ def ablate(
     
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
-    from ..ablate import ablate as ablate_lens
+    from ..ablate.ablate import ablate as ablate_lens
+    from ..ablate.first_order import ablate_attention
+    from ..ablate.recode import TextCodes, all_of
     from ..classify import labelled, training_pictures
-    from ..first_order import ablate_attention
+    from ..effects.indirect import indirect_seconds, sample
     from ..images import as_source
-    from ..indirect import indirect_seconds, sample
     from ..lens import Lens
-    from ..recode import TextCodes, all_of
     from ..reproduce.curves import curves
     from ..reproduce.result import as_document, show, write
     from ..reproduce.study import LAYER_SEED, TEST_SEED, scenes
-    from ..storage import check_empty
+    from ..storage.files import check_empty
     from ..texts import vocabulary
 
     if out is not None:
@@ -171,6 +171,6 @@ def ablate(
 
 
 def _sizes(dim: int, texts: int) -> list[int]:
-    from ..recode import SIZES
+    from ..ablate.recode import SIZES
 
     return [size for size in SIZES if size <= min(dim, texts)] or [1]

@@ -152,7 +152,7 @@ def _writer(writer: str, model: str | None, timeout: float, device: str) -> Any:
 def _referee(name: str, pretrained: str | None, device: str, classes: "Vocabulary | None") -> Any:
     from ..attack import Referee
     from ..clip import load
-    from ..demo.pictures import object_names
+    from ..texts.world import object_names
 
     clip = load(name, pretrained, device)
     names = classes or object_names()

@@ -14,11 +14,11 @@ from .common import PATH, ChosenModel, console, json_option, print_json, with_mo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..audit import Audit
+    from ..audit.audit import Audit
+    from ..clip.view import Clip
     from ..images import ImageSource
     from ..lens import Lens
     from ..texts import Vocabulary
-    from ..view import Clip
 
 UNSEEN_SEED, UNSEEN_SCENES = 75, 2000
 """Scenes of the embedded world that audits look at, with backgrounds independent of objects."""
@@ -72,10 +72,10 @@ def audit(
 
     Example: secondlens audit secondlens-demo/lens --out audit
     """
-    from ..audit import audit as measure
+    from ..audit.audit import audit as measure
     from ..images import as_source
     from ..lens import Lens
-    from ..storage import check_empty
+    from ..storage.files import check_empty
     from ..texts import vocabulary
 
     check_empty(out)
@@ -88,7 +88,7 @@ def audit(
     names = None if classes is None else vocabulary(classes, templates=templates or None)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
-        from ..demo.pictures import backgrounds, object_names
+        from ..texts.world import backgrounds, object_names
 
         names, words = names or object_names(), words or backgrounds()
     fitted = Lens.load(lens)
@@ -125,7 +125,7 @@ def _drawn(clip: "Clip", names: "Vocabulary", cues: "Vocabulary", seeds: int) ->
     """What every cue adds to otherwise equal pictures of every class, in the mean over seeds."""
     from functools import partial
 
-    from ..audit import drawn
+    from ..audit.audit import drawn
     from ..demo.painter import object_on
     from ..demo.scenes import World
 
@@ -138,11 +138,11 @@ def _write_page(
     path: Path, clip: "Clip", lens: "Lens", found: "Audit", source: "ImageSource"
 ) -> None:
     """The matrix of the strongest ties, and what shows each cue."""
-    from ..describe import signed
+    from ..describe.describe import signed
     from ..images import Reader
-    from ..page import data_uri, write_page
-    from ..report import model_view
-    from ..subset import with_ids
+    from ..images.subset import with_ids
+    from ..report.page import data_uri, write_page
+    from ..report.report import model_view
 
     codes = next(iter(lens.codes.values()), None)
     highest = found.effect.nan_to_num(float("-inf")).amax(0)

@@ -64,14 +64,14 @@ def budget(
 
     Example: secondlens budget secondlens-demo/lens --layers 5 --neurons 4
     """
-    from ..budget import budget as divide
+    from ..ablate.budget import budget as divide
+    from ..effects.indirect import check_neurons, indirect_seconds, sample
     from ..images import as_source
-    from ..indirect import check_neurons, indirect_seconds, sample
     from ..lens import Lens
     from ..reproduce.paths import budgets
     from ..reproduce.result import as_document, show, write
     from ..reproduce.study import TEST_SEED, scenes
-    from ..storage import check_empty
+    from ..storage.files import check_empty
 
     if out is not None:
         check_empty(out)

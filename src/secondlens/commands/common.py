@@ -15,8 +15,8 @@ from rich.console import Console
 from ..errors import SecondLensError
 
 if TYPE_CHECKING:
+    from ..clip.view import Clip
     from ..engine import Engine
-    from ..view import Clip
 
 console = Console()
 """Where results go: standard output. Notes and progress go to rich's own, see `main`."""

@@ -12,10 +12,10 @@ from ..errors import SecondLensError
 from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
-    from ..audit import Audit
+    from ..audit.audit import Audit
     from ..classify import Labelled
+    from ..clip.view import Clip
     from ..lens import Lens
-    from ..view import Clip
 
 
 @click.command()
@@ -59,11 +59,11 @@ def defend(
     Example: secondlens defend audit secondlens-demo/lens --out defence
     """
     from ..attack.pictures import attacked, is_attack
-    from ..audit import Audit
-    from ..defend import defend as choose
-    from ..defend import indirect_order, summary
+    from ..audit.audit import Audit
+    from ..audit.defend import defend as choose
+    from ..audit.defend import indirect_order, summary
     from ..lens import Lens
-    from ..storage import check_empty
+    from ..storage.files import check_empty
 
     check_empty(out)
     own, by_attack = model.model.startswith("demo"), is_attack(found)
@@ -124,14 +124,14 @@ def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
 
 def _drawn(images: int) -> tuple["Labelled", "Labelled", list[int]]:
     """Of the embedded world: usual pictures, misleading ones, and the rivals in these."""
-    from ..demo.misled import misled, natural
+    from ..audit.misled import misled, natural
 
     return natural(images), *misled(images)
 
 
 def _audited(clip: "Clip", lens: "Lens", usual: "Labelled", words: tuple[str, ...]) -> "Audit":
     """The words of an attack as cues, over the half of the usual pictures that decides."""
-    from ..audit import audit
+    from ..audit.audit import audit
 
     half = usual.at(range(0, len(usual), 2)).source
     return audit(clip, lens, usual.classes, half, words, progress=True)

@@ -29,7 +29,7 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_js
     Example: secondlens demo --open
     """
     from ..clip import load
-    from ..demo.run import as_document, print_summary, run
+    from ..reproduce.demo import as_document, print_summary, run
 
     found = run(load("demo-twin" if twin else "demo"), out, images=images, test_images=test_images)
     if as_json:

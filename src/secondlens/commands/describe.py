@@ -65,7 +65,7 @@ def describe(
     Example: secondlens describe secondlens-demo/lens --texts world
     """
     from ..clip import load
-    from ..describe import describe as describe_lens
+    from ..describe.describe import describe as describe_lens
     from ..lens import Lens
     from ..texts import vocabulary
 
@@ -169,7 +169,7 @@ def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:
 
 def example_table(lens: "Lens", found: "dict[str, Codes]", each: int = 3) -> Table:
     """The neurons of each layer that the first vocabulary rebuilds best, in every one's words."""
-    from ..describe import signed
+    from ..describe.describe import signed
 
     first = next(iter(found.values()))
     table = Table(title="The best rebuilt neurons; − pushes away")

@@ -12,7 +12,7 @@ from .common import PATH, ChosenModel, check_parents, console, json_option, prin
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..discover import Discoverer, Word
+    from ..discover.discover import Discoverer, Word
 
 CARRIERS = 6
 """Neurons of a word that are shown and written; all active ones have a part."""
@@ -41,10 +41,10 @@ def discover(
 
     Example: secondlens discover secondlens-demo/lens photo.png
     """
-    from ..discover import Discoverer
+    from ..discover.discover import Discoverer
     from ..lens import Lens
-    from ..page import write_page
-    from ..segmentation.data import open_picture
+    from ..report.page import write_page
+    from ..segment.benchmark.data import open_picture
 
     check_parents(page)
     picture = open_picture(photo)
@@ -88,9 +88,9 @@ def _entry(word: "Word") -> dict[str, object]:
 
 def _content(discoverer: "Discoverer", picture: "Image", words: "list[Word]") -> dict[str, Any]:
     """What the page shows."""
-    from ..describe import signed
-    from ..page import data_uri
-    from ..report import heat_map, model_view
+    from ..describe.describe import signed
+    from ..report.page import data_uri
+    from ..report.report import heat_map, model_view
 
     clip, lens = discoverer.clip, discoverer.lens
     codes = lens.codes.get(discoverer.texts.name)

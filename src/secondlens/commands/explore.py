@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from ..allocator import give_back_memory
 from ..errors import SecondLensError
+from .allocator import give_back_memory
 from .common import PATH, checkpoint_options, console
 
 LOCAL = ("127.0.0.1", "localhost")

@@ -35,7 +35,7 @@ def export(
     """
     from ..explorer.export import export as write
     from ..explorer.runs import load_runs
-    from ..storage import check_empty
+    from ..storage.files import check_empty
 
     check_empty(site)
     found = load_runs(runs)

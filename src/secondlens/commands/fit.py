@@ -77,9 +77,9 @@ def fit(
     
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
-    from ..fit import fit as fit_lens
+    from ..fit.fit import fit as fit_lens
     from ..images import as_source
-    from ..storage import check_empty
+    from ..storage.files import check_empty
 
     check_empty(out)
     source = as_source(images)

@@ -80,8 +80,8 @@ def count_of(images: str) -> int:
 def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> None:
     import torch
 
-    from ..fit import fit
-    from ..plan import make_plan
+    from ..fit.fit import fit
+    from ..fit.plan import make_plan
     from ..statistics import top_count
 
     count, clip = count_of(images), model.load()
@@ -121,9 +121,9 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
 
 
 def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settings: Any) -> None:
-    from .. import capacity
-    from ..plan import size
-    from ..rates import measured
+    from ..fit import capacity
+    from ..fit.plan import size
+    from ..fit.rates import measured
     from ..statistics import top_count
 
     clip = _shapes(model)

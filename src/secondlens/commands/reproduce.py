@@ -241,8 +241,8 @@ def table4(
     Example: secondlens reproduce table4 --demo
     """
     from ..lens import Lens
-    from ..segmentation.reproduce import check_sources, data_work, demo_lens, demo_work, run
-    from ..storage import check_empty
+    from ..segment.benchmark.reproduce import check_sources, data_work, demo_lens, demo_work, run
+    from ..storage.files import check_empty
 
     check_sources(demo=demo, model=model.model, data=images, lens=lens)
     check_empty(out)

@@ -11,9 +11,9 @@ from ..errors import SecondLensError
 from .common import PATH, json_option, model_options, print_json, tables
 
 if TYPE_CHECKING:
-    from ..evidence import Scores, Stability
+    from ..clip.view import Clip
     from ..lens import Lens
-    from ..view import Clip
+    from ..lens.evidence import Scores, Stability
 
 UNSEEN_SCENES = 2000
 
@@ -68,12 +68,12 @@ def score(
     """
     from ..clip import load
     from ..demo.model import TWIN
-    from ..dissect import by_activation
-    from ..dissect import dissect as label
+    from ..describe.dissect import by_activation
+    from ..describe.dissect import dissect as label
+    from ..describe.score import score as score_lens
+    from ..describe.score import score_table
+    from ..describe.stability import stability as refit
     from ..lens import Lens
-    from ..score import score as score_lens
-    from ..score import score_table
-    from ..stability import stability as refit
     from ..texts import vocabulary
 
     shown = tables(as_json)
@@ -125,7 +125,7 @@ def score(
 
 def _as_document(scores: "Scores") -> dict[str, Any]:
     """Medians over all neurons, and the differences to every control."""
-    from ..score import compare
+    from ..describe.score import compare
 
     facts = {name: getattr(scores, name) for name in ("vocabulary", "referee", "images", "top")}
     return facts | {"comparisons": [asdict(each) for each in compare(scores)]}

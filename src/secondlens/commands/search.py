@@ -34,10 +34,10 @@ def search(
     Example: secondlens search secondlens-demo/lens "a ship"
     """
     from ..clip import load
-    from ..describe import signed
+    from ..describe.describe import signed
+    from ..describe.search import description_of, similar
+    from ..describe.search import search as search_lens
     from ..lens import Lens
-    from ..search import description_of, similar
-    from ..search import search as search_lens
 
     if (text is None) == (neuron is None):
         raise SecondLensError("give either a text to search for or --neuron, not both or none")

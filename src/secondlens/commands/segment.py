@@ -95,13 +95,13 @@ def segment(
     Example: secondlens segment secondlens-demo/lens photo.png --text "a dog" --out masks
     """
     from ..clip import load
+    from ..clip.resize import resized
     from ..lens import Lens
-    from ..resize import resized
-    from ..segment import PAPER, Recipe, label_map
-    from ..segment import segment as find
-    from ..segmentation.data import open_picture
-    from ..segmentation.pictures import grey, label_picture, overlay, save_all
-    from ..storage import check_empty
+    from ..segment.benchmark.data import open_picture
+    from ..segment.benchmark.pictures import grey, label_picture, overlay, save_all
+    from ..segment.segment import PAPER, Recipe, label_map
+    from ..segment.segment import segment as find
+    from ..storage.files import check_empty
 
     check_empty(out)
     picture = open_picture(photo)

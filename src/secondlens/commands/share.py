@@ -44,7 +44,7 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
     Example: secondlens pull user/name lens
     """
     from ..lens import Lens
-    from ..storage import check_empty
+    from ..storage.files import check_empty
 
     check_empty(lens)
     _follow_quiet()

@@ -22,8 +22,8 @@ def verify(
 
     Example: secondlens verify demo
     """
-    from ..activation import trained_activation
     from ..clip import load
+    from ..clip.activation import trained_activation
     from ..verify import DTYPES
     from ..verify import verify as verify_clip
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ..errors import SecondLensError
-from ..remote import Unreachable
+from ..storage.remote import Unreachable
 from .protocol import Task
 
 PAUSE = 0.5

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ..effects.paths import chunks
 from ..errors import SecondLensError
-from ..evidence import Scores, Stability
 from ..lens import Codes, Lens
-from ..paths import chunks
+from ..lens.evidence import Scores, Stability
 from .description import Description
 from .layout import Layout, layer_offsets
 from .numbers import quartiles, short, shortened

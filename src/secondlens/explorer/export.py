@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.progress import track
 
 from ..errors import SecondLensError
-from ..storage import check_empty
+from ..storage.files import check_empty
 from .atlas import Atlas
 from .pages import PACKS, PLAIN, Pages, packed, static_files
 from .runs import Runs

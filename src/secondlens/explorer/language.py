@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
 
+from ..clip.view import Clip
+from ..effects.paths import chunks
 from ..lens import Codes, Lens
-from ..paths import chunks
 from ..texts import Vocabulary, normalise, vocabulary
 from ..texts.builtin import BUILTIN
-from ..view import Clip
 from . import prepared
 
 NEURONS_PER_CHUNK = 256

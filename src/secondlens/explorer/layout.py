@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..effects.paths import chunks
 from ..errors import SecondLensError
 from ..lens import Lens
-from ..paths import chunks
-from ..storage import load_tensors, save_tensors
+from ..storage.files import load_tensors, save_tensors
 from .prepared import NEIGHBOURS, fingerprint
 
 COMPONENTS = 30

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from ..capture import Capture
 from ..clip import DEMOS
-from ..discover import Discoverer
-from ..effects import direct
+from ..clip.view import Clip
+from ..describe.search import description_of
+from ..discover.discover import Discoverer
+from ..effects.indirect import indirect
+from ..effects.paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
+from ..effects.second_order import direct
 from ..errors import SecondLensError
 from ..images import UNREADABLE, ImageSource
-from ..indirect import indirect
+from ..images.subset import with_ids
 from ..lens import Lens
-from ..page import data_uri
-from ..paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
-from ..search import description_of
-from ..segment import embed_texts, segment
-from ..subset import with_ids
-from ..view import Clip
+from ..report.page import data_uri
+from ..segment.segment import embed_texts, segment
 from .atlas import Atlas
 from .numbers import json_ready, short
 from .prepared import LIGHT

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..images import ImageSource, as_source
 from ..lens import Lens
-from ..view import Clip
 from .atlas import Atlas
 from .layout import lay_out, load_layout
 from .live import Live

@@ -12,7 +12,7 @@ import jinja2
 import orjson
 from PIL import Image, ImageDraw, ImageFont
 
-from ..page import number
+from ..report.page import number
 from .atlas import TEXTS, Atlas
 from .prepared import GROUPS
 from .profile import Profiles

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
 
 from ..lens import Lens
-from ..storage import load_tensors, save_json, save_tensors
+from ..storage.files import load_tensors, save_json, save_tensors
 
 FORMAT = 1
 

@@ -17,16 +17,17 @@ from rich.progress import track
 from torch import Tensor
 
 from ..capture import Capture, Pooled
-from ..concepts import Proof, prove
+from ..clip.view import Clip
+from ..describe.concepts import Proof, prove
+from ..describe.summary import Neuron, neurons_in_words
+from ..effects.paths import OFFICIAL_SCALE, chunks, extended_coefficients, image_scale
+from ..effects.projections import Projector
 from ..errors import SecondLensError
 from ..images import ImageSource, Reader
-from ..lens import WORDS_THAT_COUNT, Lens
-from ..paths import OFFICIAL_SCALE, chunks, extended_coefficients, image_scale
-from ..projections import Projector
-from ..report import model_view
-from ..subset import with_ids
-from ..summary import Neuron, neurons_in_words
-from ..view import Clip
+from ..images.subset import with_ids
+from ..lens import Lens
+from ..lens.codes import WORDS_THAT_COUNT
+from ..report.report import model_view
 from . import prepared
 from .language import class_changes, texts_of, triangles
 from .prepared import GROUPS, LIGHT, LayerSurvey, Survey, fingerprint

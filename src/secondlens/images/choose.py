@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import SecondLensError
-from ..remote import Place, location
+from ..storage.remote import Place, location
 from .folder import Folder
 from .huggingface import HuggingFace, is_held, is_streamed, streamed
 from .parquet import Parquet

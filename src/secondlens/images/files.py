@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from .. import remote
 from ..errors import SecondLensError
-from ..remote import Place, location
+from ..storage import remote
+from ..storage.remote import Place, location
 from .decode import Unreadable
 
 Files = str | Place | Sequence[str | Place]

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import SecondLensError
-from ..remote import Place, opened
+from ..storage.remote import Place, opened
 from .decode import Unreadable, decode
 from .files import Files, expand, names
 

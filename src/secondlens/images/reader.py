@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..clip.view import Clip
 from ..errors import SecondLensError
-from ..view import Clip
 from .decode import Unreadable, upright_rgb
 from .source import UNREADABLE, FileSource, ImageSource
 

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from PIL import Image
 
 from ..errors import SecondLensError
-from ..remote import Place, filesystem, location, reaching, read
+from ..storage.remote import Place, filesystem, location, reaching, read
 from .decode import SUFFIXES, decode
 
 

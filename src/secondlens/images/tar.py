@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SecondLensError
-from ..remote import Place, opened
+from ..storage.remote import Place, opened
 from .decode import SUFFIXES, decode
 from .files import Files, expand, names, part
 

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from ..ablation import BASELINE
+from ..ablate.ablation import BASELINE
 from .curves import accuracy_row
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, Study

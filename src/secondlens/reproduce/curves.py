@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..ablation import BASELINE, Ablation
-from ..first_order import ablate_attention
+from ..ablate.ablation import BASELINE, Ablation
+from ..ablate.first_order import ablate_attention
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, PAPER_MODEL, PAPER_SECOND_MODEL, Study
 

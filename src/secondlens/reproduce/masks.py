@@ -1,7 +1,7 @@
 """Table 4 on the embedded world, as a result like the others: `segmentation` measures it."""
 
-from ..segmentation.reproduce import compare, demo_work
-from ..segmentation.table import METRICS
+from ..segment.benchmark.reproduce import compare, demo_work
+from ..segment.benchmark.table import METRICS
 from .result import Result, Row, Setting
 from .study import PAPER_MODEL, Study
 

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..accumulate import LayerLens
-from ..budget import PARTS, Budget, budget
-from ..effects import second_order
+from ..ablate.budget import PARTS, Budget, budget
+from ..ablate.reference import Direct, Indirect, lens_of
+from ..effects.indirect import indirect_seconds, sample
+from ..effects.second_order import second_order
 from ..images import Reader
-from ..indirect import indirect_seconds, sample
 from ..intervals import of_median
-from ..reference import Direct, Indirect, lens_of
+from ..lens import LayerLens
 from .curves import INTERVALS
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, Study

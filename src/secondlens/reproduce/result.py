@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..page import data_uri, number, write_page
-from ..storage import save_json
+from ..report.page import data_uri, number, write_page
+from ..storage.files import save_json
 
 Row = dict[str, Any]
 """A cell by column: text, numbers, or None where there is nothing."""

@@ -9,17 +9,17 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from ..ablate import ablate
-from ..ablation import Ablation
+from ..ablate.ablate import ablate
+from ..ablate.ablation import Ablation
+from ..ablate.recode import SIZES, TextCodes
 from ..classify import TEMPLATE, Labelled, evenly, labelled, training_pictures
-from ..describe import default_size
+from ..clip.view import Clip
+from ..describe.describe import default_size
 from ..errors import SecondLensError
-from ..fit import fit
+from ..fit.fit import fit
 from ..images import ImageSource
 from ..lens import Lens
-from ..recode import SIZES, TextCodes
 from ..texts import Vocabulary, vocabulary
-from ..view import Clip
 from .result import Setting
 
 PAPER_MODEL = "ViT-B-32 (openai)"
@@ -282,9 +282,10 @@ class Study:
 
 def scenes(seed: int, count: int, *, planted: bool, style: bool = False) -> Labelled:
     """Single-object scenes of the embedded world, labelled with the object."""
-    from ..demo.pictures import Scenes, object_names
+    from ..demo.pictures import Scenes
     from ..demo.scenes import World
     from ..demo.world import NAMES
+    from ..texts.world import object_names
 
     world = World(planted=planted, split="style" if style else "train")
     source = Scenes(world, seed, count, single=True)

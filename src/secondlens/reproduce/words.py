@@ -7,13 +7,13 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..describe import describe, signed
-from ..discover import Discoverer
+from ..describe.describe import describe, signed
+from ..discover.discover import Discoverer
 from ..images import ImageSource, Reader
+from ..images.subset import with_ids
 from ..lens import Lens
-from ..report import model_view
+from ..report.report import model_view
 from ..sparse import omp
-from ..subset import with_ids
 from ..texts import Vocabulary, normalise
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, PAPER_MODEL, Study

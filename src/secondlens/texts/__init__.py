@@ -1,6 +1,7 @@
 """Where texts come from: vocabularies to describe neurons with, and zero-shot classifiers."""
 
+from .choose import vocabulary
 from .embedding import NORMALISATIONS, normalise
-from .vocabulary import Vocabulary, vocabulary
+from .vocabulary import Vocabulary
 
 __all__ = ["NORMALISATIONS", "Vocabulary", "normalise", "vocabulary"]

@@ -7,6 +7,7 @@ from typing import Final
 
 from ..errors import SecondLensError
 from .vocabulary import Vocabulary
+from .world import world_vocabulary
 
 # abbreviations such as "u.s", numbers, and letters such as the "s" of plurals are no words
 _WORD = re.compile(r"[ai]|[a-z]+(?:'[a-z]+)+|[a-z]{2,}")
@@ -38,16 +39,9 @@ def imagenet() -> Vocabulary:
     return Vocabulary(name="imagenet", labels=names, prompts=prompts)
 
 
-def world() -> Vocabulary:
-    """Every object, colour and place of the embedded world."""
-    from ..demo.pictures import world_vocabulary
-
-    return world_vocabulary()
-
-
 BUILTIN: Final[Mapping[str, Callable[[], Vocabulary]]] = {
     "english-10k": partial(english, 10_000, "english-10k"),
     "english-30k": partial(english, 30_000, "english-30k"),
     "imagenet": imagenet,
-    "world": world,
+    "world": world_vocabulary,
 }

@@ -16,9 +16,9 @@ from rich.progress import track
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..clip.view import TEXTS_PER_BATCH, Clip
 from ..errors import SecondLensError
-from ..storage import load_tensors, save_tensors
-from ..view import TEXTS_PER_BATCH, Clip
+from ..storage.files import load_tensors, save_tensors
 
 NORMALISATIONS = ("unit", "centred", "official")
 

@@ -1,0 +1,79 @@
+"""A model for larger pictures than it was trained on: more patches of the same size."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ..errors import SecondLensError
+from .view import Clip
+
+DARK, LIGHT = 51, 204
+"""Grey levels that tell how a model normalises pixels."""
+
+
+def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
+    """The same model for pictures of another size, its position embedding interpolated.
+
+    Weights and their hash stay the same, so lenses of the model still fit it. Pictures are squeezed
+    to the new size whatever their shape, and normalised as the model's own preprocessing does.
+
+    Parameters
+    ----------
+    clip
+        Any model that `load` returns.
+    height, width
+        Pixels; a square if only one is given.
+
+    Raises
+    ------
+    SecondLensError
+        A side that is no multiple of the model's patch.
+    """
+    size = (height, height if width is None else width)
+    patch = tuple(pixels // cells for pixels, cells in zip(clip.image_size, clip.grid, strict=True))
+    for pixels, side in zip(size, patch, strict=True):
+        if pixels < side or pixels % side:
+            raise SecondLensError(
+                f"{clip.name} cuts pictures into patches of {side} pixels, and {pixels} is no "
+                "multiple of that"
+            )
+    rows, columns = size[0] // patch[0], size[1] // patch[1]
+    preprocess = None if clip.preprocess is None else _preprocess(clip.preprocess, clip, size)
+    return replace(clip, image_size=size, grid=(rows, columns), preprocess=preprocess)
+
+
+def interpolated(
+    positions: Float[Tensor, "tokens width"], grid: tuple[int, int], wanted: tuple[int, int]
+) -> Float[Tensor, "wanted_tokens width"]:
+    """Rows for another grid of patches: bicubic between the patches, the class token's as it is."""
+    if tuple(grid) == tuple(wanted):
+        return positions
+    token, patches = positions[:1], positions[1:]
+    square = patches.T.reshape(1, -1, *grid)
+    square = square.to(torch.promote_types(square.dtype, torch.float32))
+    larger = F.interpolate(square, wanted, mode="bicubic", align_corners=False)
+    return torch.cat([token, larger.flatten(2)[0].T.to(positions)])
+
+
+def _preprocess(
+    own: Callable[[Image.Image], Tensor], clip: Clip, size: tuple[int, int]
+) -> Callable[[Image.Image], Tensor]:
+    """Squeeze to `size`, and normalise as `own` does: it is affine in each channel."""
+    dark, light = (
+        own(Image.new("RGB", clip.image_size[::-1], (grey,) * 3)).mean((1, 2), keepdim=True)
+        for grey in (DARK, LIGHT)
+    )
+    gain = (light - dark) / (LIGHT - DARK)
+
+    def preprocess(image: Image.Image) -> Tensor:
+        squeezed = image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(squeezed)).permute(2, 0, 1)
+        return dark + gain * (pixels.to(dark) - DARK)
+
+    return preprocess

@@ -1,0 +1,139 @@
+"""Products of effects with vectors, for every neuron and image, without any effect in memory.
+
+An effect is scale * c . U (see `paths`), so its product with a vector v is scale * c . (U v): a
+neuron needs K numbers for each of its vectors, and an image one product of K numbers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from rich.progress import track
+from torch import Tensor
+
+from ..capture import Capture, Pooled
+from ..clip.view import Clip
+from ..errors import SecondLensError
+from ..images import Reader, as_source
+from .paths import extended_coefficients, image_scale, path_factors
+
+
+class Projector:
+    """Takes the coefficients of images to <effect, vector>, in units of the convention's effects.
+
+    Parameters
+    ----------
+    clip, layer, convention
+        What `path_factors` takes.
+    vectors
+        Some for each chosen neuron.
+    neurons
+        The chosen neurons; by default all of the layer.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        layer: int,
+        vectors: Float[Tensor, "chosen vectors dim"],
+        convention: str = "exact",
+        neurons: Sequence[int] | None = None,
+    ) -> None:
+        factors = path_factors(clip, layer, convention)
+        self.layer, self.convention = layer, convention
+        self.neurons = list(range(factors.neurons) if neurons is None else neurons)
+        vectors = vectors.to(factors.inner)
+        own = [
+            (vectors @ outer.T * inner[self.neurons, None]).sum(-1)
+            for inner, outer in zip(factors.inner, factors.outer, strict=True)
+        ]
+        shared = (vectors @ factors.shared.T).movedim(-1, 0)
+        self.weights = torch.cat([torch.stack(own), shared])
+
+    def __call__(self, pooled: Pooled) -> Float[Tensor, "images chosen vectors"]:
+        """The products for a batch of images."""
+        coefficients = extended_coefficients(pooled, self.layer, self.convention)
+        products = [
+            # rows, not bmm: a bmm with a single column is many times slower
+            (coefficients[:, :, self.neurons] * weights).sum(1)
+            for weights in self.weights.unbind(-1)
+        ]
+        scale = image_scale(pooled, self.convention)
+        return torch.stack(products, dim=-1) * scale[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Projected:
+    """The products of all readable images of a source."""
+
+    positions: list[int]
+    """Of the images, in the source."""
+    embeddings: Float[Tensor, "images dim"]
+    """Unit rows."""
+    products: dict[int, Float[Tensor, "images chosen vectors"]]
+    """By layer."""
+    skipped: Mapping[str, str]
+    """Pictures that could not be read: id -> reason."""
+
+
+def project(
+    clip: Clip,
+    images: Any,
+    projectors: Mapping[int, Projector],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+) -> Projected:
+    """Stream images through the model once, for projectors of several layers.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    images
+        What `fit` takes.
+    projectors
+        By layer.
+
+    Raises
+    ------
+    SecondLensError
+        No readable image.
+    """
+    reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
+    positions: list[int] = []
+    embeddings: list[Tensor] = []
+    products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
+    shown: Callable = track if progress else (lambda batches, **_: batches)
+    with Capture(clip, projectors) as capture:
+        for batch in shown(reader, description="projections", total=len(reader)):
+            representation = clip.encode_image(batch.pixels)
+            pooled = capture.pool(representation)
+            positions += batch.positions
+            embeddings.append(F.normalize(representation.to(clip.compute_dtype), dim=-1))
+            for layer, projector in projectors.items():
+                products[layer].append(projector(pooled))
+    if not positions:
+        raise SecondLensError("none of the pictures could be read")
+    return Projected(
+        positions=positions,
+        embeddings=torch.cat(embeddings),
+        products={layer: torch.cat(parts) for layer, parts in products.items()},
+        skipped=dict(reader.skipped),
+    )
+
+
+def embed(
+    clip: Clip, images: Any, *, batch_size: int = 32, workers: int = 0
+) -> Float[Tensor, "images dim"]:
+    """Unit embeddings of all images of a source; zeros for one that cannot be read."""
+    source = as_source(images)
+    rows = torch.zeros(len(source.ids), clip.dim, dtype=clip.compute_dtype, device=clip.device)
+    for batch in Reader(source=source, clip=clip, batch_size=batch_size, workers=workers):
+        representation = clip.encode_image(batch.pixels)
+        rows[batch.positions] = F.normalize(representation.to(rows), dim=-1)
+    return rows

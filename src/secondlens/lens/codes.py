@@ -1,0 +1,75 @@
+"""Sparse signed texts of the neurons of a lens, and the tensors they are kept as."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+WORDS_THAT_COUNT = 8
+"""Texts of a description that a person reads, and that it is judged by."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codes:
+    """Sparse signed texts for the direction of each neuron, by layer, in the order of the pursuit.
+
+    A row that ended early has index -1 and coefficient 0 at its end.
+    """
+
+    labels: tuple[str, ...]
+    normalise: str
+    indices: dict[int, Int[Tensor, "neurons k"]]
+    coefficients: dict[int, Float[Tensor, "neurons k"]]
+    brief: dict[int, Float[Tensor, "neurons words"]]
+    """Coefficients of the code of the first texts alone, at most `WORDS_THAT_COUNT`. A long code
+    rebuilds a direction better but says less of it: many of its texts make up for others."""
+    cosine: dict[int, Float[Tensor, " neurons"]]
+    """Between a direction and its code."""
+    curve: dict[int, Float[Tensor, " k"]] = field(default_factory=dict)
+    """Median over neurons of the cosine of the codes of 1, 2, ... k texts."""
+    control: Float[Tensor, " k"] | None = None
+    """The same for random unit directions, which stand for nothing."""
+    mean_text: Float[Tensor, " dim"] | None = None
+    """Mean embedding of the texts: what every text shares, which `search` subtracts."""
+
+    def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
+        """(text, coefficient) of a neuron's brief code, strongest first."""
+        return self._texts(layer, neuron, self.brief)[:count]
+
+    def code(self, layer: int, neuron: int) -> list[tuple[str, float]]:
+        """(text, coefficient) of a neuron's whole code, strongest first."""
+        return self._texts(layer, neuron, self.coefficients)
+
+    def _texts(
+        self, layer: int, neuron: int, weights: dict[int, Tensor]
+    ) -> list[tuple[str, float]]:
+        own = weights[layer][neuron].tolist()
+        texts = self.indices[layer][neuron, : len(own)].tolist()
+        found = [(self.labels[i], weight) for i, weight in zip(texts, own, strict=True) if i >= 0]
+        return sorted(found, key=lambda pair: -abs(pair[1]))
+
+
+_OF_LAYERS = ("indices", "coefficients", "brief", "cosine", "curve")
+_OF_CODES = ("control", "mean_text")
+
+
+def codes_to_tensors(codes: Codes) -> dict[str, Tensor]:
+    """By name, with the layer at its end where there is a tensor for each layer."""
+    tensors = {
+        f"{name}-{layer:02}": tensor
+        for name in _OF_LAYERS
+        for layer, tensor in getattr(codes, name).items()
+    }
+    whole = {name: getattr(codes, name) for name in _OF_CODES}
+    return tensors | {name: tensor for name, tensor in whole.items() if tensor is not None}
+
+
+def codes_from_tensors(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Codes:
+    """What `codes_to_tensors` took apart, with what the manifest says of it."""
+    kept: dict[str, Any] = {name: tensors.pop(name) for name in _OF_CODES if name in tensors}
+    kept |= {name: {} for name in _OF_LAYERS}
+    for key, tensor in tensors.items():
+        name, layer = key.rsplit("-", 1)
+        kept[name][int(layer)] = tensor
+    return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **kept)

@@ -1,0 +1,194 @@
+"""The fitted object: what a set of images shows about every neuron of some layers."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..clip.view import Clip
+from ..errors import SecondLensError
+from ..storage import remote
+from . import folder
+from .codes import Codes
+from .evidence import Scores, Stability
+from .layer import Coordinates, LayerLens, both_passes, layer_lens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lens:
+    """A fitted lens; `lens[layer]` is its `LayerLens`."""
+
+    model: dict[str, Any]
+    """Name, weights hash, activation function and shape of the model."""
+    convention: str
+    top: int
+    image_ids: tuple[str, ...]
+    skipped: Mapping[str, str]
+    """Pictures that could not be read: id -> reason."""
+    by_layer: dict[int, LayerLens]
+    codes: dict[str, Codes] = field(default_factory=dict)
+    """Descriptions by the name of their vocabulary."""
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """By `Scores.name`: vocabulary and referee."""
+    stability: dict[str, Stability] = field(default_factory=dict)
+    """By the name of the vocabulary."""
+    coordinates: Coordinates | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The fitted layers, in order."""
+        return sorted(self.by_layer)
+
+    def __getitem__(self, layer: int) -> LayerLens:
+        if layer not in self.by_layer:
+            fitted = ", ".join(map(str, self.layers))
+            raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
+        return self.by_layer[layer]
+
+    def check_model(self, clip: Clip) -> None:
+        """Raise `SecondLensError` if this lens was fitted on another model."""
+        if clip.weights_hash != self.model["weights"]:
+            raise SecondLensError(
+                f"this lens was fitted on {self.model['name']} with other weights than "
+                f"{clip.name} has: load that model, or fit again"
+            )
+
+    def check_exact(self) -> None:
+        """Raise `SecondLensError` if effects are "official": they are no parts of embeddings."""
+        if self.convention != "exact":
+            raise SecondLensError(
+                "official effects share a part that belongs to no neuron: fit a lens in the "
+                "convention exact"
+            )
+
+    def merge(self, other: "Lens") -> "Lens":
+        """The lens of both sets of images, as one fit over all of them would give it.
+
+        Descriptions are dropped: directions change.
+
+        Raises
+        ------
+        SecondLensError
+            Either lens has no coordinates (fit with `keep_coordinates=True`), or they differ in
+            model, layers or convention, or share an image.
+        """
+        if self.coordinates is None or other.coordinates is None:
+            raise SecondLensError(
+                "merging needs the coordinates of both lenses: fit with keep_coordinates=True"
+            )
+        for what in ("model", "convention", "layers"):
+            if getattr(self, what) != getattr(other, what):
+                raise SecondLensError(f"lenses that differ in their {what} cannot be merged")
+        if twice := set(self.image_ids) & set(other.image_ids):
+            raise SecondLensError(f"both lenses have seen image {min(twice)}: merge disjoint ones")
+        z = {
+            layer: torch.cat([self.coordinates.z[layer], other.coordinates.z[layer]])
+            for layer in self.layers
+        }
+        count = len(self.image_ids) + len(other.image_ids)
+        mine = len(self.image_ids) / count
+        top = min(count, self.top + other.top)
+        by_layer = {
+            layer: layer_lens(
+                *both_passes(z[layer], top),
+                self.coordinates.basis[layer],
+                self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine),
+            )
+            for layer in self.layers
+        }
+        return replace(
+            self,
+            top=top,
+            image_ids=(*self.image_ids, *other.image_ids),
+            skipped={**self.skipped, **other.skipped},
+            by_layer=by_layer,
+            codes={},
+            scores={},
+            stability={},
+            coordinates=Coordinates(z=z, basis=self.coordinates.basis),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
+
+        Files are complete or absent, and `lens.json` comes last.
+        """
+        if remote.is_remote(path):
+            with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
+                folder.write(self, Path(copy))
+                remote.upload(Path(copy), str(path), last="lens.json")
+        else:
+            folder.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Lens":
+        """The lens saved in a folder, here or in a store.
+
+        Raises
+        ------
+        SecondLensError
+            No lens there, one of another format version, or a damaged one.
+        """
+        if not remote.is_remote(path):
+            return cls(**folder.read(Path(path)))
+        if "lens.json" not in remote.names(str(path)):
+            raise SecondLensError(f"{path} holds no lens: there is no lens.json in it")
+        with remote.fetched(str(path)) as copy:
+            return cls(**folder.read(copy))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Send the lens to the Hugging Face hub, with its card, in one commit.
+
+        What the repository held of an older lens is removed. The hub's own login is used: `hf auth
+        login`, or the variable HF_TOKEN.
+
+        Parameters
+        ----------
+        repo_id
+            Such as "user/name"; made if it does not exist.
+        private
+            Whether a new repository is for its owner only.
+
+        Returns
+        -------
+        The address of the commit.
+
+        Raises
+        ------
+        SecondLensError
+            The hub cannot be reached or refuses, or no repository can have that name.
+        """
+        from .card import lens_card
+        from .hub import push
+
+        with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
+            self.save(copy)
+            (Path(copy) / "README.md").write_text(lens_card(self, repo_id), encoding="utf-8")
+            return push(Path(copy), repo_id, private=private)
+
+    @classmethod
+    def from_hub(cls, repo_id: str, *, revision: str | None = None) -> "Lens":
+        """The lens in a repository of the Hugging Face hub, checked like any folder.
+
+        Parameters
+        ----------
+        repo_id
+            Such as "user/name".
+        revision
+            A branch, tag or commit; by default the newest.
+
+        Raises
+        ------
+        SecondLensError
+            The hub cannot be reached or refuses, there is no such repository or revision, or no
+            lens that `load` would take.
+        """
+        from .hub import pull
+
+        with tempfile.TemporaryDirectory(prefix="secondlens-") as temporary:
+            copy = Path(temporary) / repo_id.replace("/", "--")
+            pull(repo_id, copy, revision=revision)
+            return cls.load(copy)

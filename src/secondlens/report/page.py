@@ -1,0 +1,48 @@
+"""Pages that hold everything they show: one HTML file from a template of this package."""
+
+import base64
+import io
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+
+def write_page(path: str | Path, template: str, **content: Any) -> None:
+    """Fill a template and write it; a file that exists is replaced once the new one is complete."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("secondlens.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    page = environment.get_template(template).render(**content, version=version("secondlens"))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def data_uri(image: Image.Image, form: str, **options: int) -> str:
+    """A picture as an address that holds it; `form` and `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def number(value: float | int | str) -> str:
+    """As people read it: whole numbers in full, others with two significant digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "–"
+    size = math.floor(math.log10(abs(float(f"{value:.1e}")))) if value else 0
+    return f"{value:,.{max(0, 1 - size)}f}"

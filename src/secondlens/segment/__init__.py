@@ -1,0 +1,1 @@
+"""Zero-shot masks from neurons, earlier ways to make them, and one protocol that measures all."""

@@ -1,0 +1,40 @@
+"""Where the class token looks, whatever the text: raw attention and attention rollout."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...clip.view import Clip, Images
+from .tower import run
+
+
+@torch.no_grad()
+def raw_attention(
+    clip: Clip, images: Images, texts: Float[Tensor, "images dim"], *, layers: int = 1
+) -> Float[Tensor, "images rows columns"]:
+    """Attention of the class token in the last `layers` blocks, averaged over heads and blocks."""
+    maps = [each[:, :, 0, 1:].mean(1) for each in run(clip, images).attention[-layers:]]
+    return torch.stack(maps).mean(0).unflatten(-1, clip.grid)
+
+
+@torch.no_grad()
+def rollout(
+    clip: Clip, images: Images, texts: Float[Tensor, "images dim"], *, first: int = 0
+) -> Float[Tensor, "images rows columns"]:
+    """Attention rollout (Abnar & Zuidema 2020): the product, last block first, of (A + I) / 2.
+
+    A is the mean over heads; blocks before `first` are left out.
+    """
+    mean = [each.mean(1) for each in run(clip, images).attention[first:]]
+    identity = torch.eye(mean[0].shape[-1], dtype=mean[0].dtype, device=mean[0].device)
+    return class_row([(each + identity) / 2 for each in mean]).unflatten(-1, clip.grid)
+
+
+def class_row(
+    maps: list[Float[Tensor, "images tokens tokens"]],
+) -> Float[Tensor, "images patches"]:
+    """The class token's row of the product of maps, the last block's first, at the patches."""
+    row = maps[-1][:, :1]
+    for each in reversed(maps[:-1]):
+        row = row @ each
+    return row[:, 0, 1:]

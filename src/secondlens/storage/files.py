@@ -1,0 +1,79 @@
+"""Files of a lens, here or in a store: whole or absent, because they are written beside their place
+and moved in, or sent in one piece."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import SecondLensError
+from . import remote
+
+
+def check_empty(out: str | Path) -> None:
+    """Raise `SecondLensError` if `out` is a file or a folder with something in it."""
+    if remote.is_remote(out):
+        taken = bool(remote.names(str(out)))
+    else:
+        path = Path(out)
+        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if taken:
+        raise SecondLensError(f"{out} exists already: name a new folder, or remove it first")
+
+
+def save_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file."""
+    on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    with _whole(path) as partial:
+        save_file(on_cpu, partial, metadata)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def save_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    with _whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read one.
+
+    Raises
+    ------
+    ValueError
+        It is damaged.
+    """
+    is_here = not remote.is_remote(path)
+    content = Path(path).read_bytes() if is_here else remote.read(remote.location(path))
+    return dict(json.loads(content))
+
+
+@contextmanager
+def _whole(path: str | Path) -> Iterator[Path]:
+    """Where to write what shall then be at `path`; failures become one sentence."""
+    if remote.is_remote(path):
+        with remote.written(str(path)) as file:
+            yield file
+        return
+    place = Path(path)
+    # a name of its own, because another process may be writing the same file
+    partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        partial.replace(place)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error

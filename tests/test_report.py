@@ -20,16 +20,10 @@ from secondlens.describe.summary import Neuron
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.lens import Codes
+from secondlens.report.cards import PICTURES, PROOFS, PROVEN
 from secondlens.report.page import number
-from secondlens.report.report import (
-    PICTURES,
-    PROOFS,
-    PROVEN,
-    Fact,
-    heat_map,
-    model_view,
-    write_report,
-)
+from secondlens.report.report import Fact, write_report
+from secondlens.report.view import heat_map, model_view
 
 HOSTILE = (
     "<script>alert(1)</script>",

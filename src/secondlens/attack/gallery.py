@@ -12,7 +12,7 @@ from torch import Tensor
 from ..clip.view import Clip
 from ..lens import Lens
 from ..report.page import data_uri, write_page
-from ..report.report import heat_map, model_view
+from ..report.view import heat_map, model_view
 from ..segment.segment import Recipe, Segmenter, encode, whole
 from .run import Report, Shot, folder_name
 from .select import Pair

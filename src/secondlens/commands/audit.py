@@ -142,7 +142,7 @@ def _write_page(
     from ..images import Reader
     from ..images.subset import with_ids
     from ..report.page import data_uri, write_page
-    from ..report.report import model_view
+    from ..report.view import model_view
 
     codes = next(iter(lens.codes.values()), None)
     highest = found.effect.nan_to_num(float("-inf")).amax(0)

@@ -90,7 +90,7 @@ def _content(discoverer: "Discoverer", picture: "Image", words: "list[Word]") ->
     """What the page shows."""
     from ..describe.describe import signed
     from ..report.page import data_uri
-    from ..report.report import heat_map, model_view
+    from ..report.view import heat_map, model_view
 
     clip, lens = discoverer.clip, discoverer.lens
     codes = lens.codes.get(discoverer.texts.name)

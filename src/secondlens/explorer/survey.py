@@ -27,7 +27,7 @@ from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Lens
 from ..lens.codes import WORDS_THAT_COUNT
-from ..report.report import model_view
+from ..report.view import model_view
 from . import prepared
 from .language import class_changes, texts_of, triangles
 from .prepared import GROUPS, LIGHT, LayerSurvey, Survey, fingerprint

@@ -6,45 +6,29 @@ the page lays it over the picture.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import Image
 from rich.progress import track
-from torch import Tensor
 
 from ..capture import Capture
 from ..clip.view import Clip
-from ..describe.concepts import Concept, Proof, prove
+from ..describe.concepts import prove
 from ..describe.summary import Neuron
 from ..errors import SecondLensError
 from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Codes, Lens
-from ..statistics import HISTOGRAM_EDGES
+from .cards import BIN_WIDTH, PROOFS, Choice, Seen, card, choose
 from .page import data_uri, write_page
-
-PICTURES = 8
-"""Of each kind on a card: the strongest, and random ones."""
-
-PROVEN = 3
-"""Concepts of a neuron that are shown with images."""
-
-PROOFS = 4
-"""Images of each."""
+from .view import model_view
 
 THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
 
 BATCH_SIZE = 16
-BIN_WIDTH = HISTOGRAM_EDGES[1].item()
-
-Seen = dict[tuple[Neuron, int], Tensor]
-"""Activations [rows, columns] at the patches of each image that a neuron shows, by position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,68 +41,6 @@ class Fact:
     """What chance alone would show."""
     explanation: str
     """How the value is computed, and the null."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The images that a card shows, as positions in `Lens.image_ids`."""
-
-    strongest: list[int]
-    random: list[int]
-    proofs: list[tuple[int, list[int]]]
-    """(position among the neuron's concepts, images that show it)."""
-
-    @property
-    def all(self) -> set[int]:
-        """All of them."""
-        return {*self.strongest, *self.random, *(i for _, images in self.proofs for i in images)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shot:
-    """A picture on a card."""
-
-    position: int
-    id: str
-    norm: float | None
-    """Of the neuron's centred effect; a lens knows those of top images only."""
-    peak: float
-    """The largest activation at a patch."""
-    heat: str
-    """Data URI of `heat_map`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A concept and images that show it."""
-
-    concept: Concept
-    count: int
-    """Top images that show it, whether or not they are on the card."""
-    shots: list[Shot]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What the page shows of a neuron."""
-
-    neuron: Neuron
-    strongest: list[Shot]
-    random: list[Shot]
-    concepts: list[Shown]
-    """The proven ones."""
-    unexplained: int
-    """Top images that show none of the neuron's concepts."""
-    polysemy: float
-    """Of the proof."""
-    numbers: dict[str, float]
-    """By their names in `LayerLens`, and the `cosine` of the neuron's code."""
-    counts: list[int]
-    """Images by norm, as in `LayerLens.histogram`."""
-    threshold: float
-    """In bins of the histogram."""
-    bars: tuple[str, str]
-    """The histogram as SVG paths, below and above the threshold."""
 
 
 def write_report(
@@ -170,10 +92,10 @@ def write_report(
         {(each.layer, each.neuron): each.concepts for each in neurons},
         progress=progress,
     )
-    shown = {each: _choose(lens, each, proofs[each.layer, each.neuron], seed) for each in neurons}
+    shown = {each: choose(lens, each, proofs[each.layer, each.neuron], seed) for each in neurons}
     pictures, seen = _look(clip, lens, source, shown, progress)
     cards = [
-        _card(lens, codes, each, choice, proofs[each.layer, each.neuron], seen)
+        card(lens, codes, each, choice, proofs[each.layer, each.neuron], seen)
         for each, choice in shown.items()
     ]
     write_page(
@@ -183,25 +105,12 @@ def write_report(
         facts=facts,
         cards=cards,
         pictures=pictures,
-        bins=1 + max(i for card in cards for i, count in enumerate(card.counts) if count),
+        bins=1 + max(i for each in cards for i, count in enumerate(each.counts) if count),
         bin_width=BIN_WIDTH,
         proofs=PROOFS,
-        scored=any(math.isfinite(card.neuron.score) for card in cards),
+        scored=any(math.isfinite(each.neuron.score) for each in cards),
         clip=clip,
         lens=lens,
-    )
-
-
-def _choose(lens: Lens, neuron: Neuron, proof: Proof, seed: int) -> Choice:
-    """A neuron's strongest images, as many random others, and those that prove its concepts."""
-    strongest = lens[neuron.layer].top_images[neuron.neuron, :PICTURES].tolist()
-    generator = np.random.default_rng((seed, neuron.layer, neuron.neuron))
-    order = generator.permutation(len(lens.image_ids)).tolist()
-    others = [position for position in order if position not in strongest]
-    return Choice(
-        strongest=strongest,
-        random=others[: len(strongest)],
-        proofs=[(each, proof.showing(each)[:PROOFS]) for each in proof.proven[:PROVEN]],
     )
 
 
@@ -237,94 +146,6 @@ def _look(
     return pictures, seen
 
 
-def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.Image]:
-    """What turns the image tower's input back into a picture: exactly the view the model had.
-
-    It undoes the normalisation, which it learns from what the preprocessing makes of black and of
-    white, so that cropping, squashing or padding show as they were and heat maps lie where they
-    belong. It takes for granted that normalisation acts on each pixel alone and is affine. Without
-    preprocessing, or where black and white come out alike, values are stretched over their range.
-    """
-    black = white = torch.zeros(())
-    if clip.preprocess is not None:
-        size = clip.image_size[::-1]
-        black, white = (clip.preprocess(Image.new("RGB", size, c)) for c in ("black", "white"))
-    known = bool((white != black).all())
-
-    def view(pixels: Tensor) -> Image.Image:
-        pixels = pixels.float().cpu()
-        low, high = (black, white) if known else (pixels.amin(), pixels.amax())
-        shares = ((pixels - low) / (high - low)).nan_to_num().clamp(0, 1)
-        return Image.fromarray((shares * 255).round().byte().permute(1, 2, 0).numpy())
-
-    return view
-
-
-def heat_map(activation: Float[Tensor, "rows columns"], scale: float) -> Image.Image:
-    """One pixel a patch, whose opacity goes from 0 where the neuron is at or below zero to full
-    where it reaches `scale`."""
-    shares = (activation / scale).clamp(0, 1) if scale > 0 else torch.zeros_like(activation)
-    opacity = Image.fromarray((shares * 255).round().byte().numpy())
-    return Image.merge("LA", (Image.new("L", opacity.size), opacity))
-
-
 def _picture(image: Image.Image) -> str:
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return data_uri(image, "webp", quality=80)
-
-
-def _card(
-    lens: Lens, codes: Codes, neuron: Neuron, choice: Choice, proof: Proof, seen: Seen
-) -> Card:
-    layer, n = lens[neuron.layer], neuron.neuron
-    norms = dict(zip(layer.top_images[n].tolist(), layer.top_norms[n].tolist(), strict=True))
-    scale = max(float(seen[neuron, position].max()) for position in choice.strongest)
-
-    def shot(position: int) -> Shot:
-        activation = seen[neuron, position]
-        return Shot(
-            position=position,
-            id=lens.image_ids[position],
-            norm=norms.get(position),
-            peak=float(activation.max()),
-            heat=data_uri(heat_map(activation, scale), "png"),
-        )
-
-    numbers = {name: float(values[n]) for name, values in vars(layer).items() if values.dim() == 1}
-    numbers["threshold"] = float(layer.threshold[n])
-    numbers["cosine"] = float(codes.cosine[neuron.layer][n])
-    counts = layer.histogram[n].tolist()
-    bin_width = BIN_WIDTH * numbers["energy"] ** 0.5
-    end = float(len(counts))
-    threshold = min(numbers["threshold"] / bin_width, end) if bin_width else 0.0
-    return Card(
-        neuron=neuron,
-        strongest=[shot(position) for position in choice.strongest],
-        random=[shot(position) for position in choice.random],
-        concepts=[
-            Shown(
-                concept=neuron.concepts[each],
-                count=len(proof.showing(each)),
-                shots=[shot(position) for position in images],
-            )
-            for each, images in choice.proofs
-        ],
-        unexplained=len(proof.showing(-1)),
-        polysemy=proof.polysemy,
-        numbers=numbers,
-        counts=counts,
-        threshold=threshold,
-        bars=(_bars(counts, 0.0, threshold), _bars(counts, threshold, end)),
-    )
-
-
-def _bars(counts: list[int], start: float, end: float) -> str:
-    """An SVG path of bars one unit wide and up to one high, cut off at `start` and `end`."""
-    path = ""
-    for i, count in enumerate(counts):
-        left, right = max(i, start), min(i + 1, end)
-        # the few images above the threshold would be invisible on a linear scale
-        height = math.log1p(count) / math.log1p(max(counts))
-        if left < right and count:
-            path += f"M{left:.4g} 1v{-height:.3g}H{right:.4g}V1z"
-    return path

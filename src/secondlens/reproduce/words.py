@@ -12,7 +12,7 @@ from ..discover.discover import Discoverer
 from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Lens
-from ..report.report import model_view
+from ..report.view import model_view
 from ..sparse import omp
 from ..texts import Vocabulary, normalise
 from .result import Result, Row, Setting, drawn

@@ -8,16 +8,14 @@ from scipy.stats import binom
 
 from secondlens.clip import from_open_clip
 from secondlens.describe.concepts import (
-    RARE,
+    ALIKE,
     Concept,
-    Proof,
-    binomial_tail,
     concepts_of,
     effective_number,
     group,
-    prove,
     same_concept,
 )
+from secondlens.describe.proof import RARE, Proof, binomial_tail, prove
 from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
@@ -53,7 +51,7 @@ def test_group_of_none_and_one():
 def test_same_concept_is_the_quantile_of_all_pairs():
     rows = unit_rows(60, 6)
     pairs = (rows @ rows.T)[np.triu_indices(60, 1)]
-    assert same_concept(rows) == pytest.approx(np.quantile(pairs, RARE), abs=5e-3)
+    assert same_concept(rows) == pytest.approx(np.quantile(pairs, ALIKE), abs=5e-3)
     assert same_concept(rows[:1]) == 1
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
-from secondlens.describe.concepts import Concept, prove
+from secondlens.describe.concepts import Concept
+from secondlens.describe.proof import prove
 from secondlens.describe.summary import Neuron
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit

@@ -13,9 +13,10 @@ from secondlens.clip import from_open_clip, load
 from secondlens.commands import main
 from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
+from secondlens.describe.comparison import compare, score_table
 from secondlens.describe.describe import describe
 from secondlens.describe.roc import area_under_roc
-from secondlens.describe.score import compare, score, score_table, sides
+from secondlens.describe.score import score, sides
 from secondlens.effects.projections import Projector, embed, project
 from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError

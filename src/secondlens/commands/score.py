@@ -68,10 +68,10 @@ def score(
     """
     from ..clip import load
     from ..demo.model import TWIN
+    from ..describe.comparison import score_table
     from ..describe.dissect import by_activation
     from ..describe.dissect import dissect as label
     from ..describe.score import score as score_lens
-    from ..describe.score import score_table
     from ..describe.stability import stability as refit
     from ..lens import Lens
     from ..texts import vocabulary
@@ -125,7 +125,7 @@ def score(
 
 def _as_document(scores: "Scores") -> dict[str, Any]:
     """Medians over all neurons, and the differences to every control."""
-    from ..describe.score import compare
+    from ..describe.comparison import compare
 
     facts = {name: getattr(scores, name) for name in ("vocabulary", "referee", "images", "top")}
     return facts | {"comparisons": [asdict(each) for each in compare(scores)]}

@@ -15,36 +15,25 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from rich.table import Table
 from torch import Tensor
 
 from ..clip.view import Clip
 from ..effects.paths import OFFICIAL_SCALE, chunks
-from ..effects.projections import Projector, embed, project
+from ..effects.projections import Projector, project
 from ..errors import SecondLensError
-from ..images import ImageSource, as_source
-from ..intervals import of_median
+from ..images import as_source
 from ..lens import Codes, Lens
-from ..lens.evidence import CONTROLS, SIDES, Scores
+from ..lens.evidence import Scores
 from ..sparse import omp
 from ..statistics import top_count
 from ..texts import Vocabulary, normalise
+from .referee import Referee, labels_as_referee, model_as_referee
 from .roc import area_under_roc
 
 NEURONS_PER_CHUNK = 256
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Referee:
-    """Says how well words match images: `images[b] . words[t]`."""
-
-    name: str
-    images: Float[Tensor, "images features"]
-    words: Float[Tensor, "texts features"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,10 +65,10 @@ def score(
     """Score the descriptions of all neurons of a lens, and put the scores into the lens.
 
     A neuron's prediction for an image is the sum of its description's weights times the referee's
-    matches, over the words of one side. Its score is the area under the ROC
-    curve of that prediction against the top 2 % of the images on that side. Four controls are
-    scored alike: the description of another neuron of the layer; the code of a random direction;
-    random words with the neuron's weights; and the one text most similar to the direction.
+    matches, over the words of one side. Its score is the area under the ROC curve of that
+    prediction against the top 2 % of the images on that side. Four controls are scored alike: the
+    description of another neuron of the layer; the code of a random direction; random words with
+    the neuron's weights; and the one text most similar to the direction.
 
     Parameters
     ----------
@@ -106,7 +95,7 @@ def score(
     ------
     SecondLensError
         Another model's lens, a lens without that description, labels that do not fit the images,
-        or too few readable images.
+        too few readable images, or the explained model as `related`.
     """
     lens.check_model(clip)
     if texts.name not in lens.codes or lens.codes[texts.name].labels != texts.labels:
@@ -116,9 +105,9 @@ def score(
     codes = lens.codes[texts.name]
     source = as_source(images)
     if isinstance(referee, Clip):
-        judge = _model(referee, clip, texts, source, batch_size, workers)
+        judge = model_as_referee(referee, clip, texts, source, batch_size, workers)
     else:
-        judge = _labels(referee, clip, texts, source, related)
+        judge = labels_as_referee(referee, clip, texts, source, related)
     itself = isinstance(referee, Clip) and referee.weights_hash == clip.weights_hash
     rivals = _descriptions(clip, lens, codes, texts, seed)
     projectors = {}
@@ -153,37 +142,6 @@ def score(
     )
     lens.scores[scores.name] = scores
     return scores
-
-
-def _model(
-    referee: Clip, clip: Clip, texts: Vocabulary, source: ImageSource, batch_size: int, workers: int
-) -> Referee:
-    name = referee.name
-    if referee.weights_hash == clip.weights_hash:
-        name += " itself, without the neuron's own effect"
-    rows = embed(referee, source, batch_size=batch_size, workers=workers)
-    return Referee(name=name, images=rows, words=normalise(texts.embed(referee), "centred"))
-
-
-def _labels(
-    labels: Sequence[Collection[str]],
-    clip: Clip,
-    texts: Vocabulary,
-    source: ImageSource,
-    related: Clip | None,
-) -> Referee:
-    if len(labels) != len(source.ids):
-        raise SecondLensError(f"there are {len(source.ids)} images and labels of {len(labels)}")
-    held = torch.tensor([[text in true for text in texts.labels] for true in labels]).float()
-    if related is None:
-        return Referee(name="true labels", images=held, words=torch.eye(len(texts)))
-    if related.weights_hash == clip.weights_hash:
-        raise SecondLensError(
-            "the explained model cannot say which words are related: give another one"
-        )
-    rows = normalise(texts.embed(related), "centred").float()
-    name = f"true labels, related words by {related.name}"
-    return Referee(name=name, images=held @ rows, words=rows)
 
 
 def _descriptions(
@@ -257,69 +215,3 @@ def _areas(
 
 def _work(neurons: int) -> Iterator[tuple[int, slice]]:
     return ((side, chunk) for side in range(2) for chunk in chunks(neurons, NEURONS_PER_CHUNK))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Descriptions against one control, over the neurons where both have a score."""
-
-    side: str
-    control: str
-    neurons: int
-    ours: float
-    """Median, as `theirs`."""
-    theirs: float
-    difference: float
-    """Median of ours minus theirs, neuron by neuron."""
-    low: float
-    high: float
-    """Its 95 % bootstrap interval over the neurons. They share their images: it says nothing
-    about other images."""
-
-
-def compare(scores: Scores, layers: Sequence[int] | None = None) -> list[Comparison]:
-    """Ours against every control on either side, over the neurons of some layers (or all).
-
-    A side on which no neuron has words is left out.
-    """
-    chosen = sorted(scores.auc) if layers is None else layers
-    ours = torch.cat([scores.auc[layer] for layer in chosen])
-    theirs = torch.cat([scores.controls[layer] for layer in chosen])
-    found = []
-    for side, name in enumerate(SIDES):
-        for which, control in enumerate(CONTROLS):
-            both = torch.stack([ours[:, side], theirs[:, side, which]]).numpy()
-            both = both[:, np.isfinite(both).all(0)]
-            if both.shape[1] == 0:
-                continue
-            difference = both[0] - both[1]
-            low, high = of_median(difference)
-            medians = [float(np.median(each)) for each in (*both, difference)]
-            found.append(
-                Comparison(
-                    side=name,
-                    control=control,
-                    neurons=both.shape[1],
-                    ours=medians[0],
-                    theirs=medians[1],
-                    difference=medians[2],
-                    low=low,
-                    high=high,
-                )
-            )
-    return found
-
-
-def score_table(scores: Scores) -> Table:
-    """Medians over all neurons, and the differences to every control, for a terminal."""
-    table = Table(
-        title=f"{scores.vocabulary}, judged by {scores.referee}: area under ROC against the top "
-        f"{scores.top} of {scores.images} unseen images"
-    )
-    for name in ("side", "neurons", "ours", "control", "its median", "difference [95 %]"):
-        table.add_column(name, justify="left" if name in ("side", "control") else "right")
-    for each in compare(scores):
-        difference = f"{each.difference:+.3f} [{each.low:+.3f}, {each.high:+.3f}]"
-        numbers = f"{each.ours:.3f}", each.control, f"{each.theirs:.3f}", difference
-        table.add_row(each.side, str(each.neurons), *numbers)
-    return table

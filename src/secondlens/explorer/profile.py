@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..describe.concepts import Proof
+from ..describe.proof import Proof
 from .atlas import Atlas
 from .numbers import short, shortened, shortened_by_name
 from .prepared import BANDS, GROUPS, IN_BAND, PROVEN, LayerSurvey

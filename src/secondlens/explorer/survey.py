@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..capture import Capture, Pooled
 from ..clip.view import Clip
-from ..describe.concepts import Proof, prove
+from ..describe.proof import Proof, prove
 from ..describe.summary import Neuron, neurons_in_words
 from ..effects.paths import OFFICIAL_SCALE, chunks, extended_coefficients, image_scale
 from ..effects.projections import Projector

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ..describe.concepts import Concept, Proof
+from ..describe.concepts import Concept
+from ..describe.proof import Proof
 from ..describe.summary import Neuron
 from ..lens import Codes, Lens
 from ..statistics import HISTOGRAM_EDGES

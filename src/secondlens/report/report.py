@@ -15,7 +15,7 @@ from rich.progress import track
 
 from ..capture import Capture
 from ..clip.view import Clip
-from ..describe.concepts import prove
+from ..describe.proof import prove
 from ..describe.summary import Neuron
 from ..errors import SecondLensError
 from ..images import ImageSource, Reader

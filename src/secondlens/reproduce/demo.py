@@ -17,8 +17,9 @@ from ..demo.pictures import FIT_SEED, SCORE_SEED, TEST_SEED, Scenes
 from ..demo.scenes import World
 from ..demo.truth import truth
 from ..demo.world import NAMES
+from ..describe.comparison import compare, score_table
 from ..describe.describe import describe
-from ..describe.score import compare, score, score_table
+from ..describe.score import score
 from ..describe.summary import Neuron, neurons_in_words, quartiles
 from ..errors import SecondLensError
 from ..fit.fit import fit

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -84,7 +85,7 @@ class Capture:
 
     def __enter__(self) -> "Capture":
         blocks = self.clip.blocks
-        hooks: list[tuple[nn.Module, Callable]] = [
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
             (blocks[layer].activation, partial(self._see_activation, layer))
             for layer in self.layers
         ]
@@ -143,7 +144,9 @@ class Capture:
         self._post: _Post | None = None
         self._thread: int | None = None
 
-    def _see_activation(self, layer: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _see_activation(
+        self, layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> None:
         starts = layer == self.layers[0]
         if starts and (self._post is not None or self._thread in (None, get_ident())):
             self._reset()  # the pass before this one was pooled, dropped, or broken off
@@ -151,7 +154,9 @@ class Capture:
         self._expect(layer not in self._activations)
         self._activations[layer] = self.clip.batch_major(output).detach()
 
-    def _see_block(self, j: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _see_block(
+        self, j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> None:
         self._expect(j not in self._rows)
         block, dtype = self.clip.blocks[j], self.clip.compute_dtype
         with self._exactly():
@@ -161,7 +166,7 @@ class Capture:
             self._rows[j] = block.class_attention(normalised) / sigma[:, None]
             self._means[j] = torch.bmm(self._rows[j], mean[:, :, None])[:, :, 0]
 
-    def _see_output(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _see_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._expect(self._post is None)
         dtype = self.clip.compute_dtype
         with self._exactly():

@@ -135,7 +135,7 @@ def evenly(source: ImageSource, count: int) -> ImageSource:
 def imagenet_names() -> dict[str, str]:
     """Wordnet id -> name of the 1,000 classes of ImageNet, in their order."""
     from open_clip import IMAGENET_CLASSNAMES
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
 

@@ -5,11 +5,13 @@ family. A tower that computes anything else than the mathematics describes is re
 reason, and every view is checked against the model's own forward pass before it is handed out.
 """
 
-from .loading import DEMOS, PRECISIONS, load
+from .block import Block
+from .loading import PRECISIONS, load
 from .open_clip_view import from_open_clip
 from .parity import check_parity
+from .pretrained import DEMOS
 from .transformers_view import from_transformers
-from .view import Block, Clip
+from .view import Clip
 
 __all__ = [
     "DEMOS",

@@ -4,37 +4,15 @@ Towers that compute anything the mathematics does not describe are refused with 
 every tower is checked against its own forward pass before it is handed out.
 """
 
-import difflib
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-from pickle import UnpicklingError
-
-import open_clip
 import torch
-from safetensors import SafetensorError
-from torch import nn
 
 from ..errors import SecondLensError
 from .activation import STATABLE, check_activation, trained_activation
 from .open_clip_view import from_open_clip
-from .transformers_view import from_transformers, load_transformers
+from .pretrained import DEMOS, check_name, load_open_clip, load_transformers
+from .transformers_view import from_transformers
 from .view import Clip
 
-DEMOS = ("demo", "demo-twin")
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    StopIteration,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-)
-"""What open_clip and torch raise for files that are no checkpoints, or that fit another model."""
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
@@ -96,64 +74,12 @@ def load(
         model, preprocess, tokenizer = load_demo(name)
         clip = from_open_clip(model.to(device), preprocess, tokenizer, name=name, check=check)
     else:
-        _check_name(name, pretrained)
+        check_name(name, pretrained)
         trained_with = trained_activation(name, pretrained, activation, check)
-        model, preprocess, tokenizer = _create(name, pretrained, device, precision, trained_with)
+        model, preprocess, tokenizer = load_open_clip(
+            name, pretrained, device, precision, trained_with
+        )
         clip = from_open_clip(model.eval(), preprocess, tokenizer, name=name, check=check)
     if check and trained_with is not None:
         check_activation(clip, trained_with)
     return clip
-
-
-def _check_name(name: str, pretrained: str | None) -> None:
-    """Raise `SecondLensError` for a name or tag that open_clip does not know."""
-    if name.startswith(("hf-hub:", "local-dir:")):
-        return
-    known = open_clip.list_models()
-    if name.replace("/", "-") not in known:
-        raise SecondLensError(f"no model is called {name!r}{_did_you_mean(name, [*known, *DEMOS])}")
-    if pretrained is None:
-        warnings.warn(f"{name} gets random weights: pass pretrained= to load some", stacklevel=3)
-        return
-    builtin = name.replace("/", "-")
-    if not open_clip.is_pretrained_cfg(builtin, pretrained) and not Path(pretrained).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(builtin)
-        raise SecondLensError(
-            f"{name} has no pretrained tag {pretrained!r}{_did_you_mean(pretrained, tags)}, and no "
-            "file has that path"
-        )
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word.lower(), [each.lower() for each in known], n=3)
-    matches = [each for each in known if each.lower() in close]
-    return f" (did you mean {', '.join(matches)}?)" if matches else ""
-
-
-def _create(
-    name: str,
-    pretrained: str | None,
-    device: str | torch.device,
-    precision: str,
-    activation: str | None,
-) -> tuple[nn.Module, Callable, Callable]:
-    """Model, inference transform and tokenizer, as open_clip makes them."""
-    options: dict[str, bool] = {}
-    if activation is not None and ":" not in name:  # else the model's own configuration decides
-        quick = activation == "quick_gelu"
-        options = {"force_quick_gelu": True} if quick else {"quick_gelu": False}
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name,
-            pretrained=pretrained,
-            device=device,
-            precision=precision,
-            **options,
-        )
-        return model, preprocess, open_clip.get_tokenizer(name)
-    except UNREADABLE as error:
-        weights = f" with {pretrained}" if pretrained else ""
-        # torch would advise to unpickle it anyway, which runs whatever the file says
-        pickled = isinstance(error, UnpicklingError)
-        reason = "it is no file of weights" if pickled else str(error).strip().split("\n")[0]
-        raise SecondLensError(f"open_clip cannot load {name}{weights}: {reason}") from error

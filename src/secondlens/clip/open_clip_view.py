@@ -18,9 +18,10 @@ from torch.func import functional_call
 
 from ..errors import UnsupportedModel
 from .activation import activation_name
+from .block import Block, is_affine
 from .parity import check_parity
 from .resize import interpolated
-from .view import Block, Clip, check_eval, is_affine
+from .view import Clip, check_eval
 
 
 def from_open_clip(
@@ -103,15 +104,18 @@ def _encode_image(tower: Any, images: Tensor) -> Tensor:
     else:
         positions = interpolated(tower.positional_embedding, tower.grid_size, grid)
         output = functional_call(tower, {"positional_embedding": positions}, images)
-    return output[0] if tower.output_tokens else output
+    embeddings: Tensor = output[0] if tower.output_tokens else output
+    return embeddings
 
 
 def _encode_text(model: Any, tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
-    return model.encode_text(tokenizer(texts).to(model.visual.proj.device))
+    embeddings: Tensor = model.encode_text(tokenizer(texts).to(model.visual.proj.device))
+    return embeddings
 
 
 def _mlp_half(block: Any, x: Tensor) -> Tensor:
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    added: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
+    return x + added
 
 
 def _refusals(tower: Any) -> Iterator[str]:

@@ -1,10 +1,13 @@
 """Does the view of a model tell the truth? Rebuild what the model computes, and compare."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
-from .view import Block, Clip, class_token, hooked
+from .block import Block
+from .view import Clip, class_token, hooked
 
 # float64: transformers' eager attention takes its softmax in float32 whatever the model's dtype
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -64,7 +67,7 @@ def parity_errors(clip: Clip) -> dict[str, float]:
     """
     seen: dict[nn.Module, Tensor] = {}
 
-    def see(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen[module] = output.to(clip.compute_dtype)
 
     read = [(b.ln_1, b.activation, b.attention_end, b.mlp_end) for b in clip.blocks]

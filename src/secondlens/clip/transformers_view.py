@@ -1,25 +1,20 @@
-"""The `Clip` of a transformers model: its weights split by head, or the reason why it has none.
-
-transformers is imported only to load a model by name: it is an extra, and takes seconds.
-"""
+"""The `Clip` of a transformers model: its weights split by head, or the reason why it has none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
 from .activation import activation_name
+from .block import Block, is_affine
 from .parity import check_parity
-from .view import Block, Clip, check_eval, is_affine
+from .view import Clip, check_eval
 
 COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def from_transformers(
@@ -87,7 +82,8 @@ def from_transformers(
 def _encode_image(model: Any, images: Tensor) -> Tensor:
     larger = images.shape[-1] != model.vision_model.embeddings.image_size
     output = model.vision_model(images, interpolate_pos_encoding=larger, return_dict=True)
-    return model.visual_projection(output.pooler_output)
+    embeddings: Tensor = model.visual_projection(output.pooler_output)
+    return embeddings
 
 
 def _encode_text(model: Any, tokenizer: Any, name: str, texts: list[str]) -> Tensor:
@@ -100,80 +96,13 @@ def _encode_text(model: Any, tokenizer: Any, name: str, texts: list[str]) -> Ten
         texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
     ).to(model.visual_projection.weight.device)
     states = model.text_model(tokens.input_ids, tokens.attention_mask, return_dict=True)
-    return model.text_projection(states.pooler_output)
+    embeddings: Tensor = model.text_projection(states.pooler_output)
+    return embeddings
 
 
 def _mlp_half(layer: Any, x: Tensor) -> Tensor:
-    return x + layer.mlp(layer.layer_norm2(x))
-
-
-def load_transformers(
-    name: str, device: str | torch.device, precision: str
-) -> tuple[nn.Module, Any, Any]:
-    """Model, image processor and tokenizer of a hub name or a folder; None for what it lacks.
-
-    Raises
-    ------
-    SecondLensError
-        transformers is missing, or cannot load the model or all of its weights.
-    UnsupportedModel
-        The model is no CLIP.
-    """
-    try:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig, CLIPModel, CLIPVisionModelWithProjection
-    except ImportError as error:
-        raise SecondLensError(
-            f"hf:{name} needs transformers: pip install 'secondlens[hf]'"
-        ) from error
-    kinds = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind not in kinds:
-            raise UnsupportedModel(
-                f"hf:{name} cannot be explained: it is a {kind} model, and only transformers' "
-                f"{' and '.join(COVERED)} are covered"
-            )
-        model, report = kinds[kind].from_pretrained(name, output_loading_info=True)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SecondLensError(f"transformers cannot load hf:{name}: {reason}") from error
-    # transformers would make them up at random, with no more than a log message
-    if missing := sorted(report["missing_keys"]):
-        raise SecondLensError(
-            f"hf:{name} has no weights for {missing[0]} ({len(missing)} missing): choose a "
-            f"checkpoint of a whole {type(model).__name__}"
-        )
-    model = model.to(device=device, dtype=DTYPES[precision.removeprefix("pure_")]).eval()
-    return model, _image_processor(name), _tokenizer(name)
-
-
-def _image_processor(name: str) -> Any:
-    from transformers import AutoImageProcessor
-
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        return None
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        return None
-    # where there are no files, transformers may make up a tokenizer that knows no word
-    knows_words = len(tokenizer) > len(tokenizer.all_special_tokens)
-    return tokenizer if knows_words else None
+    added: Tensor = layer.mlp(layer.layer_norm2(x))
+    return x + added
 
 
 @dataclass(frozen=True)
@@ -183,7 +112,9 @@ class _Preprocess:
     processor: Any
 
     def __call__(self, image: Image) -> Tensor:
-        return self.processor(images=image.convert("RGB"), return_tensors="pt").pixel_values[0]
+        processed = self.processor(images=image.convert("RGB"), return_tensors="pt")
+        pixels: Tensor = processed.pixel_values[0]
+        return pixels
 
 
 def _refusals(model: Any) -> Iterator[str]:
@@ -229,7 +160,8 @@ def _block(layer: Any) -> Block:
     attention, heads = layer.self_attn, layer.self_attn.num_heads
 
     def by_head(weight: Tensor) -> Tensor:
-        return weight.detach().unflatten(0, (heads, -1))
+        split: Tensor = weight.detach().unflatten(0, (heads, -1))
+        return split
 
     return Block(
         module=layer,

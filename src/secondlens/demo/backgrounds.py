@@ -64,7 +64,8 @@ def _snow(c: _Canvas) -> np.ndarray:
 
 
 def _night(c: _Canvas) -> np.ndarray:
-    return c.gradient((8, 8, 35), (25, 25, 70)) + (c.fine > 0.985) * 220
+    sky: np.ndarray = c.gradient((8, 8, 35), (25, 25, 70)) + (c.fine > 0.985) * 220
+    return sky
 
 
 def _road(c: _Canvas) -> np.ndarray:
@@ -84,7 +85,8 @@ def _indoors(c: _Canvas) -> np.ndarray:
 def _forest(c: _Canvas) -> np.ndarray:
     trunks = (np.sin(c.x * c.size * c.rng.uniform(0.3, 0.7)) > 0.6) * -25
     leaves = (c.coarse - 0.5) * 60 + (c.fine - 0.5) * 30
-    return c.gradient((40, 90, 45), (25, 60, 25)) + trunks + leaves
+    trees: np.ndarray = c.gradient((40, 90, 45), (25, 60, 25)) + trunks + leaves
+    return trees
 
 
 _PAINTERS: dict[str, Callable[[_Canvas], np.ndarray]] = {

@@ -44,7 +44,8 @@ class Stopped:
         # [images, chosen, tokens, 1], times what each neuron writes
         moved = (held - own).transpose(1, 2)[..., None] * self._rows[neurons, None]
         streams = (self.stream[:, None] + moved.to(self.stream)).flatten(0, 1)
-        return self._run_on(streams).unflatten(0, (len(self.stream), len(neurons)))
+        rows: Tensor = self._run_on(streams).unflatten(0, (len(self.stream), len(neurons)))
+        return rows
 
     def without_all(self, mean: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "images dim"]:
         """Representations with all neurons of the layer at their means at once."""
@@ -77,10 +78,10 @@ def stop_after(clip: Clip, images: Images, layer: int) -> Stopped:
     """
     block, seen = clip.blocks[layer], dict[str, Tensor]()
 
-    def see_activation(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see_activation(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen["activation"] = clip.batch_major(output).to(clip.compute_dtype)
 
-    def see_stream(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see_stream(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen["stream"] = clip.batch_major(output)
 
     with hooked([(block.activation, see_activation), (block.module, see_stream)]):

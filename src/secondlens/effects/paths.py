@@ -27,7 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capture import Pooled
-from ..clip.view import Block, Clip
+from ..clip.block import Block
+from ..clip.view import Clip
 from ..errors import SecondLensError
 
 CONVENTIONS = ("exact", "official")

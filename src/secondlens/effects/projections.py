@@ -108,7 +108,7 @@ def project(
     positions: list[int] = []
     embeddings: list[Tensor] = []
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
-    shown: Callable = track if progress else (lambda batches, **_: batches)
+    shown: Callable[..., Any] = track if progress else (lambda batches, **_: batches)
     with Capture(clip, projectors) as capture:
         for batch in shown(reader, description="projections", total=len(reader)):
             representation = clip.encode_image(batch.pixels)

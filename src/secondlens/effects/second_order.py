@@ -5,6 +5,8 @@ norm of the representation r: they are parts of the unit embedding that similari
 computed from. `paths` explains the two conventions; `indirect` measures the whole network.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -110,10 +112,10 @@ def direct(clip: Clip, images: Images, layer: int) -> Float[Tensor, "images neur
     block, dtype = clip.blocks[layer], clip.compute_dtype
     seen: dict[str, Tensor] = {}
 
-    def see_activation(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see_activation(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen["activation"] = clip.batch_major(output)[:, 0].to(dtype)
 
-    def see_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen["class token"] = class_token(inputs[0]).to(dtype)
 
     with hooked([(block.activation, see_activation), (clip.ln_post, see_output)]):
@@ -121,4 +123,5 @@ def direct(clip: Clip, images: Images, layer: int) -> Float[Tensor, "images neur
     _, sigma = norm_statistics(seen["class token"], clip.post_eps)
     activation = seen["activation"] / (sigma * representation.norm(dim=-1))[:, None]
     rows = block.neuron_rows.to(dtype) @ output_map(clip, dtype, centred=True)
-    return activation[:, :, None] * rows
+    effects: Tensor = activation[:, :, None] * rows
+    return effects

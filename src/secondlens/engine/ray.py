@@ -108,10 +108,12 @@ class _Actor:
         self.handle = handle
 
     def ready(self) -> "Future[Any]":
-        return self.handle.ready.remote().future()
+        opened: Future[Any] = self.handle.ready.remote().future()
+        return opened
 
     def submit(self, task: Any, pause: float) -> "Future[Any]":
-        return self.handle.perform.remote(task, pause).future()
+        done: Future[Any] = self.handle.perform.remote(task, pause).future()
+        return done
 
     def stop(self) -> None:
         _ray().kill(self.handle)

@@ -90,7 +90,7 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
 
 def _turned(picture: Image.Image) -> bool:
     try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return bool(picture.getexif().get(ExifTags.Base.Orientation, 1) != 1)
     except Exception:  # whatever a parser trips over, the pixels are fine
         return False
 

@@ -86,7 +86,8 @@ def _bytes_or_path(cell: dict[str, Any] | None) -> bytes | Path:
         return b""
     if cell["bytes"] is None and cell["path"] is not None:
         return Path(cell["path"])
-    return cell["bytes"] or b""
+    content: bytes | None = cell["bytes"]
+    return content or b""
 
 
 def is_held(dataset: Any) -> bool:
@@ -108,12 +109,15 @@ def _datasets() -> ModuleType:
         raise SecondLensError(
             "reading a saved dataset needs datasets: pip install 'secondlens[datasets]'"
         ) from None
-    return datasets
+    library: ModuleType = datasets
+    return library
 
 
 def _image_column(dataset: Any, column: str | None) -> str:
     features = dataset.features or {}
-    suited = [name for name, kind in features.items() if isinstance(kind, _datasets().Image)]
+    suited: list[str] = [
+        name for name, kind in features.items() if isinstance(kind, _datasets().Image)
+    ]
     if column is None and len(suited) == 1:
         return suited[0]
     if column is not None and column in suited:

@@ -133,7 +133,8 @@ def _pyarrow() -> ModuleType:
         raise SecondLensError(
             "reading Parquet needs pyarrow: pip install 'secondlens[parquet]'"
         ) from None
-    return pyarrow
+    library: ModuleType = pyarrow
+    return library
 
 
 def _damage() -> tuple[type[Exception], ...]:
@@ -146,7 +147,7 @@ def _holds_pictures(kind: Any) -> bool:
     if types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_pictures(kind.field(place).type)
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _image_column(schema: Any, column: str | None, name: str) -> str:

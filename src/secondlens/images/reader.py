@@ -83,7 +83,7 @@ class _Decoded:
     skipped: dict[str, str]
 
 
-class _Decoder(Dataset):
+class _Decoder(Dataset["_Decoded | SecondLensError"]):
     """Whole batches: one tensor travels from a worker, not one for each picture."""
 
     def __init__(

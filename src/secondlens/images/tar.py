@@ -85,7 +85,8 @@ class Tar:
 
     def sizes(self) -> list[int]:
         """Bytes of each picture."""
-        return self._places[:, 2].tolist()
+        sizes: list[int] = self._places[:, 2].tolist()
+        return sizes
 
     @cached_property
     def labels(self) -> list[int]:
@@ -165,10 +166,12 @@ def _read_text(path: Place, member: tarfile.TarInfo) -> str:
 
 
 def _read_json(path: Place, member: tarfile.TarInfo) -> dict[str, Any]:
+    """The entries of an object; JSON of another kind has none."""
     try:
-        return json.loads(_read_text(path, member))
+        values = json.loads(_read_text(path, member))
     except ValueError as error:
         raise SecondLensError(f"{member.name} in {path} is no JSON: {error}") from error
+    return values if isinstance(values, dict) else {}
 
 
 def _intact(path: Place) -> Iterator[tarfile.TarInfo]:

@@ -105,4 +105,5 @@ def _masked_solve(gram: Tensor, products: Tensor, mask: Tensor) -> Float[Tensor,
     """Solve gram @ c = products in the variables of each row's mask; the others are 0."""
     identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     square = gram.where(mask[:, :, None] & mask[:, None], identity)
-    return torch.linalg.solve(square, products.where(mask, 0)[:, :, None])[:, :, 0]
+    solution: Tensor = torch.linalg.solve(square, products.where(mask, 0)[:, :, None])
+    return solution[:, :, 0]

@@ -53,7 +53,8 @@ def location(place: str | Place) -> Place:
     if not is_remote(place):
         return Path(str(place))
     filesystem(str(place))
-    return UPath(str(place), **_options(str(place)))
+    found: Place = UPath(str(place), **_options(str(place)))
+    return found
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
@@ -66,12 +67,13 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """
     try:
         # asked for each time: a forked process must not use the connections of its parent
-        return url_to_fs(url, **_options(url))
+        found: tuple[AbstractFileSystem, str] = url_to_fs(url, **_options(url))
     except (ImportError, ValueError) as error:
         raise SecondLensError(
             f"{url} cannot be opened: {error}; pip install 'secondlens[remote]' brings s3, and "
             "fsspec's documentation names the library of any other store"
         ) from error
+    return found
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -117,5 +117,6 @@ def normalise(
         return F.normalize(texts, dim=-1)
     centred = texts - texts.mean(dim=0)
     if how == "official":
-        return 100 * centred / centred.norm(dim=0)
+        scaled: Tensor = 100 * centred / centred.norm(dim=0)
+        return scaled
     return F.normalize(centred, dim=-1)

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...clip.view import Block, Clip, Images, check_eval, hooked
+from ...clip.block import Block
+from ...clip.view import Clip, Images, check_eval, hooked
 
 Rule = Literal["plus", "zero"]
 """How relevance passes a linear layer. `plus`: in proportion to positive contributions only (the

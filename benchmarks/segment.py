@@ -18,16 +18,10 @@ import click
 import torch
 
 import secondlens as sl
-from secondlens.segment.segment import (
-    BEST,
-    PAPER,
-    Recipe,
-    Segmenter,
-    embed_texts,
-    encode,
-    quarter,
-    standardise,
-)
+from secondlens.segment.heat import standardise
+from secondlens.segment.inputs import embed_texts
+from secondlens.segment.recipe import BEST, PAPER, Recipe
+from secondlens.segment.segmenter import Segmenter, encode, quarter
 
 BATCH = 32
 

@@ -16,17 +16,11 @@ from secondlens.effects.second_order import second_order, value_paths
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.segment.benchmark.pictures import label_picture, overlay
-from secondlens.segment.segment import (
-    BEST,
-    PAPER,
-    Recipe,
-    Segmenter,
-    embed_texts,
-    encode,
-    label_map,
-    segment,
-    standardise,
-)
+from secondlens.segment.heat import label_map, standardise
+from secondlens.segment.inputs import embed_texts
+from secondlens.segment.recipe import BEST, PAPER, Recipe
+from secondlens.segment.segment import segment
+from secondlens.segment.segmenter import Segmenter, encode
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,15 @@ from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.segment.baselines import textspan
+from secondlens.segment.benchmark.batches import Classes, batches
 from secondlens.segment.benchmark.data import (
     VOC,
-    Example,
     ImageNetS,
     ImageNetSegmentation,
     MaskFolder,
-    Part,
     WorldMasks,
-    iterate,
-    split,
 )
+from secondlens.segment.benchmark.examples import Example, Part, iterate, split
 from secondlens.segment.benchmark.methods import CEILING, OURS, Baseline, Ceiling, Own, table4
 from secondlens.segment.benchmark.metrics import (
     average_precision,
@@ -48,8 +46,6 @@ from secondlens.segment.benchmark.metrics import (
 )
 from secondlens.segment.benchmark.protocol import (
     BINS,
-    Classes,
-    batches,
     counts_by_threshold,
     measure,
     own_mask,

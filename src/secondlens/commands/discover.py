@@ -44,7 +44,7 @@ def discover(
     from ..discover.discover import Discoverer
     from ..lens import Lens
     from ..report.page import write_page
-    from ..segment.benchmark.data import open_picture
+    from ..segment.inputs import open_picture
 
     check_parents(page)
     picture = open_picture(photo)

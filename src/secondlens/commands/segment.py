@@ -97,9 +97,10 @@ def segment(
     from ..clip import load
     from ..clip.resize import resized
     from ..lens import Lens
-    from ..segment.benchmark.data import open_picture
     from ..segment.benchmark.pictures import grey, label_picture, overlay, save_all
-    from ..segment.segment import PAPER, Recipe, label_map
+    from ..segment.heat import label_map
+    from ..segment.inputs import open_picture
+    from ..segment.recipe import PAPER, Recipe
     from ..segment.segment import segment as find
     from ..storage.files import check_empty
 

@@ -27,11 +27,12 @@ from ..images import UNREADABLE, ImageSource
 from ..images.subset import with_ids
 from ..lens import Lens
 from ..report.page import data_uri
-from ..segment.segment import embed_texts, segment
+from ..segment.inputs import embed_texts
+from ..segment.segment import segment
 from .atlas import Atlas
 from .numbers import json_ready, short
 from .prepared import LIGHT
-from .survey import Projections
+from .projections import Projections
 
 FOUND = 24
 """Neurons of each kind in an answer."""

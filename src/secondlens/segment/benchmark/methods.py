@@ -3,16 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float
 from torch import Tensor
 
 from ...clip.view import Clip
 from ...lens import Lens
 from .. import baselines
-from ..segment import PAPER, PAPER_SHARE, Recipe, Segmenter, encode, quarter
+from ..recipe import PAPER, PAPER_SHARE, Recipe, Scale, Weigh
+from ..segmenter import Segmenter, encode, quarter
+from .batches import Batch
 
 Grids = dict[str, Float[Tensor, "maps rows columns"]]
 """Raw heat-maps at the patches, by variant."""
@@ -29,20 +31,6 @@ class Own:
     """Of the map scaled to [0, 1]: 0.5, or its mean."""
     positive: bool = False
     """Whether values below 0 become 0 before scaling."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """Maps to make: an image may be in it several times, with another text each time."""
-
-    pixels: Float[Tensor, "maps 3 height width"]
-    texts: Mapping[str, Float[Tensor, "maps dim"]]
-    """By form: `plain`, and `centred`, with the mean of all classes subtracted."""
-    masks: Int8[Tensor, "maps height width"]
-    images: list[str]
-    """The id of each image."""
-    objects: list[int]
-    """How many things each image has masks for."""
 
 
 @runtime_checkable
@@ -137,16 +125,11 @@ class Ceiling:
 SHARES = (PAPER_SHARE / 2, PAPER_SHARE, 5 * PAPER_SHARE, 1.0)
 """Of the neurons of the layers read: numbers tried."""
 
-WEIGHTS: tuple[Literal["equal", "sign", "cosine", "effect"], ...]
-WEIGHTS = ("equal", "sign", "cosine", "effect")
-
-SCALES: tuple[Literal["none", "centred", "standard"], ...] = ("none", "centred", "standard")
-
 
 def recipes(clip: Clip, lens: Lens) -> dict[str, Recipe]:
     """The paper's recipe, and variants of it to choose from on development images."""
     found = {"as published": PAPER}
-    for depth, share, weigh, scale in product((1, 2, 4), SHARES, WEIGHTS, SCALES):
+    for depth, share, weigh, scale in product((1, 2, 4), SHARES, get_args(Weigh), get_args(Scale)):
         if weigh == "equal" and share == 1:
             continue  # all neurons alike: the text would not be read
         layers = lens.layers[-depth * quarter(clip) :]

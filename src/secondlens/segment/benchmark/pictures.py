@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...errors import SecondLensError
-from .methods import Batch, Method
+from .batches import Batch
+from .methods import Method
 from .protocol import Choice, heat_of
 
 PALETTE = ((0, 0, 0), (230, 80, 40), (40, 110, 220), (50, 160, 70), (230, 190, 40), (150, 70, 180))

@@ -11,21 +11,18 @@ Images are squeezed into the model's square and masks follow, as in the papers.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from ...clip.view import Clip
 from ...errors import SecondLensError
-from ...texts import Vocabulary
-from ..segment import standardise, whole
-from .data import Example, MaskedImages, iterate
-from .methods import Batch, Method, Own
+from ..heat import standardise
+from .batches import Batch
+from .methods import Method, Own
 from .metrics import scores, statistics
 
 BINS = 20
@@ -33,8 +30,6 @@ BINS = 20
 
 MEANS = 4.0
 """The largest multiple of a map's mean to threshold at, divided into as many."""
-
-IMAGES_PER_BATCH = 16
 
 FORMS = ("plain", "centred")
 
@@ -77,70 +72,6 @@ class Comparison:
     """The image of each map."""
     objects: list[int]
     """How many things that image has masks for."""
-
-
-class Classes:
-    """Text embeddings of all classes of a data set.
-
-    Parameters
-    ----------
-    clip
-        The model.
-    texts
-        Labels as the data set spells them, and their prompts.
-    predicted
-        Whether to segment the class that CLIP predicts for an image and not the one it has. Images
-        of unnamed classes always take the predicted one.
-    """
-
-    def __init__(self, clip: Clip, texts: Vocabulary, predicted: bool = False) -> None:
-        self.clip, self.predicted = clip, predicted
-        self.position = {label: i for i, label in enumerate(texts.labels)}
-        self.rows = texts.embed(clip)
-        self.mean = self.rows.mean(0)
-
-    def of(
-        self, labels: Sequence[str | None], pixels: Float[Tensor, "maps 3 height width"]
-    ) -> Float[Tensor, "maps dim"]:
-        """The embedding for each map.
-
-        Raises
-        ------
-        SecondLensError
-            A label that is not among the classes.
-        """
-        if missing := [label for label in labels if label and label not in self.position]:
-            raise SecondLensError(f"no text for the class {missing[0]!r}: add it to the classes")
-        chosen = torch.tensor([self.position[label] if label else -1 for label in labels])
-        chosen = chosen.to(self.rows.device)
-        if self.predicted or (chosen < 0).any():
-            unit = F.normalize(self.clip.encode_image(pixels).to(self.rows.dtype), dim=-1)
-            best = (unit @ self.rows.T).argmax(1)
-            chosen = best if self.predicted else torch.where(chosen < 0, best, chosen)
-        return self.rows[chosen]
-
-
-def batches(
-    clip: Clip, images: MaskedImages, classes: Classes, size: int = IMAGES_PER_BATCH
-) -> Iterator[Batch]:
-    """Maps to make, `size` images at a time."""
-    examples = iterate(images)
-    while some := list(islice(examples, size)):
-        yield _batch(clip, some, classes)
-
-
-def _batch(clip: Clip, examples: list[Example], classes: Classes) -> Batch:
-    repeats = torch.tensor([len(example.labels) for example in examples])
-    prepared = clip.prepare(whole(clip, [example.image for example in examples]))
-    pixels = prepared.repeat_interleave(repeats.to(prepared.device), dim=0)
-    plain = classes.of([label for example in examples for label in example.labels], pixels)
-    return Batch(
-        pixels=pixels,
-        texts={"plain": plain, "centred": F.normalize(plain - classes.mean, dim=-1)},
-        masks=torch.cat([example.masks_at(clip.image_size) for example in examples]),
-        images=[example.id for example in examples for _ in example.labels],
-        objects=[len(example.labels) for example in examples for _ in example.labels],
-    )
 
 
 def tune(methods: Sequence[Method], work: Iterable[Batch]) -> dict[str, Choice]:

@@ -17,19 +17,12 @@ from ...fit.fit import fit
 from ...lens import Lens
 from ...texts import Vocabulary, vocabulary
 from ...texts.world import object_names
-from .data import (
-    VOC,
-    ImageNetS,
-    ImageNetSegmentation,
-    MaskedImages,
-    MaskFolder,
-    Part,
-    WorldMasks,
-    split,
-)
+from .batches import IMAGES_PER_BATCH, Classes, batches
+from .data import VOC, ImageNetS, ImageNetSegmentation, MaskFolder, WorldMasks
+from .examples import MaskedImages, Part, split
 from .methods import table4
 from .pictures import comparison_grid
-from .protocol import IMAGES_PER_BATCH, Classes, batches, measure, tune
+from .protocol import measure, tune
 from .table import Row, rows, tables, write
 
 DEV_SEED, TEST_SEED = 21, 22

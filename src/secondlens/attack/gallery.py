@@ -13,7 +13,9 @@ from ..clip.view import Clip
 from ..lens import Lens
 from ..report.page import data_uri, write_page
 from ..report.view import heat_map, model_view
-from ..segment.segment import Recipe, Segmenter, encode, whole
+from ..segment.inputs import whole
+from ..segment.recipe import Recipe
+from ..segment.segmenter import Segmenter, encode
 from .run import Report, Shot, folder_name
 from .select import Pair
 

@@ -33,10 +33,11 @@ from secondlens.clip import Clip, from_open_clip, load
 from secondlens.commands.plan import duration
 from secondlens.engine import Engine, Local, Ray, Workers
 from secondlens.fit import capacity
-from secondlens.fit.fit import _Run, fit
+from secondlens.fit.fit import fit
 from secondlens.fit.nodes import STAGES, Means, Node
 from secondlens.fit.plan import make_plan
 from secondlens.fit.rates import measured
+from secondlens.fit.run import Run
 from secondlens.fit.shards import ShardWork
 from secondlens.images import Reader
 from secondlens.lens.layer import Ranking
@@ -231,7 +232,7 @@ def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
     parts.claim({}, {})
     reader = Reader(source=images, clip=clip, batch_size=8)
     work = Synthetic(clip, plan, "exact", reader, parts, partial(top_count, 8))
-    run = _Run(work, Local(workers=1), Progress(disable=True))
+    run = Run(work, Local(workers=1), Progress(disable=True))
     process = psutil.Process()
     before, peak = process.memory_info().rss, 0
 
@@ -247,7 +248,7 @@ def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
 
     with Local(workers=1).start(work) as workers:
         for stage in STAGES:
-            run._tree(Watched(workers), work.nodes.root(0, stage))
+            run.make_tree(Watched(workers), work.nodes.root(0, stage))
     assert work.nodes.info(work.nodes.root(0, STAGES[0]))["images"] == 8 * count
     return before, max(0, peak - before)
 

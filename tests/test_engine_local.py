@@ -26,8 +26,9 @@ from secondlens.describe.describe import describe
 from secondlens.engine import Crew, Incomplete, Local, crew
 from secondlens.engine.crew import perform
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import Unfinished, fit
+from secondlens.fit.fit import fit
 from secondlens.fit.nodes import FAN_IN, levels
+from secondlens.fit.run import Unfinished
 from secondlens.lens import Lens
 from secondlens.storage.remote import Unreachable
 from secondlens.texts import vocabulary

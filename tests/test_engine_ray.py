@@ -20,7 +20,8 @@ from stores import put_pictures, s3
 from secondlens.clip import from_open_clip
 from secondlens.engine import Ray, crew
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import Unfinished, fit
+from secondlens.fit.fit import fit
+from secondlens.fit.run import Unfinished
 from secondlens.lens import Lens
 
 OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}

@@ -8,28 +8,23 @@ grows with the number of images but their ids, unless coordinates are kept.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-
 from .. import statistics
 from ..clip.view import Clip
-from ..engine import Engine, Incomplete, Local, Workers
+from ..engine import Engine, Local
 from ..errors import SecondLensError
 from ..images import Reader, as_source, dataset_hash
-from ..lens import Coordinates, LayerLens, Lens
-from ..lens.layer import layer_lens
+from ..lens import Lens
 from ..storage.files import check_empty
 from ..storage.parts import Parts
-from .nodes import STAGES, Node, levels
 from .plan import Plan, make_plan
+from .run import NothingReadable, Run, shard_bars
 from .shards import Changed, ShardWork
 
 
@@ -114,50 +109,44 @@ def fit(
     if not chosen:
         raise SecondLensError("no layers to fit: name at least one, or all")
     source = as_source(images)
-    count = len(source.ids)
-    statistics.top_count(top, count)
+    top_of = partial(statistics.top_count, top)
+    most = top_of(len(source.ids))
     if out is not None:
         check_empty(out)
+    store = "float32" if keep_coordinates else store
     plan = make_plan(
         clip,
-        count,
+        len(source.ids),
         chosen,
-        top=statistics.top_count(top, count),
+        top=most,
         convention=convention,
         batch_size=batch_size,
-        store="float32" if keep_coordinates else store,
+        store=store,
         out=out,
         memory=memory,
         shard_size=shard_size,
     )
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    model = describe_model(clip)
     engine = engine or Local()
     with ExitStack() as stack:
         parts = Parts(_work_folder(out, engine, stack))
         work = {
-            "model": describe_model(clip),
+            "model": model,
             "images": dataset_hash(source),
             "layers": chosen,
             "top": top,
             "convention": convention,
-            "store": "float32" if keep_coordinates else store,
+            "store": store,
             "batch size": batch_size,
         }
         plan = _plan_from_json(plan, parts.claim(work, _plan_to_json(plan)))
         if announce is not None:
             announce(plan)
-        run = _Run(
-            shards=ShardWork(
-                clip,
-                # elsewhere, nobody needs the bases
-                plan if engine.shared == "nobody" else replace(plan, keep_basis=False),
-                convention,
-                Reader(source=source, clip=clip, batch_size=batch_size, workers=workers),
-                parts,
-                partial(statistics.top_count, top),
-            ),
-            engine=engine,
-            bars=stack.enter_context(_bars(progress)),
-        )
+        # elsewhere, nobody needs the bases
+        workers_plan = plan if engine.shared == "nobody" else replace(plan, keep_basis=False)
+        shards = ShardWork(clip, workers_plan, convention, reader, parts, top_of)
+        run = Run(shards, engine, stack.enter_context(shard_bars(progress)))
         try:
             by_layer, info = run.fit()
         except (Changed, NothingReadable):
@@ -165,9 +154,9 @@ def fit(
             raise
         unread = set(info["unread"])
         lens = Lens(
-            model=describe_model(clip),
+            model=model,
             convention=convention,
-            top=statistics.top_count(top, info["images"]),
+            top=top_of(info["images"]),
             image_ids=tuple(name for n, name in enumerate(source.ids) if n not in unread),
             skipped=info["skipped"],
             by_layer=dict(sorted(by_layer.items())),
@@ -191,80 +180,6 @@ def describe_model(clip: Clip) -> dict[str, Any]:
         "dim": clip.dim,
         "grid": list(clip.grid),
     }
-
-
-class NothingReadable(SecondLensError):
-    """None of the pictures could be read."""
-
-
-class Unfinished(SecondLensError):
-    """Some shards failed on every worker that tried them; all others are done."""
-
-    def __init__(self, failures: Mapping[Node, str], kept: str | None) -> None:
-        self.failures = dict(failures)
-        reasons = "".join(f"\n  {node}: {reason}" for node, reason in self.failures.items())
-        rest = (
-            "there is no lens"
-            if kept is None
-            else f"there is no lens yet, and the rest is kept in {kept}: the same call goes on"
-        )
-        super().__init__(f"{len(self.failures)} shards could not be done; {rest}{reasons}")
-
-
-class _Run:
-    """Every node of a fit, made by the workers of an engine, and what follows from the roots."""
-
-    def __init__(self, shards: ShardWork, engine: Engine, bars: Progress) -> None:
-        self.shards, self.engine, self.bars = shards, engine, bars
-        self.plan, self.parts = shards.plan, shards.parts
-
-    def fit(self) -> tuple[dict[int, LayerLens], dict[str, Any]]:
-        """What both passes tell of each layer, and which pictures could be read."""
-        by_layer: dict[int, LayerLens] = {}
-        with self.engine.start(self.shards) as workers:
-            for group, layers in enumerate(self.plan.groups):
-                means, top_images = (self.shards.nodes.root(group, stage) for stage in STAGES)
-                self._tree(workers, means)
-                info = self.shards.nodes.info(means)
-                if not info["images"]:
-                    raise NothingReadable("none of the pictures could be read")
-                self._tree(workers, top_images)
-                unread = torch.tensor(info["unread"], dtype=torch.int64)
-                for layer in layers:
-                    by_layer[layer] = self._finished(means, top_images, layer, unread)
-        return by_layer, info
-
-    def coordinates(self) -> Coordinates:
-        """Of all images, where they were stored."""
-        z, basis = {}, {}
-        for layer in self.plan.layers:
-            numbers = self.shards.with_images(layer)
-            z[layer] = torch.cat([self.shards.stored(layer, number) for number in numbers])
-            basis[layer] = self.shards.basis(layer)
-        return Coordinates(z=z, basis=basis)
-
-    def _tree(self, workers: Workers, root: Node) -> None:
-        """Make a stage's nodes that are missing, level by level."""
-        of = f" {root.group + 1}/{len(self.plan.groups)}" if len(self.plan.groups) > 1 else ""
-        for level, count in enumerate(levels(len(self.plan.shards))):
-            nodes = [replace(root, level=level, number=number) for number in range(count)]
-            there = self.parts.names()
-            missing = [node for node in nodes if node.name not in there]
-            title = f"{root.stage}{of}" if level == 0 else f"merging {root.stage}{of}"
-            bar = self.bars.add_task(title, total=count, completed=count - len(missing))
-            try:
-                for _ in workers.map(missing):
-                    self.bars.advance(bar)
-            except Incomplete as error:
-                raise Unfinished(error.failures, self.parts.folder) from error
-
-    def _finished(self, means: Node, top_images: Node, layer: int, unread: Tensor) -> LayerLens:
-        moments, sums = self.shards.nodes.layer_means(means, layer)
-        ranked = self.shards.nodes.ranked(top_images, layer)
-        fitted = layer_lens(moments, *ranked, self.shards.basis(layer), sums / moments.count)
-        # from positions in the source to positions among the images that could be read
-        before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
-        return replace(fitted, top_images=fitted.top_images - before)
 
 
 def _plan_to_json(plan: Plan) -> dict[str, Any]:
@@ -293,13 +208,3 @@ def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> st
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="secondlens-"))
         return f"{folder}/parts"
     raise SecondLensError("workers on other machines need a folder that all reach: give out")
-
-
-def _bars(progress: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        disable=not progress,
-    )

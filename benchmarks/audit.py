@@ -24,7 +24,9 @@ from rich.table import Table
 from torch import Tensor
 
 import secondlens as sl
-from secondlens.audit.audit import audit, drawn, margins
+from secondlens.audit.audit import audit
+from secondlens.audit.clearest import margins
+from secondlens.audit.drawn import drawn
 from secondlens.demo.painter import object_on
 from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World

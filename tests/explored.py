@@ -10,7 +10,7 @@ from PIL import Image
 
 from secondlens.attack import Pair, Report, Shot, Word
 from secondlens.audit.audit import Audit
-from secondlens.audit.defend import Defence
+from secondlens.audit.defence import Defence
 from secondlens.audit.trial import Point, Result
 from secondlens.clip import from_open_clip
 from secondlens.describe.describe import describe

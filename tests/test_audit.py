@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from models import tiny_images, tiny_model, tiny_tokenizer
 
 import secondlens as sl
-from secondlens.audit.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons, drawn
+from secondlens.audit.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons
 from secondlens.audit.cut import Cut, GroupEffects
+from secondlens.audit.drawn import drawn
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
 from secondlens.commands import main

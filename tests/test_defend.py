@@ -12,7 +12,9 @@ import secondlens as sl
 from secondlens.attack import attack
 from secondlens.attack.pictures import attacked
 from secondlens.audit.audit import Audit, audit
-from secondlens.audit.defend import COST, COUNTS, by_layer, defend, summary
+from secondlens.audit.cut import by_layer
+from secondlens.audit.defence import summary
+from secondlens.audit.defend import COST, COUNTS, defend
 from secondlens.audit.misled import misled, natural
 from secondlens.classify import Labelled
 from secondlens.clip import from_open_clip

@@ -8,7 +8,7 @@ from .attack import attack as attack
 from .audit.audit import Audit as Audit
 from .audit.audit import audit as audit
 from .audit.cut import Cut as Cut
-from .audit.defend import Defence as Defence
+from .audit.defence import Defence as Defence
 from .audit.defend import defend as defend
 from .clip import Clip as Clip
 from .clip import from_open_clip as from_open_clip

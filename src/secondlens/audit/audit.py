@@ -8,15 +8,14 @@ same is asked of pairs of pictures that differ in the cue alone.
 
 import csv
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from PIL import Image
+from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from ..images import Reader, as_source
 from ..lens import Lens
 from ..storage.files import save_json
 from ..texts import Vocabulary, vocabulary
+from .clearest import Clearest
 from .cut import GroupEffects
 
 SHARE_OF_NEURONS = 0.04
@@ -35,10 +35,6 @@ SHARE_OF_IMAGES = 0.05
 """Of the held-out images, that count as showing a cue: those nearest to its text."""
 ALIKE = 0.9
 """Cosine, mean text subtracted, above which a cue is the class by another name."""
-Z = 1.959964
-
-Painter = Callable[[str, str | None, int], Image.Image]
-"""Draws a class with a cue, or with none, from a seed; all else equal for equal seeds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -247,81 +243,3 @@ def cue_neurons(
         generator = torch.Generator().manual_seed(random)
         strength = torch.rand(len(cues), len(places), generator=generator)
     return [[places[i] for i in row] for row in strength.topk(count, dim=1).indices.tolist()]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Clearest:
-    """The images nearest to each cue so far, nearest first, and what its neurons do there."""
-
-    similarity: Float[Tensor, "cues images"]
-    positions: Int[Tensor, "cues images"]
-    removed: Float[Tensor, "cues images dim"]
-
-    @classmethod
-    def none(cls, cues: int, dim: int, like: Tensor) -> "Clearest":
-        """No images yet."""
-        return cls(
-            similarity=like.new_zeros(cues, 0),
-            positions=torch.zeros(cues, 0, dtype=torch.int64, device=like.device),
-            removed=like.new_zeros(cues, 0, dim),
-        )
-
-    def see(
-        self,
-        similarity: Float[Tensor, "images cues"],
-        removed: Float[Tensor, "images cues dim"],
-        positions: Int[Tensor, " images"],
-        top: int,
-    ) -> "Clearest":
-        """With a batch more; of equal images the earlier ones stay."""
-        both = torch.cat([self.similarity, similarity.T], dim=1)
-        order = both.argsort(dim=1, descending=True, stable=True)[:, :top]
-        here = positions.to(both.device).expand(len(both), -1)
-        rows = torch.arange(len(both), device=both.device)[:, None]
-        return Clearest(
-            similarity=both.gather(1, order),
-            positions=torch.cat([self.positions, here], dim=1).gather(1, order),
-            removed=torch.cat([self.removed, removed.transpose(0, 1)], dim=1)[rows, order],
-        )
-
-    def falls(
-        self, classifier: Float[Tensor, "classes dim"], absent: Bool[Tensor, "images classes"]
-    ) -> tuple[Float[Tensor, "classes cues"], Float[Tensor, "classes cues"]]:
-        """Mean and half 95 % interval of how far each class falls, where it is absent."""
-        means, spreads = [], []
-        for removed, positions in zip(self.removed, self.positions, strict=True):
-            fall = removed @ margins(classifier).T
-            counts = absent[positions].to(fall)
-            number = counts.sum(0)
-            mean = (counts * fall).sum(0) / number
-            variance = (counts * (fall - mean).square()).sum(0) / (number - 1)
-            means.append(mean)
-            spreads.append(Z * (variance / number).sqrt())
-        return torch.stack(means, dim=1), torch.stack(spreads, dim=1)
-
-
-def margins(classifier: Float[Tensor, "classes dim"]) -> Float[Tensor, "classes dim"]:
-    """Each class against the mean of the others."""
-    return (classifier - classifier.mean(0)) * (len(classifier) / (len(classifier) - 1))
-
-
-@torch.no_grad()
-def drawn(
-    clip: Clip,
-    classes: Vocabulary,
-    cues: Vocabulary,
-    painter: Painter,
-    *,
-    seeds: Sequence[int],
-    progress: bool = False,
-) -> Float[Tensor, "classes cues seeds"]:
-    """How much further ahead a class is when a cue is added to an otherwise equal picture."""
-    rows = margins(classes.embed(clip))
-    gained = rows.new_empty(len(classes), len(cues), len(seeds))
-    names = list(enumerate(classes.labels))
-    for row, name in track(names, "drawn pictures") if progress else names:
-        pictures = [painter(name, cue, seed) for seed in seeds for cue in (None, *cues.labels)]
-        embedding = F.normalize(clip.encode_image(pictures).to(rows), dim=-1)
-        ahead = (embedding @ rows[row]).unflatten(0, (len(seeds), -1))
-        gained[row] = (ahead[:, 1:] - ahead[:, :1]).T
-    return gained

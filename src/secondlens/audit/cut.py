@@ -9,7 +9,7 @@ The sum over neurons is taken before anything is carried to the output, head by 
 effect of a single neuron is ever computed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ from ..lens import Lens
 
 NEURONS_PER_CHUNK = 64
 
-Neurons = Mapping[int, Sequence[int]]
-"""Neurons of some layers."""
+Neuron = tuple[int, int]
+"""Its layer, and its place in the layer."""
 
 
 class Cut:
@@ -46,7 +46,9 @@ class Cut:
         Another model's lens or an "official" one, or neurons that do not exist.
     """
 
-    def __init__(self, clip: Clip, lens: Lens, neurons: Neurons, strength: float = 1.0) -> None:
+    def __init__(
+        self, clip: Clip, lens: Lens, neurons: Mapping[int, Sequence[int]], strength: float = 1.0
+    ) -> None:
         lens.check_model(clip)
         lens.check_exact()
         self.clip, self.strength = clip, strength
@@ -71,7 +73,7 @@ class Cut:
 
     def removed(self, pooled: Pooled) -> Float[Tensor, "images dim"]:
         """The sum over the neurons of effect minus mean effect, for a batch."""
-        total = torch.zeros(())
+        total = torch.zeros_like(pooled.scale)[:, None]
         for layer, (index, inner, outer) in self._parts.items():
             coefficients = pooled.coefficients[layer][:, :, index].transpose(0, 1)
             heads = torch.bmm(coefficients, inner).transpose(0, 1).flatten(1)
@@ -93,13 +95,21 @@ class Cut:
         return embedding - self.strength * self.removed(pooled)
 
 
+def by_layer(neurons: Iterable[Neuron]) -> dict[int, list[int]]:
+    """Neurons as `Cut` takes them."""
+    found: dict[int, list[int]] = {}
+    for layer, n in neurons:
+        found.setdefault(layer, []).append(n)
+    return found
+
+
 class GroupEffects:
     """Summed second-order effects of groups of neurons, minus their means.
 
     A neuron may be in many groups: its effect is computed once, a few neurons at a time.
     """
 
-    def __init__(self, clip: Clip, lens: Lens, groups: Sequence[Sequence[tuple[int, int]]]) -> None:
+    def __init__(self, clip: Clip, lens: Lens, groups: Sequence[Sequence[Neuron]]) -> None:
         self._parts: list[tuple[int, list[int], Tensor, Tensor, Tensor]] = []
         self.mean = torch.zeros(len(groups), clip.dim, dtype=clip.compute_dtype)
         self.mean = self.mean.to(clip.device)
@@ -132,4 +142,5 @@ class GroupEffects:
             # U of a few neurons at a time: that of all of them is rarely affordable
             rows = torch.bmm(inner, outer).transpose(0, 1)
             total += within @ torch.bmm(coefficients.permute(2, 0, 1), rows).flatten(1)
-        return total.unflatten(1, (images, -1)).transpose(0, 1) - self.mean
+        effects: Tensor = total.unflatten(1, (images, -1)).transpose(0, 1)
+        return effects - self.mean

@@ -10,6 +10,12 @@ from torch import Tensor
 from ..classify import Labelled
 from ..intervals import of_mean
 
+Way = tuple[str, int]
+"""A method of cutting, and how much it cuts."""
+
+BEFORE = ("nothing", 0, 0.0)
+"""Method, count and strength of leaving the model alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -49,7 +55,7 @@ class Trial:
         self,
         classifier: Float[Tensor, "classes dim"],
         embeddings: Sequence[Tensor],
-        removals: Sequence[Mapping[tuple[str, int], Tensor]],
+        removals: Sequence[Mapping[Way, Tensor]],
         pictures: Sequence[Labelled],
         rivals: Sequence[int] | None,
     ) -> None:
@@ -78,7 +84,7 @@ class Trial:
     def point(self, method: str, count: int, strength: float) -> Point:
         """Shares on either half."""
         usual, unusual, fooled = self.outcomes(method, count, strength)
-        before, _, _ = self.outcomes("nothing", 0, 0.0)
+        before, _, _ = self.outcomes(*BEFORE)
         low, _ = of_mean((usual.float() - before.float())[::2].tolist())
         return Point(
             method=method,
@@ -95,7 +101,7 @@ class Trial:
     def result(self, point: Point) -> Result:
         """Changes on the half that measures, picture by picture."""
         after = self.outcomes(point.method, point.count, point.strength)
-        before = self.outcomes("nothing", 0, 0.0)
+        before = self.outcomes(*BEFORE)
         changes = []
         for new, old in zip(after, before, strict=True):
             difference = (new.float() - old.float())[1::2].tolist()

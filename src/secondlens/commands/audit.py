@@ -125,7 +125,7 @@ def _drawn(clip: "Clip", names: "Vocabulary", cues: "Vocabulary", seeds: int) ->
     """What every cue adds to otherwise equal pictures of every class, in the mean over seeds."""
     from functools import partial
 
-    from ..audit.audit import drawn
+    from ..audit.drawn import drawn
     from ..demo.painter import object_on
     from ..demo.scenes import World
 

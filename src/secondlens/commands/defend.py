@@ -60,8 +60,9 @@ def defend(
     """
     from ..attack.pictures import attacked, is_attack
     from ..audit.audit import Audit
+    from ..audit.defence import summary
     from ..audit.defend import defend as choose
-    from ..audit.defend import indirect_order, summary
+    from ..audit.harm import indirect_order
     from ..lens import Lens
     from ..storage.files import check_empty
 

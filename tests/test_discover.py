@@ -14,7 +14,8 @@ from secondlens.commands import main
 from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.describe.describe import describe
-from secondlens.discover.discover import RIDGE, Discoverer, discover, metric
+from secondlens.discover.code import RIDGE, metric
+from secondlens.discover.discover import Discoverer, discover
 from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit

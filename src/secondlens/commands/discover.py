@@ -12,7 +12,8 @@ from .common import PATH, ChosenModel, check_parents, console, json_option, prin
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..discover.discover import Discoverer, Word
+    from ..discover.discover import Discoverer
+    from ..discover.words import Word
 
 CARRIERS = 6
 """Neurons of a word that are shown and written; all active ones have a part."""

@@ -12,8 +12,7 @@ Either way a word's weight is linear in the effects, so it splits exactly into p
 neurons, of later heads and of tokens.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -29,50 +28,13 @@ from ..describe.search import description_of
 from ..effects.paths import PathFactors, path_factors
 from ..errors import SecondLensError
 from ..lens import Codes, Lens
-from ..sparse import omp
 from ..texts import Vocabulary, vocabulary
 from ..texts.builtin import BUILTIN
-
-RIDGE = 0.3
-"""Added to every direction of the neurons' metric, in its mean eigenvalue, so that directions in
-which there are hardly any neurons do not count without limit."""
+from .code import Code, code_of_sum, metric, sum_of_codes
+from .words import Carrier, Word
 
 SYNONYM = 0.9
 """Cosine of texts, mean text subtracted, above which two of the words found are one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Carrier:
-    """What a neuron adds to the weight of a word."""
-
-    layer: int
-    neuron: int
-    weight: float
-
-    @property
-    def name(self) -> str:
-        """Such as "L5 #120"."""
-        return f"L{self.layer} #{self.neuron}"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Word:
-    """A word that an image shows; unpacks as (text, weight, neurons)."""
-
-    text: str
-    synonyms: tuple[str, ...]
-    """Words so alike that they count as this one."""
-    weight: float
-    neurons: tuple[Carrier, ...]
-    """The active neurons, the one that adds most first; their weights add up to the word's."""
-    heads: Float[Tensor, "blocks heads"]
-    """What arrives through each attention head; adds up to the weight."""
-    patches: Float[Tensor, "rows columns"]
-    """What comes from each patch; with `class_token`, adds up to the weight."""
-    class_token: float
-
-    def __iter__(self) -> Iterator[object]:
-        return iter((self.text, self.weight, self.neurons))
 
 
 def discover(
@@ -110,16 +72,6 @@ def discover(
     discoverer = Discoverer(clip, lens, texts, paper=paper)
     batch = image[None] if isinstance(image, Tensor) else [image]
     return discoverer(batch, top)[0]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Code:
-    """Words, and how their weights follow from effects."""
-
-    indices: Int[Tensor, " words"]
-    weights: Float[Tensor, " words"]
-    functionals: dict[int, Float[Tensor, "active words dim"]]
-    """By layer: a neuron adds <its effect - the mean effect, functional> to a word's weight."""
 
 
 class Discoverer:
@@ -189,53 +141,15 @@ class Discoverer:
         """The heaviest words of the active neurons, all with positive weights."""
         self._check(top)
         chosen = {layer: own[active[layer]] for layer, own in effects.items()}
-        return (self._of_codes if self.paper else self._of_sum)(chosen, active, top)
-
-    def _of_sum(self, effects: dict[int, Tensor], active: dict[int, Tensor], top: int) -> Code:
-        """One non-negative sparse code of the sum of the effects, each on its own direction."""
-        directions = {layer: self.lens[layer].directions[active[layer]] for layer in effects}
-        sums = [
-            (own * directions[layer]).sum(1) @ directions[layer] for layer, own in effects.items()
-        ]
-        total = torch.stack(sums).sum(0) @ self.scale
-        indices, weights = omp(total[None], self.atoms, top, nonnegative=True)
-        order = weights[0].argsort(descending=True, stable=True)
-        order = order[weights[0][order] > 0]
-        indices = indices[0][order]
-        atoms = self.atoms[indices].double()
-        # the code is the least-squares one on its atoms, which is linear in the sum
-        duals = torch.linalg.solve(atoms @ atoms.T, atoms).to(self.scale) @ self.scale
-        return Code(
-            indices=indices,
-            weights=weights[0][order],
-            functionals={
-                layer: (rows @ duals.T)[:, :, None] * rows[:, None]
-                for layer, rows in directions.items()
-            },
-        )
-
-    def _of_codes(self, effects: dict[int, Tensor], active: dict[int, Tensor], top: int) -> Code:
-        """The paper's: w_j = sum over active neurons of code[n, j] * norm of the effect."""
-        assert self.codes is not None
+        if self.codes is None:
+            directions = {layer: self.lens[layer].directions[active[layer]] for layer in chosen}
+            return code_of_sum(chosen, directions, self.atoms, self.scale, top)
         rows = {}
-        total = self.scale.new_zeros(len(self.texts))
-        for layer, own in effects.items():
+        for layer, own in chosen.items():
             indices = self.codes.indices[layer][active[layer]].clamp(min=0)
-            dense = own.new_zeros(len(own), len(self.texts))
-            rows[layer] = dense.scatter_add_(
-                1, indices, self.codes.coefficients[layer][active[layer]]
-            )
-            total += own.norm(dim=1) @ rows[layer]
-        weights, indices = total.topk(top)
-        indices, weights = indices[weights > 0], weights[weights > 0]
-        return Code(
-            indices=indices,
-            weights=weights,
-            functionals={
-                layer: rows[layer][:, indices, None] * F.normalize(own, dim=1)[:, None]
-                for layer, own in effects.items()
-            },
-        )
+            weights = self.codes.coefficients[layer][active[layer]]
+            rows[layer] = own.new_zeros(len(own), len(self.texts)).scatter_add_(1, indices, weights)
+        return sum_of_codes(chosen, rows, top)
 
     def _words(
         self,
@@ -300,7 +214,7 @@ class Discoverer:
             rows = inner[neurons] @ outer
             reached = torch.einsum("nd,nwd->nw", rows, functionals)
             carried.append(attended * (activation @ reached).T)
-        found = torch.stack(carried, dim=1) * pooled.scale[row]
+        found: Tensor = torch.stack(carried, dim=1) * pooled.scale[row]
         mean = torch.einsum("nd,nwd->w", self.lens[layer].mean[neurons], functionals)
         return found - mean[:, None, None] / (found.shape[1] * found.shape[2])
 
@@ -316,19 +230,6 @@ class Discoverer:
                 f"top must lie between 1 and {most}, the smaller of the number of words and the "
                 f"width of the embedding, and it is {top}"
             )
-
-
-def metric(lens: Lens) -> Float[Tensor, "dim dim"]:
-    """The symmetric W whose length |x W| is that of x as the neurons of a lens see it.
-
-    W^-2 is the mean of r r^T over all directions r, in units of its mean eigenvalue, plus `RIDGE`.
-    |x W| is small for what many neurons can write together, and large for what few can.
-    """
-    directions = torch.cat([lens[layer].directions for layer in lens.layers]).double()
-    moment = directions.T @ directions
-    values, vectors = torch.linalg.eigh(moment / moment.trace() * len(moment))
-    scale = vectors * (values.clamp(min=0) + RIDGE).rsqrt() @ vectors.T
-    return scale.to(lens[lens.layers[0]].directions)
 
 
 def _texts_of(lens: Lens, texts: "str | Path | Iterable[str] | Vocabulary | None") -> Vocabulary:

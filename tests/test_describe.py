@@ -228,3 +228,10 @@ def test_describing_anew_drops_the_evidence_about_the_old_words(clip, lens):
     assert fresh.stability
     describe(clip, fresh, vocabulary(["a", "b", "c"], name="words"), 2)
     assert not fresh.stability
+
+
+def test_lenses_and_codes_print_in_one_line(clip, lens):
+    codes = describe(clip, lens, WORDS, 3)
+    assert repr(lens) == "Lens('tiny', layers 0, 1, 20 images, described with texts)"
+    assert repr(lens[1]) == "LayerLens(48 neurons, 12 dimensions, top 4 images)"
+    assert repr(codes) == "Codes(10 texts, at most 3 a neuron, layers 0, 1)"

@@ -33,6 +33,13 @@ class Codes:
     mean_text: Float[Tensor, " dim"] | None = None
     """Mean embedding of the texts: what every text shares, which `search` subtracts."""
 
+    def __repr__(self) -> str:
+        longest = max(each.shape[1] for each in self.indices.values())
+        return (
+            f"Codes({len(self.labels)} texts, at most {longest} a neuron, "
+            f"layers {', '.join(map(str, sorted(self.indices)))})"
+        )
+
     def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
         """(text, coefficient) of a neuron's brief code, strongest first."""
         return self._texts(layer, neuron, self.brief)[:count]

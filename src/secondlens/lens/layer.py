@@ -42,6 +42,12 @@ class LayerLens:
     activation_mean: Float[Tensor, "tokens neurons"]
     """Mean activation at every token."""
 
+    def __repr__(self) -> str:
+        neurons, dim = self.directions.shape
+        return (
+            f"LayerLens({neurons} neurons, {dim} dimensions, top {self.top_images.shape[1]} images)"
+        )
+
     @property
     def threshold(self) -> Float[Tensor, " neurons"]:
         """The smallest top norm: above it, an effect is significant."""

@@ -37,6 +37,13 @@ class Lens:
     """By the name of the vocabulary."""
     coordinates: Coordinates | None = None
 
+    def __repr__(self) -> str:
+        described = f", described with {', '.join(self.codes)}" if self.codes else ""
+        return (
+            f"Lens({self.model['name']!r}, layers {', '.join(map(str, self.layers))}, "
+            f"{len(self.image_ids)} images{described})"
+        )
+
     @property
     def layers(self) -> list[int]:
         """The fitted layers, in order."""

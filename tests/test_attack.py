@@ -14,9 +14,11 @@ from secondlens.attack.draw import METADATA, Drawing, picture
 from secondlens.attack.judge import Exact, Referee, Verdict, Zeroshot
 from secondlens.attack.language import lemmas, mentions
 from secondlens.attack.methods import indirect, selector
-from secondlens.attack.run import Report, Shot
+from secondlens.attack.report import Report, Shot
+from secondlens.attack.reproduce import table3
 from secondlens.attack.select import NothingLeft, Pair, RandomWords, SimilarWords, choose
 from secondlens.attack.sprites import SpriteDrawer
+from secondlens.attack.table3 import OURS, result_of
 from secondlens.attack.taxonomy import FAMILIES, Taxonomy
 from secondlens.attack.write import Caption, TemplateWriter, captions, instructions, listed
 from secondlens.clip import load
@@ -77,6 +79,7 @@ def test_every_object_is_in_one_family():
     assert sorted(members) == sorted(NAMES)
     close = Taxonomy().too_close(["ship", "boat", "shark", "sea", "blue"], "boat")
     assert close == [True, True, False, False, False]
+    assert Taxonomy().too_close(["ship", "yacht"], "yacht") == [False, True]
 
 
 # Words
@@ -421,6 +424,17 @@ def test_a_step_can_be_run_again_with_other_words(demo, tmp_path):
     assert [shot.plain_margin for shot in second.shots] == [s.plain_margin for s in first.shots]
 
 
+def test_deleted_pictures_are_drawn_again(demo, tmp_path):
+    clip, lens = demo
+    first = attack(clip, lens, "cow", "lion", tmp_path / "run", images=2, captions=1)
+    for folder in ("images", "plain"):
+        path = tmp_path / "run" / folder / "00001.png"
+        drawn = path.read_bytes()
+        path.unlink()
+        assert attack(clip, lens, "cow", "lion", tmp_path / "run", images=2, captions=1) == first
+        assert path.read_bytes() == drawn
+
+
 def test_texts_are_escaped_on_the_page(demo, tmp_path):
     clip, lens = demo
     evil = "a cow beside a lamp <script>alert(1)</script>"
@@ -456,6 +470,19 @@ def test_every_pair(demo, tmp_path):
         attack_pairs(made, ["cow", "yeti"], tmp_path / "other")
 
 
+def test_classes_that_cannot_be_drawn_are_left_out(demo, tmp_path):
+    clip, lens = demo
+    made = attacker(clip, lens, classes=["cow", "zebra", "sea"], images=1, captions=1)
+    reports, left_out = attack_pairs(made, ["cow", "zebra", "sea"], tmp_path / "all")
+    assert {report.pair.draw for report in reports} == {"cow"}
+    assert {pair.draw for pair in left_out} == {"zebra", "sea"}
+    assert "cannot draw 'zebra'" in left_out[Pair(draw="zebra", mistake_for="cow")]
+    with pytest.raises(
+        SecondLensError, match=r"none of the pairs could be attacked: .* cannot draw 'zebra'"
+    ):
+        attack_pairs(made, ["zebra", "sea"], tmp_path / "none")
+
+
 class NeverLions(TemplateWriter):
     def write(self, pair, words, count, seed):
         return [] if pair.draw == "lion" else super().write(pair, words, count, seed)
@@ -486,13 +513,76 @@ def test_another_attack_in_the_folder(demo, tmp_path):
     attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
     with pytest.raises(SecondLensError, match="another attack, with another seed"):
         attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1, seed=1)
-    (tmp_path / "run" / "words.json").write_text("{")
-    with pytest.raises(SecondLensError, match=r"words\.json is damaged"):
-        attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
+    words = (tmp_path / "run" / "words.json").read_text()
+    for name, damage in (
+        *(("words", text) for text in ("{", "[]", '{"words": [{"text": "lamp"}]}')),
+        *(("captions", text) for text in ("[1]", "{}")),
+        *(("verdicts", text) for text in ("1", '{"shots": [{}]}')),
+        ("attack", "[]"),
+    ):
+        path = tmp_path / "run" / f"{name}.json"
+        whole = path.read_text()
+        path.write_text(damage)
+        with pytest.raises(SecondLensError, match=rf"{name}\.json is damaged"):
+            attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
+        path.write_text(whole)
+    assert (tmp_path / "run" / "words.json").read_text() == words
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").touch()
     with pytest.raises(SecondLensError, match="exists already"):
         attack(clip, lens, "cow", "lion", tmp_path / "else", images=1)
+
+
+def test_a_lens_described_with_other_texts_of_the_name(demo, tmp_path):
+    clip, lens = demo
+    other = tmp_path / "world.txt"
+    other.write_text("lamp\nkey\n")
+    with pytest.raises(SecondLensError, match="described with other texts of the name world"):
+        attack(clip, lens, "cow", "lion", tmp_path / "out", texts=other)
+
+
+def test_a_run_folder_that_cannot_be_written(demo, tmp_path):
+    clip, lens = demo
+    (tmp_path / "file").touch()
+    with pytest.raises(SecondLensError, match="cannot be written to"):
+        attack(clip, lens, "cow", "lion", tmp_path / "file" / "run", images=1)
+
+
+# Table 3
+
+
+class Later(TemplateWriter):
+    """Writes in the runs of some seeds alone."""
+
+    def __init__(self, seeds):
+        super().__init__()
+        self.seeds = seeds
+
+    def write(self, pair, words, count, seed):
+        return super().write(pair, words, count, seed) if seed in self.seeds else []
+
+
+def test_table3_of_runs_that_are_not_whole(demo, tmp_path):
+    clip, lens = demo
+    made = attacker(clip, lens, images=1, captions=1, writer=Later({1}))
+    result = table3(made, [("cow", "lion")], tmp_path / "some", seeds=2)
+    assert result.rows[0]["method"] == OURS
+    assert len(list((tmp_path / "some").rglob("seed-1/second-order/gallery.html"))) == 1
+    assert not list((tmp_path / "some").rglob("seed-0/second-order/gallery.html"))
+    silent = attacker(clip, lens, images=1, captions=1, writer=Later(()))
+    with pytest.raises(SecondLensError, match="none of the pairs could be attacked"):
+        table3(silent, [("cow", "lion")], tmp_path / "none", seeds=1)
+
+
+def test_methods_on_other_pairs_have_no_difference_to_ours(demo):
+    made = attacker(*demo, images=1, captions=1)
+    reports = {
+        pair: [Report(pair=pair, settings={}, words=(), shots=(shot(0.1, -0.1),))]
+        for pair in (PAIR, Pair(draw="owl", mistake_for="lion"))
+    }
+    ours, other = ({pair: reports[pair]} for pair in reports)
+    rows = result_of(made, {OURS: ours, "random words": other}, 1).rows
+    assert [row["ours − this"] for row in rows] == [None, None]
 
 
 def test_other_models_need_parts(demo, tmp_path):

@@ -1,6 +1,7 @@
 """Writers and judges that need other libraries: a real server, real sentences, tiny models."""
 
 import json
+import sys
 import threading
 import time
 import warnings
@@ -114,6 +115,19 @@ def drip(handler):
         return
 
 
+def stall(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    time.sleep(1.5)
+
+
+def break_off(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100")
+    handler.end_headers()
+    handler.wfile.write(b"{")
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -129,6 +143,8 @@ def drip(handler):
         ((500, {}, b"sk-secret"), "500: look into its log"),
         (slow, "no whole answer in 0.5 s"),
         (drip, "no whole answer in 0.5 s"),
+        (stall, "no whole answer in 0.5 s"),
+        (break_off, "breaks off in its reply"),
     ],
 )
 def test_bad_answers_are_one_sentence(answer, message, monkeypatch):
@@ -142,6 +158,40 @@ def test_bad_answers_are_one_sentence(answer, message, monkeypatch):
             endpoint(url, timeout=timeout).write(PAIR, ["lamp"], 1, 0)
     assert "sk-secret" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+class Refuses:
+    """A client whose every call fails."""
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, **_):
+        import openai
+
+        raise openai.OpenAIError("sk-secret")
+
+
+def test_faults_of_the_client_library_quote_nothing():
+    writer = endpoint("http://localhost:1/v1")
+    writer._client = Refuses()
+    with pytest.raises(SecondLensError, match=r"1/v1 fails: OpenAIError$"):
+        writer.write(PAIR, ["lamp"], 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("library", "make", "message"),
+    [
+        ("openai", lambda: endpoint("http://localhost:1/v1"), "an endpoint needs openai"),
+        ("transformers", lambda: ChatModel("any"), "a local chat model needs transformers"),
+        ("diffusers", lambda: DiffusionDrawer("any"), "drawing by diffusion needs diffusers"),
+        ("sentence_transformers", lambda: Sentences("any"), "needs sentence-transformers"),
+    ],
+)
+def test_missing_libraries_are_named(library, make, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(SecondLensError, match=message):
+        make()
 
 
 def test_no_endpoint_there():

@@ -8,7 +8,7 @@ folder that resumes.
 from .attacker import Attacker, attack, attack_pairs
 from .judge import Exact, Referee
 from .methods import METHODS
-from .run import Report, Shot
+from .report import Report, Shot
 from .select import Neurons, Pair, RandomWords, SimilarWords, Word
 from .write import Caption, TemplateWriter
 

@@ -20,7 +20,8 @@ from . import gallery
 from .draw import Drawer
 from .judge import Check, Exact, Zeroshot
 from .methods import METHODS, selector
-from .run import Parts, Report, folder_name, run
+from .report import Report
+from .run import Parts, folder_name, run
 from .select import NEURONS, NothingLeft, Pair, TooClose
 from .sprites import SpriteDrawer
 from .taxonomy import Taxonomy

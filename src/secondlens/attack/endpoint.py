@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import SecondLensError
@@ -71,8 +71,8 @@ class Endpoint:
         Raises
         ------
         SecondLensError
-            The endpoint is not there, refuses the key, is too slow, or answers with what is no
-            reply of a chat model.
+            The endpoint is not there, refuses the key, is too slow, breaks off, or answers with
+            what is no reply of a chat model.
         """
         reply = self._reply(instructions(pair, words, PROPOSED * count), seed)
         try:
@@ -95,17 +95,7 @@ class Endpoint:
             with self._client.chat.completions.with_streaming_response.create(
                 model=self.model, messages=messages, temperature=self.temperature, seed=seed
             ) as response:
-                reply, deadline = b"", time.monotonic() + self.timeout
-                for part in response.iter_bytes():
-                    reply += part
-                    if len(reply) > LARGEST_REPLY:
-                        raise SecondLensError(
-                            f"the endpoint {self.url} answers with more than "
-                            f"{LARGEST_REPLY // 1_000_000} MB: ask another model"
-                        )
-                    if time.monotonic() > deadline:
-                        raise SecondLensError(self._slow())
-                return reply
+                return self._read(response.iter_bytes())
         # messages of the library may quote the key or the reply: none is passed on
         except openai.APITimeoutError:
             raise SecondLensError(self._slow()) from None
@@ -123,6 +113,29 @@ class Endpoint:
             raise SecondLensError(
                 f"the endpoint {self.url} fails: {type(error).__name__}"
             ) from None
+
+    def _read(self, parts: Iterator[bytes]) -> bytes:
+        reply, deadline = b"", time.monotonic() + self.timeout
+        while True:
+            try:
+                part = next(parts, None)
+            # of the HTTP library below the client's, whichever that is
+            except Exception as error:
+                if "Timeout" in type(error).__name__:
+                    raise SecondLensError(self._slow()) from None
+                raise SecondLensError(
+                    f"the endpoint {self.url} breaks off in its reply: give the same command again"
+                ) from None
+            if part is None:
+                return reply
+            reply += part
+            if len(reply) > LARGEST_REPLY:
+                raise SecondLensError(
+                    f"the endpoint {self.url} answers with more than "
+                    f"{LARGEST_REPLY // 1_000_000} MB: ask another model"
+                )
+            if time.monotonic() > deadline:
+                raise SecondLensError(self._slow())
 
     def _slow(self) -> str:
         return (

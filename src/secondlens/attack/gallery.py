@@ -16,7 +16,8 @@ from ..report.view import heat_map, model_view
 from ..segment.inputs import whole
 from ..segment.recipe import Recipe
 from ..segment.segmenter import Segmenter, encode
-from .run import Report, Shot, folder_name
+from .report import Report, Shot
+from .run import folder_name
 from .select import Pair
 
 SHOWN = 48

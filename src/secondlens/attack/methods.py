@@ -22,7 +22,6 @@ INDIRECT = "indirect effect"
 
 BATCH_SIZE = 16
 
-
 Coded = dict[int, tuple[Int[Tensor, "neurons k"], Float[Tensor, "neurons k"]]]
 """Positions of words, and their coefficients, for every neuron, by layer."""
 

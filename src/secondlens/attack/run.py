@@ -12,10 +12,9 @@ Each step reads the file of the one before. What is there already is used again;
 deleted is made anew, and so is what follows from it if it changes.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from typing import Any
 from rich.progress import track
 
 from ..errors import SecondLensError
-from ..intervals import wilson
 from ..storage.files import check_empty, save_json
 from .draw import Drawer, Drawing, picture
 from .judge import Check, Zeroshot
+from .report import Report, Shot, write_csv
 from .select import Pair, Selector, TooClose, Word, choose
 from .write import Caption, Writer, captions
 
@@ -50,82 +49,6 @@ class Parts:
     def settings(self) -> dict[str, Any]:
         """For `attack.json`: names and numbers."""
         return {name: getattr(value, "name", value) for name, value in vars(self).items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shot:
-    """One picture, its twin without the words, and what the model says of both."""
-
-    file: str
-    plain_file: str
-    caption: str
-    plain: str
-    words: tuple[str, ...]
-    seed: int
-    margin: float
-    """Cosine with the wrong class minus cosine with the drawn one; wrong if above 0."""
-    plain_margin: float
-    best: str
-    """Of all classes."""
-    plain_best: str
-    counted: bool
-    """Whether both pictures show the class to draw and not the wrong one."""
-
-    @property
-    def fooled(self) -> bool:
-        """The model prefers the wrong class: the paper's success."""
-        return self.margin > 0
-
-    @property
-    def flipped(self) -> bool:
-        """Right without the words, wrong with them."""
-        return self.fooled and self.plain_margin <= 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What an attack found. Rates are shares of the pictures that count."""
-
-    pair: Pair
-    settings: dict[str, Any]
-    words: tuple[Word, ...]
-    shots: tuple[Shot, ...]
-
-    @property
-    def counted(self) -> list[Shot]:
-        """Pictures that passed the check."""
-        return [shot for shot in self.shots if shot.counted]
-
-    def rates(self) -> dict[str, dict[str, Any]]:
-        """Count, share and 95 % Wilson interval of each kind of success."""
-        shots = self.counted
-        successes = {
-            "fooled": sum(shot.fooled for shot in shots),
-            "flipped": sum(shot.flipped for shot in shots),
-            "chosen of all": sum(shot.best == self.pair.mistake_for for shot in shots),
-            "fooled without words": sum(shot.plain_margin > 0 for shot in shots),
-        }
-        return {
-            name: {
-                "count": count,
-                "of": len(shots),
-                "share": count / len(shots) if shots else float("nan"),
-                "interval": list(wilson(count, len(shots))),
-            }
-            for name, count in successes.items()
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        """For `report.json`."""
-        return {
-            **asdict(self.pair),
-            "settings": self.settings,
-            "planned": len(self.shots),
-            "counted": len(self.counted),
-            "rates": self.rates() if self.counted else {},
-            "words": [asdict(word) for word in self.words],
-            "shots": [asdict(shot) for shot in self.shots],
-        }
 
 
 def run(
@@ -163,7 +86,7 @@ def run(
     written = _captions(pair, parts, words, out)
     shots = _shots(pair, parts, judge, written, out, plain, progress)
     report = Report(pair=pair, settings=asked, words=tuple(words), shots=tuple(shots))
-    _write_csv(report, out / "images.csv")
+    write_csv(report, out / "images.csv")
     save_json(out / "report.json", report.as_json())
     return report
 
@@ -201,21 +124,26 @@ def _words(pair: Pair, parts: Parts, judge: Zeroshot, out: Path) -> list[Word]:
             parts.selector, judge.v, pair, parts.too_close, parts.words, parts.drawer.knows
         )
         save_json(path, {"words": [asdict(word) for word in found]})
-    return [
-        Word(**{**word, "neurons": tuple(map(tuple, word["neurons"]))})
-        for word in load_json(path)["words"]
-    ]
+    with _intact(path):
+        return [
+            Word(**{**word, "neurons": tuple(map(tuple, word["neurons"]))})
+            for word in load_json(path)["words"]
+        ]
 
 
 def _captions(pair: Pair, parts: Parts, words: Sequence[Word], out: Path) -> list[Caption]:
     path, texts = out / "captions.json", [word.text for word in words]
-    if not path.is_file() or load_json(path)["words"] != texts:
-        found = captions(parts.writer, pair, texts, parts.captions, parts.seed)
-        save_json(path, {"words": texts, "captions": [asdict(caption) for caption in found]})
-    return [
-        Caption(**{**caption, "words": tuple(caption["words"])})
-        for caption in load_json(path)["captions"]
-    ]
+    if path.is_file():
+        with _intact(path):
+            known = load_json(path)
+            if known["words"] == texts:
+                return [
+                    Caption(**{**caption, "words": tuple(caption["words"])})
+                    for caption in known["captions"]
+                ]
+    found = captions(parts.writer, pair, texts, parts.captions, parts.seed)
+    save_json(path, {"words": texts, "captions": [asdict(caption) for caption in found]})
+    return found
 
 
 def _shots(
@@ -228,7 +156,7 @@ def _shots(
     progress: bool,
 ) -> list[Shot]:
     """Draw and judge; pictures and verdicts that are there already are used again."""
-    plan = [
+    plan: list[dict[str, Any]] = [
         {
             "file": f"images/{i:05}.png",
             "plain_file": f"{plain}/{i:05}.png",
@@ -240,14 +168,16 @@ def _shots(
         for i in range(parts.images)
     ]
     path = out / "verdicts.json"
-    if path.is_file():
-        found = load_json(path)["shots"]
-        if [{key: shot[key] for key in plan[0]} for shot in found] == plan:
-            return [Shot(**{**shot, "words": tuple(shot["words"])}) for shot in found]
-    shown: Callable = track if progress else (lambda steps, **_: steps)
+    drawn = all((out / shot[of]).is_file() for shot in plan for of in ("file", "plain_file"))
+    if drawn and path.is_file():
+        with _intact(path):
+            found = load_json(path)["shots"]
+            if [{key: shot[key] for key in plan[0]} for shot in found] == plan:
+                return [Shot(**{**shot, "words": tuple(shot["words"])}) for shot in found]
+    shown = track(plan, f"{pair.draw} as {pair.mistake_for}") if progress else plan
     attacked: list[Drawing] = []
     controls: list[Drawing] = []
-    for shot in shown(plan, description=f"{pair.draw} as {pair.mistake_for}"):
+    for shot in shown:
         for text, file, drawings in (
             (shot["caption"], shot["file"], attacked),
             (shot["plain"], shot["plain_file"], controls),
@@ -281,20 +211,6 @@ def _judged(
     ]
 
 
-def _write_csv(report: Report, path: Path) -> None:
-    text = io.StringIO()
-    rows = [
-        {**asdict(shot), "words": " ".join(shot.words), "flipped": shot.flipped}
-        for shot in report.shots
-    ]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
-
-
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON file of the run.
 
@@ -303,8 +219,17 @@ def load_json(path: Path) -> dict[str, Any]:
     SecondLensError
         It is damaged.
     """
-    try:
+    with _intact(path):
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(found, dict):
+            raise TypeError("the file holds no object")
+        return found
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Inside it, what fails is that a file does not hold what a run writes."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SecondLensError(f"{path} is damaged: remove it, then run again") from error
-    return dict(found)

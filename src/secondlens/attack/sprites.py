@@ -11,6 +11,7 @@ from ..demo.sprites import Split, Sprite, Wardrobe
 from ..demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES
 from .draw import Drawing
 from .language import lemma, lemmas
+from .select import NothingLeft
 
 CENTRES = ((0.28, 0.28), (0.72, 0.28), (0.28, 0.72), (0.72, 0.72))
 """Of the places of objects, in shares of the picture; which one is the subject's is chance."""
@@ -40,7 +41,18 @@ class SpriteDrawer:
         self._wardrobe = Wardrobe(split)
 
     def draw(self, caption: str, subject: str, seed: int) -> Drawing:
-        """The picture of a caption; objects beyond the fourth find no place."""
+        """The picture of a caption; objects beyond the fourth find no place.
+
+        Raises
+        ------
+        NothingLeft
+            The subject is no object of the embedded world.
+        """
+        if subject not in NAMES:
+            raise NothingLeft(
+                f"the drawer of the embedded world cannot draw {subject!r}: choose one of its "
+                "objects"
+            )
         others, ground = _mentioned(caption, subject)
         ground = ground or BACKGROUNDS[np.random.default_rng((seed, 0)).integers(len(BACKGROUNDS))]
         canvas = Image.fromarray(paint(ground, self.size, np.random.default_rng((seed, 1))))

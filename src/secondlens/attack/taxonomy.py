@@ -103,5 +103,6 @@ class Taxonomy:
     name = "taxonomy"
 
     def too_close(self, words: Sequence[str], to: str) -> list[bool]:
-        """For each word, whether it belongs to the family of `to`."""
-        return [word == to or (word in _FAMILY and _FAMILY[word] == _FAMILY[to]) for word in words]
+        """For each word, whether it is `to` or belongs to the same family."""
+        family = FAMILIES.get(_FAMILY.get(to, ""), ())
+        return [word == to or word in family for word in words]

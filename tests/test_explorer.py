@@ -1,26 +1,43 @@
 """What the explorer shows, against slow literal formulas."""
 
+import base64
+import gzip
+import io
 import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from explored import LAYERS, WORDS, Pictures, make, tiny_clip
+from explored import LAYERS, WORDS, Pictures, make, preprocess, tiny_clip
+from fastapi.testclient import TestClient
+from PIL import Image
 
 from secondlens.capture import Capture
+from secondlens.clip import load
+from secondlens.demo.pictures import Scenes
+from secondlens.demo.scenes import World
+from secondlens.demo.world import NAMES
+from secondlens.describe.describe import describe
 from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
-from secondlens.explorer import prepared
+from secondlens.explorer import lab, prepared
+from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.layout import lay_out, load_layout, nearest
 from secondlens.explorer.live import Live
 from secondlens.explorer.numbers import short, shortened, shortened_by_name
-from secondlens.explorer.opened import open_lens
+from secondlens.explorer.opened import model_name, open_lens, own_pictures
+from secondlens.explorer.pages import Pages
 from secondlens.explorer.prepared import BANDS, GROUPS, LIGHT, fingerprint, load_survey
 from secondlens.explorer.profile import Profiles
 from secondlens.explorer.survey import survey
+from secondlens.fit.fit import fit
 from secondlens.texts import normalise, vocabulary
+from secondlens.texts.world import world_vocabulary
 
 
 @pytest.fixture(scope="module", params=["exact", "official"])
@@ -217,8 +234,6 @@ def test_atlas_is_json_and_refuses_what_is_not_there(exact):
 
 def test_atlas_without_survey_or_description(exact):
     clip, pictures, lens, _, _ = exact
-    from dataclasses import replace
-
     bare = Atlas(replace(lens, codes={}, scores={}, stability={}))
     assert bare.name(0, 0) == ""
     data = Profiles(bare).of(0, 0)
@@ -292,6 +307,98 @@ def test_budget_agrees_with_the_definitions(exact):
     paths = (second_order(clip, images, 0)[:, 9] - lens[0].mean[9]).norm(dim=1).mean()
     assert found["direct"] == pytest.approx(float(straight), rel=1e-2)
     assert found["paths"] == pytest.approx(float(paths), rel=1e-2)
+
+
+def test_live_says_what_is_missing(exact):
+    clip, pictures, lens, seen, layout = exact
+    atlas = Atlas(lens, seen, layout)
+    with pytest.raises(SecondLensError, match="pictures are not at hand: start with --images"):
+        Live(clip=clip, atlas=atlas).wall(0, 4, "a ship")
+    tensors = torch.stack([preprocess(pictures.load(i)) for i in range(pictures.count)])
+    live = Live(clip=clip, atlas=atlas, source=Named(pictures.ids, tensors))
+    with pytest.raises(SecondLensError, match="are tensors: give them as files"):
+        live.budget(0, 4)
+    live = Live(clip=clip, atlas=atlas, source=Named(pictures.ids, None))
+    with pytest.raises(SecondLensError, match="the picture 3 cannot be read: gone"):
+        live.picture(3)
+    with pytest.raises(SecondLensError, match="there is no image 40"):
+        live.picture(40)
+    old = {name: replace(codes, mean_text=None) for name, codes in lens.codes.items()}
+    live = Live(clip=clip, atlas=Atlas(replace(lens, codes=old)))
+    with pytest.raises(SecondLensError, match="described by an older version"):
+        live.search("a ship")
+    for text, message in ((" ", "there is no text"), ("x" * 201, "longer than 200 letters")):
+        with pytest.raises(SecondLensError, match=message):
+            live.segment(pictures.load(0), [text])
+
+
+@dataclass
+class Named:
+    """Tensors, or files that are gone."""
+
+    ids: list
+    tensors: object
+
+    def load(self, index):
+        if self.tensors is None:
+            raise OSError("gone")
+        return self.tensors[index]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """The embedded model, which has a world to draw attacks from."""
+    clip = load("demo")
+    lens = fit(clip, Scenes(World(), 31, 50), [5])
+    describe(clip, lens, world_vocabulary(), 8)
+    return clip, lens
+
+
+def test_the_lab_attacks_and_keeps_nothing(embedded, exact, monkeypatch):
+    clip, lens = embedded
+    monkeypatch.setattr(lab, "PICTURES", 2)
+    live = Live(clip=clip, atlas=Atlas(lens))
+    client = TestClient(make_app(Pages(live.atlas, live=True, classes=live.classes), live))
+    packed = gzip.decompress(client.get("/data/runs.json.gz").content)
+    assert json.loads(packed)["classes"] == list(NAMES)
+    report = client.post("/live/attack?draw=cow&mistake_for=lion").json()
+    assert (report["draw"], report["planned"], len(report["shots"])) == ("cow", 2, 2)
+    assert all(word["score"] > 0 for word in report["words"])
+    for shot in report["shots"]:
+        for picture in (shot["picture"], shot["plain"]):
+            kind, _, content = picture.partition(",")
+            assert kind == "data:image/webp;base64"
+            assert Image.open(io.BytesIO(base64.b64decode(content))).size == (64, 64)
+        assert not Path(shot["file"]).exists()
+    for draw, message in (("lion", "cannot be mistaken for itself"), ("yeti", "no class 'yeti'")):
+        answer = client.post(f"/live/attack?draw={draw}&mistake_for=lion")
+        assert answer.status_code == 400 and message in answer.json()["detail"]
+    tiny, _, other, seen, layout = exact
+    live = Live(clip=tiny, atlas=Atlas(other, seen, layout))
+    client = TestClient(make_app(Pages(live.atlas, live=True, classes=live.classes), live))
+    assert list(live.classes) == []
+    assert client.post("/live/attack?draw=cow&mistake_for=lion").status_code == 404
+
+
+def test_embedded_pictures_are_drawn_anew(embedded, exact, tmp_path):
+    _, lens = embedded
+    source = own_pictures(lens)
+    assert set(lens.image_ids) <= set(source.ids)
+    position = source.ids.index(lens.image_ids[7])
+    assert source.load(position) == Scenes(World(), 31, 50).load(7)
+    assert own_pictures(exact[2]) is None
+    with pytest.raises(SecondLensError, match="scenes of several seeds: give --images"):
+        own_pictures(replace(lens, image_ids=["scene-1-0", "scene-2-0"]))
+    for each, name in ((lens, "demo"), (exact[2], None)):
+        each.save(tmp_path / str(name))
+        assert model_name(tmp_path / str(name), None) == name
+        assert model_name(tmp_path / str(name), "other") == "other"
+
+
+def test_a_map_needs_scikit_learn(exact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(SecondLensError, match="the map of neurons needs scikit-learn"):
+        lay_out(exact[2])
 
 
 def test_open_lens_surveys_once(exact, tmp_path):

@@ -15,6 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ..errors import SecondLensError
 from .live import LONGEST_TEXT, Live
 from .pages import PACKS, PLAIN, Pages, static_files
+from .preview import preview
 from .runs import SUFFIXES
 from .safety import SecurityHeaders, Uploads
 
@@ -143,9 +144,9 @@ def _add_files(app: FastAPI, pages: Pages) -> None:
         return _kept(request, content, "image/webp")
 
     @app.get("/preview/{layer}/{neuron}.png", **_holding("image/png"))
-    def preview(layer: Number, neuron: Number) -> Response:
+    def link_preview(layer: Number, neuron: Number) -> Response:
         with _missing():
-            return Response(pages.preview(layer, neuron), media_type="image/png")
+            return Response(preview(atlas, layer, neuron), media_type="image/png")
 
     @app.get("/runs/pictures/{picture}", **_holding(*SUFFIXES.values()))
     def run_picture(request: Request, picture: Number) -> Response:
@@ -208,7 +209,7 @@ def _add_live(app: FastAPI, live: Live) -> None:
     ) -> Response:
         return await answered(request, at, lambda picture: live.segment(picture, text))
 
-    if live.can_attack:
+    if live.classes:
 
         @app.post("/live/attack", **_JSON)
         def attack(draw: Text, mistake_for: Text) -> Response:

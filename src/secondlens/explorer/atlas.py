@@ -141,7 +141,8 @@ class Atlas:
         if self.survey is None:
             return []
         there = np.flatnonzero(np.diff(self.survey.offsets))
-        return there[:: max(1, len(there) // GALLERY)][:GALLERY].tolist()
+        some: list[int] = there[:: max(1, len(there) // GALLERY)][:GALLERY].tolist()
+        return some
 
     def layer(self, layer: int) -> dict[str, Any]:
         """Quartiles of a layer's numbers, and of their nulls."""

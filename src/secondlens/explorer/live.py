@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any
 
@@ -15,10 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..capture import Capture
-from ..clip import DEMOS
 from ..clip.view import Clip
 from ..describe.search import description_of
-from ..discover.discover import Discoverer
 from ..effects.indirect import indirect
 from ..effects.paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
 from ..effects.second_order import direct
@@ -26,25 +22,20 @@ from ..errors import SecondLensError
 from ..images import UNREADABLE, ImageSource
 from ..images.subset import with_ids
 from ..lens import Lens
-from ..report.page import data_uri
 from ..segment.inputs import embed_texts
 from ..segment.segment import segment
+from . import lab
 from .atlas import Atlas
-from .numbers import json_ready, short
-from .prepared import LIGHT
-from .projections import Projections
+from .explainer import Explainer
+from .numbers import hex_digits, short
 
 FOUND = 24
 """Neurons of each kind in an answer."""
-AT_PATCH = 6
-CONCEPTS = 10
 SAMPLE = 64
 """Random images beside a neuron's top images, where effects along a text are ranked."""
 ABLATED = 8
 """Images on which a neuron is ablated."""
 LONGEST_TEXT = 200
-LAB = 8
-"""Pictures of an attack in the lab."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -116,7 +107,7 @@ class Live:
         largest = float(peaks.amax().clamp(min=1e-30))
         ids = self.lens.image_ids
         shots = [
-            [p, ids[p], short(a), short(float(peak.amax())), -1, _hex(peak / largest)]
+            [p, ids[p], short(a), short(float(peak.amax())), -1, hex_digits(peak / largest)]
             for p, a, peak in zip(positions, along, peaks, strict=True)
         ]
         shots.sort(key=lambda shot: -(shot[2] or 0.0))
@@ -147,64 +138,12 @@ class Live:
             "agreement": short(float(F.cosine_similarity(total, paths, dim=1).mean())),
         }
 
-    @torch.no_grad()
     def image(self, picture: Image.Image) -> dict[str, Any]:
         """A picture's concepts, neurons, heads and patches."""
-        with self._lock, self.clip.class_token_only():
-            reading = Capture(self.clip, self.lens.layers, keep_activations=True)
-            with reading as capture:
-                pooled = capture.pool(self.clip.encode_image([picture]))
-        words = []
-        if self.lens.convention == "exact":  # effects of the other one hold what is no neuron's
-            with self._lock:
-                words = self._discoverer([picture], CONCEPTS)[0]
-        effects, fired, means = [], [], []
-        for layer, projections in self._projections.items():
-            parts = projections.parts(pooled)[0].cpu()
-            effect = parts.sum(0) - projections.mean.cpu()
-            effects.append(effect)
-            fitted = self.lens[layer]
-            activation = pooled.activations[layer][0, 1:].float().cpu()
-            spread = fitted.activation_mean[1:].square().mean(0).sqrt().clamp(min=1e-3)
-            fired.append((activation - fitted.activation_mean[1:]) / spread)
-            means.append(activation)
-        standard = torch.cat(effects) / self._rms
-        strongest = standard.abs().topk(min(FOUND, len(standard))).indices.tolist()
-        patches = torch.cat(fired, dim=1).topk(min(AT_PATCH, len(standard)), dim=1)
-        heat = torch.cat(means, dim=1)[:, strongest]
-        heat = heat / heat.amax(0).clamp(min=1e-6)
-        return {
-            "grid": list(self.clip.grid),
-            "words": [
-                {
-                    "text": word.text,
-                    "weight": short(word.weight),
-                    "neurons": [
-                        [c.layer, c.neuron, short(c.weight), self.atlas.name(c.layer, c.neuron)]
-                        for c in word.neurons[:AT_PATCH]
-                    ],
-                    "heads": [[short(v) for v in row] for row in word.heads.tolist()],
-                    "heat": _hex(word.patches.flatten() / word.patches.amax().clamp(min=1e-12)),
-                }
-                for word in words
-            ],
-            "neurons": [
-                [*p, short(float(standard[n])), self.atlas.name(*p), _hex(heat[:, i])]
-                for i, n in enumerate(strongest)
-                for p in [self.atlas.neuron_at(n)]
-            ],
-            "first_block": min(self.lens.layers) + 1,
-            "patches": [
-                [
-                    [*p, short(value), self.atlas.name(*p)]
-                    for n, value in zip(numbers, values, strict=True)
-                    for p in [self.atlas.neuron_at(n)]
-                ]
-                for numbers, values in zip(
-                    patches.indices.tolist(), patches.values.tolist(), strict=True
-                )
-            ],
-        }
+        with self._lock:
+            explainer = self._explainer
+            pooled, words = explainer.look(picture)
+        return explainer.answer(pooled, words)
 
     def segment(self, picture: Image.Image, texts: Sequence[str]) -> dict[str, Any]:
         """Heat in [0, 1] at the patches' resolution times four, 0 to 255, for each text."""
@@ -219,16 +158,9 @@ class Live:
         return {"size": size, "texts": list(texts), "heat": [bytes(each).hex() for each in heat]}
 
     @property
-    def can_attack(self) -> bool:
-        """Whether the model has a world of its own to draw attacks from."""
-        return self.clip.name in DEMOS
-
-    @property
     def classes(self) -> Sequence[str]:
-        """That the attack lab can draw and have mistaken."""
-        from ..demo.world import NAMES
-
-        return NAMES if self.can_attack else ()
+        """That the attack lab can draw and have mistaken; none without a world to draw from."""
+        return lab.classes(self.clip)
 
     def attack(self, draw: str, mistake_for: str) -> dict[str, Any]:
         """A small attack from words to verdicts, with its pictures; nothing of it is kept.
@@ -238,17 +170,8 @@ class Live:
         SecondLensError
             What `attack` raises.
         """
-        from ..attack import attack
-
-        with self._lock, TemporaryDirectory() as folder:
-            out = Path(folder) / "run"
-            report = attack(
-                *(self.clip, self.lens, draw, mistake_for, out), captions=LAB // 2, images=LAB
-            ).as_json()
-            for shot in report["shots"]:
-                shot["picture"] = _inline(out / shot["file"])
-                shot["plain"] = _inline(out / shot["plain_file"])
-        return json_ready(report)
+        with self._lock:
+            return lab.attack(self.clip, self.lens, draw, mistake_for)
 
     def picture(self, position: int) -> Image.Image:
         """A picture of the fit.
@@ -291,23 +214,8 @@ class Live:
         return F.normalize(row.to(mean) - mean, dim=0).to(directions)
 
     @cached_property
-    def _rms(self) -> Float[Tensor, " neurons"]:
-        energy = torch.cat([self.lens[layer].energy for layer in self.lens.layers])
-        return energy.sqrt().clamp(min=1e-12)
-
-    @cached_property
-    def _discoverer(self) -> Discoverer:
-        return Discoverer(self.clip, self.lens)
-
-    @cached_property
-    def _projections(self) -> dict[int, Projections]:
-        with self._lock:
-            return {n: Projections(self.clip, self.lens, n) for n in self.lens.layers}
-
-
-def _inline(path: Path) -> str:
-    with Image.open(path) as picture:
-        return data_uri(picture.convert("RGB"), "webp", quality=80)
+    def _explainer(self) -> Explainer:
+        return Explainer(self.clip, self.atlas)
 
 
 def _check_text(text: str) -> None:
@@ -315,8 +223,3 @@ def _check_text(text: str) -> None:
         raise SecondLensError("there is no text: give a word or a sentence")
     if len(text) > LONGEST_TEXT:
         raise SecondLensError(f"the text is longer than {LONGEST_TEXT} letters: shorten it")
-
-
-def _hex(shares: Float[Tensor, " patches"]) -> str:
-    """One hexadecimal digit a patch, from dark to full light."""
-    return "".join(f"{v:x}" for v in (shares.clamp(0, 1) * LIGHT).round().int().tolist())

@@ -6,7 +6,10 @@ from itertools import pairwise
 from typing import Any, SupportsFloat
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from .prepared import LIGHT
 
 DIGITS = 3
 
@@ -39,6 +42,11 @@ def shortened_by_name(
     found = shortened(np.concatenate(list(parts.values())), digits)
     ends = np.cumsum([0, *map(len, parts.values())]).tolist()
     return {name: found[a:b] for name, (a, b) in zip(parts, pairwise(ends), strict=True)}
+
+
+def hex_digits(shares: Float[Tensor, " patches"]) -> str:
+    """One hexadecimal digit a patch, from dark to full light."""
+    return "".join(f"{v:x}" for v in (shares.clamp(0, 1) * LIGHT).round().int().tolist())
 
 
 def json_ready(content: Any) -> Any:

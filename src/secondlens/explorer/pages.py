@@ -1,6 +1,5 @@
 """The pages as HTML: the same templates are served and exported."""
 
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,11 +9,9 @@ from typing import Any
 
 import jinja2
 import orjson
-from PIL import Image, ImageDraw, ImageFont
 
 from ..report.page import number
 from .atlas import TEXTS, Atlas
-from .prepared import GROUPS
 from .profile import Profiles
 from .runs import Runs
 
@@ -44,7 +41,6 @@ SECURITY = (
     "connect-src 'self'; base-uri 'none'; form-action 'self'"
 )
 """Content security policy of every page."""
-PREVIEW = (1200, 630)
 
 
 class Pages:
@@ -196,27 +192,6 @@ class Pages:
         layout = self.atlas.layout
         places = [] if layout is None else (layout.place * 1000).round().int().flatten().tolist()
         return packed({"places": places})
-
-    def preview(self, layer: int, neuron: int) -> bytes:
-        """What a link to a neuron shows elsewhere: a PNG with its name and strongest images."""
-        self.atlas.check(layer, neuron)
-        card = Image.new("RGB", PREVIEW, "#14161c")
-        draw = ImageDraw.Draw(card)
-        small, large = ImageFont.load_default(34), ImageFont.load_default(58)
-        draw.text((60, 48), f"Layer {layer} · neuron {neuron}", "#a0a6b1", small)
-        name = self.atlas.name(layer, neuron)
-        draw.text((60, 100), name if len(name) < 38 else name[:36] + "…", "#eceef2", large)
-        survey = self.atlas.survey
-        if survey is not None:
-            images = survey.layers[layer].images[neuron, GROUPS["strongest"]].tolist()
-            for column, position in enumerate(p for p in images[:4] if p >= 0):
-                picture = Image.open(io.BytesIO(survey.picture(position))).convert("RGB")
-                card.paste(picture.resize((258, 258)), (60 + 274 * column, 220))
-        model = self.atlas.lens.model["name"]
-        draw.text((60, 530), f"{model} · secondlens", "#a0a6b1", small)
-        buffer = io.BytesIO()
-        card.save(buffer, "png")
-        return buffer.getvalue()
 
     def _cover(self, layer: int, neuron: int) -> int | None:
         """The image that stands for a neuron."""

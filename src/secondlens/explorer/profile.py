@@ -82,7 +82,8 @@ class Profiles:
         survey = self.atlas.survey
         if survey is None or name not in survey.codes:
             return None
-        return survey.codes[name][layer][neuron]
+        numbers: np.ndarray = survey.codes[name][layer][neuron]
+        return numbers
 
     def _similar(self, layer: int, neuron: int) -> list[list[Any]]:
         """[layer, neuron, cosine, name] of a neuron's neighbours."""

@@ -16,12 +16,11 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from ..capture import Capture, Pooled
+from ..capture import Capture
 from ..clip.view import Clip
 from ..describe.proof import Proof, prove
 from ..describe.summary import Neuron, neurons_in_words
-from ..effects.paths import OFFICIAL_SCALE, chunks, extended_coefficients, image_scale
-from ..effects.projections import Projector
+from ..effects.paths import OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
 from ..images import ImageSource, Reader
 from ..images.subset import with_ids
@@ -30,7 +29,9 @@ from ..lens.codes import WORDS_THAT_COUNT
 from ..report.view import model_view
 from . import prepared
 from .language import class_changes, texts_of, triangles
-from .prepared import GROUPS, LIGHT, LayerSurvey, Survey, fingerprint
+from .prepared import GROUPS, LayerSurvey, Survey, fingerprint
+from .projections import Projections
+from .slots import Slots, bands, choose
 
 SURVEYED = 5000
 """Images, at most, that bands and histograms come from: the paper's number."""
@@ -72,29 +73,24 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
     sample = torch.randperm(len(lens.image_ids), generator=generator)[:SURVEYED].sort().values
     readers = {layer: Projections(clip, lens, layer) for layer in lens.layers}
     looked = _first_look(clip, lens, source, sample, readers, progress)
-    proofs: dict[int, dict[tuple[int, int], Proof]] = {}
-    # products of every image and concept are held at once: some layers at a time
-    together = max(1, PROOF_NUMBERS // (clip.neurons * len(lens.image_ids) * WORDS_THAT_COUNT))
-    for some in chunks(len(lens.layers), together):
-        concepts = {
-            (layer, n.neuron): n.concepts for layer in lens.layers[some] for n in neurons[layer]
-        }
-        found = prove(clip, lens, source, concepts, progress=progress)
-        for layer in lens.layers[some]:
-            proofs[layer] = {key: proof for key, proof in found.items() if key[0] == layer}
-    chosen = {layer: _choose(lens, layer, looked, sample, proofs[layer]) for layer in lens.layers}
+    proofs = _proofs(clip, lens, source, neurons, progress)
+    chosen = {
+        layer: choose(
+            *(lens, layer, looked.effects[layer], looked.peaks[layer], sample, proofs[layer])
+        )
+        for layer in lens.layers
+    }
     seen, pictures = _second_look(clip, lens, source, chosen, looked, readers, progress)
     rows, layers = texts.embed(clip), {}
     unit = OFFICIAL_SCALE if lens.convention == "official" else 1.0
     for layer in lens.layers:
-        shown = seen[layer]
-        mean_effect = np.where(shown["images"][:, GROUPS["strongest"]] >= 0, 1.0, np.nan)
-        mean_effect = np.nanmean(mean_effect * shown["effect"][:, GROUPS["strongest"]], axis=1)
-        mean_effect = mean_effect / unit
+        strongest = {of: seen[layer][of][:, GROUPS["strongest"]] for of in ("images", "effect")}
+        there = np.where(strongest["images"] >= 0, 1.0, np.nan)
+        mean_effect = np.nanmean(there * strongest["effect"], axis=1) / unit
         classes, change = class_changes(lens[layer].directions, rows, mean_effect)
         layers[layer] = LayerSurvey(
-            **shown,
-            **_bands(looked.effects[layer]),
+            **seen[layer],
+            **bands(looked.effects[layer]),
             scale=looked.scale[layer].numpy(),
             classes=classes,
             change=change,
@@ -112,26 +108,6 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
         pictures=np.frombuffer(bytearray().join(pictures[p] for p in sorted(pictures)), np.uint8),
         offsets=offsets.astype(np.int64),
     )
-
-
-class Projections:
-    """Effects of a layer on its neurons' directions, less those of the mean, by value path."""
-
-    def __init__(self, clip: Clip, lens: Lens, layer: int) -> None:
-        fitted = lens[layer]
-        self.layer, self.convention = layer, lens.convention
-        projector = Projector(clip, layer, fitted.directions[:, None], lens.convention)
-        self.weights = projector.weights[..., 0]
-        self.own = (clip.layers - 1 - layer) * clip.heads
-        """Paths: what comes after them in the official convention all neurons share."""
-        self.mean = (fitted.mean * fitted.directions).sum(1).to(self.weights)
-        self.mean_parts = torch.zeros_like(self.weights)
-
-    def parts(self, pooled: Pooled) -> Float[Tensor, "images extended neurons"]:
-        """What each path adds to the projection, mean not subtracted."""
-        coefficients = extended_coefficients(pooled, self.layer, self.convention)
-        scale = image_scale(pooled, self.convention)
-        return coefficients * self.weights * scale[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,65 +163,6 @@ def _first_look(
     )
 
 
-def _choose(
-    lens: Lens,
-    layer: int,
-    looked: _Looked,
-    sample: Int[Tensor, " surveyed"],
-    proofs: Mapping[tuple[int, int], Proof],
-) -> Int[Tensor, "neurons slots"]:
-    """The images that each neuron of a layer shows."""
-    fitted, effects, peaks = lens[layer], looked.effects[layer].T, looked.peaks[layer].T
-    neurons, surveyed = effects.shape
-    chosen = torch.full((neurons, prepared.SLOTS), -1, dtype=torch.int64)
-
-    def put(group: slice, images: Tensor) -> None:
-        chosen[:, group.start : group.start + images.shape[1]] = images
-
-    put(GROUPS["strongest"], fitted.top_images[:, : prepared.STRONGEST])
-    firing = peaks.topk(min(prepared.FIRING, surveyed), dim=1)
-    put(GROUPS["firing"], sample[firing.indices])
-    generator = torch.Generator().manual_seed(layer)
-    noise = torch.rand(neurons, surveyed, generator=generator)
-    band = _band(effects)
-    for which in range(prepared.BANDS):
-        order = noise.masked_fill(band != which, -1).topk(min(prepared.IN_BAND, surveyed), dim=1)
-        start = GROUPS["bands"].start + which * prepared.IN_BAND
-        inside = sample[order.indices].masked_fill(order.values < 0, -1)
-        put(slice(start, start + prepared.IN_BAND), inside)
-    order = (1 - noise).topk(min(prepared.RANDOM, surveyed), dim=1)
-    put(GROUPS["random"], sample[order.indices])
-    for (_, neuron), proof in proofs.items():
-        start = GROUPS["proofs"].start
-        for number, concept in enumerate(proof.proven[: prepared.PROVEN]):
-            images = proof.showing(concept)[: prepared.PROOFS]
-            first = start + number * prepared.PROOFS
-            chosen[neuron, first : first + len(images)] = torch.tensor(images)
-    return chosen
-
-
-def _band(effects: Float[Tensor, "neurons surveyed"]) -> Int[Tensor, "neurons surveyed"]:
-    """The fifth of the neuron's range that each effect lies in, from below."""
-    low, high = effects.aminmax(dim=1, keepdim=True)
-    place = (effects - low) / (high - low).clamp(min=1e-30) * prepared.BANDS
-    return place.long().clamp(0, prepared.BANDS - 1)
-
-
-def _bands(effects: Float[Tensor, "surveyed neurons"]) -> dict[str, np.ndarray]:
-    """Range, histogram and shares of the bands."""
-    low, high = effects.aminmax(dim=0)
-    place = ((effects - low) / (high - low).clamp(min=1e-30) * prepared.BINS).long()
-    place = place.clamp(0, prepared.BINS - 1).T
-    counts = torch.zeros(len(place), prepared.BINS, dtype=torch.int64)
-    counts.scatter_add_(1, place, torch.ones_like(place))
-    in_band = counts.unflatten(1, (prepared.BANDS, -1)).sum(-1)
-    return {
-        "extent": torch.stack([low, high], dim=1).float().numpy(),
-        "shares": (in_band / effects.shape[0]).float().numpy(),
-        "counts": counts.int().numpy(),
-    }
-
-
 @torch.no_grad()
 def _second_look(
     clip: Clip,
@@ -262,7 +179,7 @@ def _second_look(
     ids = [lens.image_ids[position] for position in wanted]
     reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
     view, pictures = model_view(clip), {}
-    seen = {layer: _Slots(clip, images, readers[layer]) for layer, images in chosen.items()}
+    seen = {layer: Slots(clip, images, readers[layer]) for layer, images in chosen.items()}
     reading = Capture(clip, readers, keep_activations=True)
     with clip.class_token_only(), reading as capture:
         for batch in track(reader, "heat maps", len(reader)) if progress else reader:
@@ -278,60 +195,25 @@ def _second_look(
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures
 
 
-class _Slots:
-    """What the last pass fills in for the neurons of a layer."""
-
-    def __init__(
-        self, clip: Clip, images: Int[Tensor, "neurons slots"], projections: Projections
-    ) -> None:
-        self.images, self.projections = images, projections
-        self.order = images.flatten().argsort(stable=True)
-        self.sorted = images.flatten()[self.order]
-        neurons, slots = images.shape
-        self.effect = torch.zeros(neurons * slots)
-        self.peak = torch.zeros(neurons * slots)
-        self.path = torch.zeros(neurons * slots, dtype=torch.int16)
-        self.heat = torch.zeros(neurons * slots, clip.tokens - 1, dtype=torch.uint8)
-        self.paths = torch.zeros(neurons, projections.own)
-
-    def see(
-        self,
-        position: int,
-        activation: Float[Tensor, "patches neurons"],
-        parts: Float[Tensor, "extended neurons"],
-        scale: Float[Tensor, " neurons"],
-    ) -> None:
-        """One image, for all neurons that show it."""
-        place = torch.tensor([position, position + 1])
-        start, end = torch.searchsorted(self.sorted, place).tolist()
-        slots = self.order[start:end]
-        if not len(slots):
-            return
-        neurons = slots // self.images.shape[1]
-        centred = (parts - self.projections.mean_parts.cpu())[:, neurons]
-        effect = parts[:, neurons].sum(0) - self.projections.mean[neurons].cpu()
-        sign = torch.where(effect < 0, -1.0, 1.0).to(effect)
-        own = centred[: self.projections.own] * sign
-        self.effect[slots] = effect.float()
-        self.path[slots] = own.argmax(0).short()
-        self.peak[slots] = activation[:, neurons].amax(0)
-        light = activation[:, neurons] / scale[neurons].clamp(min=1e-30)
-        self.heat[slots] = (light.clamp(0, 1) * LIGHT).round().byte().T
-        strongest = slots % self.images.shape[1] < prepared.STRONGEST
-        self.paths.index_add_(0, neurons[strongest], own[:, strongest].T.float())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Fields of `LayerSurvey`."""
-        shape = self.images.shape
-        total = self.paths.sum(1, keepdim=True)
-        return {
-            "images": self.images.int().numpy(),
-            "effect": self.effect.view(shape).numpy(),
-            "peak": self.peak.view(shape).numpy(),
-            "path": self.path.view(shape).numpy(),
-            "heat": self.heat.view(*shape, -1).numpy(),
-            "paths": (self.paths / total.masked_fill(total.abs() < 1e-30, 1)).numpy(),
+def _proofs(
+    clip: Clip,
+    lens: Lens,
+    source: ImageSource,
+    neurons: Mapping[int, list[Neuron]],
+    progress: bool,
+) -> dict[int, dict[tuple[int, int], Proof]]:
+    """Which of a neuron's concepts its top images show, by layer."""
+    proofs: dict[int, dict[tuple[int, int], Proof]] = {}
+    # products of every image and concept are held at once: some layers at a time
+    together = max(1, PROOF_NUMBERS // (clip.neurons * len(lens.image_ids) * WORDS_THAT_COUNT))
+    for some in chunks(len(lens.layers), together):
+        concepts = {
+            (layer, n.neuron): n.concepts for layer in lens.layers[some] for n in neurons[layer]
         }
+        found = prove(clip, lens, source, concepts, progress=progress)
+        for layer in lens.layers[some]:
+            proofs[layer] = {key: proof for key, proof in found.items() if key[0] == layer}
+    return proofs
 
 
 def _concepts(

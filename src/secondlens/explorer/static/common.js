@@ -30,7 +30,7 @@ export function svg(tag, attributes = {}, ...children) {
 export function number(value) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
-  const size = Math.floor(Math.log10(Math.abs(value)));
+  const size = Math.floor(Math.log10(Math.abs(value.toPrecision(2))));
   return value.toFixed(Math.min(8, Math.max(0, 1 - size))).replace("-", "−");
 }
 export const percent = share => share === 0 ? "0 %" : share < .001 ? "< 0.1 %" : `${(100 * share).toFixed(share < .1 ? 1 : 0)} %`;

@@ -75,13 +75,13 @@ async function analyse(url, about) {
   });
   figure.append(patches);
   const words = h("ul", {class: "rows"}, answer.words.map(word => h("li", {}, h("button", {type: "button", "aria-label": `Show where ${word.text} comes from`, onclick: () => { heat(word.heat); detail(word); }}, word.text), h("span", {class: "value"}, number(word.weight)))));
-  const about_word = h("section", {class: "card", hidden: true, "aria-live": "polite"});
+  const aboutWord = h("section", {class: "card", hidden: true, "aria-live": "polite"});
   function detail(word) {
     const flat = word.heads.flatMap((heads, block) => heads.map((weight, head) => [block, head, weight])).filter(([, , weight]) => weight).sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, 6);
-    about_word.hidden = false;
-    about_word.replaceChildren(h("h2", {}, how("concepts", `Why “${word.text}”`)), h("h3", {}, "Neurons"), rows(word.neurons), h("h3", {}, "Heads"), h("ul", {class: "rows"}, flat.map(([block, head, weight]) => h("li", {}, `layer ${block}, head ${head}`, h("span", {class: "value"}, number(weight))))));
+    aboutWord.hidden = false;
+    aboutWord.replaceChildren(h("h2", {}, how("concepts", `Why “${word.text}”`)), h("h3", {}, "Neurons"), rows(word.neurons), h("h3", {}, "Heads"), h("ul", {class: "rows"}, flat.map(([block, head, weight]) => h("li", {}, `layer ${block}, head ${head}`, h("span", {class: "value"}, number(weight))))));
   }
-  cards.replaceWith(h("div", {class: "cards"}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), about_word,
+  cards.replaceWith(h("div", {class: "cards"}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), aboutWord,
     h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(answer.neurons.slice(0, 12)))));
   document.getElementById("left").append(segmentCard(figure));
 }

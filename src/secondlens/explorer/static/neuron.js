@@ -57,6 +57,7 @@ function wallCard(data, model) {
     body.replaceChildren(message("Running the model over its images…"));
     try {
       const answer = await ask(`live/wall/${layer}/${neuron}?text=${encodeURIComponent(text.value)}`);
+      if (form.hidden) return;  // another mode was chosen while the model ran
       const end = Math.min(12, Math.ceil(answer.shots.length / 2));
       const list = shots => h("ul", {class: "shots"}, shots.map(each => shot(each, model.grid)));
       body.replaceChildren(h("h3", {}, how("along", `Most towards “${answer.text}”`)), list(answer.shots.slice(0, end)), h("h3", {}, how("along", "Most away from it")), list(answer.shots.slice(-end).reverse()));

@@ -8,8 +8,8 @@ const side = (name, neurons) => h("section", {class: "card"}, h("h2", {}, how("s
 
 async function withoutModel(text) {
   const [{texts}, all] = await Promise.all([packed("data/words.json.gz"), load()]);
-  const found = texts[text.toLowerCase()];
-  if (found?.length) {
+  const key = text.toLowerCase(), found = Object.hasOwn(texts, key) ? texts[key] : [];
+  if (found.length) {
     const row = ([i, cosine]) => [all.layer[i], all.neuron[i], cosine, all.name[i]];
     return {for: found.filter(([, cosine]) => cosine > 0).map(row), against: found.filter(([, cosine]) => cosine < 0).map(row)};
   }
@@ -18,16 +18,18 @@ async function withoutModel(text) {
   return {named: rows};
 }
 
+let asked = 0;  // an answer that comes after a later question is not shown
 async function search() {
-  const text = input.value.trim();
+  const text = input.value.trim(), turn = ++asked;
   setParams({q: text});
   if (!text) { results.replaceChildren(); return; }
   results.replaceChildren(message("Searching…"));
   try {
     const found = live ? await ask(`live/search?text=${encodeURIComponent(text)}`) : await withoutModel(text);
+    if (turn !== asked) return;
     if (found.named) results.replaceChildren(message("No model is running here, so only texts of the vocabulary can be compared with directions. These neurons have the text in their name."), side("Named so", found.named));
     else results.replaceChildren(h("div", {class: "two"}, side(`Towards “${text}”`, found.for), side("Away from it", found.against)));
-  } catch (error) { results.replaceChildren(message(error.message, true)); }
+  } catch (error) { if (turn === asked) results.replaceChildren(message(error.message, true)); }
 }
 const datalist = h("datalist", {id: "known-texts"});
 place.replaceChildren(h("form", {class: "bar-of-tools", onsubmit: event => { event.preventDefault(); search(); }}, input, datalist, h("button", {type: "submit", class: "primary"}, "Search"),

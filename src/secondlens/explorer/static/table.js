@@ -28,7 +28,7 @@ async function draw() {
       if ((state.layer === "" || all.layer[i] === +state.layer) && (!wanted || lower[i].includes(wanted))) rows.push(i);
     if (state.sort === "neuron") return state.up ? rows : rows.reverse();
     const values = all[state.sort], sign = state.up ? 1 : -1;
-    return rows.sort((a, b) => values[a] === null ? 1 : values[b] === null ? -1 : sign * (values[a] - values[b]));
+    return rows.sort((a, b) => (values[a] === null) - (values[b] === null) || sign * (values[a] - values[b]));
   }
   function show() {
     const rows = found(), pages = Math.max(1, Math.ceil(rows.length / PER_PAGE));

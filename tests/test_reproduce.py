@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from rich.console import Console
 
 import secondlens as sl
 from secondlens.classify import TEMPLATE, imagenet_names
@@ -14,12 +15,17 @@ from secondlens.commands import main
 from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
-from secondlens.reproduce import registry, study
-from secondlens.reproduce.paths import PAPER, distributions, effect_budget, table1
+from secondlens.reproduce import masks, registry, study
+from secondlens.reproduce.budgets import effect_budget
+from secondlens.reproduce.codes import fig4
+from secondlens.reproduce.curves import fig9, fig10, fig12
+from secondlens.reproduce.distributions import distributions
+from secondlens.reproduce.effects import PAPER, table1
 from secondlens.reproduce.result import Result, Setting, cell
+from secondlens.reproduce.scenes import LAYER_SEED, TEST_SEED, scenes
 from secondlens.reproduce.words import PAPER_TABLE2, fig5, fig8, table2
 from secondlens.sparse import omp
-from secondlens.texts import normalise
+from secondlens.texts import normalise, vocabulary
 
 LAYER = 5
 FEW = {"DEMO_TEST_IMAGES": 12, "DEMO_LAYER_IMAGES": 4, "BUDGET_IMAGES": 3}
@@ -85,7 +91,7 @@ def test_fig3_prints_and_writes(lens, few, tmp_path, clip):
     assert "Differs from the paper:" in result.output and "model: demo" in result.output
     rows = rows_of(out / "fig3.csv")
     assert len(rows) == 1 + 2 * 6
-    pictures = study.scenes(study.TEST_SEED, 12, planted=True)
+    pictures = scenes(TEST_SEED, 12, planted=True)
     found = sl.ablate(
         *(clip, sl.Lens.load(lens), pictures.source, pictures.labels),
         pictures.classes.embed(clip),
@@ -161,6 +167,86 @@ def test_pictures_and_concepts(tiny):
         tiny.test.source.ids[i] for i in (0, 3, 6, 9)
     }
     assert all(row["weight"] > 0 for row in concepts.rows)
+
+
+def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):
+    from dataclasses import replace
+
+    both = replace(tiny, pools=("world", "words.txt"))
+    both.texts = [*tiny.texts, vocabulary(["ship", "sea", "snow", "red", "owl"], name="few")]
+    both.lens = tiny.lens
+    found = fig4(both)
+    ways = {row["texts"] for row in found.rows}
+    assert ways == {
+        *("nothing replaced", "first component", "all ablated"),
+        *("world", "few", "random texts", "random directions"),
+    }
+    ends = {row["texts"]: row["top-1 %"] for row in found.rows if row["m"] is None}
+    assert ends["nothing replaced"] == pytest.approx(100 * tiny.ablation.baseline())
+    first = 100 * tiny.ablation.accuracy(LAYER, "first component")
+    assert ends["first component"] == pytest.approx(first)
+    sizes = [row["m"] for row in found.shown]
+    assert sizes == sorted(sizes) and set(found.shown[0]) >= {"m", "world", "few"}
+    assert found.picture is not None
+    assert {s.name: s.ours for s in found.settings}["vocabularies"] == "world, few"
+
+
+def test_the_second_model_is_the_twin_with_a_lens_of_its_own(tiny, tmp_path):
+    from dataclasses import replace
+
+    one = replace(tiny, out=tmp_path, effect_images=10)
+    result = fig9(one)
+    assert {s.name: s.ours for s in result.settings}["model"] == "demo-twin"
+    assert (tmp_path / "lens" / "demo-twin" / "lens.json").is_file()
+    assert one.second.lens.model["weights"] == one.second.clip.weights_hash
+    again = replace(one.second)
+    assert again.lens.image_ids == one.second.lens.image_ids
+    attention = fig12(one)
+    assert {row["ablated"] for row in attention.rows} == {
+        *("nothing", "w/o attention up to here", "w/o this attention layer")
+    }
+    fewer = replace(one.second, fit_images=40)
+    with pytest.raises(SecondLensError, match="was fitted on other pictures"):
+        _ = fewer.lens
+
+
+def test_shifted_pictures_and_the_layer_by_accuracy(tiny):
+    from dataclasses import replace
+
+    found = fig10(tiny)
+    assert "unseen scenes in a held-out style" in found.title
+    free = replace(tiny, chosen_layer=None)
+    scored = free.ablate(free.scenes(LAYER_SEED, FEW["DEMO_LAYER_IMAGES"]))
+    accuracies = {layer: scored.accuracy(layer, "all") for layer in scored.layers}
+    assert accuracies[free.layer] == min(accuracies.values())
+    nothing = replace(tiny, demo=False)
+    for name, message in (
+        ("test", "name pictures with --images"),
+        ("shifted_test", "ImageNet-R with --shifted"),
+        ("fit_source", "name ImageNet with --images"),
+    ):
+        with pytest.raises(SecondLensError, match=message):
+            getattr(nothing, name)
+
+
+def test_table4_is_a_result_like_the_others(tiny, monkeypatch):
+    monkeypatch.setattr(masks, "DEV_IMAGES", 1)
+    monkeypatch.setattr(masks, "TEST_IMAGES", 1)
+    found = masks.table4(tiny)
+    assert "1 pictures" in found.title
+    ways = {(row["method"], row["masks"]) for row in found.rows}
+    assert len(ways) == len(found.rows) > 8
+    assert all(0 <= row["mIoU, %"] <= 100 for row in found.rows if row["mIoU, %"] is not None)
+    assert any(row["paper, mIoU"] for row in found.rows)
+
+
+def test_all_with_nothing_says_why(tiny, monkeypatch):
+    def missing(_):
+        raise SecondLensError("no attack was run")
+
+    monkeypatch.setattr(registry, "REPRODUCTIONS", {"table3": missing})
+    with pytest.raises(SecondLensError, match="no attack was run"):
+        registry.reproduce_all(tiny, Console(quiet=True))
 
 
 def test_all_makes_a_page_and_says_what_is_left_out(lens, few, tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def ablate(
     from ..lens import Lens
     from ..reproduce.curves import curves
     from ..reproduce.result import as_document, show, write
-    from ..reproduce.study import LAYER_SEED, TEST_SEED, scenes
+    from ..reproduce.scenes import LAYER_SEED, TEST_SEED, scenes
     from ..storage.files import check_empty
     from ..texts import vocabulary
 

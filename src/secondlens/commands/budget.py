@@ -68,9 +68,9 @@ def budget(
     from ..effects.indirect import check_neurons, indirect_seconds, sample
     from ..images import as_source
     from ..lens import Lens
-    from ..reproduce.paths import budgets
+    from ..reproduce.budgets import budgets
     from ..reproduce.result import as_document, show, write
-    from ..reproduce.study import TEST_SEED, scenes
+    from ..reproduce.scenes import TEST_SEED, scenes
     from ..storage.files import check_empty
 
     if out is not None:

@@ -29,7 +29,8 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_js
     Example: secondlens demo --open
     """
     from ..clip import load
-    from ..reproduce.demo import as_document, print_summary, run
+    from ..reproduce.demo import run
+    from ..reproduce.summary import as_document, print_summary
 
     found = run(load("demo-twin" if twin else "demo"), out, images=images, test_images=test_images)
     if as_json:

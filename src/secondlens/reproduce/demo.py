@@ -1,12 +1,7 @@
 """The demo: fit, describe, check by ablation, and write a report, all on embedded material."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
 from ..ablate.ablate import ablate
 from ..ablate.ablation import Ablation
@@ -17,7 +12,6 @@ from ..demo.pictures import FIT_SEED, SCORE_SEED, TEST_SEED, Scenes
 from ..demo.scenes import World
 from ..demo.truth import truth
 from ..demo.world import NAMES
-from ..describe.comparison import compare, score_table
 from ..describe.describe import describe
 from ..describe.score import score
 from ..describe.summary import Neuron, neurons_in_words, quartiles
@@ -26,14 +20,12 @@ from ..fit.fit import fit
 from ..lens import Lens
 from ..report.report import Fact, write_report
 from ..storage.files import check_empty
-from ..texts.world import object_names, world_vocabulary
+from ..texts.world import world_vocabulary
+from .highlights import chosen, deciding_layer, selective
+from .scenes import scenes
 
 WORDS = 32
 """Texts a neuron: a quarter of the embedding's width. More would rebuild any direction."""
-CARDS = 24
-"""In the report, of either kind."""
-SELECTIVE = 2
-"""How many times a Gaussian's share of the energy the top images of a selective neuron have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +63,7 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
     measured = out / f"ranks-{test_images}.safetensors"
     known = measured.is_file()
     ablation = _ablation(clip, lens, measured, test_images)
-    neurons = _selective(
-        lens, ablation, neurons_in_words(clip, lens, lens.codes[texts.name], texts)
-    )
+    neurons = selective(lens, ablation, neurons_in_words(clip, lens, lens.codes[texts.name], texts))
     report = out / "report.html"
     if not (known and report.is_file()):
         write_report(
@@ -94,9 +84,9 @@ def _ablation(clip: Clip, lens: Lens, path: Path, images: int) -> Ablation:
     """Accuracies without effects, measured or, where an earlier run did it, read."""
     if path.is_file():
         return Ablation.load(path)
-    scenes = Scenes(World(planted=clip.name == "demo"), TEST_SEED, images, single=True)
-    labels = [NAMES.index(scenes.scene(i).objects[0]) for i in range(images)]
-    found = ablate(clip, lens, scenes, labels, object_names().embed(clip), progress=True)
+    pictures = scenes(TEST_SEED, images, planted=clip.name == "demo")
+    classes = pictures.classes.embed(clip)
+    found = ablate(clip, lens, pictures.source, pictures.labels, classes, progress=True)
     found.save(path)
     return found
 
@@ -114,52 +104,6 @@ def _earlier_lens(clip: Clip, out: Path, source: Scenes) -> Lens | None:
             "or remove it first"
         )
     return lens
-
-
-def deciding_layer(lens: Lens, ablation: Ablation) -> int:
-    """The layer without whose second-order effects accuracy is lowest."""
-    return min(lens.layers, key=lambda layer: ablation.accuracy(layer, "all"))
-
-
-def _selective(lens: Lens, ablation: Ablation, neurons: list[Neuron]) -> list[Neuron]:
-    """Neurons of the deciding layer that are `SELECTIVE`; all neurons if they are few."""
-    fitted = lens[layer := deciding_layer(lens, ablation)]
-    selective = fitted.selectivity > SELECTIVE * fitted.selectivity_null
-    found = [n for n in neurons if n.layer == layer and selective[n.neuron]]
-    return found if len(found) >= 2 * CARDS else neurons
-
-
-def clearest(neurons: list[Neuron], count: int) -> list[Neuron]:
-    """The neurons whose positive words find their images best, by the low end of the interval."""
-    return sorted(neurons, key=lambda n: -n.score_interval[0] if n.score == n.score else 1)[:count]
-
-
-def most_polysemous(neurons: list[Neuron], count: int) -> list[Neuron]:
-    """Of the clearer half, the neurons with the most concepts."""
-    clear = clearest(neurons, len(neurons) // 2)
-    return sorted(clear, key=lambda n: -n.polysemy)[:count]
-
-
-def about_objects(neuron: Neuron) -> bool:
-    """Whether the strongest word that a neuron speaks for is an object: no colour or place."""
-    return next((word in NAMES for word, weight in neuron.words if weight > 0), False)
-
-
-def by_subject(neurons: list[Neuron]) -> tuple[list[Neuron], list[Neuron]]:
-    """Those about objects, and those about colours and places.
-
-    Every picture has one background, but few have any given object: scores of the two are not to
-    be compared.
-    """
-    objects = [n for n in neurons if about_objects(n)]
-    return objects, [n for n in neurons if not about_objects(n)]
-
-
-def chosen(neurons: list[Neuron]) -> list[Neuron]:
-    """What the report shows: the clearest neurons of either subject, then the most polysemous."""
-    objects, others = by_subject(neurons)
-    best = clearest(objects, CARDS * 2 // 3) + clearest(others, CARDS // 3)
-    return best + [n for n in most_polysemous(objects, 2 * CARDS) if n not in best][:CARDS]
 
 
 def facts(lens: Lens, ablation: Ablation) -> list[Fact]:
@@ -210,95 +154,3 @@ def facts(lens: Lens, ablation: Ablation) -> list[Fact]:
             )
         ),
     ]
-
-
-def print_summary(demo: Demo, console: Console) -> None:
-    """The result in tables that fit a terminal."""
-    lens, ablation = demo.lens, demo.ablation
-    table = Table(title="Effects of one layer's neurons: medians (of a Gaussian in brackets)")
-    for name in ("layer", "energy in the top 2 %", "on one direction", "the same, all images"):
-        table.add_column(name, justify="right")
-    for layer in lens.layers:
-        fitted = lens[layer]
-        table.add_row(
-            str(layer),
-            _with_null(fitted.selectivity, fitted.selectivity_null),
-            _with_null(fitted.explained, fitted.explained_null),
-            f"{quartiles(fitted.explained_all)[1]:.2f}",
-        )
-    console.print(table)
-    baseline = 100 * ablation.baseline()
-    table = Table(
-        title=f"Top-1 of {len(NAMES)} names without second-order effects of one layer: "
-        f"{baseline:.1f} % with all of them"
-    )
-    for name in ("layer", *_SHOWN, "significant neurons an image"):
-        table.add_column(name, justify="right")
-    for layer in lens.layers:
-        accuracy = (f"{100 * ablation.accuracy(layer, kind):.1f}" for kind in _SHOWN)
-        table.add_row(str(layer), *accuracy, f"{ablation.significant[layer].float().mean():.1f}")
-    console.print(table)
-    for scores in lens.scores.values():
-        console.print(score_table(scores))
-    objects, others = by_subject(demo.neurons)
-    for title, neurons in (
-        (f"Clearest of {len(objects)} selective neurons about objects", clearest(objects, 10)),
-        (f"Clearest of {len(others)} about colours and places", clearest(others, 5)),
-        ("Most polysemous neurons", most_polysemous(objects, 10)),
-    ):
-        table = Table(title=title)
-        table.add_column("neuron")
-        table.add_column("score", justify="right")
-        table.add_column("words, strongest first; − pushes away")
-        for neuron in neurons:
-            table.add_row(neuron.name, f"{neuron.score:.2f}", signed_words(neuron))
-        console.print(table)
-    console.print(f"Report: {demo.report}")
-
-
-def as_document(demo: Demo) -> dict[str, Any]:
-    """The same in numbers."""
-    lens, ablation = demo.lens, demo.ablation
-    names = ("selectivity", "selectivity_null", "explained", "explained_null", "explained_all")
-    objects, others = by_subject(demo.neurons)
-    listed = {
-        "clearest_about_objects": clearest(objects, 10),
-        "clearest_about_colours_and_places": clearest(others, 5),
-        "most_polysemous": most_polysemous(objects, 10),
-    }
-    return {
-        "accuracy": ablation.baseline(),
-        "layers": [
-            {
-                "layer": layer,
-                "medians": {name: quartiles(getattr(lens[layer], name))[1] for name in names},
-                "accuracy_without": {kind: ablation.accuracy(layer, kind) for kind in _SHOWN},
-            }
-            for layer in lens.layers
-        ],
-        "scores": [
-            {"name": name, "comparisons": [asdict(each) for each in compare(scores)]}
-            for name, scores in lens.scores.items()
-        ],
-        **{
-            name: [
-                {"neuron": each.name, "score": each.score, "words": signed_words(each)}
-                for each in neurons
-            ]
-            for name, neurons in listed.items()
-        },
-        "report": str(demo.report),
-    }
-
-
-_SHOWN = ("all", "large", "small", "random", "first component")
-"""What is ablated, but for the last: there, all but the first component is."""
-
-
-def _with_null(values: Tensor, null: Tensor) -> str:
-    return f"{quartiles(values)[1]:.2f} ({quartiles(null)[1]:.2f})"
-
-
-def signed_words(neuron: Neuron, count: int = 6) -> str:
-    """Words with their signs, such as "+dog +wolf −sea"."""
-    return " ".join(f"{'+' if w > 0 else '−'}{text}" for text, w in neuron.words[:count])

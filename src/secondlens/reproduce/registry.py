@@ -6,10 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from ..errors import SecondLensError
+from .budgets import effect_budget
 from .codes import fig4
 from .curves import fig3, fig9, fig10, fig11, fig12
+from .distributions import distributions
+from .effects import table1
 from .masks import table4
-from .paths import distributions, effect_budget, table1
 from .result import Result, show, write, write_report
 from .study import Study
 from .words import fig5, fig8, table2, table5

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -130,7 +129,7 @@ def write_report(results: Iterable[Result], left_out: Mapping[str, str], path: P
 def drawn(figure: Figure) -> Image.Image:
     """A matplotlib figure as a picture."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +21,7 @@ from ..images import ImageSource
 from ..lens import Lens
 from ..texts import Vocabulary, vocabulary
 from .result import Setting
+from .scenes import LAYER_SEED, SHIFTED_SEED, TEST_SEED, scenes
 
 PAPER_MODEL = "ViT-B-32 (openai)"
 PAPER_SECOND_MODEL = "ViT-L-14 (laion2b_s32b_b82k)"
@@ -31,8 +32,6 @@ DEMO_FIT_IMAGES = 1200
 DEMO_TEST_IMAGES = 600
 DEMO_LAYER_IMAGES = 200
 BUDGET_IMAGES = 32
-TEST_SEED, LAYER_SEED, SHIFTED_SEED = 41, 42, 43
-"""Of scenes that nothing else is made from: to test on, to choose a layer by, in another style."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,7 +177,7 @@ class Study:
             layer = self.clip.layers - 12 + PAPER_LAYER
             self.lens[layer]
             return layer
-        found = self._ablate(self.scenes(LAYER_SEED, DEMO_LAYER_IMAGES))
+        found = self.ablate(self.scenes(LAYER_SEED, DEMO_LAYER_IMAGES))
         return min(found.layers, key=lambda layer: found.accuracy(layer, "all"))
 
     @cached_property
@@ -203,25 +202,22 @@ class Study:
     @cached_property
     def ablation(self) -> Ablation:
         """Second-order effects of every layer ablated, on the test pictures."""
-        return self._ablate(self.some(self.test, 1))
+        return self.ablate(self.some(self.test, 1))
 
     def ablate_codes(self, texts: Vocabulary, pictures: Labelled) -> Ablation:
         """The one layer with its directions replaced by their codes."""
         codes = TextCodes(self.clip, texts, self.code_sizes(texts), how=self.atoms)
-        return self._ablate(
+        return self.ablate(
             pictures, layers=[self.layer], recode=codes, shrunk=self.follow == "code"
         )
 
-    def ablate(self, pictures: Labelled, **options: object) -> Ablation:
+    def ablate(self, pictures: Labelled, **options: Any) -> Ablation:
         """`ablate` on these pictures."""
-        return self._ablate(pictures, **options)
-
-    def _ablate(self, pictures: Labelled, **options: object) -> Ablation:
         classifier = self.classifier(pictures)
         return ablate(
             *(self.clip, self.lens, pictures.source, pictures.labels, classifier),
             progress=True,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
     @cached_property
@@ -278,17 +274,3 @@ class Study:
             ),
             *more,
         ]
-
-
-def scenes(seed: int, count: int, *, planted: bool, style: bool = False) -> Labelled:
-    """Single-object scenes of the embedded world, labelled with the object."""
-    from ..demo.pictures import Scenes
-    from ..demo.scenes import World
-    from ..demo.world import NAMES
-    from ..texts.world import object_names
-
-    world = World(planted=planted, split="style" if style else "train")
-    source = Scenes(world, seed, count, single=True)
-    labels = tuple(NAMES.index(source.scene(i).objects[0]) for i in range(count))
-    name = "unseen scenes in a held-out style" if style else "unseen scenes"
-    return Labelled(name=name, source=source, labels=labels, classes=object_names())

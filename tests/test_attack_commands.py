@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from secondlens.attack import METHODS
-from secondlens.attack.reproduce import OURS, PAPER, WHOLE
+from secondlens.attack.table3 import OURS, PAPER, WHOLE
 from secondlens.clip import load
 from secondlens.commands import main
 from secondlens.demo.pictures import Scenes
@@ -89,6 +89,17 @@ def test_pairs_with_a_referee(lenses, tmp_path):
             "--writer-model",
         ),
         (
+            ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--drawer", "diffusers:any")],
+            "does not say what its pictures show",
+        ),
+        (
+            [
+                *("LENS", "--draw", "cow", "--mistake-for", "owl", "--drawer", "pencil"),
+                *("--referee", "demo-twin"),
+            ],
+            "no drawer 'pencil'",
+        ),
+        (
             ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--model", "demo-twin")],
             "other weights",
         ),
@@ -134,6 +145,22 @@ def test_table3_compares_every_method(lenses, tmp_path):
         assert float(row["passed, %"]) == 100
     assert len(list((out / "runs").rglob("second-order/gallery.html"))) == 10
     assert fmean(row["indirect effect"] for row in PAPER.values()) == pytest.approx(2.02)
+
+
+def test_table3_fits_a_lens_if_none_is_named(tmp_path, monkeypatch):
+    module = import_module("secondlens.attack.reproduce")
+    monkeypatch.setattr(module, "ATTACK_PAIRS", ATTACK_PAIRS[:1])
+    out = tmp_path / "table3"
+    arguments = ("reproduce", "table3", "--demo", "--out", out, "--seeds", 1, "--images-a-run", 1)
+    arguments += ("--fit-images", 50, "--effect-images", 0)
+    first = run(*arguments)
+    assert first.exit_code == 0
+    written = (out / "lens" / "lens.json").stat().st_mtime_ns
+    again = run(*arguments, "--json")
+    assert (out / "lens" / "lens.json").stat().st_mtime_ns == written
+    assert {row["method"] for row in json.loads(again.stdout)["rows"]} == {*METHODS, WHOLE}
+    (out / "lens" / "lens.json").unlink()
+    assert "exists already" in run(*arguments).stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`secondlens attack`."""
 
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,143 +19,13 @@ from .common import (
     with_engine,
     with_model,
 )
+from .parts import with_parts
 
 if TYPE_CHECKING:
     from ..attack import Report
     from ..engine import Engine
-    from ..texts import Vocabulary
 
 METHODS = ("second order", "random neurons", "similar words", "random words")
-
-PARTS = (
-    click.option("--classes", type=PATH, help="A file with one class a line."),
-    click.option("--sentences", help="A sentence-transformers model that filters words."),
-    click.option(
-        "--writer",
-        default="template",
-        show_default=True,
-        help='"template"; "chat:" and a model of transformers; or the address of an '
-        "OpenAI-compatible endpoint, whose key is read from OPENAI_API_KEY.",
-    ),
-    click.option("--writer-model", help="The endpoint's name of a model."),
-    click.option("--timeout", type=float, default=120.0, show_default=True, help="Seconds a call."),
-    click.option(
-        "--drawer",
-        default="sprites",
-        show_default=True,
-        help='"sprites", or "diffusers:" and a pipeline\'s hub name or folder.',
-    ),
-    click.option("--drawer-dtype", default="float32", show_default=True),
-    click.option(
-        "--offload",
-        type=click.Choice(["none", "model", "sequential"]),
-        default="none",
-        show_default=True,
-        help="Of the pipeline, to main memory.",
-    ),
-    click.option("--steps", type=click.IntRange(1), help="Of denoising."),
-    click.option("--guidance", type=float),
-    click.option("--size", type=click.IntRange(8), help="Pixels a side of what is drawn."),
-    click.option(
-        "--referee",
-        help="Another model that checks pictures; with sprites, what is drawn is known.",
-    ),
-    click.option("--referee-pretrained", help="Its open_clip tag or checkpoint."),
-)
-
-
-def with_parts(command: Callable) -> Any:
-    """Options that say who filters, writes, draws and checks.
-
-    The command gets one argument, `parts`: a function of the device that makes keyword arguments
-    of `attack` from them.
-    """
-
-    @wraps(command)
-    def parsed(
-        *,
-        classes: Path | None,
-        sentences: str | None,
-        writer: str,
-        writer_model: str | None,
-        timeout: float,
-        drawer: str,
-        drawer_dtype: str,
-        offload: Any,
-        steps: int | None,
-        guidance: float | None,
-        size: int | None,
-        referee: str | None,
-        referee_pretrained: str | None,
-        **others: Any,
-    ) -> Any:
-        def parts(device: str) -> dict[str, Any]:
-            from ..texts import vocabulary
-
-            made: dict[str, Any] = {}
-            if classes is not None:
-                made["classes"] = vocabulary(classes, templates=["a photo of a {}"])
-            if sentences is not None:
-                from ..attack.sentences import Sentences
-
-                made["too_close"] = Sentences(sentences)
-            made["writer"] = _writer(writer, writer_model, timeout, device)
-            if drawer != "sprites":
-                from ..attack.diffusion import DiffusionDrawer
-
-                made["drawer"] = DiffusionDrawer(
-                    drawer.removeprefix("diffusers:"),
-                    device=device,
-                    dtype=drawer_dtype,
-                    offload=offload,
-                    steps=steps,
-                    guidance=guidance,
-                    size=size,
-                )
-                made["check"] = _referee(
-                    referee or "demo-twin", referee_pretrained, device, made.get("classes")
-                )
-            elif referee is not None:
-                made["check"] = _referee(referee, referee_pretrained, device, made.get("classes"))
-            return made
-
-        return command(parts=parts, **others)
-
-    for option in reversed(PARTS):
-        parsed = option(parsed)
-    return parsed
-
-
-def _writer(writer: str, model: str | None, timeout: float, device: str) -> Any:
-    from ..errors import SecondLensError
-
-    if writer == "template":
-        from ..attack import TemplateWriter
-
-        return TemplateWriter()
-    if writer.startswith("chat:"):
-        from ..attack.chat import ChatModel
-
-        return ChatModel(writer.removeprefix("chat:"), device=device)
-    if writer.startswith(("http://", "https://")):
-        from ..attack.endpoint import Endpoint
-
-        if model is None:
-            raise SecondLensError(f"name the model that {writer} shall use with --writer-model")
-        return Endpoint(writer, model, timeout=timeout)
-    raise SecondLensError(
-        f"no writer {writer!r}: take template, chat:MODEL, or the address of an endpoint"
-    )
-
-
-def _referee(name: str, pretrained: str | None, device: str, classes: "Vocabulary | None") -> Any:
-    from ..attack import Referee
-    from ..clip import load
-    from ..texts.world import object_names
-
-    clip = load(name, pretrained, device)
-    names = classes or object_names()
-    return Referee(clip, names.labels, names.embed(clip))
 
 
 @click.command()

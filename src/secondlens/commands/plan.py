@@ -175,7 +175,8 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
 def _as_document(plan: Any) -> dict[str, Any]:
     """The plan with sizes in bytes; of its shards, how many there are and how long."""
     shards = {"shards": len(plan.shards), "shard_size": len(plan.shards[0])}
-    return vars(plan) | {"passes": plan.passes} | shards
+    facts: dict[str, Any] = vars(plan) | {"passes": plan.passes} | shards
+    return facts
 
 
 def _stage(timing: Any) -> dict[str, Any]:

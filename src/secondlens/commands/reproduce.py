@@ -2,23 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .attack import with_parts
 from .common import (
     PATH,
     ChosenModel,
     console,
-    convention_option,
     json_option,
     print_json,
     tables,
     with_model,
 )
+from .parts import with_parts
+from .study import with_study
 
 if TYPE_CHECKING:
     from ..reproduce.study import Study
@@ -34,112 +33,6 @@ def reproduce() -> None:
 
     Example: secondlens reproduce table1 --demo
     """
-
-
-OPTIONS = (
-    click.option("--demo", is_flag=True, help="On the embedded world: no data needed."),
-    click.option(
-        "--images", type=PATH, help="ImageNet, CIFAR-10, or a folder with one for each class."
-    ),
-    click.option("--shifted", type=PATH, help="Shifted pictures, such as ImageNet-R."),
-    click.option(
-        "--lens", type=PATH, help="Of the model; fitted on training pictures if not given."
-    ),
-    click.option("--subset", type=click.IntRange(1), help="Take every so many-th test picture."),
-    click.option(
-        "--layer", type=int, help="By default the paper's; with --demo, the deciding one."
-    ),
-    click.option(
-        "--neurons",
-        type=click.IntRange(1),
-        default=64,
-        show_default=True,
-        help="Drawn at random, whose indirect effects are measured.",
-    ),
-    click.option(
-        "--fit-images",
-        type=click.IntRange(50),
-        help="To fit a lens on; by default 5000, with --demo 1200.",
-    ),
-    click.option(
-        "--effect-images",
-        type=click.IntRange(10),
-        default=200,
-        show_default=True,
-        help="Of these, for statistics of direct and indirect effects.",
-    ),
-    click.option(
-        "--texts",
-        "pools",
-        multiple=True,
-        help="As for describe; repeatable. By default english-30k, with --demo world.",
-    ),
-    click.option(
-        "--follow",
-        type=click.Choice(["paper", "code"]),
-        default="paper",
-        show_default=True,
-        help="The paper's text or its published code, where they disagree.",
-    ),
-    convention_option,
-    click.option("--out", type=PATH, default=Path("secondlens-paper"), show_default=True),
-)
-
-
-def of_a_study(command: Callable) -> Any:
-    """The options of a study, which the command gets as one argument, `study`."""
-
-    @wraps(command)
-    def parsed(
-        *,
-        model: ChosenModel,
-        demo: bool,
-        images: Path | None,
-        shifted: Path | None,
-        lens: Path | None,
-        subset: int | None,
-        layer: int | None,
-        neurons: int,
-        fit_images: int | None,
-        effect_images: int,
-        pools: tuple[str, ...],
-        follow: Literal["paper", "code"],
-        convention: str,
-        out: Path,
-        **others: Any,
-    ) -> Any:
-        from ..errors import SecondLensError
-        from ..reproduce.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
-
-        if demo and (images is not None or not model.model.startswith("demo")):
-            raise SecondLensError(
-                "--demo has its own model and pictures: drop --model and --images"
-            )
-        if not demo and images is None:
-            raise SecondLensError("name pictures with --images, or take --demo")
-        weights = f" ({model.pretrained})" if model.pretrained else ""
-        study = Study(
-            model=f"{model.model}{weights}",
-            load=model.load,
-            demo=demo,
-            images=images,
-            shifted=shifted,
-            lens_path=lens,
-            out=out,
-            subset=subset,
-            fit_images=fit_images or (DEMO_FIT_IMAGES if demo else FIT_IMAGES),
-            chosen_layer=layer,
-            sample=neurons,
-            effect_images=effect_images,
-            pools=pools or (("world",) if demo else ("english-30k",)),
-            follow=follow,
-            convention=convention,
-        )
-        return command(study=study, **others)
-
-    for option in reversed(OPTIONS):
-        parsed = option(parsed)
-    return with_model(parsed)
 
 
 TITLES = {
@@ -164,7 +57,7 @@ def _add(name: str, title: str) -> None:
 
     @reproduce.command(name, help=f"{title}\n\nExample: secondlens reproduce {name} --demo{twin}")
     @json_option
-    @of_a_study
+    @with_study
     def command(study: "Study", as_json: bool) -> None:
         from ..reproduce.registry import reproduce as make
         from ..reproduce.result import as_document
@@ -180,7 +73,7 @@ for _name, _title in TITLES.items():
 
 @reproduce.command("all")
 @json_option
-@of_a_study
+@with_study
 def everything(study: "Study", as_json: bool) -> None:
     """Everything that there is data for, and a page with all of it.
 

@@ -10,7 +10,7 @@ from .common import PATH, console
 
 def _follow_quiet() -> None:
     """The hub's library has progress bars of its own."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if get_console().quiet:
         disable_progress_bars()

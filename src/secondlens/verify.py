@@ -7,6 +7,7 @@ the sums of Eq. 5 (arXiv 2406.04341) as they are written, a block, a head and a 
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -145,7 +146,7 @@ class Run:
         """Run the images through the model."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-        def see(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             seen[module] = (inputs[0], output)
 
         read = [module for block in clip.blocks for module in (block.ln_1, block.activation)]
@@ -173,7 +174,7 @@ def literal_second_order(
     write = run.activations[layer][:, :, neuron, None] * clip.blocks[layer].neuron_rows[neuron]
     if official:
         write = write + clip.blocks[layer].mlp_bias / clip.neurons
-    total = torch.zeros_like(run.representation)
+    total: Tensor = torch.zeros_like(run.representation)
     for j in range(layer + 1, clip.layers):
         block = clip.blocks[j]
         part = 1 / ((1 + 2 * j) * clip.neurons) if official else 0.0
@@ -191,7 +192,8 @@ def literal_second_order(
             )
             total = total + output @ clip.projection
     scale = OFFICIAL_SCALE if official else 1.0
-    return scale * total / run.representation.norm(dim=-1, keepdim=True)
+    length: Tensor = run.representation.norm(dim=-1, keepdim=True)
+    return scale * total / length
 
 
 def _normed(
@@ -204,4 +206,5 @@ def _normed(
     """
     mean = part * seen.mean(-1, keepdim=True) if part else states.mean(-1, keepdim=True)
     sigma = (seen.var(-1, correction=0, keepdim=True) + eps).sqrt()
-    return (states - mean) / sigma * gain + part * bias
+    normed: Tensor = (states - mean) / sigma * gain + part * bias
+    return normed

@@ -113,7 +113,6 @@ def ablate(
     if effect == "together" and (neurons is not None or recode is not None):
         raise SecondLensError("all neurons at once leave none to choose or recode: drop these")
     reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
-    shown: Callable = track if progress else (lambda batches, **_: batches)
     generator = torch.Generator().manual_seed(seed)
     tally = Tally(labels, classifier)
     wanted = _effects(clip, lens, effect, chosen, some, reference, batch_size, workers)
@@ -129,15 +128,15 @@ def ablate(
             }
         )
         with effects:
-            for batch in shown(reader, description=f"{effect} ablations", total=len(reader)):
+            for batch in track(reader, f"{effect} ablations", len(reader)) if progress else reader:
                 embedding, readings = effects.read(batch.pixels)
                 if number == 0:
                     tally.see(BASELINE, embedding, batch.positions)
                 for layer, reading in readings.items():
-                    large = reading.norms > effects.thresholds[layer]
                     if effect == "together":
                         tally.see((layer, "all"), embedding - reading.sum(None), batch.positions)
                         continue
+                    large = reading.norms > effects.thresholds[layer]
                     tally.see_significant(layer, large.sum(1))
                     own = effects.directions[layer]
                     for kind, removed in removals(

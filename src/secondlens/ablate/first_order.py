@@ -1,6 +1,6 @@
 """Direct effects of whole attention layers, and what is left without them (Figures 11 and 12)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..classify import check_labels
 from ..clip.view import Clip, Images, class_token, hooked
 from ..effects.paths import output_map
 from ..errors import SecondLensError
-from ..images import Reader, as_source
+from ..images import Batch, Reader, as_source
 from .ablation import BASELINE, Ablation, Tally
 
 FIRST_ORDER_KINDS = ("from the first", "alone")
@@ -40,10 +40,10 @@ def attention_effects(
     written: dict[int, Tensor] = {}
     post: list[Tensor] = []
 
-    def see(j: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         written[j] = clip.batch_major(output)[:, 0].to(dtype)
 
-    def see_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         post.append(class_token(inputs[0]).to(dtype))
 
     hooks = [(block.attention_end, partial(see, j)) for j, block in enumerate(clip.blocks)]
@@ -86,20 +86,21 @@ def ablate_attention(
     """
     source = as_source(images)
     check_labels(labels, len(source.ids), len(classifier))
-    shown: Callable = track if progress else (lambda batches, **_: batches)
 
-    def reader(pictures: Any) -> Reader:
-        return Reader(source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers)
+    def read(pictures: Any, what: str) -> Iterable[Batch]:
+        reader = Reader(
+            source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers
+        )
+        return track(reader, what, len(reader)) if progress else reader
 
     total, count = torch.zeros(()), 0
-    known = reader(reference)
-    for batch in shown(known, description="mean effects of attention", total=len(known)):
+    for batch in read(reference, "mean effects of attention"):
         total = total.to(clip.device) + attention_effects(clip, batch.pixels)[1].sum(0)
         count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the reference pictures could be read")
-    tally, tested = Tally(labels, classifier), reader(source)
-    for batch in shown(tested, description="attention ablations", total=len(tested)):
+    tally = Tally(labels, classifier)
+    for batch in read(source, "attention ablations"):
         embedding, effects = attention_effects(clip, batch.pixels)
         away = effects - total / count
         tally.see(BASELINE, embedding, batch.positions)

@@ -7,6 +7,7 @@ same statistics are taken over the pictures of a reference, which is held in mem
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,10 +55,10 @@ class Direct(Effects):
     def __enter__(self) -> "Effects":
         clip, block = self.clip, self.clip.blocks[self.layer]
 
-        def see_activation(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def see_activation(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             self._seen["activation"] = clip.batch_major(output)[:, 0]
 
-        def see_output(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             self._seen["class token"] = class_token(inputs[0])
 
         self._stack.enter_context(clip.class_token_only())

@@ -5,7 +5,6 @@ the explained model's own text tower. Descriptions of effects say what a neuron 
 these say when it is active. Both are scored by the same `score`.
 """
 
-from collections.abc import Callable
 from math import log
 from typing import Any
 
@@ -62,11 +61,10 @@ def dissect(
     """
     lens.check_model(clip)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
-    shown: Callable = track if progress else (lambda batches, **_: batches)
     embeddings: list[Tensor] = []
     means: dict[int, list[Tensor]] = {layer: [] for layer in lens.layers}
     with Capture(clip, lens.layers, keep_activations=True) as capture:
-        for batch in shown(reader, description="activations", total=len(reader)):
+        for batch in track(reader, "activations", len(reader)) if progress else reader:
             representation = clip.encode_image(batch.pixels)
             pooled = capture.pool(representation)
             embeddings.append(F.normalize(representation.to(clip.compute_dtype), dim=-1))

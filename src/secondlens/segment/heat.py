@@ -1,9 +1,16 @@
-"""Heat-maps in [0, 1] at any size, and label maps made of them."""
+"""Heat-maps: at the patches, in [0, 1] at any size, and as label maps."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+def on_grid(
+    values: Float[Tensor, "*batch patches"], grid: tuple[int, int]
+) -> Float[Tensor, "*batch rows columns"]:
+    """What patches hold, where the patches are."""
+    return values.reshape(*values.shape[:-1], *grid)
 
 
 def standardise(

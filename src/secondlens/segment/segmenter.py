@@ -17,6 +17,7 @@ from ..clip.view import Clip, Images
 from ..effects.second_order import PathFactors, path_factors
 from ..errors import SecondLensError
 from ..lens import Lens
+from .heat import on_grid
 from .recipe import BEST, Recipe
 
 
@@ -108,7 +109,7 @@ class Segmenter:
             maps = torch.stack([self._effects(encoded, text) for text in columns], dim=1)
         else:
             maps = self._averages(encoded, self._weights(texts))
-        return maps.unflatten(-1, self.clip.grid)
+        return on_grid(maps, self.clip.grid)
 
     def chosen(self, texts: Float[Tensor, "*batch dim"]) -> Int[Tensor, "*batch chosen"]:
         """Neurons for each text, strongest first, numbered through `layers`."""

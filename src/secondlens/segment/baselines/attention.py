@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...clip.view import Clip, Images
+from ..heat import on_grid
 from .tower import run
 
 
@@ -14,7 +15,7 @@ def raw_attention(
 ) -> Float[Tensor, "images rows columns"]:
     """Attention of the class token in the last `layers` blocks, averaged over heads and blocks."""
     maps = [each[:, :, 0, 1:].mean(1) for each in run(clip, images).attention[-layers:]]
-    return torch.stack(maps).mean(0).unflatten(-1, clip.grid)
+    return on_grid(torch.stack(maps).mean(0), clip.grid)
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def rollout(
     """
     mean = [each.mean(1) for each in run(clip, images).attention[first:]]
     identity = torch.eye(mean[0].shape[-1], dtype=mean[0].dtype, device=mean[0].device)
-    return class_row([(each + identity) / 2 for each in mean]).unflatten(-1, clip.grid)
+    return on_grid(class_row([(each + identity) / 2 for each in mean]), clip.grid)
 
 
 def class_row(

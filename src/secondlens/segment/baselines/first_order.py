@@ -1,6 +1,7 @@
 """TextSpan: the direct effect of every head at every patch (Gandelsman et al. 2024)."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ...capture import norm_statistics
 from ...clip.view import Clip, Images, class_token, hooked
 from ...effects.paths import output_map
+from ..heat import on_grid
 
 
 @torch.no_grad()
@@ -26,10 +28,10 @@ def textspan(
     normalised: dict[int, Tensor] = {}
     post: list[Tensor] = []
 
-    def see(j: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         normalised[j] = clip.batch_major(output).to(dtype)
 
-    def see_post(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see_post(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         post.append(class_token(inputs[0]).to(dtype))
 
     hooks = [(clip.blocks[j].ln_1, partial(see, j)) for j in range(first, clip.layers)]
@@ -46,4 +48,4 @@ def textspan(
         added = torch.bmm(to_state, states.mT)
         added = added + (to_value * block.value_bias.to(dtype)).sum(-1)[:, :, None]
         total += (block.class_attention(states) * added).sum(1)
-    return total[:, 1:].unflatten(-1, clip.grid)
+    return on_grid(total[:, 1:], clip.grid)

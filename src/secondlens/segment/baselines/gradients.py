@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...clip.view import Clip, Images
+from ..heat import on_grid
 from .attention import class_row
 from .relevance import attention_relevance
 from .tower import Pass, Rule, gradients, run
@@ -22,7 +23,7 @@ def grad_cam(
     gradient = gradients(_similarity(seen, texts), [seen.attention[layer]])[0][:, :, 0, 1:]
     maps = seen.attention[layer].detach()[:, :, 0, 1:]
     summed = (gradient.mean(-1, keepdim=True) * maps).sum(1)
-    return summed.clamp(min=0).unflatten(-1, clip.grid)
+    return on_grid(summed.clamp(min=0), clip.grid)
 
 
 def chefer(
@@ -45,7 +46,7 @@ def chefer(
         product = (slope * relevance).clamp(min=0).mean(1)
         identity = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
         maps.append(product + identity)
-    return class_row(maps).unflatten(-1, clip.grid)
+    return on_grid(class_row(maps), clip.grid)
 
 
 def _similarity(seen: Pass, texts: Tensor) -> Float[Tensor, " images"]:

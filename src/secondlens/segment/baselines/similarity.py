@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...clip.view import Clip, Images, hooked
+from ..heat import on_grid
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def patch_similarity(
     dtype = clip.compute_dtype
     seen: list[Tensor] = []
 
-    def see(module: nn.Module, inputs: tuple, output: Any) -> None:
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         # some blocks return a tuple
         states = output[0] if isinstance(output, tuple) else output
         seen.append(clip.batch_major(states)[:, 1:].to(dtype))
@@ -28,4 +29,5 @@ def patch_similarity(
     gain, bias = clip.post_gain.to(dtype), clip.post_bias.to(dtype)
     normalised = F.layer_norm(seen[0], seen[0].shape[-1:], gain, bias, clip.post_eps)
     patches = F.normalize(normalised @ clip.projection.to(dtype), dim=-1)
-    return torch.einsum("bpd,bd->bp", patches, texts.to(dtype)).unflatten(-1, clip.grid)
+    cosines = torch.einsum("bpd,bd->bp", patches, texts.to(dtype))
+    return on_grid(cosines, clip.grid)

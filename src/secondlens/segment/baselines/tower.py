@@ -5,7 +5,7 @@ be read. Hooks put equal values in place of what modules return; the model itsel
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -44,14 +44,14 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
     attention: list[Tensor] = []
     tokens: list[Tensor] = []
 
-    def start(module: nn.Module, inputs: tuple) -> tuple:
+    def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens.append(clip.batch_major(inputs[0]).detach().requires_grad_())
         return (clip.batch_major(tokens[0]), *inputs[1:])
 
-    def see(j: int, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         normalised[j] = clip.batch_major(output)
 
-    def attend(j: int, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def attend(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         block = clip.blocks[j]
         maps = attention_maps(block, normalised[j])
         if relevance is not None:
@@ -59,7 +59,7 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
         attention.append(maps)
         return clip.batch_major(_mix(block, normalised[j], maps, relevance))
 
-    hooks: list[tuple[nn.Module, Callable]] = []
+    hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
     if relevance is not None:
         hooks += _linearising_hooks(clip, relevance)
     hooks += [(block.ln_1, partial(see, j)) for j, block in enumerate(clip.blocks)]
@@ -80,7 +80,8 @@ def attention_maps(
     """softmax(query . key / sqrt(head width)), from the output of `ln_1`."""
     query = torch.einsum("btw,hew->bhte", normalised, block.query) + block.query_bias[:, None]
     key = torch.einsum("btw,hew->bhte", normalised, block.key) + block.key_bias[:, None]
-    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+    scores: Tensor = query @ key.mT * query.shape[-1] ** -0.5
+    return scores.softmax(dim=-1)
 
 
 def _mix(block: Block, normalised: Tensor, maps: Tensor, rule: Rule | None) -> Tensor:
@@ -99,33 +100,36 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, rule: Rule | None) -
 def _pass_plus(x: Tensor, weight: Tensor, output: Tensor) -> Tensor:
     """`output` by value; relevance reaches `x` in proportion to the positive products x * w."""
     linear = nn.functional.linear
-    positive = linear(x.clamp(min=0), weight.clamp(min=0))
+    positive: Tensor = linear(x.clamp(min=0), weight.clamp(min=0))
     positive = positive + linear(x.clamp(max=0), weight.clamp(max=0))
     return positive * (output / positive.clamp(min=torch.finfo(x.dtype).eps)).detach()
 
 
-def _linearising_hooks(clip: Clip, rule: Rule) -> Iterator[tuple[nn.Module, Callable]]:
+def _linearising_hooks(clip: Clip, rule: Rule) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """Make every block and `ln_post` linear where they are, attention excepted."""
     active: dict[int, Tensor] = {}
 
-    def freeze_norm(module: nn.LayerNorm, inputs: tuple, output: Tensor) -> Tensor:
+    def freeze_norm(module: nn.LayerNorm, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         centred = x - x.mean(dim=-1, keepdim=True)
         sigma = (centred.square().mean(dim=-1, keepdim=True) + module.eps).sqrt().detach()
-        return centred / sigma * module.weight + module.bias
+        normed: Tensor = centred / sigma * module.weight + module.bias
+        return normed
 
-    def freeze_activation(j: int, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def freeze_activation(
+        j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> Tensor:
         x = inputs[0]
         # at 0, the ratio of a smooth activation is its slope there, which is 1/2 for GELUs
         ratio = torch.where(x == 0, 0.5, output / torch.where(x == 0, 1.0, x))
         active[j] = x * ratio.detach()
         return active[j]
 
-    def write(j: int, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def write(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         block = clip.blocks[j]
         return _linear(active[j], block.neuron_rows.T, block.mlp_bias, rule)
 
-    def pass_plus(module: nn.Linear, inputs: tuple, output: Tensor) -> Tensor:
+    def pass_plus(module: nn.Linear, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         return _pass_plus(inputs[0], module.weight, output)
 
     yield clip.ln_post, freeze_norm

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,13 @@ def test_preprocessing_normalises_as_the_model_does():
     picture = Image.fromarray(noise)
     torch.testing.assert_close(resized(clip, 64).prepare([picture]), clip.prepare([picture]))
     assert resized(clip, 96, 64).prepare([picture]).shape == (1, 3, 96, 64)
+
+
+def test_preprocessing_travels_to_processes_that_decode():
+    clip = resized(load("demo"), 96)
+    picture = Image.new("RGB", (64, 64), "red")
+    sent = pickle.loads(pickle.dumps(clip.preprocess))
+    assert torch.equal(sent(picture), clip.prepare([picture])[0])
 
 
 @pytest.mark.parametrize("pixels", [0, 63, -64])

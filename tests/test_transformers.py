@@ -26,6 +26,7 @@ from transformers import (
 import secondlens as sl
 from secondlens.capture import Capture
 from secondlens.clip import check_parity, from_open_clip, from_transformers, load
+from secondlens.clip.resize import resized
 from secondlens.errors import SecondLensError, UnsupportedModel
 
 VISION = {
@@ -154,6 +155,17 @@ def test_other_effects_are_those_of_open_clip(pair, images):
     mean = torch.ones(5, 48, dtype=torch.float64)
     assert close(*(sl.direct(each, images, 2) for each in pair))
     assert close(*(sl.indirect(each, images, 0, [3, 1], mean) for each in pair))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 16), (16, 32)])
+def test_larger_pictures_are_those_of_open_clip(pair, size):
+    one, other = (resized(clip, *size) for clip in pair)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    images = images.to(one.dtype)
+    # transformers interpolates in float32
+    torch.testing.assert_close(
+        other.encode_image(images), one.encode_image(images), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_texts_are_those_of_open_clip(pair):

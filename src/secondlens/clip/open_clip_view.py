@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from open_clip.model import CLIP
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
@@ -83,18 +82,6 @@ def from_open_clip(
     if check:
         check_parity(clip)
     return clip
-
-
-class _TextTower(nn.Module):
-    """The text side of a model as a module of its own, whose context can be made shorter."""
-
-    def __init__(self, model: CLIP) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        encoded: Tensor = self.model.encode_text(tokens)
-        return encoded
 
 
 def _encode_image(tower: Any, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A model for larger pictures than it was trained on: more patches of the same size."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,17 +63,26 @@ def interpolated(
 
 def _preprocess(
     own: Callable[[Image.Image], Tensor], clip: Clip, size: tuple[int, int]
-) -> Callable[[Image.Image], Tensor]:
+) -> "_Squeeze":
     """Squeeze to `size`, and normalise as `own` does: it is affine in each channel."""
     dark, light = (
         own(Image.new("RGB", clip.image_size[::-1], (grey,) * 3)).mean((1, 2), keepdim=True)
         for grey in (DARK, LIGHT)
     )
-    gain = (light - dark) / (LIGHT - DARK)
+    return _Squeeze(size=size, dark=dark, gain=(light - dark) / (LIGHT - DARK))
 
-    def preprocess(image: Image.Image) -> Tensor:
-        squeezed = image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Squeeze:
+    """One picture squeezed and normalised; a class, so that worker processes can have it."""
+
+    size: tuple[int, int]
+    dark: Float[Tensor, "3 1 1"]
+    """What `DARK` becomes."""
+    gain: Float[Tensor, "3 1 1"]
+    """For one grey level more."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        squeezed = image.convert("RGB").resize(self.size[::-1], Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(squeezed)).permute(2, 0, 1)
-        return dark + gain * (pixels.to(dark) - DARK)
-
-    return preprocess
+        return self.dark + self.gain * (pixels.to(self.dark) - DARK)

@@ -80,8 +80,9 @@ def from_transformers(
 
 
 def _encode_image(model: Any, images: Tensor) -> Tensor:
-    larger = images.shape[-1] != model.vision_model.embeddings.image_size
-    output = model.vision_model(images, interpolate_pos_encoding=larger, return_dict=True)
+    side = model.vision_model.embeddings.image_size
+    resized = images.shape[-2:] != (side, side)
+    output = model.vision_model(images, interpolate_pos_encoding=resized, return_dict=True)
     embeddings: Tensor = model.visual_projection(output.pooler_output)
     return embeddings
 

@@ -294,6 +294,8 @@ def test_encode_text(clip, monkeypatch):
     assert clip.encode_text([]).shape == (0, 12)
     with pytest.raises(SecondLensError, match="tokenizer="):
         from_open_clip(clip.model).encode_text(texts)
+    with pytest.raises(SecondLensError, match=r"a list of texts, such as \['a dog'\]"):
+        clip.encode_text("a dog")
 
 
 def test_layers_without_effects(clip):
@@ -496,6 +498,8 @@ def test_a_broken_checkpoint_is_one_sentence(tiny_name, tmp_path, file, content)
         (("ViT-B-32", "openai", "cpu", "fp32", "relu"), "no activation 'relu'"),
         (("demo", "openai"), "its own fp32 weights"),
         (("hf:openai/clip", "openai"), "names its own weights"),
+        (("demo", None, "gpu"), "no device 'gpu' here"),
+        (("demo", None, "xpu"), "no device 'xpu' here"),
         (("hf-hub:",), "open_clip cannot load"),
         (("local-dir:/nowhere",), "open_clip cannot load"),
     ],

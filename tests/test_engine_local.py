@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import click.testing
@@ -23,7 +24,7 @@ from secondlens.commands import main
 from secondlens.demo.pictures import Scenes
 from secondlens.demo.scenes import World
 from secondlens.describe.describe import describe
-from secondlens.engine import Crew, Incomplete, Local, crew
+from secondlens.engine import Crew, Incomplete, Local, Ray, crew, local
 from secondlens.engine.crew import perform
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
@@ -202,12 +203,32 @@ def test_workers_that_never_start():
     never = Threads(lambda task: task, starts=lambda number: False)
     with (
         Crew(never, 2, retries=2) as workers,
-        pytest.raises(SecondLensError, match="no such module"),
+        pytest.raises(SecondLensError, match=r"no worker can be started: .* no such module"),
     ):
         list(workers.map([1]))
     later = Threads(lambda task: task, starts=lambda number: number > 1)
     with Crew(later, 2, retries=2) as workers:
         assert dict(workers.map([1, 2])) == {1: 1, 2: 2}
+
+
+def test_what_processes_import_beforehand_exists():
+    assert all(find_spec(f"secondlens.{name}") for name in local.PRELOADED)
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "message"),
+    [
+        (Local, {"workers": -1}, "workers must be 0 or more, and they are -1"),
+        (Local, {"retries": -1}, "retries must be 0 or more, and they are -1"),
+        (Ray, {"workers": 0}, "workers must be 1 or more, and they are 0"),
+        (Ray, {"retries": -2}, "retries must be 0 or more, and they are -2"),
+        (Ray, {"cpus": 0.0}, "a worker needs a CPU or a GPU"),
+        (Ray, {"cpus": -1.0, "gpus": 2.0}, "a worker needs a CPU or a GPU"),
+    ],
+)
+def test_settings_of_engines_are_checked(engine, settings, message):
+    with pytest.raises(SecondLensError, match=message):
+        engine(**settings)
 
 
 def test_levels_of_a_tree():

@@ -179,6 +179,24 @@ def test_layers_are_checked_before_work(clip, images, layers, message, tmp_path)
     assert not (tmp_path / "lens").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "a batch needs at least 1 image, and it has 0"),
+        ({"shard_size": 0}, "a shard needs at least 1 image, and it has 0"),
+        ({"workers": -1}, "workers must be 0 or more, and they are -1"),
+    ],
+)
+def test_sizes_are_checked_before_work(clip, images, settings, message):
+    with pytest.raises(SecondLensError, match=message):
+        fit(clip, images, [1], **settings)
+
+
+def test_one_image_is_too_few(clip, images):
+    with pytest.raises(SecondLensError, match="needs at least 2 images, and there is 1"):
+        fit(clip, images[:1], [1])
+
+
 def test_out_must_be_new(clip, images, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SecondLensError, match="exists already"):

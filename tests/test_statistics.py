@@ -168,7 +168,12 @@ def test_top_count(top, images, expected):
     assert statistics.top_count(top, images) == expected
 
 
-@pytest.mark.parametrize(("top", "images"), [(1, 9), (10, 9), (None, 1)])
+@pytest.mark.parametrize(("top", "images"), [(1, 9), (10, 9), (-1, 9)])
 def test_top_count_refuses(top, images):
-    with pytest.raises(SecondLensError, match="top must lie between 2"):
+    with pytest.raises(SecondLensError, match=f"between 2 and .* images, 9, and it is {top}"):
         statistics.top_count(top, images)
+
+
+def test_one_image_has_no_rank():
+    with pytest.raises(SecondLensError, match="at least 2 images, and there is 1"):
+        statistics.top_count(None, 1)

@@ -236,6 +236,8 @@ def top_count(top: int | None, images: int) -> int:
     SecondLensError
         More than there are images, or fewer than 2.
     """
+    if images < 2:
+        raise SecondLensError(f"ranking needs at least 2 images, and there is {images}: give more")
     count = min(100, max(2, round(0.02 * images))) if top is None else top
     if not 2 <= count <= images:
         raise SecondLensError(

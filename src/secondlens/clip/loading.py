@@ -49,9 +49,9 @@ def load(
     Raises
     ------
     SecondLensError
-        No such name, tag, checkpoint, precision or activation function, transformers is missing,
-        the activation function of a checkpoint is not known or contradicted, or NaN or infinite
-        weights.
+        No such name, tag, checkpoint, device, precision or activation function, transformers is
+        missing, the activation function of a checkpoint is not known or contradicted, or NaN or
+        infinite weights.
     UnsupportedModel
         The tower computes something that the effects do not describe, or another activation
         function than the one stated.
@@ -60,6 +60,7 @@ def load(
         raise SecondLensError(f"no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if activation not in (None, *STATABLE):
         raise SecondLensError(f"no activation {activation!r}: choose {' or '.join(STATABLE)}")
+    _check_device(device)
     trained_with = activation
     if name.startswith("hf:"):
         if pretrained is not None:
@@ -83,3 +84,13 @@ def load(
     if check and trained_with is not None:
         check_activation(clip, trained_with)
     return clip
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise `SecondLensError` for a device that torch does not know or cannot use here."""
+    try:
+        torch.zeros(1).to(device)
+    # AssertionError where torch was built without the device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SecondLensError(f"there is no device {str(device)!r} here: {reason}") from error

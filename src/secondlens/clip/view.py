@@ -210,8 +210,17 @@ class Clip:
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """One unit row for each text, float32 (float64 for a float64 model)."""
+        """One unit row for each text, float32 (float64 for a float64 model).
+
+        Raises
+        ------
+        SecondLensError
+            A text alone and not in a list, or a model that came without a tokenizer or a text
+            tower.
+        """
         check_eval(self.model)
+        if isinstance(texts, str):
+            raise SecondLensError(f"encode_text takes a list of texts, such as [{texts!r}]")
         if self.text_tower is None:
             raise SecondLensError(
                 f"{self.name} came without a tokenizer: pass tokenizer= when wrapping the model, "

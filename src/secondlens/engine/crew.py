@@ -31,6 +31,12 @@ class Incomplete(SecondLensError):
         return type(self), (self.failures,)
 
 
+def check_least(name: str, value: int, least: int) -> None:
+    """Raise `SecondLensError` unless there are at least so many workers or retries."""
+    if value < least:
+        raise SecondLensError(f"{name} must be {least} or more, and they are {value}")
+
+
 @dataclass(frozen=True)
 class Failed:
     """What a worker says of a task that it could not do."""

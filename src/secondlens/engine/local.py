@@ -21,11 +21,11 @@ from typing import Any
 import psutil
 import torch
 
-from .crew import Crew, perform
+from .crew import Crew, check_least, perform
 from .protocol import Task, Work, Workers, pack, unpack
 
 START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-PRELOADED = ("shards", "clip", "images", "describe", "attack")
+PRELOADED = ("fit.shards", "describe.describe", "attack")
 """What work is made of."""
 
 
@@ -40,10 +40,19 @@ class Local:
         task raises is raised at once.
     retries
         How often a task that failed is tried again.
+
+    Raises
+    ------
+    SecondLensError
+        Fewer than none.
     """
 
     workers: int = 0
     retries: int = 3
+
+    def __post_init__(self) -> None:
+        check_least("workers", self.workers, 0)
+        check_least("retries", self.retries, 0)
 
     @property
     def shared(self) -> str:

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import SecondLensError
-from .crew import Crew, perform
+from .crew import Crew, check_least, perform
 from .protocol import Work, Workers, pack, unpack
 
 
@@ -28,6 +28,11 @@ class Ray:
         Of each actor. With a GPU, or a part of one, the model moves there.
     retries
         How often a task that failed, or lost its actor, is tried again.
+
+    Raises
+    ------
+    SecondLensError
+        No workers, fewer than no retries, or actors with neither a CPU nor a GPU.
     """
 
     address: str | None = None
@@ -35,6 +40,16 @@ class Ray:
     cpus: float = 1.0
     gpus: float = 0.0
     retries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_least("workers", self.workers, 1)
+        check_least("retries", self.retries, 0)
+        if min(self.cpus, self.gpus) < 0 or self.cpus == self.gpus == 0:
+            raise SecondLensError(
+                f"a worker needs a CPU or a GPU, and it has {self.cpus:g} and {self.gpus:g}: give "
+                "one of them"
+            )
 
     @property
     def shared(self) -> str:

@@ -117,9 +117,13 @@ def make_plan(
     Raises
     ------
     SecondLensError
-        No such way to store, or too little memory for even one layer.
+        No such convention or way to store, batches or shards without images, or too little memory
+        for even one layer.
     """
     check_convention(convention)
+    for what, count in (("batch", batch_size), ("shard", shard_size)):
+        if count is not None and count < 1:
+            raise SecondLensError(f"a {what} needs at least 1 image, and it has {count}")
     if store not in STORES:
         raise SecondLensError(f"no way to store {store!r}: choose one of {', '.join(STORES)}")
     memory = int(SHARE * psutil.virtual_memory().available) if memory is None else memory

@@ -33,8 +33,9 @@ class Reader:
     Raises
     ------
     SecondLensError
-        While reading: the model came without preprocessing and pictures need it, a source gives
-        something else than pictures, or preprocessing gives pictures of different shapes.
+        Batches without images, or fewer than no workers. While reading: the model came without
+        preprocessing and pictures need it, a source gives something else than pictures, or
+        preprocessing gives pictures of different shapes.
     """
 
     source: ImageSource
@@ -49,6 +50,10 @@ class Reader:
     files."""
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SecondLensError(f"a batch needs at least 1 image, and it has {self.batch_size}")
+        if self.workers < 0:
+            raise SecondLensError(f"workers must be 0 or more, and they are {self.workers}")
         if isinstance(self.source, FileSource):
             self.skipped.update(self.source.damaged)
 

@@ -136,7 +136,9 @@ def test_what_is_missing(tmp_path, imagenet):
     with pytest.raises(SecondLensError, match=structure):
         labelled(tmp_path / "nowhere")
     picture(tmp_path / "half" / "val" / "n01440764" / "a.png")
-    with pytest.raises(SecondLensError, match=r"no pictures of n01443537 \(goldfish\), nor of 998"):
+    with pytest.raises(
+        SecondLensError, match=r"no pictures of n01443537 \(goldfish\), nor of 998 other classes"
+    ):
         labelled(tmp_path / "half")
     with pytest.raises(SecondLensError, match="to fit a lens on"):
         training_pictures(tmp_path / "half")
@@ -150,6 +152,21 @@ def test_what_is_missing(tmp_path, imagenet):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SecondLensError, match="no pictures in"):
         labelled(tmp_path / "empty")
+
+
+def test_one_class_that_is_missing_is_named_alone(tmp_path, imagenet):
+    for folder in sorted((imagenet / "val").iterdir())[1:]:
+        picture(tmp_path / "val" / folder.name / "1.png")
+    with pytest.raises(SecondLensError, match=r"no pictures of n01440764 \(tench\): it needs"):
+        labelled(tmp_path)
+
+
+def test_lists_are_for_class_folders(tmp_path, imagenet, monkeypatch):
+    own = tmp_path / "classes.txt"
+    own.write_text("n01440764\n")
+    for root in (imagenet, cifar(tmp_path, [0, 1, 2], monkeypatch)):
+        with pytest.raises(SecondLensError, match="whose classes are known: drop the list"):
+            labelled(root, own)
 
 
 def test_labels():

@@ -14,6 +14,7 @@ from .errors import SecondLensError
 from .images import Folder, ImageFolder, ImageSource, TorchDataset, as_source
 from .images.subset import Subset
 from .texts import Vocabulary, vocabulary
+from .texts.builtin import class_names
 from .texts.files import read_lines
 
 WNID = re.compile(r"n\d{8}")
@@ -82,9 +83,15 @@ def labelled(
     root = Path(path)
     if not root.is_dir():
         raise SecondLensError(f"there is no folder {root} with labelled pictures: {STRUCTURE}")
+    known = any((root / name).is_dir() for name in (CIFAR, "val", "train"))
+    if known and classes is not None:
+        raise SecondLensError(
+            f"{root} is laid out as ImageNet or CIFAR-10, whose classes are known: drop the list "
+            "of classes, or name the folder in it that holds a folder for each class"
+        )
     if (root / CIFAR).is_dir():
         return _cifar(root)
-    if (root / "val").is_dir() or (root / "train").is_dir():
+    if known:
         return _imagenet(root)
     found = ImageFolder(root)
     _check_no_empty(root, found.classes)
@@ -101,7 +108,7 @@ def labelled(
         name=root.name,
         source=found,
         labels=tuple(place[found.classes[label]] for label in found.labels),
-        classes=_vocabulary(root.name, names),
+        classes=class_names(root.name, names.values()),
     )
 
 
@@ -174,9 +181,10 @@ def _imagenet(root: Path) -> Labelled:
     names = imagenet_names()
     _wordnet_names(found.classes, root / "val")
     if missing := [wnid for wnid in names if wnid not in found.classes]:
+        others = f", nor of {len(missing) - 1} other classes" if missing[1:] else ""
         raise SecondLensError(
-            f"{root / 'val'} has no pictures of {missing[0]} ({names[missing[0]]}), nor of "
-            f"{len(missing) - 1} other classes: {STRUCTURE}"
+            f"{root / 'val'} has no pictures of {missing[0]} ({names[missing[0]]}){others}: "
+            f"{STRUCTURE}"
         )
     return Labelled(
         name="ImageNet validation",
@@ -190,12 +198,11 @@ def _cifar(root: Path) -> Labelled:
     data = _cifar_part(root, train=False)
     if without := sorted(set(range(len(data.classes))) - set(data.targets)):
         raise SecondLensError(f"{root / CIFAR} has no pictures of {data.classes[without[0]]}")
-    names = {name: name for name in data.classes}
     return Labelled(
         name="CIFAR-10 test",
         source=TorchDataset(data),
         labels=tuple(data.targets),
-        classes=_vocabulary("cifar-10", names),
+        classes=class_names("cifar-10", data.classes),
     )
 
 
@@ -247,12 +254,3 @@ def _check_no_empty(root: Path, with_pictures: Sequence[str]) -> None:
         raise SecondLensError(
             f"there are no pictures in {root / empty[0]}: add some of that class, or remove it"
         )
-
-
-def _vocabulary(name: str, names: dict[str, str]) -> Vocabulary:
-    """Class names in OpenAI's 80 prompts."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    labels = tuple(names.values())
-    prompts = tuple(tuple(fill(label) for fill in OPENAI_IMAGENET_TEMPLATES) for label in labels)
-    return Vocabulary(name=name, labels=labels, prompts=prompts)

@@ -1,7 +1,7 @@
 """The vocabularies that have a name."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -31,12 +31,19 @@ def english(count: int, name: str) -> Vocabulary:
 
 
 def imagenet() -> Vocabulary:
-    """The 1,000 classes of ImageNet in their order, each in OpenAI's 80 prompts."""
-    from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
+    """The 1,000 classes of ImageNet in their order."""
+    from open_clip import IMAGENET_CLASSNAMES
 
-    names = tuple(IMAGENET_CLASSNAMES)
-    prompts = tuple(tuple(fill(name) for fill in OPENAI_IMAGENET_TEMPLATES) for name in names)
-    return Vocabulary(name="imagenet", labels=names, prompts=prompts)
+    return class_names("imagenet", IMAGENET_CLASSNAMES)
+
+
+def class_names(name: str, labels: Iterable[str]) -> Vocabulary:
+    """Names of classes, each in OpenAI's 80 prompts."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    labels = tuple(labels)
+    prompts = tuple(tuple(fill(label) for fill in OPENAI_IMAGENET_TEMPLATES) for label in labels)
+    return Vocabulary(name=name, labels=labels, prompts=prompts)
 
 
 BUILTIN: Final[Mapping[str, Callable[[], Vocabulary]]] = {

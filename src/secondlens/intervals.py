@@ -20,13 +20,16 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
 def of_median(
     values: Sequence[float] | np.ndarray, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the median of `values`; `draws` in hundreds."""
+    """95 % percentile bootstrap interval of the median of `values`; (nan, nan) without any."""
+    if not len(values):
+        return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     # a hundred at a time: fast for few values, small in memory for many
     medians = [
-        np.median(rng.choice(values, (100, len(values))), axis=1) for _ in range(draws // 100)
+        np.median(rng.choice(values, (min(100, draws - start), len(values))), axis=1)
+        for start in range(0, draws, 100)
     ]
-    low, high = np.quantile(medians, [0.025, 0.975])
+    low, high = np.quantile(np.concatenate(medians), [0.025, 0.975])
     return float(low), float(high)
 
 

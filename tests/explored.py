@@ -10,7 +10,7 @@ from PIL import Image
 
 from secondlens.attack import Pair, Report, Shot, Word
 from secondlens.audit.audit import Audit
-from secondlens.audit.defence import Defence
+from secondlens.audit.defence import OURS, Defence
 from secondlens.audit.trial import Point, Result
 from secondlens.clip import from_open_clip
 from secondlens.describe.describe import describe
@@ -112,7 +112,7 @@ def write_runs(folder):
         neurons=(((0, 5),), ((1, 7),)),
         images=(("0",), ("1",)),
     ).save(folder / "b")
-    values = {str: "ours", int: 1, float: 0.7}
+    values = {str: OURS, int: 1, float: 0.7}
     point = Point(**{each.name: values[each.type] for each in fields(Point)})
     point = replace(point, unusual=0.5, fooled=float("nan"))
     cut = replace(point, usual=0.69, unusual=0.6)

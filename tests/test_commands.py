@@ -10,12 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
+from explored import write_runs
+from models import tiny_model
 
 import secondlens as sl
 from secondlens.clip import PRECISIONS
@@ -186,6 +191,95 @@ def test_json_is_one_document_and_all_that_is_printed(arguments, keys, place):
     assert result.exit_code == 0, result.output
     found = strict(result.stdout)
     assert keys <= set(found)
+
+
+def test_bench_prints_ratios_and_what_was_asked_for(place, monkeypatch):
+    """On a model of three blocks: the command is tested, not what anything costs."""
+    module = import_module("secondlens.bench")
+    clip = sl.from_open_clip(tiny_model(layers=5), lambda image: torch.zeros(3, 16, 16))
+    monkeypatch.setattr(module, "random_clip", lambda name: clip)
+    small = partial(module.ranking_cost, neurons=4, images=200, rank=3)
+    monkeypatch.setattr(module, "ranking_cost", small)
+    monkeypatch.setattr("secondlens.clip.load", lambda name: clip)
+    monkeypatch.setattr(module, "memory_cost", lambda clip, counts: {"memory_images": counts})
+    threads = torch.get_num_threads()
+    arguments = ("bench", "--model", "tiny", "--batch-size", 2, "--rounds", 1, "--threads", 1)
+    try:
+        table = run(*arguments)
+        found = strict(
+            run(
+                *(*arguments, "--json", "--directions"),
+                *("--memory-images", 200, "--clock", "processor"),
+            ).stdout
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert table.exit_code == 0
+    assert "tiny, batch 2, 1 threads" in table.output and "one_layer_ratio" in table.output
+    assert (found["model"], found["batch"], found["threads"]) == ("tiny", 2, 1)
+    assert found["clock"] == "processor"
+    assert found["directions_s"] > 0 and found["memory_images"] == [20, 200]
+    assert set(found["coordinates_bytes_per_image"]) == {"1", "2", "3"}
+
+
+def test_a_cluster_is_planned_as_json_too(place):
+    arguments = ("plan", "--images", "2k", "--gpus", 2, "--tflops", 1, "--decoded", 100)
+    found = strict(
+        run(*arguments, "--layers", 5, "--batch-size", 20, "--shard-size", 100, "--json").stdout
+    )
+    assert (found["images"], found["shards"], found["shard_size"]) == (2000, 20, 100)
+    assert found["stages"][0]["stage"] == "start"
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    assert found["rates"]["flops"] == 1e12
+    for stage in found["stages"]:
+        assert 0 <= stage["idle"] <= 1 and stage["tasks"] >= 1
+    # one shape is known without weights; the demo is no model of open_clip
+    table = run(*arguments, "--layers", 9, "--model", "ViT-B-32")
+    assert "ViT-B-32, 2,000 images, 2 workers" in table.output
+    assert "decode 800 (given, times 8 cores)" in table.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan",), "say how many images"),
+        (("plan", "5kM"), "no folder"),
+        (("plan", "²"), "no folder"),
+        (("plan", "0"), "at least 2 images"),
+        (("plan", "9", "--gpus", 1, "--tflops", 0), "--tflops"),
+        (("plan", "9", "--gpus", 1, "--network", 0), "--network"),
+        (("search", LENS), "either a text to search for or --neuron"),
+        (("search", LENS, "--neuron", "5"), "such as 9:123"),
+        (("discover", LENS, "photo.png", "--page", "no/page.html"), "there is no folder no"),
+        (("audit", LENS, "--model", "ViT-B-32", "--out", "new"), "give --classes"),
+        (("defend", "runs/b", LENS, "--usual", "a", "--out", "new"), "give both --usual and"),
+        (
+            ("defend", "runs/b", LENS, "--model", "ViT-B-32", "--out", "new"),
+            "no pictures of its own: name some with --usual",
+        ),
+        (
+            ("defend", "runs/a", LENS, "--unusual", "photos", "--out", "new"),
+            "the unusual ones: drop --unusual",
+        ),
+        (("budget", LENS, "--address", "auto"), "--address"),
+        (("fit", "photos", "--out", "new", "--address", "auto"), "add --engine ray"),
+        (("describe", LENS, "--texts", "world", "--texts", "world"), "are called world"),
+        (("score", LENS, "--images", "photos"), "need a referee"),
+        (("score", LENS, "--model", "ViT-B-32"), "pictures of its own: name some with --images"),
+    ],
+    ids=lambda each: " ".join(map(str, each[:2])) if isinstance(each, tuple) else "",
+)
+def test_mistakes_of_every_kind_exit_with_2(arguments, message, place, finished_runs):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr.replace("\n", " ")
+    assert not Path("new").exists()
+
+
+@pytest.fixture(scope="module")
+def finished_runs(made):
+    """An audit and an attack, where the commands look for them."""
+    write_runs(made / "runs")
 
 
 def test_what_is_no_number_is_null(capsys):

@@ -1,7 +1,7 @@
 """`secondlens ablate`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,10 @@ from .common import (
     print_json,
     with_model,
 )
+
+if TYPE_CHECKING:
+    from ..classify import Labelled
+    from ..images import ImageSource
 
 TEST_SCENES, REFERENCE_SCENES = 600, 200
 """Of the embedded world, where no pictures are named."""
@@ -92,13 +96,11 @@ def ablate(
     from ..ablate.ablate import ablate as ablate_lens
     from ..ablate.first_order import ablate_attention
     from ..ablate.recode import TextCodes, all_of
-    from ..classify import labelled, training_pictures
     from ..effects.indirect import indirect_seconds, sample
     from ..images import as_source
     from ..lens import Lens
     from ..reproduce.curves import curves
     from ..reproduce.result import as_document, show, write
-    from ..reproduce.scenes import LAYER_SEED, TEST_SEED, scenes
     from ..storage.files import check_empty
     from ..texts import vocabulary
 
@@ -111,21 +113,13 @@ def ablate(
         raise SecondLensError("--sizes takes numbers of texts, such as 4,8,16")
     vocabularies = [vocabulary(pool) for pool in pools]
     fitted = Lens.load(lens)
-    if images is not None:
-        pictures = labelled(images, classes, all_classes=all_classes)
-    elif model.model.startswith("demo"):
-        pictures = scenes(TEST_SEED, TEST_SCENES, planted=model.model == "demo")
-    else:
-        raise SecondLensError(f"{model.model} has no pictures of its own: name labelled IMAGES")
+    pictures = _pictures(model, images, classes, all_classes)
     if templates:
         pictures = pictures.prompted(templates)
     pictures = pictures.every(subset)
     known = None
     if effect in ("direct", "indirect", "attention"):
-        if reference is None and images is None:
-            known = scenes(LAYER_SEED, REFERENCE_SCENES, planted=model.model == "demo").source
-        else:
-            known = as_source(reference) if reference else training_pictures(images or Path())
+        known = _reference(model, images, reference)
     clip = model.load()
     fitted.check_model(clip)
     classifier = pictures.classes.embed(clip, progress=True)
@@ -168,6 +162,33 @@ def ablate(
     show(result, console)
     for path in files:
         console.print(str(path), markup=False, highlight=False)
+
+
+def _pictures(
+    model: ChosenModel, images: Path | None, classes: Path | None, all_classes: bool
+) -> "Labelled":
+    """Those that were named, or unseen scenes of an embedded model."""
+    from ..classify import labelled
+    from ..reproduce.scenes import TEST_SEED, scenes
+
+    if images is not None:
+        return labelled(images, classes, all_classes=all_classes)
+    if not model.model.startswith("demo"):
+        raise SecondLensError(f"{model.model} has no pictures of its own: name labelled IMAGES")
+    return scenes(TEST_SEED, TEST_SCENES, planted=model.model == "demo")
+
+
+def _reference(model: ChosenModel, images: Path | None, reference: Path | None) -> "ImageSource":
+    """Pictures for means of effects that are not in the lens."""
+    from ..classify import training_pictures
+    from ..images import as_source
+    from ..reproduce.scenes import LAYER_SEED, scenes
+
+    if reference is not None:
+        return as_source(reference)
+    if images is not None:
+        return training_pictures(images)
+    return scenes(LAYER_SEED, REFERENCE_SCENES, planted=model.model == "demo").source
 
 
 def _sizes(dim: int, texts: int) -> list[int]:

@@ -24,6 +24,9 @@ console = Console()
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""
 
+POSITIVE = click.FloatRange(0, min_open=True)
+"""Of what is divided by."""
+
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 """Of weights, see `clip`."""
 STORES = ("auto", "float32", "float16", "never")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SecondLensError
-from .common import PATH
+from .common import PATH, POSITIVE
 
 if TYPE_CHECKING:
     from ..attack import Referee
@@ -28,11 +28,7 @@ OPTIONS = (
     ),
     click.option("--writer-model", help="The endpoint's name of a model."),
     click.option(
-        "--timeout",
-        type=click.FloatRange(0, min_open=True),
-        default=120.0,
-        show_default=True,
-        help="Seconds a call.",
+        "--timeout", type=POSITIVE, default=120.0, show_default=True, help="Seconds a call."
     ),
     click.option(
         "--drawer",

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ..errors import SecondLensError
 from .common import (
+    POSITIVE,
     STORES,
     ChosenModel,
     console,
@@ -35,13 +36,15 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
     "--out", type=click.Path(), default="lens", show_default=True, help="Where it will be."
 )
 @click.option("--gpus", type=click.IntRange(1), help="Workers of a cluster, with a GPU each.")
-@click.option("--tflops", type=float, help="That a GPU reaches; by default those of --device here.")
+@click.option("--tflops", type=POSITIVE, help="Of a GPU; by default those of --device here.")
 @click.option("--decoders", type=click.IntRange(1), default=8, show_default=True, help="A worker.")
-@click.option("--decoded", type=float, help="Pictures a second and core; by default measured here.")
-@click.option("--network", type=float, default=1.0, show_default=True, help="GB/s of a worker.")
-@click.option("--bandwidth", type=float, default=25.0, show_default=True, help="GB/s of the store.")
-@click.option("--picture", type=float, default=100.0, show_default=True, help="kB of a file.")
-@click.option("--memory", type=float, default=64.0, show_default=True, help="GB of a worker.")
+@click.option("--decoded", type=POSITIVE, help="Pictures a second and core; by default as here.")
+@click.option("--network", type=POSITIVE, default=1.0, show_default=True, help="GB/s of a worker.")
+@click.option(
+    "--bandwidth", type=POSITIVE, default=25.0, show_default=True, help="GB/s of the store."
+)
+@click.option("--picture", type=POSITIVE, default=100.0, show_default=True, help="kB of a file.")
+@click.option("--memory", type=POSITIVE, default=64.0, show_default=True, help="GB of a worker.")
 @click.option("--shard-size", type=click.IntRange(1), help="By default 4 shards a worker.")
 @json_option
 @with_model
@@ -71,9 +74,10 @@ def count_of(images: str) -> int:
     """A number such as 50000 or 400M, or how many pictures a folder holds."""
     from ..images import as_source
 
-    number, unit = images.rstrip("kMG"), images[-1:]
-    if number.replace(".", "", 1).isdigit():
-        return int(float(number) * UNITS.get(unit, 1))
+    unit = UNITS.get(images[-1:], 1)
+    number = images if unit == 1 else images[:-1]
+    if number.replace(".", "", 1).isdecimal():
+        return int(float(number) * unit)
     return len(as_source(images).ids)
 
 

@@ -79,16 +79,14 @@ def score(
     shown = tables(as_json)
     fitted = Lens.load(lens)
     pool = vocabulary(texts, templates=templates or None)
-    clip = load(model.pop("model"), device=device, **model)
-    source, judge = (images, None) if images else _unseen(clip.name)
-    related: list[Clip | None] = [None]
-    measured = []
-    if referee is not None:
-        judge = load(referee, referee_pretrained, device)
-    elif judge is None:
+    name = model.pop("model")
+    source, known_words = (images, None) if images else _unseen(name)
+    if referee is None and known_words is None:
         raise SecondLensError("pictures without labels need a referee: name a model with --referee")
-    else:
-        related.append(load(TWIN[clip.name]))
+    clip = load(name, device=device, **model)
+    judge: Any = known_words if referee is None else load(referee, referee_pretrained, device)
+    related: list[Clip | None] = [None] if referee else [None, load(TWIN[clip.name])]
+    measured = []
     pools = [pool]
     if dissect or stability:
         known = fit_images or _fit_scenes(clip.name, fitted)

@@ -125,12 +125,18 @@ def test_merge_refuses(clip, images):
     )
     with pytest.raises(SecondLensError, match="keep_coordinates"):
         kept.merge(without)
-    with pytest.raises(SecondLensError, match="layers"):
+    with pytest.raises(SecondLensError, match="differ in their layers cannot be merged"):
         kept.merge(other_layer)
-    with pytest.raises(SecondLensError, match="convention"):
+    with pytest.raises(SecondLensError, match="differ in their convention cannot be merged"):
         kept.merge(official)
-    with pytest.raises(SecondLensError, match="image-0"):
+    with pytest.raises(SecondLensError, match="both lenses have seen image image-0"):
         kept.merge(kept)
+
+
+def test_official_effects_are_no_parts_of_embeddings(clip, images):
+    fit(clip, images, [1], top=3).check_exact()
+    with pytest.raises(SecondLensError, match="a part that belongs to no neuron"):
+        fit(clip, images, [1], top=3, convention="official").check_exact()
 
 
 def test_save_and_load(clip, images, tmp_path):
@@ -201,6 +207,14 @@ def test_out_must_be_new(clip, images, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SecondLensError, match="exists already"):
         fit(clip, images, [1], out=tmp_path)
+
+
+def test_out_must_be_a_place_that_can_be_written(clip, images, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SecondLensError, match=r"file.lens\.unfinished cannot be written to"):
+        fit(clip, images, [1], top=2, out=tmp_path / "file" / "lens")
+    with pytest.raises(SecondLensError, match=r"file.lens cannot be written to"):
+        fit(clip, images, [1], top=2).save(tmp_path / "file" / "lens")
 
 
 @pytest.fixture

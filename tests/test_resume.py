@@ -1,5 +1,6 @@
 """Shards, plans, stored coordinates, interruption and resumption of a fit."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -142,10 +143,13 @@ def test_unfinished_work_with_other_settings_is_refused(clip, images, tmp_path):
         fit(clip, Fragile(images), out=out, top=6, batch_size=3)
     with pytest.raises(SecondLensError, match="another images"):
         fit(clip, Fragile(images[:20]), out=out, top=5, batch_size=3)
-    (Path(f"{out}.unfinished") / "work.json").write_text("{")
-    with pytest.raises(SecondLensError, match="is damaged"):
-        fit(clip, Fragile(images), out=out, top=5, batch_size=3)
-    (Path(f"{out}.unfinished") / "work.json").unlink()
+    record = Path(f"{out}.unfinished") / "work.json"
+    whole = json.loads(record.read_text())
+    for damaged in ("{", "[1, 2]", '{"work": 3}', json.dumps(whole | {"plan": {}})):
+        record.write_text(damaged)
+        with pytest.raises(SecondLensError, match=r"work\.json is damaged: remove .*unfinished"):
+            fit(clip, Fragile(images), out=out, top=5, batch_size=3)
+    record.unlink()
     with pytest.raises(SecondLensError, match="holds other files"):
         fit(clip, Fragile(images), out=out, top=5, batch_size=3)
 

@@ -49,7 +49,6 @@ def write(lens: "Lens", folder: Path) -> None:
     SecondLensError
         The folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for layer, fitted in lens.by_layer.items():
         tensors = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
         save_tensors(folder / f"layer-{layer:02}.safetensors", tensors)

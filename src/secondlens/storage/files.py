@@ -1,10 +1,10 @@
-"""Files of a lens, here or in a store: whole or absent, because they are written beside their place
+"""Single files, here or in a store: whole or absent, because they are written beside their place
 and moved in, or sent in one piece."""
 
 import json
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,20 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        It is damaged.
+        It is damaged, or no object.
     """
     is_here = not remote.is_remote(path)
     content = Path(path).read_bytes() if is_here else remote.read(remote.location(path))
-    return dict(json.loads(content))
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}")
+    return found
 
 
 @contextmanager
 def _whole(path: str | Path) -> Iterator[Path]:
-    """Where to write what shall then be at `path`; failures become one sentence."""
+    """Where to write what shall then be at `path`, in folders that are made; failures become one
+    sentence."""
     if remote.is_remote(path):
         with remote.written(str(path)) as file:
             yield file
@@ -72,8 +76,10 @@ def _whole(path: str | Path) -> Iterator[Path]:
     # a name of its own, because another process may be writing the same file
     partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(place)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error

@@ -40,15 +40,15 @@ class Parts:
         if "work.json" not in there:
             if there:
                 raise SecondLensError(f"{self.folder} holds other files: remove it first")
-            if not remote.is_remote(self.folder):
-                Path(self.folder).mkdir(parents=True, exist_ok=True)
             save_json(record, {"work": work, "plan": plan})
             return plan
         try:
             found = read_json(record)
             differing = [key for key in work if found["work"].get(key) != work[key]]
             earlier: dict[str, Any] = found["plan"]
-        except (ValueError, KeyError, AttributeError) as error:
+            if set(earlier) != set(plan):
+                raise ValueError("its plan is another one")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
         if differing:
             raise SecondLensError(

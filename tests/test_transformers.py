@@ -28,6 +28,7 @@ from secondlens.capture import Capture
 from secondlens.clip import check_parity, from_open_clip, from_transformers, load
 from secondlens.clip.resize import resized
 from secondlens.errors import SecondLensError, UnsupportedModel
+from secondlens.texts import vocabulary
 
 VISION = {
     "hidden_size": 24,
@@ -171,6 +172,13 @@ def test_larger_pictures_are_those_of_open_clip(pair, size):
 def test_texts_are_those_of_open_clip(pair):
     texts = ["a dog", "a cat", "a ship at sea"]
     assert close(*(each.encode_text(texts) for each in pair))
+
+
+def test_prompts_longer_than_the_context_are_counted(pair):
+    words = vocabulary(["ship", "a ship at sea in the rain", "x" * 30])
+    for clip in pair:
+        with pytest.warns(UserWarning, match="2 of 3 prompts are longer than the context of"):
+            words.embed(clip)
 
 
 def test_a_fit_is_that_of_open_clip(pair, images):

@@ -78,6 +78,7 @@ def from_open_clip(
         image_tower=partial(_encode_image, tower),
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
         preprocess=preprocess,
+        context_length=getattr(model, "context_length", Clip.context_length),
     )
     if check:
         check_parity(clip)

@@ -54,7 +54,9 @@ def from_transformers(
     vision = model.vision_model
     patches, layers = vision.embeddings.patch_embedding, vision.encoder.layers
     rows = vision.embeddings.image_size // vision.embeddings.patch_size
-    has_texts = tokenizer is not None or not hasattr(model, "text_model")
+    has_text_tower = hasattr(model, "text_model")
+    # without a text tower it is the encoder that says so
+    has_encoder = tokenizer is not None or not has_text_tower
     clip = Clip(
         name=name,
         activation=activation_name(layers[0].mlp.activation_fn),
@@ -71,8 +73,9 @@ def from_transformers(
         model=model,
         # no functions within this one: a model must be able to go to other processes
         image_tower=partial(_encode_image, model),
-        text_tower=partial(_encode_text, model, tokenizer, name) if has_texts else None,
+        text_tower=partial(_encode_text, model, tokenizer, name) if has_encoder else None,
         preprocess=None if image_processor is None else _Preprocess(image_processor),
+        context_length=_context_length(model) if has_text_tower else Clip.context_length,
     )
     if check:
         check_parity(clip)
@@ -87,14 +90,21 @@ def _encode_image(model: Any, images: Tensor) -> Tensor:
     return embeddings
 
 
+def _context_length(model: Any) -> int:
+    return int(model.text_model.config.max_position_embeddings)
+
+
 def _encode_text(model: Any, tokenizer: Any, name: str, texts: list[str]) -> Tensor:
     if not hasattr(model, "text_model"):
         raise SecondLensError(
             f"{name} has no text tower, so it embeds images only: load the whole CLIPModel"
         )
-    longest = model.text_model.config.max_position_embeddings
     tokens = tokenizer(
-        texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        texts,
+        padding=True,
+        truncation=True,
+        max_length=_context_length(model),
+        return_tensors="pt",
     ).to(model.visual_projection.weight.device)
     states = model.text_model(tokens.input_ids, tokens.attention_mask, return_dict=True)
     embeddings: Tensor = model.text_projection(states.pooler_output)

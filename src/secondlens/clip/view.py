@@ -53,6 +53,8 @@ class Clip:
     image_tower: Callable[[Tensor], Tensor]
     text_tower: Callable[[list[str]], Tensor] | None
     preprocess: Callable[[Image], Tensor] | None
+    context_length: int = 77
+    """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
 
     def __repr__(self) -> str:
         return (

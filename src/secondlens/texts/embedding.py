@@ -36,8 +36,7 @@ def embed(clip: Clip, prompts: Prompts, *, progress: bool = False) -> Float[Tens
         rows, cut = known or _embed(clip, prompts, progress)
         if known is None:
             # a cache that cannot be written costs time only
-            with suppress(SecondLensError, OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(SecondLensError):
                 save_tensors(path, {"rows": rows, "cut": torch.tensor(cut)})
     if cut:
         warnings.warn(
@@ -86,7 +85,7 @@ def _embed(clip: Clip, prompts: Prompts, progress: bool) -> tuple[Tensor, int]:
 def _count_cut(clip: Clip, prompts: list[str], rows: Float[Tensor, "prompts dim"]) -> int:
     """Prompts that embed as well without their last word: the model does not see their ends."""
     # a token is a byte at least, and two are left for the marks of start and end
-    room = int(getattr(clip.model, "context_length", 77)) - 2
+    room = clip.context_length - 2
     long = [i for i, prompt in enumerate(prompts) if len(prompt.encode()) > room]
     shorter = [" ".join(prompts[i].split()[:-1]) or prompts[i][:-1] for i in long]
     # equal up to rounding, which depends on the batch

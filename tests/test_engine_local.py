@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import click.testing
 import psutil
@@ -229,6 +230,26 @@ def test_what_processes_import_beforehand_exists():
 def test_settings_of_engines_are_checked(engine, settings, message):
     with pytest.raises(SecondLensError, match=message):
         engine(**settings)
+
+
+def test_ray_that_is_missing_or_not_there(monkeypatch):
+    def nowhere(*_, **__):
+        raise ConnectionError("no answer")
+
+    absent = ModuleType("ray")
+    absent.is_initialized, absent.init = (lambda: False), nowhere
+    monkeypatch.setitem(sys.modules, "ray", absent)
+    with (
+        pytest.raises(SecondLensError, match="no Ray cluster at head:6379: start one with"),
+        Ray(address="head:6379").start(print),
+    ):
+        pass
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(SecondLensError, match=r"needs Ray: pip install 'secondlens\[ray\]'"),
+        Ray().start(print),
+    ):
+        pass
 
 
 def test_levels_of_a_tree():

@@ -473,6 +473,15 @@ def write_tar(path, files):
     return path
 
 
+def test_json_of_other_kinds_says_nothing(encoded, tmp_path):
+    files = {}
+    for i, values in enumerate([["label"], "label", 5, None]):
+        files |= {f"{i}.png": encoded[i], f"{i}.json": json.dumps(values).encode()}
+    write_tar(tmp_path / "x.tar", files)
+    with pytest.raises(SecondLensError, match=r"0 has no \.cls beside it, nor a \.json"):
+        _ = Tar(tmp_path / "x.tar").labels
+
+
 def test_annotations_from_json(encoded, tmp_path):
     annotations = [{"label": 4, "caption": "a"}, {"label": 5}]
     files = {}

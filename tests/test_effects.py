@@ -12,16 +12,14 @@ from models import golden_model, sequence_first, tiny_images, tiny_model
 from secondlens.capture import Capture
 from secondlens.clip import from_open_clip
 from secondlens.effects.indirect import indirect, indirect_seconds, sample, stop_after
-from secondlens.effects.second_order import (
-    bias_effect,
-    direct,
+from secondlens.effects.paths import (
     extended_coefficients,
     image_scale,
     isometry,
     path_factors,
-    second_order,
     value_paths,
 )
+from secondlens.effects.second_order import bias_effect, direct, second_order
 from secondlens.errors import SecondLensError
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions

@@ -15,30 +15,13 @@ from ..capture import Capture, Pooled, norm_statistics
 from ..clip.view import Clip, Images, class_token, hooked
 from .paths import (
     NEURONS_PER_CHUNK,
-    Isometry,
-    PathFactors,
     carry,
     chunks,
     extended_coefficients,
     image_scale,
-    isometry,
     output_map,
     path_factors,
-    value_paths,
 )
-
-__all__ = [
-    "Isometry",
-    "PathFactors",
-    "bias_effect",
-    "direct",
-    "extended_coefficients",
-    "image_scale",
-    "isometry",
-    "path_factors",
-    "second_order",
-    "value_paths",
-]
 
 
 def second_order(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..capture import Capture
 from ..clip.resize import interpolated
 from ..clip.view import Clip, Images
-from ..effects.second_order import PathFactors, path_factors
+from ..effects.paths import PathFactors, path_factors
 from ..errors import SecondLensError
 from ..lens import Lens
 from .heat import on_grid

@@ -388,7 +388,7 @@ def test_embedded_pictures_are_drawn_anew(embedded, exact, tmp_path):
     assert source.load(position) == Scenes(World(), 31, 50).load(7)
     assert own_pictures(exact[2]) is None
     with pytest.raises(SecondLensError, match="scenes of several seeds: give --images"):
-        own_pictures(replace(lens, image_ids=["scene-1-0", "scene-2-0"]))
+        own_pictures(replace(lens, image_ids=("scene-1-0", "scene-2-0")))
     for each, name in ((lens, "demo"), (exact[2], None)):
         each.save(tmp_path / str(name))
         assert model_name(tmp_path / str(name), None) == name

@@ -1,16 +1,19 @@
 """The explorer as a server and as a folder: pages, safety, bad input."""
 
 import asyncio
+import gc
 import gzip
 import io
 import json
 import re
 import shlex
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from importlib.resources import files
 
+import click
 import pytest
 import schemathesis
 import uvicorn
@@ -119,11 +122,15 @@ def test_static_names_are_all_that_is_served(client):
         assert client.get(f"/static/{name}").content == content
 
 
-def test_pictures_and_previews_are_images(client):
+def test_pictures_and_previews_are_images(client, made):
     thumbnail = Image.open(io.BytesIO(client.get("/pictures/3.webp").content))
     assert thumbnail.format == "WEBP" and thumbnail.size == (24, 16)
     preview = Image.open(io.BytesIO(client.get("/preview/1/2.png").content))
     assert preview.size == (1200, 630)
+    bare = TestClient(make_app(Pages(Atlas(made[2]))))
+    answer = bare.get("/pictures/3.webp")
+    assert answer.status_code == 404 and "the survey has no picture 3" in answer.json()["detail"]
+    assert bare.get("/preview/1/2.png").headers["content-type"] == "image/png"
     page = client.get("/neuron/1/2/").text
     assert '<meta property="og:image" content="http://127.0.0.1/preview/1/2.png">' in page
 
@@ -291,6 +298,11 @@ def test_runs_are_known_and_their_pictures_stay_inside(tmp_path):
     json.dumps(runs.reports, allow_nan=False)
     with pytest.raises(SecondLensError, match="holds no finished"):
         load_runs([tmp_path / "nowhere"])
+    (tmp_path / "a" / "report.json").write_text(
+        '{"draw": "dog", "mistake_for": "deer", "rates": {}, "shots": [{"caption": "a dog"}]}'
+    )
+    with pytest.raises(SecondLensError, match="no whole report of an attack, it lacks 'words'"):
+        load_runs([tmp_path])
     (tmp_path / "a" / "report.json").write_text("{")
     with pytest.raises(SecondLensError, match="cannot be read"):
         load_runs([tmp_path])
@@ -301,6 +313,7 @@ def test_run_pictures_are_served_by_number_only(made, tmp_path):
     write_runs(tmp_path)
     client = TestClient(make_app(Pages(Atlas(lens, seen, layout), runs=load_runs([tmp_path]))))
     assert client.get("/runs/pictures/0").headers["content-type"] == "image/png"
+    assert "no run has a picture 99" in client.get("/runs/pictures/99").json()["detail"]
     for path in ("/runs/pictures/99", "/runs/pictures/-1", "/runs/pictures/..%2f0.png"):
         assert client.get(path).status_code in (404, 422)
 
@@ -343,6 +356,44 @@ def test_export_refuses_a_full_folder_and_leaves_nothing_half_done(made, tmp_pat
     with pytest.raises(SecondLensError, match="exists already"):
         export(Atlas(lens, seen, layout), tmp_path / "site")
     assert [p.name for p in tmp_path.rglob("*")] == ["site", "mine.txt"]
+
+
+def test_export_where_nothing_can_be_written(made, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SecondLensError, match="site cannot be written"):
+        export(Atlas(made[2]), tmp_path / "file" / "site")
+
+
+def test_explore_shows_the_model_alive_and_a_lens_beside(made, tmp_path, monkeypatch):
+    clip, _, lens, seen, layout = made
+    lens.save(tmp_path / "lens")
+    seen.save(tmp_path / "lens" / "explorer")
+    layout.save(tmp_path / "lens" / "explorer" / "layout.safetensors", lens)
+    served, shown, loaded = {}, [], []
+
+    def load(name, **weights):
+        loaded.append((name, weights["device"]))
+        return clip
+
+    monkeypatch.setattr("secondlens.clip.load", load)
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(options, app=app))
+    monkeypatch.setattr(click, "launch", shown.append)
+    lens_of = str(tmp_path / "lens")
+    arguments = ["explore", lens_of, "--model", "tiny", "--beside", lens_of, "--open"]
+    try:
+        result = CliRunner().invoke(main, [*arguments, "--port", "8123"])
+    finally:
+        gc.unfreeze()
+    assert result.exit_code == 0, result.output
+    assert (served["port"], shown) == (8123, ["http://127.0.0.1:8123/"])
+    assert loaded == [("tiny", "cpu")]  # nothing says which model is that of the lens beside
+    client = TestClient(served["app"], base_url="http://127.0.0.1")
+    assert client.get("/live/search?text=word").json()["for"]
+    assert client.get("/beside/neuron/0/5/").status_code == 200
+    assert client.get("/beside/live/search?text=word").status_code == 404
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "the explorer needs uvicorn: pip" in result.stderr
 
 
 def test_commands(made, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -15,7 +16,8 @@ from secondlens.commands import main
 from secondlens.demo.pictures import FIT_SEED, Scenes
 from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
-from secondlens.reproduce import masks, registry, study
+from secondlens.reproduce import masks, study
+from secondlens.reproduce import reproduce as registry
 from secondlens.reproduce.budgets import effect_budget
 from secondlens.reproduce.codes import fig4
 from secondlens.reproduce.curves import fig9, fig10, fig12
@@ -170,11 +172,9 @@ def test_pictures_and_concepts(tiny):
 
 
 def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):
-    from dataclasses import replace
-
-    both = replace(tiny, pools=("world", "words.txt"))
-    both.texts = [*tiny.texts, vocabulary(["ship", "sea", "snow", "red", "owl"], name="few")]
-    both.lens = tiny.lens
+    few = vocabulary(["ship", "sea", "snow", "red", "owl"], name="few")
+    both = replace(tiny)
+    vars(both).update(lens=tiny.lens, texts=[*tiny.texts, few])
     found = fig4(both)
     ways = {row["texts"] for row in found.rows}
     assert ways == {
@@ -192,8 +192,6 @@ def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):
 
 
 def test_the_second_model_is_the_twin_with_a_lens_of_its_own(tiny, tmp_path):
-    from dataclasses import replace
-
     one = replace(tiny, out=tmp_path, effect_images=10)
     result = fig9(one)
     assert {s.name: s.ours for s in result.settings}["model"] == "demo-twin"
@@ -211,8 +209,6 @@ def test_the_second_model_is_the_twin_with_a_lens_of_its_own(tiny, tmp_path):
 
 
 def test_shifted_pictures_and_the_layer_by_accuracy(tiny):
-    from dataclasses import replace
-
     found = fig10(tiny)
     assert "unseen scenes in a held-out style" in found.title
     free = replace(tiny, chosen_layer=None)
@@ -238,6 +234,20 @@ def test_table4_is_a_result_like_the_others(tiny, monkeypatch):
     assert len(ways) == len(found.rows) > 8
     assert all(0 <= row["mIoU, %"] <= 100 for row in found.rows if row["mIoU, %"] is not None)
     assert any(row["paper, mIoU"] for row in found.rows)
+
+
+def test_pictures_that_cannot_be_read_are_named(tiny):
+    class Broken:
+        ids = tiny.test.source.ids
+
+        def load(self, index):
+            raise OSError("gone")
+
+    broken = replace(tiny)
+    known = {"lens": tiny.lens, "texts": tiny.texts}
+    vars(broken).update(known, test=replace(tiny.test, source=Broken()))
+    with pytest.raises(SecondLensError, match=rf"{Broken.ids[0]}' cannot be read: .*gone"):
+        fig8(broken)
 
 
 def test_all_with_nothing_says_why(tiny, monkeypatch):
@@ -281,8 +291,6 @@ def test_results_know_what_differs():
 
 
 def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):
-    from dataclasses import replace
-
     for wnid in list(imagenet_names())[:2]:
         (tmp_path / wnid).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / wnid / "a.png")
@@ -336,6 +344,7 @@ def test_budget_command(lens, tmp_path, monkeypatch):
         (["ablate", "LENS", "NOWHERE"], "val/n01440764"),
         (["ablate", "LENS", "--sizes", "4"], "name texts with --texts"),
         (["ablate", "LENS", "--texts", "world", "--sizes", "all"], "numbers of texts"),
+        (["ablate", "LENS", "--texts", "world", "--sizes", "4,x"], "numbers of texts"),
         (["ablate", "LENS", "--texts", "world", "--sizes", "999"], "a code cannot have 999"),
         (["ablate", "LENS", "--neurons", "0"], "768 neurons"),
         (["ablate", "LENS", "--layers", "2"], "layer 2 is not in this lens"),

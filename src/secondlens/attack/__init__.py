@@ -5,7 +5,8 @@ own: `select` words, `write` captions, `draw` pictures, `judge` them. `run` puts
 folder that resumes.
 """
 
-from .attacker import Attacker, attack, attack_pairs
+from .attack import attack, attack_pairs
+from .attacker import Attacker
 from .judge import Exact, Referee
 from .methods import METHODS
 from .report import Report, Shot

@@ -108,9 +108,7 @@ def ablate(
         check_empty(out)
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
-    chosen, numbers = layer_numbers(layers), None if sizes is None else layer_numbers(sizes)
-    if numbers == "all":
-        raise SecondLensError("--sizes takes numbers of texts, such as 4,8,16")
+    chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
     vocabularies = [vocabulary(pool) for pool in pools]
     fitted = Lens.load(lens)
     pictures = _pictures(model, images, classes, all_classes)
@@ -189,6 +187,15 @@ def _reference(model: ChosenModel, images: Path | None, reference: Path | None) 
     if images is not None:
         return training_pictures(images)
     return scenes(LAYER_SEED, REFERENCE_SCENES, planted=model.model == "demo").source
+
+
+def _numbers(sizes: str) -> list[int]:
+    try:
+        return [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise SecondLensError(
+            f"--sizes takes numbers of texts, such as 4,8,16, not {sizes!r}"
+        ) from None
 
 
 def _sizes(dim: int, texts: int) -> list[int]:

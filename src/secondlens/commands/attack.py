@@ -123,7 +123,7 @@ def summary(reports: "list[Report]") -> Table:
     """A row for each pair."""
     table = Table(caption="of the pictures that count; flipped: right without the words; 95 %")
     for name in ("drawn, mistaken for", "count", "flipped", "fooled", "words"):
-        table.add_column(name, justify="left" if name in ("words",) else "right")
+        table.add_column(name, justify="left" if name == "words" else "right")
     for report in reports:
         rates = report.rates()
         cells = (

@@ -8,7 +8,7 @@ import click
 
 from ..errors import SecondLensError
 from .allocator import give_back_memory
-from .common import PATH, checkpoint_options, console
+from .common import PATH, checkpoint_options, console, note
 
 LOCAL = ("127.0.0.1", "localhost")
 
@@ -110,4 +110,4 @@ def opened(
 
     name = None if no_model else model_name(lens, model)
     clip = None if name is None else load(name, **weights)
-    return open_lens(lens, clip, images, say=lambda text: console.print(text, markup=False))
+    return open_lens(lens, clip, images, say=note)

@@ -1,7 +1,7 @@
 """`secondlens plan`."""
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.table import Table
@@ -19,6 +19,11 @@ from .common import (
     tables,
     with_model,
 )
+
+if TYPE_CHECKING:
+    from ..clip.view import Clip
+    from ..fit.capacity import Rates, Timing
+    from ..fit.plan import Plan
 
 TIMED_BATCHES = 3
 UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -176,25 +181,24 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
     console.print("rates:", ", ".join(_said(rates, sources)), highlight=False)
 
 
-def _as_document(plan: Any) -> dict[str, Any]:
+def _as_document(plan: "Plan") -> dict[str, Any]:
     """The plan with sizes in bytes; of its shards, how many there are and how long."""
     shards = {"shards": len(plan.shards), "shard_size": len(plan.shards[0])}
-    facts: dict[str, Any] = vars(plan) | {"passes": plan.passes} | shards
-    return facts
+    return vars(plan) | {"passes": plan.passes} | shards
 
 
-def _stage(timing: Any) -> dict[str, Any]:
+def _stage(timing: "Timing") -> dict[str, Any]:
     stage = timing.stage
     moved = {name: stage.tasks * getattr(stage, name) for name in ("read", "written")}
     facts = {"stage": stage.name, "tasks": stage.tasks, "seconds": timing.seconds}
     return facts | {"idle": timing.idle} | moved
 
 
-def _said(rates: Any, sources: dict[str, str]) -> list[str]:
+def _said(rates: "Rates", sources: dict[str, str]) -> list[str]:
     return [f"{name} {value:.3g} ({sources[name]})" for name, value in vars(rates).items()]
 
 
-def _shapes(model: ChosenModel) -> Any:
+def _shapes(model: ChosenModel) -> "Clip":
     """The model without its weights where that is possible: a large one takes long to make."""
     import open_clip
 
@@ -206,7 +210,7 @@ def _shapes(model: ChosenModel) -> Any:
     return from_open_clip(empty.eval(), name=model.model, check=False)
 
 
-def _layers(text: str, clip: Any) -> list[int]:
+def _layers(text: str, clip: "Clip") -> list[int]:
     chosen = layer_numbers(text)
     numbers = range(clip.layers - 1) if chosen == "all" else chosen
     return sorted({clip.check_layer(layer) for layer in numbers})

@@ -59,7 +59,7 @@ def _add(name: str, title: str) -> None:
     @json_option
     @with_study
     def command(study: "Study", as_json: bool) -> None:
-        from ..reproduce.registry import reproduce as make
+        from ..reproduce.reproduce import reproduce as make
         from ..reproduce.result import as_document
 
         result = make(name, study, tables(as_json))
@@ -79,7 +79,7 @@ def everything(study: "Study", as_json: bool) -> None:
 
     Example: secondlens reproduce all --demo
     """
-    from ..reproduce.registry import reproduce_all
+    from ..reproduce.reproduce import reproduce_all
     from ..reproduce.result import as_document
 
     results, left_out, page = reproduce_all(study, tables(as_json))

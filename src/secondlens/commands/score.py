@@ -85,7 +85,7 @@ def score(
         raise SecondLensError("pictures without labels need a referee: name a model with --referee")
     clip = load(name, device=device, **model)
     judge: Any = known_words if referee is None else load(referee, referee_pretrained, device)
-    related: list[Clip | None] = [None] if referee else [None, load(TWIN[clip.name])]
+    related: list[Clip | None] = [None] if referee is not None else [None, load(TWIN[clip.name])]
     measured = []
     pools = [pool]
     if dissect or stability:

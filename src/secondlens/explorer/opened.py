@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..clip import DEMOS
 from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..images import ImageSource, as_source
@@ -17,7 +18,6 @@ from .survey import survey
 
 FOLDER = "explorer"
 """Beside the files of the lens."""
-DEMOS = ("demo", "demo-twin")
 _SCENE = re.compile(r"scene-(\d+)-(\d+)")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,19 @@ STRONGEST, FIRING, BANDS, IN_BAND, RANDOM, PROVEN, PROOFS = 12, 8, 5, 3, 6, 3, 4
 """Images that a neuron shows: those with the strongest effects and those on which it fires most;
 some from each of five equal bands of its effects; random ones; and some for each proven concept."""
 
-GROUPS: Mapping[str, slice] = {
-    "strongest": slice(0, 12),
-    "firing": slice(12, 20),
-    "bands": slice(20, 35),
-    "random": slice(35, 41),
-    "proofs": slice(41, 53),
+_COUNTS = {
+    "strongest": STRONGEST,
+    "firing": FIRING,
+    "bands": BANDS * IN_BAND,
+    "random": RANDOM,
+    "proofs": PROVEN * PROOFS,
 }
-SLOTS = 53
+GROUPS: Mapping[str, slice] = {
+    name: slice(end - count, end)
+    for (name, count), end in zip(_COUNTS.items(), accumulate(_COUNTS.values()), strict=True)
+}
+"""Where they are among the slots of a neuron."""
+SLOTS = sum(_COUNTS.values())
 BINS = 40
 LIGHT = 15
 """Steps of a heat map, from dark to full light."""

@@ -57,7 +57,13 @@ def _read(path: Path, runs: Runs) -> None:
     kind = next((kind for kind, needed in KINDS.items() if needed <= keys), None)
     if kind is None:
         return
-    made = _attack(report, path.parent, runs) if kind == "attack" else json_ready(report)
+    try:
+        made = _attack(report, path.parent, runs) if kind == "attack" else json_ready(report)
+    except (KeyError, TypeError) as error:
+        raise SecondLensError(
+            f"{path} is no whole report of an attack, it lacks {error}: give the command of the "
+            "attack again"
+        ) from error
     runs.reports.append({"kind": kind, "folder": path.parent.name, **made})
 
 

@@ -26,7 +26,7 @@ from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Lens
 from ..lens.codes import WORDS_THAT_COUNT
-from ..report.view import model_view
+from ..report.view import check_read, model_view
 from . import prepared
 from .language import class_changes, texts_of, triangles
 from .prepared import GROUPS, LayerSurvey, Survey, fingerprint
@@ -153,7 +153,7 @@ def _first_look(
             rows = sample[batch.positions].numpy()
             responding[rows] = top.int().numpy()
             response[rows] = standard.gather(1, top).float().numpy()
-    _check_read(reader)
+    check_read(reader)
     return _Looked(
         effects={layer: torch.cat(parts) for layer, parts in effects.items()},
         peaks={layer: torch.cat(parts) for layer, parts in peaks.items()},
@@ -191,7 +191,7 @@ def _second_look(
                 for layer, slots in seen.items():
                     activation = pooled.activations[layer][row, 1:].float().cpu()
                     slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
-    _check_read(reader)
+    check_read(reader)
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures
 
 
@@ -238,9 +238,3 @@ def _webp(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "webp", quality=80)
     return buffer.getvalue()
-
-
-def _check_read(reader: Reader) -> None:
-    if reader.skipped:
-        unreadable, reason = next(iter(reader.skipped.items()))
-        raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")

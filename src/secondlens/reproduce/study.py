@@ -53,7 +53,7 @@ class Study:
     lens_path
         A lens that was fitted already.
     out
-        Where a lens that has to be fitted is kept.
+        Where results are written, and a lens that has to be fitted is kept.
     subset
         Take every so many-th test picture; by default the paper's choice for each result.
     fit_images

@@ -12,7 +12,7 @@ from ..discover.discover import Discoverer
 from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Lens
-from ..report.view import model_view
+from ..report.view import check_read, model_view
 from ..sparse import omp
 from ..texts import Vocabulary, normalise
 from .result import Result, Row, Setting, drawn
@@ -154,8 +154,10 @@ def fig8(study: Study) -> Result:
 
 def _pixels(study: Study, source: ImageSource, place: int) -> Float[Tensor, "3 height width"]:
     """A picture as the model sees it."""
-    (batch,) = Reader(source=source, clip=study.clip, positions=[place])
-    return batch.pixels[0]
+    reader = Reader(source=source, clip=study.clip, positions=[place])
+    batches = list(reader)
+    check_read(reader)
+    return batches[0].pixels[0]
 
 
 def _words(name: str, study: Study, paper: dict[int, str], first: int) -> Result:

@@ -65,7 +65,7 @@ def reproduce(name: str, study: Study, console: Console) -> Result:
 def reproduce_all(study: Study, console: Console) -> tuple[list[Result], dict[str, str], Path]:
     """The results that the study has data for, why others are left out, and a page with both."""
     results: list[Result] = []
-    left_out = {name: why for name, why in OF_ITS_OWN.items() if name not in REPRODUCTIONS}
+    left_out = dict(OF_ITS_OWN)
     for name in REPRODUCTIONS:
         if not study.demo and name in ELSEWHERE:
             left_out[name] = ELSEWHERE[name]

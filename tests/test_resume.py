@@ -183,10 +183,16 @@ def test_plan(clip):
 
 
 def test_coordinates_take_what_the_plan_says(clip, images):
-    plan = make_plan(clip, 23, [1], top=5)
-    lens = fit(clip, images, [1], top=5, keep_coordinates=True)
+    announced = []
+    for keep in (False, True):
+        settings = {"top": 5, "store": "float32", "keep_coordinates": keep, "memory": 2**30}
+        lens = fit(clip, images, [1, 2], announce=announced.append, **settings)
+    without, plan = announced
     assert lens.coordinates is not None
-    assert lens.coordinates.z[1][0].nbytes == plan.coordinates_per_image[1]
+    for layer in (1, 2):
+        assert lens.coordinates.z[layer][0].nbytes == plan.coordinates_per_image[layer]
+    kept = [*lens.coordinates.z.values(), *lens.coordinates.basis.values()]
+    assert plan.memory - without.memory == sum(tensor.nbytes for tensor in kept)
 
 
 def test_the_last_block_for_the_class_token_only(clip, images):

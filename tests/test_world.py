@@ -16,6 +16,7 @@ from secondlens.demo.world import (
     PREFERENCE,
     with_article,
 )
+from secondlens.errors import SecondLensError
 from secondlens.texts.world import object_names, world_vocabulary
 
 
@@ -52,6 +53,23 @@ def test_a_seed_says_it_all(world):
     assert one.caption == other.caption
     assert np.array_equal(one.masks, other.masks)
     assert one.image.tobytes() != next_one.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"objects": ["ship", "zebra"]},
+            "no object is called 'zebra': choose from demo.world.NAMES",
+        ),
+        ({"objects": []}, "a scene shows at least one object"),
+        ({"count": 0}, "a scene shows at least one object"),
+        ({"background": "mars"}, "no background is called 'mars': choose one of red, .*, forest"),
+    ],
+)
+def test_what_the_world_does_not_have(world, given, message):
+    with pytest.raises(SecondLensError, match=message):
+        world.scene(1, **given)
 
 
 def test_what_is_given_is_drawn(world):

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageFilter
 
+from ..errors import SecondLensError
 from .backgrounds import paint
 from .sprites import Split, Sprite, Wardrobe
 from .world import BACKGROUNDS, COLOURS, PLACES, PREFERENCE, with_article
@@ -76,11 +77,18 @@ class World:
             Object names from back to front; by default `count` of them, or 1 to 3.
         background
             A colour or place.
+
+        Raises
+        ------
+        SecondLensError
+            No objects, or an object or background that this world does not have.
         """
         rng = np.random.default_rng(seed)
         if objects is None:
-            count = count or int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
+            if count is None:
+                count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
             objects = rng.choice(self.wardrobe.names, count, replace=False).tolist()
+        self._check(objects, background)
         if background is None:
             background = self._background(objects[0], rng)
         image, masks = self._compose(objects, background, rng)
@@ -91,6 +99,18 @@ class World:
             background=background,
             masks=masks,
         )
+
+    def _check(self, objects: Sequence[str], background: str | None) -> None:
+        if not objects:
+            raise SecondLensError("a scene shows at least one object: name one, or count one")
+        if unknown := [name for name in objects if name not in self.wardrobe.names]:
+            raise SecondLensError(
+                f"no object is called {unknown[0]!r}: choose from demo.world.NAMES"
+            )
+        if background not in (None, *BACKGROUNDS):
+            raise SecondLensError(
+                f"no background is called {background!r}: choose one of {', '.join(BACKGROUNDS)}"
+            )
 
     def _background(self, main: str, rng: np.random.Generator) -> str:
         place, strength = PREFERENCE.get(main, ("", 0.0))

@@ -60,8 +60,8 @@ def fit(
     clip
         The model.
     images
-        A folder of pictures, a list of PIL images, a preprocessed tensor [images, 3, height,
-        width], or an `ImageSource`.
+        What `images.as_source` takes: a folder of pictures, tar or Parquet files, PIL images, a
+        preprocessed tensor [images, 3, height, width], a data set, a stream, or an `ImageSource`.
     layers
         MLP layers, or "all" that have second-order effects.
     top
@@ -98,8 +98,9 @@ def fit(
     Raises
     ------
     SecondLensError
-        A layer without second-order effects, no readable image, `top` out of range, a folder that
-        is not empty, too little memory, or unfinished work with other settings.
+        A layer without second-order effects, no readable image, `top` or a size out of range, a
+        folder that is not empty or cannot be written to, too little memory, or unfinished work with
+        other settings.
     Unfinished
         Some shards failed on every worker that tried them. All others are done: the same call
         tries again what is missing, and there is no lens before nothing is.
@@ -122,6 +123,7 @@ def fit(
         convention=convention,
         batch_size=batch_size,
         store=store,
+        keep_coordinates=keep_coordinates,
         out=out,
         memory=memory,
         shard_size=shard_size,

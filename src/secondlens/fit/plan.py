@@ -83,6 +83,7 @@ def make_plan(
     convention: str = "exact",
     batch_size: int = 32,
     store: str = "auto",
+    keep_coordinates: bool = False,
     out: str | Path | None = None,
     memory: int | None = None,
     disk: int | None = None,
@@ -107,6 +108,8 @@ def make_plan(
     store
         "float32" or "float16": store coordinates, so that one pass is enough. "never": two
         passes. "auto": float32 where there is room, else never.
+    keep_coordinates
+        Whether coordinates and bases of all layers are in memory at the end, for the lens.
     out
         Where the lens will be; work files stand beside it. None: all in memory.
     memory, disk
@@ -151,7 +154,8 @@ def make_plan(
         memory=working
         + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
         + (max(shapes[n].basis for n in largest) * 2)
-        + (min(BUFFER, int(scale * z_bytes)) if store != "never" else 0),
+        + (min(BUFFER, int(scale * z_bytes)) if store != "never" else 0)
+        + (z_bytes + sum(shape.basis for shape in shapes.values()) if keep_coordinates else 0),
         disk=int(scale * z_bytes) + partials,
         lens=sum(shape.lens for shape in shapes.values()),
         coordinates_per_image={layer: shape.z for layer, shape in shapes.items()},

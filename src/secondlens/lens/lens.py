@@ -122,6 +122,11 @@ class Lens:
         """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
 
         Files are complete or absent, and `lens.json` comes last.
+
+        Raises
+        ------
+        SecondLensError
+            The folder cannot be written to, or the store not be reached.
         """
         if remote.is_remote(path):
             with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:

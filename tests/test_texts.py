@@ -118,6 +118,7 @@ def test_a_file_goes_before_a_builtin_name_and_a_folder_does_not(tmp_path, monke
         (["a"], {"templates": ["a photo"]}, "no {} where"),
         (["a"], {"templates": []}, "no templates"),
         ("nowhere.txt", {}, "no file nowhere.txt"),
+        ("a ship, a car, " * 30, {}, "no vocabulary of that name: name a text file"),
         ("english-20k", {}, r"no file english-20k .* \(did you mean english-30k, english-10k"),
         ("nowhere.csv:text", {}, "no file nowhere.csv"),
     ],

@@ -1,6 +1,7 @@
 """Which texts a path, a name or an object stands for."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,8 @@ def _find(texts: "str | Path | Iterable[str] | Vocabulary") -> Vocabulary:
     if not isinstance(texts, str | Path):
         return _from_texts("texts", texts)
     path = Path(texts)
-    if path.is_file():
+    # texts themselves may be too long for the name of a file, at which Path.is_file would raise
+    if os.path.isfile(path):  # noqa: PTH113
         return _from_texts(path.stem, read_lines(path))
     place, _, column = str(texts).rpartition(":")
     table = Path(place)

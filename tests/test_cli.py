@@ -44,6 +44,13 @@ def test_fit_writes_a_lens(lens):
     assert loaded.model["name"] == "demo"
 
 
+def test_every_so_many_th_picture(pictures, tmp_path):
+    out = tmp_path / "lens"
+    result = run("fit", pictures, "--out", out, "--layers", 6, "--top", 2, "--subset", 5)
+    assert result.exit_code == 0, result.output
+    assert Lens.load(out).image_ids == ("00.png", "05.png", "10.png")
+
+
 def test_describe_saves_into_the_lens(lens, tmp_path):
     words = tmp_path / "animals.txt"
     words.write_text("dog\ncat\nwhale\nship\nsnow\nowl\n")

@@ -36,6 +36,7 @@ from secondlens.images import (
     Parquet,
     Reader,
     Spooled,
+    Subset,
     Tar,
     TorchDataset,
     Unreadable,
@@ -809,6 +810,18 @@ def test_the_hash_tells_sets_apart(pictures, encoded, tmp_path):
         change()
         assert dataset_hash(make()) != before
     assert dataset_hash(Spooled(encoded)) == dataset_hash(Spooled(encoded)) != first
+
+
+def test_a_subset_of_files_notices_that_files_change(encoded, tmp_path):
+    folder = Folder(write_folder(tmp_path, encoded))
+    some = Subset(folder, range(0, len(folder.ids), 2))
+    assert some.ids == folder.ids[::2]
+    assert some.load(1).tobytes() == folder.load(2).tobytes()
+    before = dataset_hash(some)
+    assert before == dataset_hash(Subset(Folder(tmp_path), some.positions))
+    (tmp_path / folder.ids[0]).write_bytes(encoded[0] + b"x")
+    assert dataset_hash(Subset(Folder(tmp_path), some.positions)) != before
+    assert Subset(InMemory([Image.new("RGB", (4, 4))]), [0]).damaged == {}
 
 
 def test_missing_libraries_are_named(tmp_path, monkeypatch, encoded):

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import SecondLensError
-from .images import Folder, ImageFolder, ImageSource, TorchDataset, as_source
-from .images.subset import Subset
+from .images import Folder, ImageFolder, ImageSource, Subset, TorchDataset, as_source
 from .texts import Vocabulary, vocabulary
 from .texts.builtin import class_names
 from .texts.files import read_lines

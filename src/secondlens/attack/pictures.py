@@ -6,8 +6,7 @@ from typing import Any
 
 from ..classify import Labelled
 from ..errors import SecondLensError
-from ..images import Folder
-from ..images.subset import Subset
+from ..images import Folder, Subset
 from ..texts import Vocabulary
 from .run import load_json
 

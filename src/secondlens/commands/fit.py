@@ -26,6 +26,13 @@ from .common import (
     required=True,
     help="A new folder for the lens, here or such as s3://bucket/lens.",
 )
+@click.option(
+    "--subset",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Every so many-th picture, as the paper takes every 250th of ImageNet.",
+)
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
 @convention_option
@@ -57,6 +64,7 @@ from .common import (
 def fit(
     images: str,
     out: str,
+    subset: int,
     layers: str,
     memory: float | None,
     decoders: int,
@@ -78,11 +86,13 @@ def fit(
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
     from ..fit.fit import fit as fit_lens
-    from ..images import as_source
+    from ..images import Subset, as_source
     from ..storage.files import check_empty
 
     check_empty(out)
     source = as_source(images)
+    if subset > 1:
+        source = Subset(source, range(0, len(source.ids), subset))
     lens = fit_lens(
         model.load(),
         source,

@@ -10,6 +10,7 @@ A source (`ImageSource`) has `ids` and `load`; `as_source` makes one of whatever
 `HuggingFace`   a map-style dataset of the library `datasets`
 `TorchDataset`  anything with a length whose items are pictures or (picture, label)
 `InMemory`      a list of PIL images, or a tensor that is preprocessed already
+`Subset`        pictures at some positions of another source
 `Spooled`       a stream (`ImageStream`) that can be read only once, kept in a temporary file
 ==============  ====================================================================
 
@@ -27,6 +28,7 @@ from .reader import Batch, Reader
 from .source import UNREADABLE, FileSource, ImageSource, InMemory, TorchDataset, dataset_hash
 from .spool import ImageStream, Spooled
 from .stored import StoredFolder
+from .subset import Subset
 from .tar import Tar
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Reader",
     "Spooled",
     "StoredFolder",
+    "Subset",
     "Tar",
     "TorchDataset",
     "Unreadable",

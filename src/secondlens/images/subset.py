@@ -1,18 +1,21 @@
 """Some pictures of a source, as a source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from PIL.Image import Image
 from torch import Tensor
 
 from ..errors import SecondLensError
-from .source import ImageSource
+from .source import FileSource, ImageSource
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The pictures at some positions of a source, under the ids that they have there."""
+    """The pictures at some positions of a source, under the ids that they have there.
+
+    For ImageNet as the paper takes it: `Subset(folder, range(0, len(folder.ids), 250))`.
+    """
 
     source: ImageSource
     positions: Sequence[int]
@@ -21,6 +24,15 @@ class Subset:
     def __post_init__(self) -> None:
         ids = self.source.ids
         object.__setattr__(self, "ids", [ids[position] for position in self.positions])
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """As of the whole source."""
+        return self.source.damaged if isinstance(self.source, FileSource) else {}
+
+    def sizes(self) -> Sequence[int]:
+        """As of the whole source, so that a change of its files is noticed."""
+        return self.source.sizes() if isinstance(self.source, FileSource) else []
 
     def load(self, index: int) -> Image | Tensor:
         """The picture at `positions[index]` of the source."""

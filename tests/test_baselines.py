@@ -7,6 +7,7 @@ from models import sequence_first, tiny_images, tiny_model
 from oracle import Run, split_heads
 
 from secondlens.clip import from_open_clip
+from secondlens.errors import SecondLensError
 from secondlens.segment.baselines import (
     METHODS,
     chefer,
@@ -283,3 +284,21 @@ def test_images_of_a_batch_do_not_touch_one_another(clip, images, texts, name):
     assert not together.requires_grad
     alone = METHODS[name](clip, images[1:], texts[1:])
     torch.testing.assert_close(together[1:], alone, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (raw_attention, {"layers": 0}, "0 blocks cannot be read: give from 1 to 3"),
+        (raw_attention, {"layers": 4}, "4 blocks cannot be read: give from 1 to 3"),
+        (textspan, {"layers": 0}, "0 blocks cannot be read"),
+        (rollout, {"first": 3}, "no layer 3"),
+        (chefer, {"first": -1}, "no layer -1"),
+        (grad_cam, {"layer": 3}, "no layer 3"),
+        (grad_cam, {"layer": -4}, "no layer -1"),
+    ],
+)
+def test_blocks_that_do_not_exist(method, options, message):
+    clip = from_open_clip(tiny_model())
+    with pytest.raises(SecondLensError, match=message):
+        method(clip, tiny_images(clip, 1), torch.ones(1, 12), **options)

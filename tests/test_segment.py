@@ -12,7 +12,8 @@ from torchvision.transforms.functional import to_tensor
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
 from secondlens.demo.scenes import World
-from secondlens.effects.second_order import second_order, value_paths
+from secondlens.effects.paths import value_paths
+from secondlens.effects.second_order import second_order
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.segment.benchmark.pictures import label_picture, overlay
@@ -175,6 +176,8 @@ def test_against_subtracts_the_mean_of_other_texts(clip, lens, images, texts):
     row = texts[0] - texts.mean(0)
     raw = segmenter.heat_maps(encode(clip, images, [2]), row.expand(3, 1, -1))[:, 0]
     torch.testing.assert_close(found, standardise(raw.clamp(min=0), (16, 16)))
+    one = segment(clip, lens, images, "a dog", against="sea")
+    torch.testing.assert_close(one, segment(clip, lens, images, "a dog", against=["sea"]))
 
 
 def test_standardise_scales_each_map_and_knows_constants():
@@ -242,11 +245,43 @@ def test_bad_images_and_recipes(clip, lens, images):
         segment(clip, lens, images, "a dog", recipe=Recipe(neurons=49))
     with pytest.raises(SecondLensError, match="layer 3 is not in this lens"):
         Segmenter(clip, lens, Recipe(layers=(3,)))
-    with pytest.raises(SecondLensError, match="0 neurons"):
-        Recipe(neurons=0)
+    with pytest.raises(SecondLensError, match="0 windows show nothing"):
+        segment(clip, lens, images, "a dog", windows=0)
+    with pytest.raises(SecondLensError, match="4 x 4 pixels has no room for 5 windows"):
+        segment(clip, lens, Image.new("RGB", (4, 4)), "a dog", windows=5)
     other = from_open_clip(tiny_model(seed=5, dtype=torch.float64, layers=4))
     with pytest.raises(SecondLensError, match="other weights"):
         Segmenter(other, lens)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"neurons": 0}, "0 neurons make no heat-map"),
+        ({"share": 0.0}, "a share of 0.0 of the neurons"),
+        ({"share": 1.5}, "a share of 1.5 of the neurons"),
+        ({"layers": ()}, "no layers make no heat-map"),
+    ],
+)
+def test_recipes_that_cannot_be_followed(choices, message):
+    with pytest.raises(SecondLensError, match=message):
+        Recipe(**choices)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("choose", "choose is 'best': choose one of absolute, positive"),
+        ("weigh", "weigh is 'best': choose one of equal, sign, cosine, effect"),
+        ("scale", "scale is 'best': choose one of none, centred, standard"),
+    ],
+)
+def test_choices_that_do_not_exist(name, message):
+    recipe = Recipe()
+    # types are checked in tests, before the recipe itself can object
+    object.__setattr__(recipe, name, "best")
+    with pytest.raises(SecondLensError, match=message):
+        recipe.__post_init__()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from itertools import product
 
 import h5py
@@ -204,7 +205,7 @@ def test_world_masks_label_what_is_visible():
     assert {len(example.labels) for example in iterate(source)} >= {1, 2}
 
 
-def test_imagenet_segmentation_reads_matlab_cells(tmp_path):
+def test_imagenet_segmentation_reads_matlab_cells(tmp_path, monkeypatch):
     path = tmp_path / "gtsegs_ijcv.mat"
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     mask = np.array([[0, 1, 1, 0], [0, 0, 2, 1]], dtype=np.uint8)
@@ -223,6 +224,9 @@ def test_imagenet_segmentation_reads_matlab_cells(tmp_path):
     for wrong in (tmp_path / "none.mat", __file__):
         with pytest.raises(SecondLensError, match="name that file"):
             ImageNetSegmentation(wrong)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(SecondLensError, match="needs h5py: pip install"):
+        ImageNetSegmentation(path)
 
 
 def test_voc_has_a_mask_for_each_class(tmp_path):
@@ -256,8 +260,16 @@ def test_imagenet_s_reads_classes_from_red_and_green(tmp_path):
     names.write_text("n01 tench\n")
     with pytest.raises(SecondLensError, match="no name for n02"):
         ImageNetS(tmp_path, names)
+    with pytest.raises(SecondLensError, match=r"nowhere\.txt cannot be read"):
+        ImageNetS(tmp_path, tmp_path / "nowhere.txt")
     with pytest.raises(SecondLensError, match="name an ImageNet-S folder"):
         ImageNetS(tmp_path / "validation")
+    (tmp_path / "validation" / "n01" / "x.JPEG").unlink()
+    with pytest.raises(SecondLensError, match=r"x\.JPEG cannot be read as a picture"):
+        source[0]
+    (tmp_path / "validation-segmentation" / "n02" / "x.png").write_text("no mask")
+    with pytest.raises(SecondLensError, match=r"x\.png cannot be read as a mask"):
+        source[1]
 
 
 def test_mask_folder_takes_classes_from_folders(tmp_path):
@@ -395,6 +407,14 @@ def test_tuning_takes_the_best_of_all_variants_forms_and_thresholds(clip, classe
     assert choice.miou == pytest.approx(best, abs=1e-9)
     measured = measure([method], {"TextSpan": choice}, work).methods[0]
     assert score(measured.same).miou == pytest.approx(best, abs=1e-9)
+
+
+def test_there_must_be_something_to_measure(clip):
+    method = Baseline(name="TextSpan", clip=clip, heat_maps=textspan)
+    with pytest.raises(SecondLensError, match="no development images with masks"):
+        tune([method], [])
+    with pytest.raises(SecondLensError, match="no test images with masks"):
+        measure([method], {}, [])
 
 
 def test_the_ceiling_is_perfect_where_objects_fill_patches(clip, classes):

@@ -59,15 +59,15 @@ def upright(pictures: Images) -> Images:
         raise SecondLensError(f"a picture cannot be used: {error}") from error
 
 
-def embed_texts(clip: Clip, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-    """Unit rows for texts that the model reads to their end.
+def embed_texts(clip: Clip, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
+    """Unit rows for one text or several, which the model must read to their end.
 
     Raises
     ------
     SecondLensError
         No texts, an empty one, or one longer than the model's context.
     """
-    texts = [text.strip() for text in texts]
+    texts = [text.strip() for text in ([texts] if isinstance(texts, str) else texts)]
     if not texts:
         raise SecondLensError("there are no texts: give at least one")
     if not all(texts):

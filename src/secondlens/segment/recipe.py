@@ -24,7 +24,7 @@ class Recipe:
     Raises
     ------
     SecondLensError
-        A choice that does not exist, or a number of neurons below one.
+        A choice that does not exist, no layers, fewer than one neuron, or no share of them.
     """
 
     layers: tuple[int, ...] | None = None
@@ -50,8 +50,15 @@ class Recipe:
         for name, kind in (("choose", Choose), ("weigh", Weigh), ("scale", Scale)):
             if (given := getattr(self, name)) not in (known := get_args(kind)):
                 raise SecondLensError(f"{name} is {given!r}: choose one of {', '.join(known)}")
+        if self.layers == ():
+            raise SecondLensError("no layers make no heat-map: take at least one")
         if self.neurons is not None and self.neurons < 1:
             raise SecondLensError(f"{self.neurons} neurons make no heat-map: take at least one")
+        if not 0 < self.share <= 1:
+            raise SecondLensError(
+                f"a share of {self.share} of the neurons cannot be taken: give more than 0, at "
+                "most 1"
+            )
 
 
 BEST = Recipe()

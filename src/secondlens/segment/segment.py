@@ -30,7 +30,7 @@ def segment(
     images: "Image.Image | Images",
     texts: str | Sequence[str],
     *,
-    against: Sequence[str] = (),
+    against: str | Sequence[str] = (),
     recipe: Recipe = BEST,
     windows: int = 1,
 ) -> "Float[Tensor, '*_maps height width'] | list[Float[Tensor, '*_maps height width']]":
@@ -50,7 +50,7 @@ def segment(
     texts
         One text, such as "a dog", or several.
     against
-        Texts whose mean embedding is subtracted from that of each text.
+        One text or several, whose mean embedding is subtracted from that of each text.
     recipe
         Which neurons, and how they are combined; by default `BEST`. `PAPER` is the
         form of the paper.
@@ -74,7 +74,7 @@ def segment(
         raise SecondLensError(f"{windows} windows show nothing: take at least one")
     single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
     batch = _as_batch(images, single)
-    rows = embed_texts(clip, [texts] if isinstance(texts, str) else texts)
+    rows = embed_texts(clip, texts)
     if against:
         rows = rows - embed_texts(clip, against).mean(0)
     segmenter = Segmenter(clip, lens, recipe)

@@ -15,7 +15,13 @@ Box = tuple[int, int, int, int]
 
 
 def boxes_of(height: int, width: int, count: int) -> list[Box]:
-    """`count` windows along each side, each overlapping half of the next, row by row."""
+    """`count` windows along each side, each overlapping half of the next, row by row.
+
+    Raises
+    ------
+    SecondLensError
+        More windows along a side than it has pixels.
+    """
     if min(height, width) < count:
         raise SecondLensError(
             f"a picture of {width} x {height} pixels has no room for {count} windows along a side: "

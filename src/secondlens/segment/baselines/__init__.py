@@ -6,7 +6,8 @@ Every method is a function
 
 of images that `Clip.prepare` takes and one text embedding for each. Maps are raw values at the
 patches, the larger the more. Formulas are those of the papers that each module names; settings that
-a paper leaves open are keyword arguments, and their defaults are the paper's.
+a paper leaves open are keyword arguments, and their defaults are the paper's. Blocks that the model
+does not have raise `SecondLensError`.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...clip.view import Clip, Images
 from ..heat import on_grid
-from .tower import run
+from .tower import first_of_last, run
 
 
 @torch.no_grad()
@@ -14,7 +14,8 @@ def raw_attention(
     clip: Clip, images: Images, texts: Float[Tensor, "images dim"], *, layers: int = 1
 ) -> Float[Tensor, "images rows columns"]:
     """Attention of the class token in the last `layers` blocks, averaged over heads and blocks."""
-    maps = [each[:, :, 0, 1:].mean(1) for each in run(clip, images).attention[-layers:]]
+    first = first_of_last(clip, layers)
+    maps = [each[:, :, 0, 1:].mean(1) for each in run(clip, images).attention[first:]]
     return on_grid(torch.stack(maps).mean(0), clip.grid)
 
 
@@ -26,6 +27,7 @@ def rollout(
 
     A is the mean over heads; blocks before `first` are left out.
     """
+    first = clip.check_layer(first, last=True)
     mean = [each.mean(1) for each in run(clip, images).attention[first:]]
     identity = torch.eye(mean[0].shape[-1], dtype=mean[0].dtype, device=mean[0].device)
     return on_grid(class_row([(each + identity) / 2 for each in mean]), clip.grid)

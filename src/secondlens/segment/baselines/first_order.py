@@ -11,6 +11,7 @@ from ...capture import norm_statistics
 from ...clip.view import Clip, Images, class_token, hooked
 from ...effects.paths import output_map
 from ..heat import on_grid
+from .tower import first_of_last
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def textspan(
     biases of values belong to the patches that the attention reads.
     """
     dtype = clip.compute_dtype
-    first = 0 if layers is None else clip.layers - layers
+    first = 0 if layers is None else first_of_last(clip, layers)
     normalised: dict[int, Tensor] = {}
     post: list[Tensor] = []
 

@@ -17,8 +17,10 @@ def grad_cam(
 ) -> Float[Tensor, "images rows columns"]:
     """Grad-CAM (Selvaraju et al. 2017) with the heads' attention of the class token as channels.
 
-    ReLU(sum over heads of the map times its gradient's mean over patches), in one block.
+    ReLU(sum over heads of the map times its gradient's mean over patches), in one block; negative
+    numbers count from the last.
     """
+    layer = clip.check_layer(layer + clip.layers if layer < 0 else layer, last=True)
     seen = run(clip, images)
     gradient = gradients(_similarity(seen, texts), [seen.attention[layer]])[0][:, :, 0, 1:]
     maps = seen.attention[layer].detach()[:, :, 0, 1:]
@@ -38,6 +40,7 @@ def chefer(
 
     Blocks before `first` are left out.
     """
+    first = clip.check_layer(first, last=True)
     seen = run(clip, images)
     slopes = gradients(_similarity(seen, texts), seen.attention)
     relevances = attention_relevance(clip, images, texts, rule)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...clip.block import Block
 from ...clip.view import Clip, Images, check_eval, hooked
+from ...errors import SecondLensError
 
 Rule = Literal["plus", "zero"]
 """How relevance passes a linear layer. `plus`: in proportion to positive contributions only (the
@@ -67,6 +68,19 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
     with torch.enable_grad(), hooked(hooks, before=[(clip.blocks[0].module, start)]):
         representation = clip.image_tower(prepared)
     return Pass(tokens=tokens[0], attention=attention, representation=representation)
+
+
+def first_of_last(clip: Clip, count: int) -> int:
+    """The block that the last `count` blocks begin with.
+
+    Raises
+    ------
+    SecondLensError
+        There are not so many, or none are asked for.
+    """
+    if not 1 <= count <= clip.layers:
+        raise SecondLensError(f"{count} blocks cannot be read: give from 1 to {clip.layers}")
+    return clip.layers - count
 
 
 def gradients(of: Float[Tensor, " images"], to: list[Tensor]) -> list[Tensor]:

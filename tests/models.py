@@ -61,6 +61,15 @@ def tiny_images(clip_or_model, count=3, seed=1):
     return images.to(tower.conv1.weight.dtype)
 
 
+class Unreadable:
+    """A source of two pictures that are gone."""
+
+    ids = ("a", "b")
+
+    def load(self, index):
+        raise OSError("gone")
+
+
 def tiny_tokenizer(texts):
     """Characters as tokens; the highest one ends the text."""
     tokens = torch.zeros(len(texts), TEXT["context_length"], dtype=torch.long)

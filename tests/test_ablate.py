@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from models import tiny_images, tiny_model, tiny_tokenizer
+from models import Unreadable, tiny_images, tiny_model, tiny_tokenizer
 
 from secondlens.ablate.ablate import EFFECTS, KINDS, ablate
 from secondlens.ablate.ablation import BASELINE, Ablation
@@ -339,6 +339,8 @@ def test_mistakes(clip, lens, images, reference, classifier):
         "no effect 'third'": {"effect": "third"},
         "need pictures": {"effect": "direct"},
         "no neuron 48": {"neurons": [48]},
+        "no neurons": {"neurons": []},
+        "no layers": {"layers": []},
         "leave none to choose": {"effect": "together", "neurons": [1]},
         "layer 3 is not in this lens": {"layers": [3]},
     }
@@ -353,6 +355,18 @@ def test_mistakes(clip, lens, images, reference, classifier):
         with pytest.raises(SecondLensError, match="a code cannot have"):
             TextCodes(clip, vocabulary(["a", "b"]), [size])
     assert set(EFFECTS) == {"second-order", "direct", "indirect", "together"}
+
+
+def test_pictures_that_cannot_be_read(clip, lens, images, classifier):
+    with pytest.raises(SecondLensError, match="none of the pictures could be read"):
+        ablate(clip, lens, Unreadable(), [0, 1], classifier)
+    for effect in ("direct", "indirect"):
+        with pytest.raises(SecondLensError, match="none of the reference pictures could be read"):
+            ablate(
+                *(clip, lens, images, [0] * 40, classifier),
+                effect=effect,
+                reference=Unreadable(),
+            )
 
 
 @pytest.mark.parametrize("effect", EFFECTS)

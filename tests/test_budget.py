@@ -4,7 +4,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from models import sequence_first, tiny_images, tiny_model
+from models import Unreadable, sequence_first, tiny_images, tiny_model
 
 from secondlens.ablate.ablation import BASELINE
 from secondlens.ablate.budget import PARTS, budget
@@ -92,6 +92,7 @@ def test_mistakes(clip, lens):
         ("no later attention", 3, [0]),
         ("no layer 9", 9, [0]),
         ("no neuron 96", 1, [96]),
+        ("no neurons", 1, []),
     ):
         with pytest.raises(SecondLensError, match=message):
             budget(clip, lens, images, layer, neurons)
@@ -100,3 +101,8 @@ def test_mistakes(clip, lens):
         budget(other, lens, images, 0, [0])
     with pytest.raises(SecondLensError, match="4 images and 2 labels"):
         ablate_attention(clip, images, [0, 1], torch.eye(12, dtype=torch.float64), images)
+    with pytest.raises(SecondLensError, match="none of the pictures could be read"):
+        budget(clip, lens, Unreadable(), 0, [0])
+    classifier = torch.eye(12, dtype=torch.float64)
+    with pytest.raises(SecondLensError, match="none of the reference pictures could be read"):
+        ablate_attention(clip, images, [0] * 4, classifier, Unreadable())

@@ -94,7 +94,7 @@ def ablate(
     ------
     SecondLensError
         Another model's lens, labels that do not fit the images or classes, no such effect, layer
-        or neuron, or no reference where one is needed.
+        or neuron, none at all, no reference where one is needed, or no picture that can be read.
     """
     lens.check_model(clip)
     source = as_source(images)
@@ -102,7 +102,11 @@ def ablate(
     chosen = lens.layers if layers is None else list(layers)
     if effect not in EFFECTS:
         raise SecondLensError(f"no effect {effect!r}: choose one of {', '.join(EFFECTS)}")
+    if not chosen:
+        raise SecondLensError("no layers leave nothing to ablate: give at least one")
     if neurons is not None:
+        if not neurons:
+            raise SecondLensError("no neurons leave nothing to ablate: give at least one")
         for layer in chosen:
             check_neurons(clip, layer, neurons)
     some = list(range(clip.neurons)) if neurons is None else list(neurons)

@@ -94,10 +94,12 @@ def budget(
     Raises
     ------
     SecondLensError
-        Another model's lens, no such layer or neuron, or no readable image.
+        Another model's lens, no such layer or neuron, none at all, or no readable image.
     """
     lens.check_model(clip)
     clip.check_layer(layer)
+    if not neurons:
+        raise SecondLensError("no neurons have no effects: give at least one")
     check_neurons(clip, layer, neurons)
     held = lens[layer].activation_mean
     parts = _Parts(clip, layer, list(neurons), held)

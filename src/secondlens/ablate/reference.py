@@ -18,6 +18,7 @@ from ..capture import norm_statistics
 from ..clip.view import Clip, class_token, hooked
 from ..effects.indirect import Stopped, effects_of, stop_after
 from ..effects.paths import NEURONS_PER_CHUNK, chunks, output_map
+from ..errors import SecondLensError
 from ..lens import LayerLens
 from ..lens.layer import both_passes, layer_lens
 from ..statistics import top_count
@@ -47,7 +48,7 @@ class Direct(Effects):
         self._stack = ExitStack()
         self._seen: dict[str, Tensor] = {}
         with self:
-            z = torch.cat([self._coordinates(pixels)[1] for pixels in reference])
+            z = stacked([self._coordinates(pixels)[1] for pixels in reference])
         self.fitted = lens_of(z[:, :, None], self.lines[:, :, None])
         self.directions = {layer: self.fitted.directions}
         self.thresholds = {layer: self.fitted.threshold}
@@ -114,7 +115,7 @@ class Indirect(Effects):
     ) -> None:
         self.clip, self.layer, self.neurons = clip, clip.check_layer(layer, last=True), neurons
         self.activation_mean = activation_mean
-        z = torch.cat([self._effects(stop_after(clip, pixels, layer)) for pixels in reference])
+        z = stacked([self._effects(stop_after(clip, pixels, layer)) for pixels in reference])
         identity = torch.eye(clip.dim, dtype=z.dtype, device=z.device)
         self.fitted = lens_of(z, identity.expand(len(neurons), -1, -1))
         self.directions = {layer: self.fitted.directions}
@@ -162,6 +163,19 @@ class Together(Effects):
             sum=lambda mask: effect if mask is None else effect * mask,
         )
         return unit_embedding(stopped), {self.layer: reading}
+
+
+def stacked(batches: list[Tensor]) -> Float[Tensor, "images chosen *rank"]:
+    """What the batches of a reference hold, in one.
+
+    Raises
+    ------
+    SecondLensError
+        There are none.
+    """
+    if not batches:
+        raise SecondLensError("none of the reference pictures could be read")
+    return torch.cat(batches)
 
 
 def unit_embedding(stopped: Stopped) -> Float[Tensor, "images dim"]:

@@ -180,6 +180,25 @@ def test_images_must_be_those_of_the_fit(clip, fitted):
     with pytest.raises(SecondLensError, match="which the lens was fitted on"):
         prove(clip, lens, InMemory(images[:10]), {(0, 1): (concept,)})
 
+    class OneIsGone(InMemory):
+        def load(self, index):
+            if index == 7:
+                raise OSError("gone")
+            return super().load(index)
+
+    with pytest.raises(SecondLensError, match=r"the picture '7' cannot be read: .*gone"):
+        prove(clip, lens, OneIsGone(images), {(0, 1): (concept,)})
+
+
+def test_without_other_images_nothing_is_proven(clip):
+    """Where all images are top images, nothing says what chance gives."""
+    images = tiny_images(clip, 6)
+    concept = Concept(words=("x",), weights=(1.0,), texts=unit_rows(1, clip.dim))
+    for top in (5, 6):
+        lens = fit(clip, images, [1], top=top)
+        proof = prove(clip, lens, InMemory(images), {(1, 0): (concept,)})[1, 0]
+        assert set(proof.concepts) == {-1}
+
 
 def test_neuron_without_concepts_has_no_proof(clip, fitted):
     images, lens = fitted

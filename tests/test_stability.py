@@ -90,6 +90,9 @@ def test_stability_is_saved_with_the_lens(clip, images, lens, tmp_path):
 def test_stability_refusals(clip, images, lens):
     with pytest.raises(SecondLensError, match="no description by the texts 'else'"):
         stability(clip, lens, vocabulary(["a"], name="else"), images)
+    others = vocabulary(["a", "b"], name="fifteen")
+    with pytest.raises(SecondLensError, match="no description by the texts 'fifteen'"):
+        stability(clip, lens, others, images)
     with pytest.raises(SecondLensError, match="7 images make no two halves"):
         stability(clip, lens, TEXTS, images[:7])
 
@@ -146,6 +149,15 @@ def test_activation_labels_are_scored_alike(clip, images, lens):
     scores = score(clip, lens, by_activation(TEXTS), images, labels)
     assert scores.auc[0][:, 0].isfinite().all()
     assert scores.auc[0][:, 1].isnan().all()
+
+
+def test_dissecting_anew_drops_the_scores_of_the_old_labels(clip, images, lens):
+    labels = [{TEXTS.labels[i % 15]} for i in range(41)]
+    dissect(clip, lens, TEXTS, images)
+    score(clip, lens, by_activation(TEXTS), images, labels)
+    kept = score(clip, lens, TEXTS, images, labels)
+    dissect(clip, lens, TEXTS, images[:30])
+    assert list(lens.scores) == [kept.name]
 
 
 def test_dissect_needs_the_images_of_the_fit(clip, images, lens):

@@ -95,12 +95,19 @@ def describe(
         control=_median(cosines[-CONTROLS:]),
         mean_text=rows.mean(dim=0),
     )
-    lens.codes[words.name] = codes
-    # evidence about an earlier description says nothing about this one
-    for evidence in (lens.scores, lens.stability):
-        for name in [name for name, each in evidence.items() if each.vocabulary == words.name]:
-            del evidence[name]
+    keep(lens, words, codes)
     return codes
+
+
+def keep(lens: Lens, texts: Vocabulary, codes: Codes) -> None:
+    """Put a description into a lens, in place of an earlier one by texts of that name.
+
+    What is known about the earlier one, its scores and its stability, is dropped.
+    """
+    lens.codes[texts.name] = codes
+    for evidence in (lens.scores, lens.stability):
+        for name in [name for name, each in evidence.items() if each.vocabulary == texts.name]:
+            del evidence[name]
 
 
 def default_size(clip: Clip, texts: Vocabulary) -> int:

@@ -21,6 +21,7 @@ from ..errors import SecondLensError
 from ..images import Reader, as_source
 from ..lens import Codes, Lens
 from ..texts import Vocabulary, normalise
+from .describe import keep
 
 SHARPNESS = 10.0
 """Of the softmax over texts, as published."""
@@ -94,7 +95,7 @@ def dissect(
         brief={layer: weights.clone() for layer, weights in coefficients.items()},
         cosine=cosine,
     )
-    lens.codes[by_activation(texts).name] = codes
+    keep(lens, by_activation(texts), codes)
     return codes
 
 

@@ -89,7 +89,8 @@ def prove(
     embedding without the neuron's own effect, in standard deviations over random images of the
     fit. An image with a positive projection on the neuron's direction is held against positive
     concepts, one with a negative projection against negative ones. It goes to the concept that
-    it shows most, unless 5 % of random images show some concept of that side as much.
+    it shows most, unless 5 % of random images show some concept of that side as much. Without at
+    least two random images besides its top images, nothing is proven of a neuron.
 
     Parameters
     ----------
@@ -178,6 +179,8 @@ def _assign(
         unit = OFFICIAL_SCALE if lens.convention == "official" else 1.0
         shown = seen.embeddings @ directions.T - products[:, [1 + i for i in side]] / unit
         others = shown[random[~torch.isin(random, top)]]
+        if len(others) < 2:
+            continue
         standard = (shown - others.mean(0)) / others.std(0)
         by_chance = ((others - others.mean(0)) / others.std(0)).amax(1).quantile(RARE)
         best = standard[top].max(1)

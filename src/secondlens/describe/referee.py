@@ -50,7 +50,13 @@ def labels_as_referee(
         Labels that do not fit the images, or the explained model to say what is related.
     """
     if len(labels) != len(source.ids):
-        raise SecondLensError(f"there are {len(source.ids)} images and labels of {len(labels)}")
+        raise SecondLensError(
+            f"there are {len(source.ids)} images and labels of {len(labels)}: give those of each"
+        )
+    if any(isinstance(true, str) for true in labels):
+        raise SecondLensError(
+            "labels are texts, not sets of texts: give a set of texts for each image"
+        )
     held = torch.tensor([[text in true for text in texts.labels] for true in labels]).float()
     if related is None:
         return Referee(name="true labels", images=held, words=torch.eye(len(texts)))

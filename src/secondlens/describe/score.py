@@ -32,6 +32,7 @@ from ..statistics import top_count
 from ..texts import Vocabulary, normalise
 from .referee import Referee, labels_as_referee, model_as_referee
 from .roc import area_under_roc
+from .search import description_by
 
 NEURONS_PER_CHUNK = 256
 
@@ -98,11 +99,7 @@ def score(
         too few readable images, or the explained model as `related`.
     """
     lens.check_model(clip)
-    if texts.name not in lens.codes or lens.codes[texts.name].labels != texts.labels:
-        raise SecondLensError(
-            f"this lens has no description by the texts {texts.name!r}: describe it with them first"
-        )
-    codes = lens.codes[texts.name]
+    codes = description_by(lens, texts)
     source = as_source(images)
     if isinstance(referee, Clip):
         judge = model_as_referee(referee, clip, texts, source, batch_size, workers)
@@ -120,11 +117,10 @@ def score(
     seen = project(
         clip, source, projectors, batch_size=batch_size, workers=workers, progress=progress
     )
-    top = top_count(None, len(seen.positions))
-    if top > len(seen.positions) - 2:
-        raise SecondLensError(
-            f"{len(seen.positions)} readable images are too few to score on: give at least 4"
-        )
+    count = len(seen.positions)
+    if count < 4:
+        raise SecondLensError(f"{count} readable images are too few to score on: give at least 4")
+    top = top_count(None, count)
     unit = OFFICIAL_SCALE if lens.convention == "official" else 1.0
     areas = {
         layer: _areas(judge, descriptions, seen.positions, seen.products[layer], unit, top)
@@ -133,7 +129,7 @@ def score(
     scores = Scores(
         vocabulary=texts.name,
         referee=judge.name,
-        images=len(seen.positions),
+        images=count,
         top=top,
         auc={layer: of[0][:, :, 0] for layer, of in areas.items()},
         low={layer: of[1][:, :, 0] for layer, of in areas.items()},

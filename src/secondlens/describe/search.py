@@ -14,6 +14,7 @@ from torch import Tensor
 from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..lens import Codes, Lens
+from ..texts import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,21 @@ def description_of(lens: Lens, name: str | None = None) -> Codes:
             f"this lens has no description {name!r}: choose one of {', '.join(lens.codes)}"
         )
     return lens.codes[name or next(iter(lens.codes))]
+
+
+def description_by(lens: Lens, texts: Vocabulary) -> Codes:
+    """The description of a lens by these very texts.
+
+    Raises
+    ------
+    SecondLensError
+        The lens has none, or one by other texts of that name.
+    """
+    if texts.name not in lens.codes or lens.codes[texts.name].labels != texts.labels:
+        raise SecondLensError(
+            f"this lens has no description by the texts {texts.name!r}: describe it with them first"
+        )
+    return lens.codes[texts.name]
 
 
 @torch.no_grad()

@@ -9,12 +9,12 @@ from torch import Tensor
 from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..fit.fit import fit
-from ..images import as_source
-from ..images.subset import Subset
+from ..images import Subset, as_source
 from ..lens import Codes, Lens
 from ..lens.evidence import Stability
 from ..texts import Vocabulary
 from .describe import describe
+from .search import description_by
 
 
 def stability(
@@ -52,16 +52,12 @@ def stability(
         Another model's lens, no description by these texts, or fewer than 8 images.
     """
     lens.check_model(clip)
-    if texts.name not in lens.codes:
-        raise SecondLensError(
-            f"this lens has no description by the texts {texts.name!r}: describe it with them first"
-        )
+    codes = description_by(lens, texts)
     source = as_source(images)
     count = len(source.ids)
     if count < 8:
         raise SecondLensError(f"{count} images make no two halves to fit on: give at least 8")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    codes = lens.codes[texts.name]
     k = next(iter(codes.indices.values())).shape[1]
     halves = []
     for half in (order[: count // 2], order[count // 2 :]):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from models import tiny_images, tiny_model, tiny_tokenizer
+from models import Unreadable, tiny_images, tiny_model, tiny_tokenizer
 
 import secondlens as sl
 from secondlens.audit.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons
@@ -188,6 +188,10 @@ def test_mistakes(clip, lens, images):
         audit(clip, lens, ["ant"], images, CUES)
     with pytest.raises(SecondLensError, match="50 images and labels of 2"):
         audit(clip, lens, CLASSES, images, CUES, shown=[{"ant"}, set()])
+    with pytest.raises(SecondLensError, match="give a set of classes for each image"):
+        audit(clip, lens, CLASSES, images, CUES, shown=["ant"] * 50)
+    with pytest.raises(SecondLensError, match="none of the pictures could be read"):
+        audit(clip, lens, CLASSES, Unreadable(), CUES)
     official = fit(clip, images, top=3, convention="official")
     with pytest.raises(SecondLensError, match="convention exact"):
         audit(clip, official, CLASSES, images, CUES)

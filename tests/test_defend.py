@@ -15,6 +15,7 @@ from secondlens.audit.audit import Audit, audit
 from secondlens.audit.cut import by_layer
 from secondlens.audit.defence import summary
 from secondlens.audit.defend import COST, COUNTS, defend
+from secondlens.audit.harm import indirect_order
 from secondlens.audit.misled import misled, natural
 from secondlens.classify import Labelled
 from secondlens.clip import from_open_clip
@@ -160,6 +161,41 @@ def test_mistakes(clip, lens, found, kinds):
     innocent = replace(found, effect=-found.effect.abs())
     with pytest.raises(SecondLensError, match="nothing to cut"):
         defend(clip, lens, innocent, usual, unusual)
+
+
+def test_other_lenses_and_pictures_that_are_gone(clip, lens, found, kinds):
+    usual, unusual = kinds
+    last = fit(clip, tiny_images(clip, 20), [2], top=3)
+    with pytest.raises(SecondLensError, match="neurons of layer 0, which is not in this lens"):
+        defend(clip, last, found, usual, unusual)
+    images = tiny_images(clip, 40, seed=22)
+    one_gone = replace(unusual, source=SomeGone(images, 7))
+    with pytest.raises(SecondLensError, match=r"the picture '7' cannot be read: .*gone"):
+        defend(clip, lens, found, usual, one_gone)
+    first_gone = replace(unusual, source=SomeGone(images, 0, 2))
+    assert len(indirect_order(clip, last, (usual, first_gone), 3)) == clip.neurons
+    with pytest.raises(SecondLensError, match="none of the first 2 pictures that decide of some"):
+        indirect_order(clip, last, (usual, first_gone), 2)
+
+
+class SomeGone(InMemory):
+    def __init__(self, pictures, *gone):
+        super().__init__(pictures)
+        self.gone = gone
+
+    def load(self, index):
+        if index in self.gone:
+            raise OSError("gone")
+        return super().load(index)
+
+
+def test_an_order_of_few_neurons_is_cut_whole(clip, lens, found, kinds, tmp_path):
+    few = {"few": [(0, 1), (2, 3)], "none": []}
+    defence = defend(clip, lens, found, *kinds, others=few)
+    assert {p.count for p in defence.points if p.method == "few"} == {2}
+    methods = ["neurons of the cues", "random neurons", "few", "none", "text projected out"]
+    assert [row["method"] for row in summary(defence)] == defence.methods == methods
+    defence.save(tmp_path / "out")
 
 
 def test_by_layer():

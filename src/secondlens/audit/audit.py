@@ -183,10 +183,17 @@ def audit(
     lens.check_exact()
     names, words = vocabulary(classes), vocabulary(cues)
     if len(names) < 2:
-        raise SecondLensError("a classifier needs at least two classes")
+        raise SecondLensError("a classifier needs at least two classes: give more")
     source = as_source(images)
-    if shown is not None and len(shown) != len(source.ids):
-        raise SecondLensError(f"there are {len(source.ids)} images and labels of {len(shown)}")
+    if shown is not None:
+        if len(shown) != len(source.ids):
+            raise SecondLensError(
+                f"there are {len(source.ids)} images and labels of {len(shown)}: give those of each"
+            )
+        if any(isinstance(there, str) for there in shown):
+            raise SecondLensError(
+                "labels are texts, not sets of texts: give a set of classes for each image"
+            )
     classifier, rows = names.embed(clip), words.embed(clip)
     everything = torch.cat([classifier, rows])
     centred = F.normalize(rows - everything.mean(0), dim=1)

@@ -57,7 +57,7 @@ class Cut:
         for layer, chosen in neurons.items():
             if bad := [n for n in chosen if not 0 <= n < clip.neurons]:
                 raise SecondLensError(
-                    f"layer {layer} has no neuron {bad[0]}: it has {clip.neurons}"
+                    f"layer {layer} has no neuron {bad[0]}: choose from 0 to {clip.neurons - 1}"
                 )
             if not chosen:
                 continue

@@ -13,6 +13,7 @@ from ..classify import Labelled
 from ..clip.view import Clip
 from ..effects.indirect import indirect
 from ..effects.paths import path_factors
+from ..errors import SecondLensError
 from ..images import Reader
 from ..lens import Lens
 from .cut import Neuron
@@ -60,13 +61,22 @@ def indirect_order(
     with: over so many pictures of each kind, of the half that decides.
 
     The network runs once for each neuron and picture.
+
+    Raises
+    ------
+    SecondLensError
+        None of these pictures can be read.
     """
     harm: dict[Neuron, float] = {}
     for pictures in kinds:
         classifier = pictures.classes.embed(clip)
         half = range(0, len(pictures), 2)[:images]
         reader = Reader(source=pictures.source, clip=clip, batch_size=images, positions=half)
-        (batch,) = reader
+        if (batch := next(iter(reader), None)) is None:
+            raise SecondLensError(
+                f"none of the first {len(half)} pictures that decide of {pictures.name} can be "
+                "read: take more"
+            )
         scores = F.normalize(clip.encode_image(batch.pixels).to(classifier), dim=-1) @ classifier.T
         labels = torch.tensor([pictures.labels[p] for p in batch.positions], device=scores.device)
         towards = _rivals(scores, labels, classifier)

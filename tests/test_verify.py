@@ -81,6 +81,11 @@ def test_a_wrong_activation_is_seen(clip):
     assert check.error == pytest.approx(0.0203, abs=1e-4)
 
 
+def test_an_activation_that_nobody_knows_is_refused(clip):
+    with pytest.raises(SecondLensError, match="no activation function 'relu': choose one of gelu"):
+        next(verify(clip, "relu"))
+
+
 def test_a_model_of_one_block_has_no_effects_to_check():
     subjects = {check.subject for check in verify(from_open_clip(tiny_model(layers=1)))}
     assert "attention output of block 0" in subjects

@@ -69,8 +69,8 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
     clip
         A float32 or float64 model, on a device that computes float64.
     trained_with
-        The activation function that the weights were trained with; by default, the one that the
-        first block computes.
+        The activation function that the weights were trained with, a key of `FUNCTIONS`; by
+        default, the one that the first block computes, which is not checked if it has no name.
 
     Yields
     ------
@@ -79,11 +79,15 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
     Raises
     ------
     SecondLensError
-        The model was loaded in half precision.
+        The model was loaded in half precision, or no activation function has that name.
     """
     if clip.dtype not in (torch.float32, torch.float64):
         raise SecondLensError(
             f"{clip.name} was loaded as {clip.dtype}: load it in fp32, and verify converts it"
+        )
+    if trained_with is not None and trained_with not in FUNCTIONS:
+        raise SecondLensError(
+            f"no activation function {trained_with!r}: choose one of {', '.join(FUNCTIONS)}"
         )
     trained_with = trained_with or clip.activation
     if trained_with in FUNCTIONS:

@@ -222,6 +222,12 @@ def test_bench_prints_ratios_and_what_was_asked_for(place, monkeypatch):
     assert set(found["coordinates_bytes_per_image"]) == {"1", "2", "3"}
 
 
+def test_bench_refuses_a_name_that_open_clip_does_not_know():
+    result = run("bench", "--model", "ViT-B-33")
+    assert result.exit_code == 2
+    assert "no model is called 'ViT-B-33' (did you mean ViT-B-32" in result.stderr
+
+
 def test_a_cluster_is_planned_as_json_too(place):
     arguments = ("plan", "--images", "2k", "--gpus", 2, "--tflops", 1, "--decoded", 100)
     found = strict(

@@ -7,6 +7,7 @@ what is compared take turns, and ratios are of medians.
 import statistics as numbers
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .capture import Capture
 from .clip import from_open_clip
+from .clip.pretrained import check_name
 from .clip.view import Clip
 from .fit.fit import fit
 from .fit.plan import make_plan
@@ -30,7 +32,17 @@ from .statistics import Centre, first_component
 
 
 def random_clip(name: str) -> Clip:
-    """An open_clip model of this name with random weights."""
+    """An open_clip model of this name with random weights.
+
+    Raises
+    ------
+    SecondLensError
+        open_clip has no model of this name.
+    """
+    with warnings.catch_warnings():
+        # that weights are random is what is wanted
+        warnings.simplefilter("ignore")
+        check_name(name, None)
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     return from_open_clip(model.eval(), preprocess, name=name, check=False)
@@ -185,6 +197,11 @@ def bench(
         JPEG files of the end-to-end fit; 0 leaves it out.
     clock
         One of `CLOCKS`, for what is done in this process alone.
+
+    Raises
+    ------
+    SecondLensError
+        open_clip has no model of this name, or one that the effects do not describe.
     """
     clip = random_clip(name)
     layers = [clip.last_effect_layer - i for i in (2, 1, 0)]

@@ -282,6 +282,10 @@ def test_mask_folder_takes_classes_from_folders(tmp_path):
     assert source[1].masks.tolist() == [[[0, 1, 1], [0, 0, 1]]]
     assert source.classes == {"dog"}
     assert MaskFolder(tmp_path, ignore=7)[1].masks.tolist() == [[[0, 1, -1], [0, 0, 1]]]
+    picture(tmp_path / "masks" / "2.png")
+    assert MaskFolder(tmp_path)[0].masks.all()
+    with pytest.raises(SecondLensError, match=r"2\.png is a mask in colours"):
+        MaskFolder(tmp_path, ignore=7)[0]
     picture(tmp_path / "images" / "2.png")
     with pytest.raises(SecondLensError, match="has 2 pictures"):
         MaskFolder(tmp_path)

@@ -2,6 +2,8 @@
 plain folders.
 """
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,18 +189,23 @@ class MaskFolder:
         self.masks = sorted((self.root / "masks").rglob("*.png"))
         if not self.masks:
             raise SecondLensError(f"{root} has no masks/*.png: name a folder of images and masks")
-        self.pictures = [self._picture_of(mask) for mask in self.masks]
+        by_name: defaultdict[Path, list[Path]] = defaultdict(list)
+        for picture in (self.root / "images").rglob("*"):
+            by_name[picture.with_suffix("")].append(picture)
+        self.pictures = [self._picture_of(mask, by_name) for mask in self.masks]
 
     @property
     def classes(self) -> set[str]:
         """Names of all folders that masks are in."""
         return {mask.parent.name for mask in self.masks if mask.parent != self.root / "masks"}
 
-    def _picture_of(self, mask: Path) -> Path:
-        place = self.root / "images" / mask.relative_to(self.root / "masks").parent
-        found = [p for p in place.glob("*") if p.stem == mask.stem]
+    def _picture_of(self, mask: Path, by_name: Mapping[Path, list[Path]]) -> Path:
+        place = self.root / "images" / mask.relative_to(self.root / "masks").with_suffix("")
+        found = by_name[place]
         if len(found) != 1:
-            raise SecondLensError(f"{mask} has {len(found)} pictures in {place}: it needs one")
+            raise SecondLensError(
+                f"{mask} has {len(found)} pictures in {place.parent}: it needs one"
+            )
         return found[0]
 
     def __len__(self) -> int:
@@ -226,12 +233,15 @@ def _stack(masks: list[np.ndarray], like: np.ndarray) -> np.ndarray:
 
 
 def _values(path: Path, mode: str | None = None) -> np.ndarray:
-    """Pixels of a mask as they are stored, palettes as their indices."""
+    """Pixels of a mask, in a mode of PIL's; by default one number each, palettes as indices."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image if mode is None else image.convert(mode))
+            values = np.asarray(image if mode is None else image.convert(mode))
     except UNREADABLE as error:
         raise SecondLensError(f"{path} cannot be read as a mask: {error}") from error
+    if mode is None and values.ndim != 2:
+        raise SecondLensError(f"{path} is a mask in colours: save one with a number for each pixel")
+    return values
 
 
 def _wnid_names(path: Path, wnids: list[str]) -> dict[str, str]:

@@ -257,18 +257,18 @@ def test_a_cluster_is_planned_as_json_too(place):
         (("search", LENS), "either a text to search for or --neuron"),
         (("search", LENS, "--neuron", "5"), "such as 9:123"),
         (("discover", LENS, "photo.png", "--page", "no/page.html"), "there is no folder no"),
-        (("audit", LENS, "--model", "ViT-B-32", "--out", "new"), "give --classes"),
-        (("defend", "runs/b", LENS, "--usual", "a", "--out", "new"), "give both --usual and"),
+        (("audit", LENS, "--model", "ViT-B-32", "--out", "fresh"), "give --classes"),
+        (("defend", "runs/b", LENS, "--usual", "a", "--out", "fresh"), "give both --usual and"),
         (
-            ("defend", "runs/b", LENS, "--model", "ViT-B-32", "--out", "new"),
+            ("defend", "runs/b", LENS, "--model", "ViT-B-32", "--out", "fresh"),
             "no pictures of its own: name some with --usual",
         ),
         (
-            ("defend", "runs/a", LENS, "--unusual", "photos", "--out", "new"),
+            ("defend", "runs/a", LENS, "--unusual", "photos", "--out", "fresh"),
             "the unusual ones: drop --unusual",
         ),
         (("budget", LENS, "--address", "auto"), "--address"),
-        (("fit", "photos", "--out", "new", "--address", "auto"), "add --engine ray"),
+        (("fit", "photos", "--out", "fresh", "--address", "auto"), "add --engine ray"),
         (("describe", LENS, "--texts", "world", "--texts", "world"), "are called world"),
         (("score", LENS, "--images", "photos"), "need a referee"),
         (("score", LENS, "--model", "ViT-B-32"), "pictures of its own: name some with --images"),
@@ -279,7 +279,7 @@ def test_mistakes_of_every_kind_exit_with_2(arguments, message, place, finished_
     result = run(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr.replace("\n", " ")
-    assert not Path("new").exists()
+    assert not Path("fresh").exists()
 
 
 @pytest.fixture(scope="module")

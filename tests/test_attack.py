@@ -145,7 +145,7 @@ def test_similar_words_are_those_along_v(demo, v):
 
 def test_indirect_directions_are_first_components_of_indirect_effects(demo, v):
     from secondlens.effects.indirect import indirect as effects
-    from secondlens.images.subset import Subset
+    from secondlens.images import Subset
 
     clip, lens = demo
     source = Subset(Scenes(World(), 31, 60), range(3))

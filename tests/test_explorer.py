@@ -422,3 +422,19 @@ def test_open_lens_surveys_once(exact, tmp_path):
 def test_lay_out_is_deterministic(exact):
     lens = exact[2]
     assert torch.equal(lay_out(lens).place, lay_out(lens).place)
+
+
+def test_home_begins_with_polysemous_and_with_selective_neurons(exact):
+    _, _, lens, seen, layout = exact
+    of_one = {
+        n: replace(own, polysemy=np.ones_like(own.polysemy)) for n, own in seen.layers.items()
+    }
+    of_one[1].polysemy[7] = 2
+    atlas = Atlas(lens, replace(seen, layers=of_one), layout)
+    assert atlas.polysemous() == [(1, 7)]
+    values = [atlas.columns[layer]["selectivity"][neuron] for layer, neuron in atlas.clearest()]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == max(own["selectivity"].max() for own in atlas.columns.values())
+    page = Pages(atlas).home()
+    assert "several things" in page and 'href="neuron/1/7/"' in page
+    assert "several things" not in Pages(Atlas(lens)).home()

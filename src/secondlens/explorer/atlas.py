@@ -22,6 +22,8 @@ GALLERY = 48
 TEXTS, ALONG = 2000, 24
 """Texts that can be searched for without a model, and neurons that are then found."""
 TEXTS_PER_CHUNK = 64
+SEVERAL = 1.5
+"""Proven concepts, as an effective number: two, the lesser of them with a fifth of the images."""
 
 Evidence = TypeVar("Evidence", Scores, Stability)
 
@@ -195,16 +197,34 @@ class Atlas:
             found["neurons"] = [[*p, short(size), self.name(*p)] for p, size in places]
         return found
 
-    def best(self, count: int = 8) -> list[tuple[int, int]]:
-        """Neurons to begin with: the best scored, else the most selective, of all layers, no two
-        with the same first word or the same strongest image."""
+    def clearest(self, count: int = 8) -> list[tuple[int, int]]:
+        """Neurons to begin with: the best scored, else the most selective."""
+        return self._varied({layer: self._clarity(layer) for layer in self.lens.layers}, count)
+
+    def polysemous(self, count: int = 8) -> list[tuple[int, int]]:
+        """The clearest of the neurons whose top images prove `SEVERAL` concepts or more."""
+        if self.survey is None:
+            return []
+        clarity = {
+            layer: np.where(seen.polysemy >= SEVERAL, self._clarity(layer), -np.inf)
+            for layer, seen in self.survey.layers.items()
+        }
+        return self._varied(clarity, count)
+
+    def _clarity(self, layer: int) -> np.ndarray:
+        if self.scores is None:
+            selectivity: np.ndarray = self.columns[layer]["selectivity"]
+            return selectivity
+        lowest: np.ndarray = self.scores.low[layer][:, 0].nan_to_num(-1).double().numpy()
+        return lowest
+
+    def _varied(self, clarity: dict[int, np.ndarray], count: int) -> list[tuple[int, int]]:
+        """The clearest neurons, no two with the same first word or the same strongest image."""
         ranked: list[tuple[float, int, int]] = []
-        for layer in self.lens.layers:
-            order = self.columns[layer]["selectivity"]
-            if self.scores is not None:
-                order = self.scores.low[layer][:, 0].nan_to_num(-1).double().numpy()
+        for layer, order in clarity.items():
             for neuron in np.argsort(-order, kind="stable")[: 16 * count].tolist():
-                ranked.append((-float(order[neuron]), layer, neuron))
+                if order[neuron] > -np.inf:
+                    ranked.append((-float(order[neuron]), layer, neuron))
         found: list[tuple[int, int]] = []
         seen: set[Any] = set()
         for _, layer, neuron in sorted(ranked):

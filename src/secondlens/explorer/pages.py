@@ -99,16 +99,19 @@ class Pages:
     def home(self) -> str:
         """Where one begins."""
         layers = [(layer, self.atlas.layer(layer)) for layer in self.atlas.lens.layers]
-        best = [
-            (*place, self.atlas.name(*place), self._cover(*place)) for place in self.atlas.best()
+        clearest = [
+            (*place, self.atlas.name(*place), self._cover(*place))
+            for place in self.atlas.clearest()
         ]
+        polysemous = [(*place, self._concepts(*place)) for place in self.atlas.polysemous()]
         return self._page(
             "home.html",
             "./",
             "Every neuron",
             f"{self.atlas.total:,} neurons",
             layers=layers,
-            best=best,
+            clearest=clearest,
+            polysemous=polysemous,
         )
 
     def plain(self, name: str) -> str:
@@ -198,6 +201,15 @@ class Pages:
         if self.atlas.survey is None:
             return None
         return int(self.atlas.survey.layers[layer].images[neuron, 0])
+
+    def _concepts(self, layer: int, neuron: int) -> list[tuple[str, int]]:
+        """The first word of each proven concept of a neuron, and an image that shows it."""
+        profile = self.profiles.of(layer, neuron)
+        return [
+            (concept["words"][0], profile["shots"][concept["shots"][0]][0])
+            for concept in profile["concepts"]
+            if concept["words"] and concept["shots"]
+        ]
 
     def _page(
         self,

@@ -19,9 +19,9 @@ import torch
 
 import secondlens as sl
 from secondlens.segment.heat import standardise
-from secondlens.segment.inputs import embed_texts
 from secondlens.segment.recipe import BEST, PAPER, Recipe
 from secondlens.segment.segmenter import Segmenter, encode, quarter
+from secondlens.texts import embed_texts
 
 BATCH = 32
 

@@ -94,8 +94,8 @@ def test_copies_of_a_neuron_are_similar_to_it(lens):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("",), {}, "no text to search for"),
-        ((" ",), {}, "no text to search for"),
+        (("",), {}, "a text with nothing in it"),
+        ((" ",), {}, "a text with nothing in it"),
         (("a", 0), {}, "at least 1 neuron must be asked for, and top is 0"),
         (("a",), {"description": "tne"}, "no description 'tne': choose one of ten, others"),
     ],

@@ -18,10 +18,10 @@ from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.segment.benchmark.pictures import label_picture, overlay
 from secondlens.segment.heat import label_map, standardise
-from secondlens.segment.inputs import embed_texts
 from secondlens.segment.recipe import BEST, PAPER, Recipe
 from secondlens.segment.segment import segment
 from secondlens.segment.segmenter import Segmenter, encode
+from secondlens.texts import embed_texts
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +219,8 @@ def test_overlay_reddens_and_checks_sizes():
     ("texts", "message"),
     [
         ([], "no texts"),
-        (["a dog", "  "], "one of the texts is empty"),
-        ("", "one of the texts is empty"),
+        (["a dog", "  "], "a text with nothing in it"),
+        ("", "a text with nothing in it"),
         ("a dog on the grass", "longer than tiny can read"),
     ],
 )
@@ -331,7 +331,7 @@ def test_the_command_writes_heat_mask_overlay_and_labels(demo_lens, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["LENS", "PHOTO", "--text", "", "--out", "OUT"], "one of the texts is empty"),
+        (["LENS", "PHOTO", "--text", "", "--out", "OUT"], "a text with nothing in it"),
         (["LENS", "PHOTO", "--text", "a dog " * 40, "--out", "OUT"], "longer than demo can read"),
         (["LENS", "LONG", "--text", "dog", "--out", "OUT"], "1 x 5000 pixels"),
         (["LENS", "nothing.png", "--text", "dog", "--out", "OUT"], "cannot be read as a picture"),

@@ -90,7 +90,6 @@ def attack_pairs(
     folder = Path(out)
     if not (folder / "pairs.json").is_file():
         check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
     save_json(folder / "pairs.json", {"classes": list(names)})
     pairs = [
         Pair(draw=drawn, mistake_for=wrong)

@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image, PngImagePlugin
 
+from ..storage.files import save_picture
+
 METADATA = "secondlens"
 """Key of a PNG file's text."""
 
@@ -76,6 +78,4 @@ def _write(path: Path, drawing: Drawing, facts: Facts) -> None:
     text = PngImagePlugin.PngInfo()
     shown = asdict(facts) | {"shows": drawing.shows}
     text.add_itxt(METADATA, json.dumps(shown, ensure_ascii=False))
-    partial = path.with_name(path.name + ".partial")
-    drawing.image.save(partial, "png", pnginfo=text)
-    partial.replace(path)
+    save_picture(path, drawing.image, pnginfo=text)

@@ -1,12 +1,11 @@
 """What an attack found: its pictures, and what the model says of each."""
 
-import csv
-import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..intervals import wilson
+from ..storage.files import save_csv
 from .select import Pair, Word
 
 
@@ -88,14 +87,8 @@ class Report:
 
 def write_csv(report: Report, path: Path) -> None:
     """A row for each picture: `images.csv`."""
-    text = io.StringIO()
     rows = [
         {**asdict(shot), "words": " ".join(shot.words), "flipped": shot.flipped}
         for shot in report.shots
     ]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
+    save_csv(path, rows)

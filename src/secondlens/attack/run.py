@@ -81,7 +81,7 @@ def run(
         `out` holds something else, or a step has nothing to go on with; what was made stays.
     """
     asked = {**asdict(pair), **parts.settings(), **(settings or {})}
-    _begin(out, plain, asked)
+    _begin(out, asked)
     words = _words(pair, parts, judge, out)
     written = _captions(pair, parts, words, out)
     shots = _shots(pair, parts, judge, written, out, plain, progress)
@@ -98,7 +98,7 @@ def folder_name(pair: Pair) -> str:
     )
 
 
-def _begin(out: Path, plain: str, asked: dict[str, Any]) -> None:
+def _begin(out: Path, asked: dict[str, Any]) -> None:
     """Start the run folder, or find that it is this run's."""
     if (out / "attack.json").is_file():
         found = load_json(out / "attack.json")
@@ -109,11 +109,6 @@ def _begin(out: Path, plain: str, asked: dict[str, Any]) -> None:
             )
         return
     check_empty(out)
-    for folder in (out / "images", out / plain):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SecondLensError(f"{out} cannot be written to: {error}") from error
     save_json(out / "attack.json", asked)
 
 

@@ -6,8 +6,8 @@ far the class falls behind the others is what the cue did for it. Where pictures
 same is asked of pairs of pictures that differ in the cue alone.
 """
 
-import csv
 import json
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..images import Reader, as_source
 from ..lens import Lens
-from ..storage.files import save_json
+from ..storage.files import save_csv, save_json
 from ..texts import Vocabulary, vocabulary
 from .clearest import Clearest
 from .cut import GroupEffects
@@ -81,15 +81,18 @@ class Audit:
     def save(self, folder: str | Path) -> None:
         """Write `audit.json` and `audit.csv` into a folder."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "audit.csv.partial"
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "cue", "effect", "low", "high", "drawn"])
-            for name, cue, value, spread, added in self.ties():
-                last = "" if added != added else added
-                writer.writerow([name, cue, value, value - spread, value + spread, last])
-        partial.replace(folder / "audit.csv")
+        rows = [
+            {
+                "class": name,
+                "cue": cue,
+                "effect": value,
+                "low": value - spread,
+                "high": value + spread,
+                "drawn": None if math.isnan(added) else added,
+            }
+            for name, cue, value, spread, added in self.ties()
+        ]
+        save_csv(folder / "audit.csv", rows)
         content = {
             "model": self.model,
             "classes": self.classes,

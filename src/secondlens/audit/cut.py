@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..capture import Capture, Pooled
 from ..clip.view import Clip, Images
+from ..effects.indirect import check_neurons
 from ..effects.paths import chunks, path_factors
-from ..errors import SecondLensError
 from ..lens import Lens
 
 NEURONS_PER_CHUNK = 64
@@ -55,10 +55,7 @@ class Cut:
         self._parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._mean = torch.zeros(clip.dim, dtype=clip.compute_dtype, device=clip.device)
         for layer, chosen in neurons.items():
-            if bad := [n for n in chosen if not 0 <= n < clip.neurons]:
-                raise SecondLensError(
-                    f"layer {layer} has no neuron {bad[0]}: choose from 0 to {clip.neurons - 1}"
-                )
+            check_neurons(clip, layer, chosen)
             if not chosen:
                 continue
             index = torch.tensor(sorted(set(chosen)), device=clip.device)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..clip.view import Clip
 from ..lens import Lens
-from ..storage.files import save_json
+from ..storage.files import save_json, whole
 from .cut import Cut, Neuron, by_layer
 from .trial import Point, Result
 
@@ -36,10 +36,8 @@ class Defence:
 
     def save(self, folder: str | Path) -> None:
         """Write `defence.json` and the trade-off curves, `defence.png`, into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        plot(self, folder / "defence.png")
-        save_json(folder / "defence.json", asdict(self))
+        plot(self, Path(folder) / "defence.png")
+        save_json(Path(folder) / "defence.json", asdict(self))
 
 
 def plot(defence: Defence, path: Path) -> None:
@@ -67,9 +65,8 @@ def plot(defence: Defence, path: Path) -> None:
     axes.set_ylabel("accuracy where cues mislead, %")
     axes.set_title("Cutting cues (lines: nothing cut; stars: chosen on the other half)", size=10)
     axes.legend(fontsize=8)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=130, format="png")
-    partial.replace(path)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
 
 
 def summary(defence: Defence) -> list[dict[str, Any]]:

@@ -184,9 +184,7 @@ def _removed(
             representation = clip.encode_image(batch.pixels)
             embeddings.append(F.normalize(representation.to(clip.compute_dtype), dim=-1))
             removed.append(effects(capture.pool(representation)))
-    if reader.skipped:
-        unreadable, reason = next(iter(reader.skipped.items()))
-        raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
+    reader.check_read()
     return torch.cat(embeddings), dict(zip(groups, torch.cat(removed).unbind(1), strict=True))
 
 

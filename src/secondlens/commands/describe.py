@@ -138,14 +138,15 @@ def write_parquet(path: Path, lens: "Lens", found: "dict[str, Codes]") -> None:
     import pyarrow
     from pyarrow import parquet
 
+    from ..storage.files import whole
+
     rows = [
         {"vocabulary": name} | row
         for name, codes in found.items()
         for row in neuron_rows(lens, codes)
     ]
-    partial = path.with_name(path.name + ".partial")
-    parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
 
 
 def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:

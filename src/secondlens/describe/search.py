@@ -14,7 +14,7 @@ from torch import Tensor
 from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..lens import Codes, Lens
-from ..texts import Vocabulary
+from ..texts import Vocabulary, embed_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +62,30 @@ def search(
     Raises
     ------
     SecondLensError
-        Another model's lens, no text, no such description, or `top` below 1.
+        Another model's lens, no text or one longer than the model's context, no such description,
+        or `top` below 1.
     """
     lens.check_model(clip)
-    if not text.strip():
-        raise SecondLensError("there is no text to search for: give a word or a sentence")
+    query = text_direction(clip, lens, text, description)
+    return strongest(_directions(lens), query, top)
+
+
+def text_direction(
+    clip: Clip, lens: Lens, text: str, description: str | None = None
+) -> Float[Tensor, " dim"]:
+    """A text's unit embedding less what all texts of a description share, of unit length.
+
+    Raises
+    ------
+    SecondLensError
+        As `search`.
+    """
     mean_text = description_of(lens, description).mean_text
     if mean_text is None:
         raise SecondLensError(
             "this lens was described by an older version, without the mean text: describe it again"
         )
-    query = clip.encode_text([text])[0].to(mean_text) - mean_text
-    return strongest(_directions(lens), F.normalize(query, dim=0), top)
+    return F.normalize(embed_texts(clip, text)[0].to(mean_text) - mean_text, dim=0)
 
 
 def similar(lens: Lens, layer: int, neuron: int, top: int = 20) -> list[Match]:

@@ -169,7 +169,9 @@ def indirect_seconds(clip: Clip, layer: int) -> float:
 def check_neurons(clip: Clip, layer: int, neurons: Sequence[int]) -> None:
     """Raise `SecondLensError` for a neuron that the layer does not have."""
     if bad := [n for n in neurons if not 0 <= n < clip.neurons]:
-        raise SecondLensError(f"layer {layer} has no neuron {bad[0]}: it has {clip.neurons}")
+        raise SecondLensError(
+            f"layer {layer} has no neuron {bad[0]}: choose from 0 to {clip.neurons - 1}"
+        )
 
 
 def sample(clip: Clip, count: int | None, seed: int = 0) -> list[int]:

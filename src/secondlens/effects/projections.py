@@ -4,7 +4,7 @@ An effect is scale * c . U (see `paths`), so its product with a vector v is scal
 neuron needs K numbers for each of its vectors, and an image one product of K numbers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +108,8 @@ def project(
     positions: list[int] = []
     embeddings: list[Tensor] = []
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
-    shown: Callable[..., Any] = track if progress else (lambda batches, **_: batches)
     with Capture(clip, projectors) as capture:
-        for batch in shown(reader, description="projections", total=len(reader)):
+        for batch in track(reader, "projections", len(reader)) if progress else reader:
             representation = clip.encode_image(batch.pixels)
             pooled = capture.pool(representation)
             positions += batch.positions

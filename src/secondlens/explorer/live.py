@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from threading import RLock
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..capture import Capture
 from ..clip.view import Clip
-from ..describe.search import description_of
+from ..describe.search import text_direction
 from ..effects.indirect import indirect
 from ..effects.paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
 from ..effects.second_order import direct
@@ -22,7 +22,6 @@ from ..errors import SecondLensError
 from ..images import UNREADABLE, ImageSource
 from ..images.subset import with_ids
 from ..lens import Lens
-from ..segment.inputs import embed_texts
 from ..segment.segment import segment
 from . import lab
 from .atlas import Atlas
@@ -199,19 +198,9 @@ class Live:
     def _query(self, text: str) -> Float[Tensor, " dim"]:
         """A text's unit direction, less what all texts share."""
         _check_text(text)
-        mean = description_of(self.lens).mean_text
-        if mean is None:
-            raise SecondLensError(
-                "this lens was described by an older version, without the mean text: describe it "
-                "again"
-            )
-        # a token is a byte at least, and two mark the ends: what is short was surely read whole
-        short_enough = len(text.encode()) <= int(getattr(self.clip.model, "context_length", 77)) - 2
         with self._lock:
-            encode = self.clip.encode_text if short_enough else partial(embed_texts, self.clip)
-            row = encode([text.strip()])[0].cpu()
-        directions = self.lens[self.lens.layers[0]].directions
-        return F.normalize(row.to(mean) - mean, dim=0).to(directions)
+            row = text_direction(self.clip, self.lens, text)
+        return row.to(self.lens[self.lens.layers[0]].directions)
 
     @cached_property
     def _explainer(self) -> Explainer:

@@ -71,7 +71,6 @@ def open_lens(
     if layout is None:
         say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")
         layout = lay_out(lens)
-        folder.mkdir(exist_ok=True)
         layout.save(folder / "layout.safetensors", lens)
     atlas = Atlas(lens, seen, layout)
     return atlas, None if clip is None else Live(clip=clip, atlas=atlas, source=source)

@@ -106,7 +106,6 @@ class Survey:
 
     def save(self, folder: Path) -> None:
         """Write it; `survey.json` comes last and says that it is whole."""
-        folder.mkdir(parents=True, exist_ok=True)
         for layer, seen in self.layers.items():
             arrays = {f.name: getattr(seen, f.name) for f in fields(seen)}
             of_words = {

@@ -26,7 +26,7 @@ from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Lens
 from ..lens.codes import WORDS_THAT_COUNT
-from ..report.view import check_read, model_view
+from ..report.view import model_view
 from . import prepared
 from .language import class_changes, texts_of, triangles
 from .prepared import GROUPS, LayerSurvey, Survey, fingerprint
@@ -153,7 +153,7 @@ def _first_look(
             rows = sample[batch.positions].numpy()
             responding[rows] = top.int().numpy()
             response[rows] = standard.gather(1, top).float().numpy()
-    check_read(reader)
+    reader.check_read()
     return _Looked(
         effects={layer: torch.cat(parts) for layer, parts in effects.items()},
         peaks={layer: torch.cat(parts) for layer, parts in peaks.items()},
@@ -191,7 +191,7 @@ def _second_look(
                 for layer, slots in seen.items():
                     activation = pooled.activations[layer][row, 1:].float().cpu()
                     slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
-    check_read(reader)
+    reader.check_read()
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures
 
 

@@ -72,6 +72,11 @@ class Reader:
             if decoded.batch is not None:
                 yield decoded.batch
 
+    def check_read(self) -> None:
+        """Raise `SecondLensError` if one of the pictures had to be skipped."""
+        for unreadable, reason in self.skipped.items():
+            raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
+
     def __len__(self) -> int:
         """Batches, at most."""
         return len(self._chunks())

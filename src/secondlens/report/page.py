@@ -10,6 +10,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from ..storage.files import save_text
+
 
 def write_page(path: str | Path, template: str, **content: Any) -> None:
     """Fill a template and write it; a file that exists is replaced once the new one is complete."""
@@ -22,11 +24,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
     )
     environment.filters["number"] = number
     page = environment.get_template(template).render(**content, version=version("secondlens"))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")
-    partial.replace(path)
+    save_text(path, page)
 
 
 def data_uri(image: Image.Image, form: str, **options: int) -> str:

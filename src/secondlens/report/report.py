@@ -23,7 +23,7 @@ from ..images.subset import with_ids
 from ..lens import Codes, Lens
 from .cards import BIN_WIDTH, PROOFS, Choice, Seen, card, choose
 from .page import data_uri, write_page
-from .view import check_read, model_view
+from .view import model_view
 
 THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
@@ -140,7 +140,7 @@ def _look(
                 for neuron in viewers[position]:
                     patches = pooled.activations[neuron.layer][row, 1:, neuron.neuron]
                     seen[neuron, position] = patches.float().cpu().reshape(clip.grid)
-    check_read(reader)
+    reader.check_read()
     return pictures, seen
 
 

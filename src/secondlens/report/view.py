@@ -8,8 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..clip.view import Clip
-from ..errors import SecondLensError
-from ..images import Reader
 
 
 def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.Image]:
@@ -41,9 +39,3 @@ def heat_map(activation: Float[Tensor, "rows columns"], scale: float) -> Image.I
     shares = (activation / scale).clamp(0, 1) if scale > 0 else torch.zeros_like(activation)
     opacity = Image.fromarray((shares * 255).round().byte().numpy())
     return Image.merge("LA", (Image.new("L", opacity.size), opacity))
-
-
-def check_read(reader: Reader) -> None:
-    """Raise `SecondLensError` if a picture that is to be shown could not be read."""
-    for unreadable, reason in reader.skipped.items():
-        raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")

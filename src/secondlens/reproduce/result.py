@@ -1,6 +1,5 @@
 """What a reproduction found, and the one place that prints and writes it."""
 
-import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..report.page import data_uri, number, write_page
-from ..storage.files import save_json
+from ..storage.files import save_csv, save_json, save_picture
 
 Row = dict[str, Any]
 """A cell by column: text, numbers, or None where there is nothing."""
@@ -99,18 +98,15 @@ def as_document(result: Result) -> dict[str, Any]:
 
 def write(result: Result, out: Path) -> list[Path]:
     """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder; each is whole or absent."""
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{result.name}.csv", out / f"{result.name}.json"]
-    _write_csv(paths[0], result.rows)
+    save_csv(paths[0], result.rows)
     save_json(paths[1], as_document(result))
     if result.details:
         paths.append(out / f"{result.name}-details.csv")
-        _write_csv(paths[-1], result.details)
+        save_csv(paths[-1], result.details)
     if result.picture is not None:
         paths.append(out / f"{result.name}.png")
-        buffer = io.BytesIO()
-        result.picture.save(buffer, "png")
-        _write_whole(paths[-1], buffer.getvalue())
+        save_picture(paths[-1], result.picture)
     return paths
 
 
@@ -136,17 +132,3 @@ def drawn(figure: Figure) -> Image.Image:
 
 def _picture(result: Result) -> str | None:
     return None if result.picture is None else data_uri(result.picture, "png")
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _write_whole(path, text.getvalue().encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -164,7 +164,6 @@ class Study:
             raise SecondLensError(
                 f"{path} was fitted on other pictures: remove it, or name a new folder with --out"
             )
-        kept.parent.mkdir(parents=True, exist_ok=True)
         return fit(self.clip, self.fit_source, convention=self.convention, out=kept, progress=True)
 
     @cached_property

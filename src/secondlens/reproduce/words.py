@@ -12,7 +12,7 @@ from ..discover.discover import Discoverer
 from ..images import ImageSource, Reader
 from ..images.subset import with_ids
 from ..lens import Lens
-from ..report.view import check_read, model_view
+from ..report.view import model_view
 from ..sparse import omp
 from ..texts import Vocabulary, normalise
 from .result import Result, Row, Setting, drawn
@@ -156,7 +156,7 @@ def _pixels(study: Study, source: ImageSource, place: int) -> Float[Tensor, "3 h
     """A picture as the model sees it."""
     reader = Reader(source=source, clip=study.clip, positions=[place])
     batches = list(reader)
-    check_read(reader)
+    reader.check_read()
     return batches[0].pixels[0]
 
 

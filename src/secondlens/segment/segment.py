@@ -15,8 +15,9 @@ from ..clip.view import Clip, Images
 from ..effects.paths import chunks
 from ..errors import SecondLensError
 from ..lens import Lens
+from ..texts import embed_texts
 from .heat import standardise
-from .inputs import embed_texts, upright, whole
+from .inputs import upright, whole
 from .recipe import BEST, Recipe
 from .segmenter import Segmenter, encode
 from .windows import boxes_of, cut, joined

@@ -1,13 +1,15 @@
 """Single files, here or in a store: whole or absent, because they are written beside their place
 and moved in, or sent in one piece."""
 
+import csv
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,7 +34,7 @@ def save_tensors(
 ) -> None:
     """Write a safetensors file."""
     on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    with _whole(path) as partial:
+    with whole(path) as partial:
         save_file(on_cpu, partial, metadata)
 
 
@@ -44,8 +46,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file."""
-    with _whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    save_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -64,10 +65,35 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def save_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def save_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a header: the keys of the first row, which all have."""
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_picture(path: str | Path, picture: Image.Image, **options: Any) -> None:
+    """Write a PNG file; `options` are Pillow's."""
+    with whole(path) as partial:
+        picture.save(partial, "png", **options)
+
+
 @contextmanager
-def _whole(path: str | Path) -> Iterator[Path]:
-    """Where to write what shall then be at `path`, in folders that are made; failures become one
-    sentence."""
+def whole(path: str | Path) -> Iterator[Path]:
+    """Where to write what shall then be at `path`, in folders that are made.
+
+    Raises
+    ------
+    SecondLensError
+        It cannot be written there. Whatever fails, nothing is left behind.
+    """
     if remote.is_remote(path):
         with remote.written(str(path)) as file:
             yield file
@@ -80,6 +106,7 @@ def _whole(path: str | Path) -> Iterator[Path]:
         yield partial
         partial.replace(place)
     except (OSError, SafetensorError) as error:
+        raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error
+    finally:
         with suppress(OSError):
             partial.unlink()
-        raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error

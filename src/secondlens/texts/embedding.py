@@ -79,19 +79,40 @@ def _embed(clip: Clip, prompts: Prompts, progress: bool) -> tuple[Tensor, int]:
     ]
     rows = torch.cat(batches)
     means = [each.mean(dim=0) for each in rows.split([len(of_text) for of_text in prompts])]
-    return F.normalize(torch.stack(means), dim=-1), _count_cut(clip, flat, rows)
+    return F.normalize(torch.stack(means), dim=-1), len(_cut(clip, flat, rows))
 
 
-def _count_cut(clip: Clip, prompts: list[str], rows: Float[Tensor, "prompts dim"]) -> int:
-    """Prompts that embed as well without their last word: the model does not see their ends."""
+def embed_texts(clip: Clip, texts: str | Sequence[str]) -> Float[Tensor, "texts dim"]:
+    """Unit rows for one text or several, which the model must read to their end.
+
+    Raises
+    ------
+    SecondLensError
+        No texts, an empty one, or one longer than the model's context.
+    """
+    texts = [text.strip() for text in ([texts] if isinstance(texts, str) else texts)]
+    if not texts:
+        raise SecondLensError("there are no texts: give at least one")
+    if not all(texts):
+        raise SecondLensError("there is a text with nothing in it: give a word or a sentence")
+    rows = clip.encode_text(texts)
+    if unread := _cut(clip, texts, rows):
+        raise SecondLensError(
+            f"the text {texts[unread[0]][:30]!r}… is longer than {clip.name} can read: shorten it"
+        )
+    return rows
+
+
+def _cut(clip: Clip, texts: Sequence[str], rows: Float[Tensor, "texts dim"]) -> list[int]:
+    """The texts that embed as well without their last letter: the model does not see their ends."""
     # a token is a byte at least, and two are left for the marks of start and end
-    room = clip.context_length - 2
-    long = [i for i, prompt in enumerate(prompts) if len(prompt.encode()) > room]
-    shorter = [" ".join(prompts[i].split()[:-1]) or prompts[i][:-1] for i in long]
+    long = [i for i, text in enumerate(texts) if len(text.encode()) > clip.context_length - 2]
+    if not long:
+        return []
+    distances = (clip.encode_text([texts[i][:-1] for i in long]) - rows[long]).norm(dim=1)
     # equal up to rounding, which depends on the batch
     tolerance = torch.finfo(clip.dtype).eps ** 0.5
-    distances = (clip.encode_text(shorter) - rows[long]).norm(dim=1)
-    return int((distances < tolerance).sum())
+    return [i for i, distance in zip(long, distances.tolist(), strict=True) if distance < tolerance]
 
 
 def normalise(

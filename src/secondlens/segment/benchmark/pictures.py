@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...errors import SecondLensError
+from ...storage.files import save_picture
 from .batches import Batch
 from .methods import Method
 from .protocol import Choice, heat_of
@@ -57,18 +58,10 @@ def label_picture(labels: Int[Tensor, "height width"]) -> Image.Image:
     return picture
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG that is whole or absent."""
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="png")
-    partial.replace(path)
-
-
 def save_all(pictures: Mapping[str, Image.Image], out: Path) -> None:
     """Write pictures as `<name>.png` into the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        save(picture, out / f"{name}.png")
+        save_picture(out / f"{name}.png", picture)
 
 
 def comparison_grid(

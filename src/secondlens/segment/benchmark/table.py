@@ -1,7 +1,5 @@
 """Table 4 of the paper, reproduced: measured, printed beside the paper's numbers, and drawn."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +8,9 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from ...storage.files import save_json
+from ...storage.files import save_csv, save_json, save_picture
 from .methods import OURS
 from .metrics import paired_differences, score
-from .pictures import save
 from .protocol import Choice, Comparison, Measured
 
 PAPER: dict[str, tuple[float, float, float]] = {
@@ -141,15 +138,9 @@ def _cell(row: Row, metric: int, value: float) -> str:
 
 def write(found: Sequence[Row], grid: Image.Image, out: Path, facts: dict[str, Any]) -> None:
     """`table4.csv`, `table4.json` and `table4.png` in the folder `out`; each is whole or absent."""
-    out.mkdir(parents=True, exist_ok=True)
     records = [asdict(row) for row in found]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(_flat(records[0])), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(_flat, records))
-    (out / "table4.csv.partial").write_text(text.getvalue(), encoding="utf-8")
-    (out / "table4.csv.partial").replace(out / "table4.csv")
-    save(grid, out / "table4.png")
+    save_csv(out / "table4.csv", list(map(_flat, records)))
+    save_picture(out / "table4.png", grid)
     save_json(out / "table4.json", {**facts, "rows": records})
 
 

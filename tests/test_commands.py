@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -311,6 +312,22 @@ def test_notes_and_progress_go_to_standard_error_unless_quiet(place):
     assert both.exit_code == 2 and "exclude each other" in both.stderr
 
 
+def test_quiet_and_verbose_may_stand_after_the_command(place):
+    quiet = run("budget", LENS, "photos", "--neurons", 1, "--quiet")
+    assert quiet.exit_code == 0 and quiet.stderr == ""
+    both = run("search", LENS, "--verbose", "ship", "--quiet")
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
+    text = run("search", "nowhere", "--", "--quiet")
+    assert text.exit_code == 2 and "holds no lens" in text.stderr
+
+
+def test_names_are_printed_as_they_are(place):
+    assert "“:smile:”" in run("search", LENS, ":smile:").stdout
+    (place / "t.csv").write_text("b,c\nship,1\ndog,2\n", encoding="utf-8")
+    copy = shutil.copytree(LENS, place / "named")
+    assert "t:b: 2 texts" in run("describe", copy, "--texts", "t.csv:b").stdout
+
+
 def test_verbose_shows_what_libraries_log(monkeypatch):
     def load(path):
         logging.getLogger("some.library").info("it is opened")
@@ -325,6 +342,27 @@ def test_verbose_shows_what_libraries_log(monkeypatch):
         logging.root.setLevel(level)
     assert ["some.library: it is opened" in each for each in said] == [False, True]
     assert all("Error: that is enough" in each for each in said)
+
+
+INTERRUPTED_EARLY = """
+import sys
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from secondlens.commands import main
+main(["search", ".", "ship"])
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "secondlens.commands.ablate", "secondlens.lens"])
+def test_an_interruption_while_modules_are_imported(module):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_EARLY, module], capture_output=True, text=True
+    )
+    assert done.returncode == INTERRUPTED
+    assert done.stderr.startswith("Interrupted: ") and len(done.stderr.splitlines()) == 1
 
 
 HEARS_CTRL_C = """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..clip.view import Clip
     from ..engine import Engine
 
-console = Console()
+console = Console(emoji=False)  # names are printed as they are, ":smile:" too
 """Where results go: standard output. Notes and progress go to rich's own, see `main`."""
 
 PATH = click.Path(path_type=Path)

@@ -1,0 +1,100 @@
+"""`secondlens`: what all commands have in common, and the list of them."""
+
+import logging
+from typing import Any
+
+import click
+import rich
+from rich.logging import RichHandler
+
+from ..errors import SecondLensError
+from .ablate import ablate
+from .allocator import keep_freed_memory
+from .attack import attack
+from .audit import audit
+from .bench import bench
+from .budget import budget
+from .defend import defend
+from .demo import demo
+from .describe import describe
+from .discover import discover
+from .explore import explore
+from .export import export
+from .fit import fit
+from .interruption import told
+from .plan import plan
+from .reproduce import reproduce
+from .score import score
+from .search import search
+from .segment import segment
+from .share import pull, share
+from .verify import verify
+
+EPILOG = """--quiet and --verbose may stand before the command or after it.
+
+\b
+Exit codes:
+  0    done
+  1    a fault of this program, or verify found one in the model
+  2    a mistake in what was given; the message says what to do
+  130  interrupted with Ctrl-C; the same command goes on where it was
+
+\b
+Completion of commands, options and files by the shell:
+  bash  eval "$(_SECONDLENS_COMPLETE=bash_source secondlens)"
+  zsh   eval "$(_SECONDLENS_COMPLETE=zsh_source secondlens)"
+  fish  _SECONDLENS_COMPLETE=fish_source secondlens | source
+"""
+
+EVERYWHERE = ("--quiet", "--verbose")
+"""Options that may stand after the command too."""
+
+
+class _Group(click.Group):
+    """Says a user's mistake and an interruption in one sentence each."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        first = [each for each in args[:end] if each in EVERYWHERE]
+        others = [each for each in args[:end] if each not in EVERYWHERE]
+        return super().parse_args(ctx, [*first, *others, *args[end:]])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            with told():
+                return super().invoke(ctx)
+        except SecondLensError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.option("--quiet", is_flag=True, help="No progress and no notes: results and errors only.")
+@click.option("--verbose", is_flag=True, help="Also what the libraries log.")
+@click.version_option(package_name="secondlens")
+@click.pass_context
+def main(context: click.Context, quiet: bool, verbose: bool) -> None:
+    """What single neurons of CLIP do: second-order effects, described in words.
+
+    Example: secondlens demo --open
+    """
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other")
+    # rich draws progress on this console, and notes go there: results alone go to standard output
+    rich.reconfigure(stderr=True, quiet=quiet, emoji=False)
+    if verbose:
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(name)s: %(message)s",
+            handlers=[RichHandler(console=rich.get_console(), show_path=False)],
+        )
+    if context.invoked_subcommand != explore.name:  # a server gives back what it does not need
+        keep_freed_memory()
+
+
+COMMANDS = (
+    *(demo, plan, fit, describe, score, search, bench, verify, segment, discover, attack),
+    *(audit, defend, ablate, budget, reproduce, explore, export, share, pull),
+)
+for command in COMMANDS:
+    main.add_command(command)

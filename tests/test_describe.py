@@ -14,6 +14,7 @@ from pyarrow import parquet
 from secondlens.clip import from_open_clip
 from secondlens.commands import main
 from secondlens.describe.describe import default_size, describe, random_directions, rebuild, signed
+from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.lens import Lens
 from secondlens.lens.evidence import Stability
@@ -229,6 +230,25 @@ def test_describing_anew_drops_the_evidence_about_the_old_words(clip, lens):
     assert fresh.stability
     describe(clip, fresh, vocabulary(["a", "b", "c"], name="words"), 2)
     assert not fresh.stability
+
+
+def test_words_of_layers_and_neurons_that_are_not_there(clip, lens):
+    codes = describe(clip, lens, WORDS, 3)
+    for place, message in (
+        ((7, 0), "layer 7 is not in this description: it has 0, 1"),
+        ((1, 48), "layer 1 has no neuron 48: choose from 0 to 47"),
+        ((1, -1), "layer 1 has no neuron -1"),
+    ):
+        with pytest.raises(SecondLensError, match=message):
+            codes.words(*place)
+        with pytest.raises(SecondLensError, match=message):
+            codes.code(*place)
+
+
+def test_a_single_text_has_nothing_but_the_mean(clip, lens):
+    with pytest.raises(SecondLensError, match="centred texts are what differs from their mean"):
+        describe(clip, lens, ["ship"], 1)
+    assert describe(clip, lens, ["ship"], 1, how="unit").labels == ("ship",)
 
 
 def test_lenses_and_codes_print_in_one_line(clip, lens):

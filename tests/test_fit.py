@@ -12,6 +12,7 @@ from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.images import Folder
 from secondlens.lens import Lens
+from secondlens.storage.files import whole, whole_folder
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,38 @@ def test_merge_equals_one_fit(clip, images):
     whole = fit(clip, Named(images, 0, 23), [1, 2], top=7)
     same(one.merge(two).merge(three), whole, exactly=False)
     same(one.merge(two.merge(three)), whole, exactly=False)
+
+
+def test_a_lens_is_a_row_of_layers(clip, images):
+    lens = fit(clip, images, [0, 2], top=3)
+    assert list(lens) == [0, 2] and len(lens) == 2
+    assert 2 in lens and 1 not in lens
+    assert [lens[layer].mean.shape[0] for layer in lens] == [clip.neurons] * 2
+
+
+def test_files_are_as_readable_as_any_new_file(clip, images, tmp_path):
+    fit(clip, images, [1], top=3).save(tmp_path / "lens")
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "lens").iterdir()} == {mode}
+
+
+def fill_the_disk(folder):
+    (folder / "some").touch()
+    raise OSError(28, "No space left on device")
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    for writing in (whole(tmp_path / "file" / "a.json"), whole_folder(tmp_path / "file" / "b")):
+        with pytest.raises(SecondLensError, match="cannot be written"), writing:
+            pass
+    with pytest.raises(SecondLensError, match="No space"), whole_folder(tmp_path / "new") as new:
+        fill_the_disk(new)
+    for make in (whole, whole_folder):
+        with pytest.raises(KeyboardInterrupt), make(tmp_path / "new"):
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_merge_refuses(clip, images):

@@ -158,6 +158,48 @@ def test_tensors_that_no_fit_wrote(saved, tmp_path):
         assert message in line, name
 
 
+MISTAKES = """
+import numpy as np, secondlens as sl, torch
+from PIL import Image
+from torch import nn
+
+clip = sl.load("demo")
+picture = Image.new("RGB", (64, 64))
+for mistake in (
+    lambda: sl.second_order(clip, picture, 5),
+    lambda: sl.second_order(clip, "photos", 5),
+    lambda: sl.second_order(clip, [picture], "5"),
+    lambda: sl.fit(clip, [picture] * 3, layers=5),
+    lambda: sl.fit(clip, [picture] * 3, layers="5,6"),
+    lambda: sl.sparse.omp(np.ones((2, 4)), np.ones((3, 4)), 1),
+    lambda: sl.from_open_clip(nn.Linear(2, 2)),
+):
+    try:
+        print("no error", mistake())
+    except sl.SecondLensError as error:
+        print(error)
+"""
+
+SAID = (
+    "this is a Image: put a single image into a list",
+    "this is a str: put a single image into a list",
+    "a layer is a whole number, and this is '5'",
+    'layers are a list such as [8, 9, 10], or "all", and these are 5',
+    "and these are '5,6'",
+    "targets and atoms must be tensors, and they are ndarray and ndarray",
+    "open_clip model cannot be explained",
+)
+
+
+def test_values_of_other_kinds():
+    """In a process of its own: here, annotations are checked at each call."""
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKES], capture_output=True, text=True, check=True
+    )
+    for line, message in zip(done.stdout.splitlines(), SAID, strict=True):
+        assert message in line
+
+
 def test_layers_of_two_models(lens):
     path = lens / "layer-01.safetensors"
     half = {

@@ -82,6 +82,12 @@ def test_sides_are_whole_patches(clip, pixels):
         resized(clip, pixels)
 
 
+def test_sizes_that_attention_cannot_hold_are_refused(clip):
+    side = clip.image_size[0] // clip.grid[0]
+    with pytest.raises(SecondLensError, match="16,641 patches: take a size of at most 16,384"):
+        resized(clip, 129 * side)
+
+
 @pytest.mark.parametrize(("height", "width"), [(3, 3), (64, 64), (50, 301)])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_windows_cover_every_pixel(height, width, count):

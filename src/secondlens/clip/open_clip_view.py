@@ -53,10 +53,10 @@ def from_open_clip(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
-    check_eval(model)
     tower: Any = getattr(model, "visual", None)
     for reason in _refusals(tower):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
+    check_eval(model)
     attention = tower.transformer.resblocks[0].attn
 
     clip = Clip(

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..errors import SecondLensError
 from .view import Clip
 
+MOST_PATCHES = 2**14
+"""Attention looks at every pair of them."""
+
 DARK, LIGHT = 51, 204
 """Grey levels that tell how a model normalises pixels."""
 
@@ -33,7 +36,7 @@ def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
     Raises
     ------
     SecondLensError
-        A side that is no multiple of the model's patch.
+        A side that is no multiple of the model's patch, or more than `MOST_PATCHES` patches.
     """
     size = (height, height if width is None else width)
     patch = tuple(pixels // cells for pixels, cells in zip(clip.image_size, clip.grid, strict=True))
@@ -44,6 +47,11 @@ def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
                 "multiple of that"
             )
     rows, columns = size[0] // patch[0], size[1] // patch[1]
+    if rows * columns > MOST_PATCHES:
+        raise SecondLensError(
+            f"{size[0]} x {size[1]} pixels are {rows * columns:,} patches: take a size of at most "
+            f"{MOST_PATCHES:,}"
+        )
     preprocess = None if clip.preprocess is None else _preprocess(clip.preprocess, clip, size)
     return replace(clip, image_size=size, grid=(rows, columns), preprocess=preprocess)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -122,8 +123,10 @@ class Clip:
         Raises
         ------
         SecondLensError
-            There is no such MLP layer, or no attention comes after it.
+            No number, there is no such MLP layer, or no attention comes after it.
         """
+        if not isinstance(layer, Integral):
+            raise SecondLensError(f"a layer is a whole number, and this is {layer!r}")
         top = self.layers - 1 if last else self.last_effect_layer
         if 0 <= layer <= top:
             return layer
@@ -153,9 +156,14 @@ class Clip:
         Raises
         ------
         SecondLensError
-            No images, a tensor of another shape or of integers, or PIL images for a model that
-            came without its transform.
+            No images, something else than a list or a tensor, a tensor of another shape or of
+            integers, or PIL images for a model that came without its transform.
         """
+        if not isinstance(images, Tensor | Sequence) or isinstance(images, str):
+            raise SecondLensError(
+                f"images must be a list of PIL images or a tensor, and this is a "
+                f"{type(images).__name__}: put a single image into a list, and open files first"
+            )
         if len(images) == 0:
             raise SecondLensError(f"{self.name} got no images: give at least one")
         if not isinstance(images, Tensor):

@@ -1,13 +1,11 @@
 """The pages as a static folder, for any web server that serves files."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.progress import track
 
-from ..errors import SecondLensError
-from ..storage.files import check_empty
+from ..storage.files import check_empty, whole_folder
 from .atlas import Atlas
 from .pages import PACKS, PLAIN, Pages, packed, static_files
 from .runs import Runs
@@ -41,22 +39,13 @@ def export(
         The folder is not empty or cannot be written.
     """
     check_empty(out)
-    partial = out.with_name(out.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
     pages = Pages(atlas, served=False, address=address, runs=runs)
     written = _files(atlas, pages)
-    try:
+    with whole_folder(out) as folder:
         for name, content in track(written, "pages") if progress else written:
-            path = partial / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        if out.is_dir():
-            out.rmdir()
-        partial.replace(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise SecondLensError(f"{out} cannot be written: {error}") from error
 
 
 def _files(atlas: Atlas, pages: Pages) -> Iterator[tuple[str, bytes]]:

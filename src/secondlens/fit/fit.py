@@ -105,10 +105,7 @@ def fit(
         Some shards failed on every worker that tried them. All others are done: the same call
         tries again what is missing, and there is no lens before nothing is.
     """
-    chosen = range(clip.layers - 1) if layers == "all" else layers
-    chosen = sorted({clip.check_layer(layer) for layer in chosen})
-    if not chosen:
-        raise SecondLensError("no layers to fit: name at least one, or all")
+    chosen = _layers(clip, layers)
     source = as_source(images)
     top_of = partial(statistics.top_count, top)
     most = top_of(len(source.ids))
@@ -168,6 +165,19 @@ def fit(
             lens.save(out)
         parts.drop()
     return lens
+
+
+def _layers(clip: Clip, layers: Any) -> list[int]:
+    """The layers to fit, in order."""
+    if isinstance(layers, int) or (isinstance(layers, str) and layers != "all"):
+        raise SecondLensError(
+            f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
+        )
+    given = range(clip.layers - 1) if isinstance(layers, str) else layers
+    chosen = sorted({clip.check_layer(layer) for layer in given})
+    if not chosen:
+        raise SecondLensError("no layers to fit: name at least one, or all")
+    return chosen
 
 
 def describe_model(clip: Clip) -> dict[str, Any]:

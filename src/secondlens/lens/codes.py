@@ -6,6 +6,8 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import SecondLensError
+
 WORDS_THAT_COUNT = 8
 """Texts of a description that a person reads, and that it is judged by."""
 
@@ -41,16 +43,35 @@ class Codes:
         )
 
     def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
-        """(text, coefficient) of a neuron's brief code, strongest first."""
+        """(text, coefficient) of a neuron's brief code, strongest first, at most `count`.
+
+        Raises
+        ------
+        SecondLensError
+            No such layer or neuron.
+        """
         return self._texts(layer, neuron, self.brief)[:count]
 
     def code(self, layer: int, neuron: int) -> list[tuple[str, float]]:
-        """(text, coefficient) of a neuron's whole code, strongest first."""
+        """(text, coefficient) of a neuron's whole code, strongest first.
+
+        Raises
+        ------
+        SecondLensError
+            As `words`.
+        """
         return self._texts(layer, neuron, self.coefficients)
 
     def _texts(
         self, layer: int, neuron: int, weights: dict[int, Tensor]
     ) -> list[tuple[str, float]]:
+        if layer not in weights:
+            described = ", ".join(map(str, sorted(weights)))
+            raise SecondLensError(f"layer {layer} is not in this description: it has {described}")
+        if not 0 <= neuron < len(weights[layer]):
+            raise SecondLensError(
+                f"layer {layer} has no neuron {neuron}: choose from 0 to {len(weights[layer]) - 1}"
+            )
         own = weights[layer][neuron].tolist()
         texts = self.indices[layer][neuron, : len(own)].tolist()
         found = [(self.labels[i], weight) for i, weight in zip(texts, own, strict=True) if i >= 0]

@@ -107,8 +107,15 @@ def read(folder: Path) -> dict[str, Any]:
         found = _fields(folder, written)
         _check(found)
     except _DAMAGED as error:
-        raise SecondLensError(f"the lens in {folder} is damaged: {error!r}") from error
+        raise SecondLensError(f"the lens in {folder} is damaged: {_reason(error)}") from error
     return found
+
+
+def _reason(error: Exception) -> str:
+    """In words, where the error has only a name."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    return f"it lacks {error}" if isinstance(error, KeyError) else f"{error or repr(error)}"
 
 
 def _fields(folder: Path, written: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,16 @@ class Lens:
         """The fitted layers, in order."""
         return sorted(self.by_layer)
 
+    def __len__(self) -> int:
+        return len(self.by_layer)
+
+    def __iter__(self) -> Iterator[int]:
+        """Over the fitted layers, in order."""
+        return iter(self.layers)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.by_layer
+
     def __getitem__(self, layer: int) -> LayerLens:
         if layer not in self.by_layer:
             fitted = ", ".join(map(str, self.layers))
@@ -90,7 +100,10 @@ class Lens:
             if getattr(self, what) != getattr(other, what):
                 raise SecondLensError(f"lenses that differ in their {what} cannot be merged")
         if twice := set(self.image_ids) & set(other.image_ids):
-            raise SecondLensError(f"both lenses have seen image {min(twice)}: merge disjoint ones")
+            raise SecondLensError(
+                f"both lenses have seen image {min(twice)}: merge lenses of different images, and "
+                "name those in memory, which are numbered else: InMemory(pictures, ids=...)"
+            )
         z = {
             layer: torch.cat([self.coordinates.z[layer], other.coordinates.z[layer]])
             for layer in self.layers

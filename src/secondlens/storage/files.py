@@ -3,6 +3,7 @@ and moved in, or sent in one piece."""
 
 import csv
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,9 +40,18 @@ def save_tensors(
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """All tensors of a safetensors file.
+
+    Raises
+    ------
+    OSError, SafetensorError
+        There is none, or it is damaged; the message names it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise SafetensorError(f"{path.name}: {error}") from error
 
 
 def save_json(path: str | Path, content: dict[str, Any]) -> None:
@@ -103,10 +113,37 @@ def whole(path: str | Path) -> Iterator[Path]:
     partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # some writers make files that only their owner may read
         partial.replace(place)
     except (OSError, SafetensorError) as error:
         raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that shall then be at `out`, where there is none or an empty one.
+
+    Raises
+    ------
+    SecondLensError
+        It cannot be written there. Whatever fails, nothing is left behind.
+    """
+    partial = out.with_name(out.name + ".partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        if out.is_dir():
+            out.rmdir()
+        partial.replace(out)
+    except OSError as error:
+        raise SecondLensError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

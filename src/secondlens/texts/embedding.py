@@ -127,7 +127,7 @@ def normalise(
     Raises
     ------
     SecondLensError
-        No such normalisation.
+        No such normalisation, or a single text for one that subtracts the mean.
     """
     if how not in NORMALISATIONS:
         raise SecondLensError(
@@ -135,6 +135,10 @@ def normalise(
         )
     if how == "unit":
         return F.normalize(texts, dim=-1)
+    if len(texts) < 2:
+        raise SecondLensError(
+            f"{how} texts are what differs from their mean, and there is one text: give more"
+        )
     centred = texts - texts.mean(dim=0)
     if how == "official":
         scaled: Tensor = 100 * centred / centred.norm(dim=0)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...errors import SecondLensError
-from ...storage.files import save_picture
+from ...storage.files import whole_folder
 from .batches import Batch
 from .methods import Method
 from .protocol import Choice, heat_of
@@ -59,9 +59,10 @@ def label_picture(labels: Int[Tensor, "height width"]) -> Image.Image:
 
 
 def save_all(pictures: Mapping[str, Image.Image], out: Path) -> None:
-    """Write pictures as `<name>.png` into the folder `out`."""
-    for name, picture in pictures.items():
-        save_picture(out / f"{name}.png", picture)
+    """Write pictures as `<name>.png` into the folder `out`, which is whole then, or absent."""
+    with whole_folder(out) as folder:
+        for name, picture in pictures.items():
+            picture.save(folder / f"{name}.png")
 
 
 def comparison_grid(

@@ -361,7 +361,9 @@ def test_rates_are_of_pictures_that_count():
         shot(-0.1, -0.1),
         shot(0.1, -0.1, counted=False),
     )
-    rates = Report(pair=PAIR, settings={}, words=(), shots=shots).rates()
+    report = Report(pair=PAIR, settings={}, words=(), shots=shots)
+    assert repr(report).endswith("2 of 4 pictures fool)")
+    rates = report.rates()
     counts = {name: (rate["count"], rate["of"]) for name, rate in rates.items()}
     assert counts == {
         "fooled": (2, 4),

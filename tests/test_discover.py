@@ -94,6 +94,7 @@ def test_weights_split_over_neurons_heads_and_tokens(clip, lens, image, paper):
     for word in discover(clip, lens, image, 4, paper=paper):
         text, weight, neurons = word
         assert text == word.text
+        assert repr(word) == f"Word({text!r}, {weight:.3g}, {len(neurons)} neurons)"
         assert sum(each.weight for each in neurons) == pytest.approx(weight, abs=1e-8)
         assert float(word.heads.sum()) == pytest.approx(weight, abs=1e-8)
         assert float(word.patches.sum()) + word.class_token == pytest.approx(weight, abs=1e-8)

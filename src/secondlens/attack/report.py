@@ -48,6 +48,13 @@ class Report:
     words: tuple[Word, ...]
     shots: tuple[Shot, ...]
 
+    def __repr__(self) -> str:
+        fooled = sum(shot.fooled for shot in self.counted)
+        return (
+            f"Report({self.pair.draw!r} as {self.pair.mistake_for!r}, "
+            f"{fooled} of {len(self.counted)} pictures fool)"
+        )
+
     @property
     def counted(self) -> list[Shot]:
         """Pictures that passed the check."""

@@ -14,22 +14,16 @@ from torch import Tensor
 from ..clip.view import Clip
 from ..errors import SecondLensError
 from ..lens import Codes, Lens
+from ..lens.neuron import NeuronId
 from ..texts import Vocabulary, embed_texts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(NeuronId):
     """A neuron that was found."""
 
-    layer: int
-    neuron: int
     cosine: float
     """Below zero if the neuron's direction points away from what was searched for."""
-
-    @property
-    def name(self) -> str:
-        """Such as "L5 #120"."""
-        return f"L{self.layer} #{self.neuron}"
 
 
 def search(

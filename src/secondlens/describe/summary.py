@@ -9,16 +9,15 @@ from torch import Tensor
 
 from ..clip.view import Clip
 from ..lens import Codes, Lens
+from ..lens.neuron import NeuronId
 from ..texts import Vocabulary
 from .concepts import Concept, concepts_of, effective_number, same_concept
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neuron:
+class Neuron(NeuronId):
     """One neuron in words."""
 
-    layer: int
-    neuron: int
     words: tuple[tuple[str, float], ...]
     """(text, coefficient), strongest first."""
     concepts: tuple[Concept, ...]
@@ -32,11 +31,6 @@ class Neuron:
     """How well the positive words find unseen images, see `score`; NaN if that was not asked."""
     score_interval: tuple[float, float]
     """Its 95 % interval."""
-
-    @property
-    def name(self) -> str:
-        """Such as "L5 #120"."""
-        return f"L{self.layer} #{self.neuron}"
 
 
 def neurons_in_words(clip: Clip, lens: Lens, codes: Codes, texts: Vocabulary) -> list[Neuron]:

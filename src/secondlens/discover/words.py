@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ..lens.neuron import NeuronId
+
 
 @dataclass(frozen=True, kw_only=True)
-class Carrier:
+class Carrier(NeuronId):
     """What a neuron adds to the weight of a word."""
 
-    layer: int
-    neuron: int
     weight: float
-
-    @property
-    def name(self) -> str:
-        """Such as "L5 #120"."""
-        return f"L{self.layer} #{self.neuron}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +31,9 @@ class Word:
     patches: Float[Tensor, "rows columns"]
     """What comes from each patch; with `class_token`, adds up to the weight."""
     class_token: float
+
+    def __repr__(self) -> str:
+        return f"Word({self.text!r}, {self.weight:.3g}, {len(self.neurons)} neurons)"
 
     def __iter__(self) -> Iterator[object]:
         return iter((self.text, self.weight, self.neurons))

@@ -273,6 +273,17 @@ def test_a_cluster_is_planned_as_json_too(place):
         (("describe", LENS, "--texts", "world", "--texts", "world"), "are called world"),
         (("score", LENS, "--images", "photos"), "need a referee"),
         (("score", LENS, "--model", "ViT-B-32"), "pictures of its own: name some with --images"),
+        (
+            ("fit", "photos", "--out", "fresh", "--model", "ViT-B-32"),
+            "random weights without --pre",
+        ),
+        (("search", LENS, "ship", "--model", "ViT-B/32"), "ViT-B/32 has random weights without"),
+        (("describe", LENS, "--texts", "world", "--model", "ViT-B-33"), "did you mean ViT-B-32"),
+        (("explore", LENS, "--model", "ViT-B-32", "--port", 0), "random weights without --pretrai"),
+        (
+            ("score", LENS, "--images", "photos", "--referee", "ViT-B-32"),
+            "random weights without --referee-pretrained",
+        ),
     ],
     ids=lambda each: " ".join(map(str, each[:2])) if isinstance(each, tuple) else "",
 )
@@ -281,6 +292,66 @@ def test_mistakes_of_every_kind_exit_with_2(arguments, message, place, finished_
     assert result.exit_code == 2
     assert message in result.stderr.replace("\n", " ")
     assert not Path("fresh").exists()
+
+
+WITHOUT_TORCH = """
+import json, sys
+sys.modules["torch"] = None
+from click.testing import CliRunner
+from secondlens.commands import main
+for arguments in json.loads(sys.argv[1]):
+    result = CliRunner().invoke(main, arguments)
+    said = result.output.strip().splitlines() or [repr(result.exception)]
+    print(result.exit_code, said[-1])
+"""
+
+
+def test_mistakes_that_need_no_model_need_no_torch(place):
+    """They are told at once: torch takes seconds, and a model longer."""
+    mistakes = {
+        "fit photos --out photos": "photos exists already",
+        "fit nowhere --out fresh": "no folder or file nowhere",
+        "fit photos --out fresh --layers five": "layers must be numbers",
+        "plan 100 --layers five": "layers must be numbers",
+        f"segment {LENS} photo.png --text dog --out photos": "photos exists already",
+        f"segment {LENS} photo.png --text dog --out fresh --layers x": "layers must be numbers",
+        f"segment {LENS} photo.txt --text dog --out fresh": "photo.txt cannot be read as a picture",
+        f"discover {LENS} {LENS}/lens.json": "lens.json cannot be read as a picture",
+        "search photos ship": "photos holds no lens",
+        "describe photos --texts world": "photos holds no lens",
+        "score photos": "photos holds no lens",
+        "share photos --repo a/b": "photos holds no lens",
+        "pull a/b photos": "photos exists already",
+        "explore photos": "photos holds no lens",
+        f"explore {LENS} --beside photos": "photos holds no lens",
+        f"export {LENS} photos": "photos exists already",
+        f"ablate {LENS} --layers x": "layers must be numbers",
+        f"ablate {LENS} --out photos": "photos exists already",
+        f"budget {LENS} --layers x": "layers must be numbers",
+        f"attack {LENS} --draw a --mistake-for b --out fresh --layers x": "layers must be numbers",
+        f"audit {LENS} --out photos": "photos exists already",
+        f"defend audit {LENS} --out photos": "photos exists already",
+        "demo --out photos": "photos exists already",
+        "reproduce fig3 --demo --lens photos": "photos holds no lens",
+        "reproduce table4 --demo --out photos": "photos exists already",
+        "reproduce table3 --demo --lens photos": "photos holds no lens",
+    }
+    given = json.dumps([each.split() for each in mistakes])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, given], capture_output=True, text=True, check=True
+    )
+    for (arguments, message), said in zip(mistakes.items(), done.stdout.splitlines(), strict=True):
+        assert said.startswith("2 ") and message in said, arguments
+
+
+def test_a_shape_alone_is_one_note(place, caplog, recwarn):
+    arguments = ("plan", "--images", "2k", "--gpus", 2, "--tflops", 1, "--decoded", 100)
+    shape = ("--model", "ViT-B-32", "--layers", 9)
+    said = run(*arguments, *shape).stderr
+    assert said == "ViT-B-32 has random weights here: only its shape counts\n"
+    assert run("--quiet", *arguments, *shape).stderr == ""
+    assert not caplog.records and not recwarn.list
+    assert run(*arguments, "--layers", 5).stderr == ""
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +399,7 @@ def test_names_are_printed_as_they_are(place):
     assert "t:b: 2 texts" in run("describe", copy, "--texts", "t.csv:b").stdout
 
 
-def test_verbose_shows_what_libraries_log(monkeypatch):
+def test_verbose_shows_what_libraries_log(place, monkeypatch):
     def load(path):
         logging.getLogger("some.library").info("it is opened")
         raise SecondLensError("that is enough")
@@ -337,7 +408,7 @@ def test_verbose_shows_what_libraries_log(monkeypatch):
     monkeypatch.setattr("secondlens.lens.Lens.load", load)
     level = logging.root.level
     try:
-        said = [run(*first, "search", "lens", "ship").stderr for first in ((), ("--verbose",))]
+        said = [run(*first, "search", LENS, "ship").stderr for first in ((), ("--verbose",))]
     finally:
         logging.root.setLevel(level)
     assert ["some.library: it is opened" in each for each in said] == [False, True]

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -364,6 +365,15 @@ def test_export_where_nothing_can_be_written(made, tmp_path):
         export(Atlas(made[2]), tmp_path / "file" / "site")
 
 
+def serve_nothing(monkeypatch, served):
+    """Instead of serving, note the application and where it listens."""
+
+    def run(server, sockets):
+        served.update(app=server.config.app, address=sockets[0].getsockname())
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+
+
 def test_explore_shows_the_model_alive_and_a_lens_beside(made, tmp_path, monkeypatch):
     clip, _, lens, seen, layout = made
     lens.save(tmp_path / "lens")
@@ -376,17 +386,18 @@ def test_explore_shows_the_model_alive_and_a_lens_beside(made, tmp_path, monkeyp
         return clip
 
     monkeypatch.setattr("secondlens.clip.load", load)
-    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(options, app=app))
+    serve_nothing(monkeypatch, served)
     monkeypatch.setattr(click, "launch", shown.append)
     lens_of = str(tmp_path / "lens")
-    arguments = ["explore", lens_of, "--model", "tiny", "--beside", lens_of, "--open"]
+    arguments = ["explore", lens_of, "--model", "hf:tiny", "--beside", lens_of, "--open"]
     try:
-        result = CliRunner().invoke(main, [*arguments, "--port", "8123"])
+        result = CliRunner().invoke(main, [*arguments, "--port", "0"])
     finally:
         gc.unfreeze()
     assert result.exit_code == 0, result.output
-    assert (served["port"], shown) == (8123, ["http://127.0.0.1:8123/"])
-    assert loaded == [("tiny", "cpu")]  # nothing says which model is that of the lens beside
+    host, port = served["address"]
+    assert host == "127.0.0.1" and shown == [f"http://127.0.0.1:{port}/"]
+    assert loaded == [("hf:tiny", "cpu")]  # nothing says which model is that of the lens beside
     client = TestClient(served["app"], base_url="http://127.0.0.1")
     assert client.get("/live/search?text=word").json()["for"]
     assert client.get("/beside/neuron/0/5/").status_code == 200
@@ -394,6 +405,11 @@ def test_explore_shows_the_model_alive_and_a_lens_beside(made, tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and "the explorer needs uvicorn: pip" in result.stderr
+    for name in [each for each in sys.modules if each.startswith("secondlens.explorer.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "orjson", None)
+    result = CliRunner().invoke(main, ["export", lens_of, str(tmp_path / "site")])
+    assert result.exit_code == 2 and "the explorer needs orjson: pip" in result.stderr
 
 
 def test_commands(made, tmp_path, monkeypatch):
@@ -409,10 +425,12 @@ def test_commands(made, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert (out / "index.html").is_file()
     served = {}
-    monkeypatch.setattr(uvicorn, "run", lambda app, **options: served.update(options, app=app))
-    result = CliRunner().invoke(main, ["explore", str(tmp_path / "lens"), "--no-model"])
+    serve_nothing(monkeypatch, served)
+    local = ["explore", str(tmp_path / "lens"), "--no-model", "--port", "0"]
+    result = CliRunner().invoke(main, local)
     assert result.exit_code == 0, result.output
-    assert served["host"] == "127.0.0.1" and "http://127.0.0.1:8000/" in result.output
+    host, port = served["address"]
+    assert host == "127.0.0.1" and f"http://127.0.0.1:{port}/" in result.output
     for host, status in (("127.0.0.1", 200), ("evil.example", 400)):
         assert TestClient(served["app"]).get("/", headers={"host": host}).status_code == status
     space = files("secondlens.explorer") / "space" / "Dockerfile"
@@ -421,11 +439,13 @@ def test_commands(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    assert (served["host"], served["port"]) == ("0.0.0.0", 7860)
+    assert served["address"] == ("0.0.0.0", 7860)
     answer = TestClient(served["app"]).get("/neuron/0/5/", headers={"host": "10.0.0.7"})
     assert 'content="https://me-clip.example/preview/0/5.png"' in answer.text
     policy = answer.headers["content-security-policy"]
     assert policy.endswith("frame-ancestors https://huggingface.co")
+    taken = socket.create_server(("127.0.0.1", 0))
+    busy = taken.getsockname()[1]
     for arguments, message in (
         (["export", tmp_path / "lens", out], "exists already"),
         (["export", tmp_path / "none", tmp_path / "new"], "holds no lens"),
@@ -435,9 +455,17 @@ def test_commands(made, tmp_path, monkeypatch):
         (["explore", tmp_path / "lens", "--images", tmp_path / "none"], "no folder"),
         (["explore", tmp_path / "lens", "--beside", tmp_path / "none"], "holds no lens"),
         (["explore", tmp_path / "lens", "--port", "70000"], "--port"),
+        (["explore", tmp_path / "lens", "--port", busy], "(Address already in use): choose"),
+        (["explore", tmp_path / "lens", "--host", "192.0.2.1"], "Cannot assign requested address"),
+        (
+            ["explore", tmp_path / "lens", "--host", "a" * 99],
+            "nothing can listen on port 8000 of a",
+        ),
     ):
         result = CliRunner().invoke(main, [str(a) for a in arguments])
         assert result.exit_code == 2, (arguments, result.output)
         assert message in result.stderr
         assert "Traceback" not in result.stderr
+        assert "http://" not in result.output
+    taken.close()
     assert not (tmp_path / "new").exists()

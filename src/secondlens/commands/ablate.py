@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SecondLensError
+from .checks import check_lens, check_new
 from .common import (
     PATH,
     ChosenModel,
@@ -93,6 +94,11 @@ def ablate(
     
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
+    check_new(out)
+    check_lens(lens)
+    if sizes is not None and not pools:
+        raise SecondLensError("--sizes is of codes: name texts with --texts")
+    chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
     from ..ablate.ablate import ablate as ablate_lens
     from ..ablate.first_order import ablate_attention
     from ..ablate.recode import TextCodes, all_of
@@ -101,14 +107,8 @@ def ablate(
     from ..lens import Lens
     from ..reproduce.curves import curves
     from ..reproduce.result import as_document, show, write
-    from ..storage.files import check_empty
     from ..texts import vocabulary
 
-    if out is not None:
-        check_empty(out)
-    if sizes is not None and not pools:
-        raise SecondLensError("--sizes is of codes: name texts with --texts")
-    chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
     vocabularies = [vocabulary(pool) for pool in pools]
     fitted = Lens.load(lens)
     pictures = _pictures(model, images, classes, all_classes)

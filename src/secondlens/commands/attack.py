@@ -8,6 +8,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import SecondLensError
+from .checks import check_lens
 from .common import (
     PATH,
     ChosenModel,
@@ -62,7 +64,7 @@ def attack(
     texts: str | None,
     layers: str | None,
     as_json: bool,
-    engine: "Engine",
+    engine: Callable[[], "Engine"],
     parts: Callable[[str], dict[str, Any]],
     model: ChosenModel,
     **numbers: Any,
@@ -75,11 +77,6 @@ def attack(
     
     Example: secondlens attack secondlens-demo/lens --draw dog --mistake-for deer --out attack
     """
-    from ..attack import Pair, attack_pairs
-    from ..attack.attacker import attacker
-    from ..errors import SecondLensError
-    from ..lens import Lens
-
     one = draw is not None and mistake_for is not None
     if one == (pairs is not None) or (pairs is None and (draw is None or mistake_for is None)):
         raise SecondLensError("name two classes with --draw and --mistake-for, or --pairs all")
@@ -87,9 +84,14 @@ def attack(
         raise SecondLensError(f"--pairs takes all, not {pairs!r}: list classes with --among")
     if draw is not None and draw == mistake_for:
         raise SecondLensError(f"{draw} cannot be mistaken for itself: name two classes")
+    chosen = None if layers is None else layer_numbers(layers)
+    check_lens(lens)
+    from ..attack import Pair, attack_pairs
+    from ..attack.attacker import attacker
+    from ..lens import Lens
+
     fitted = Lens.load(lens)
     clip = model.load()
-    chosen = None if layers is None else layer_numbers(layers)
     made = attacker(
         clip,
         fitted,
@@ -105,7 +107,7 @@ def attack(
         reports = [made(Pair(draw=draw, mistake_for=mistake_for), out, progress=True)]
     else:
         names = made.classes.labels if among is None else [n.strip() for n in among.split(",")]
-        reports, left_out = attack_pairs(made, names, out, engine=engine, progress=True)
+        reports, left_out = attack_pairs(made, names, out, engine=engine(), progress=True)
         for pair, reason in left_out.items():
             line = f"{pair.draw}, {pair.mistake_for} is left out: {reason}"
             note(line)

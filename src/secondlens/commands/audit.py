@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
+from .checks import check_lens, check_new
 from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ def audit(
 
     Example: secondlens audit secondlens-demo/lens --out audit
     """
+    check_new(out)
+    check_lens(lens)
     from ..audit.audit import audit as measure
     from ..images import as_source
     from ..lens import Lens
-    from ..storage.files import check_empty
     from ..texts import vocabulary
 
-    check_empty(out)
     own = model.model.startswith("demo")
     for option, given in (("--classes", classes), ("--cues", cues), ("--images", images)):
         if given is None and not own:

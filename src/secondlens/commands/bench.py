@@ -3,7 +3,7 @@
 import click
 from rich.table import Table
 
-from .common import console, json_option, print_json
+from .common import console, json_option, print_json, shape_alone
 
 
 @click.command()
@@ -56,7 +56,10 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    found = benches.bench(model, batch=batch_size, rounds=rounds, pictures=pictures, clock=clock)
+    with shape_alone(model, None):
+        found = benches.bench(
+            model, batch=batch_size, rounds=rounds, pictures=pictures, clock=clock
+        )
     if directions:
         found |= benches.ranking_cost()
     if memory_images:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ..errors import SecondLensError
+from .checks import check_lens, check_new
 from .common import (
     PATH,
     ChosenModel,
@@ -64,6 +65,9 @@ def budget(
 
     Example: secondlens budget secondlens-demo/lens --layers 5 --neurons 4
     """
+    check_new(out)
+    check_lens(lens)
+    chosen = layer_numbers(layers)
     from ..ablate.budget import budget as divide
     from ..effects.indirect import check_neurons, indirect_seconds, sample
     from ..images import as_source
@@ -71,11 +75,7 @@ def budget(
     from ..reproduce.budgets import budgets
     from ..reproduce.result import as_document, show, write
     from ..reproduce.scenes import TEST_SEED, scenes
-    from ..storage.files import check_empty
 
-    if out is not None:
-        check_empty(out)
-    chosen = layer_numbers(layers)
     fitted = Lens.load(lens)
     wanted = fitted.layers if chosen == "all" else chosen
     for layer in wanted:

@@ -1,8 +1,11 @@
 """What commands share: options and where they print."""
 
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -74,15 +77,67 @@ class ChosenModel:
 
     model: str
     pretrained: str | None
-    precision: str
+    precision: str = "fp32"
     activation: str | None
     device: str
 
-    def load(self) -> "Clip":
-        """The model itself."""
+    def load(self, *, untrained: bool = False) -> "Clip":
+        """The model itself; `untrained` if its weights may be random.
+
+        Raises
+        ------
+        SecondLensError
+            Its weights would be random, or whatever `clip.load` raises.
+        """
         from ..clip import load
 
-        return load(self.model, self.pretrained, self.device, self.precision, self.activation)
+        if not untrained:
+            check_trained(self.model, self.pretrained)
+        return load(
+            self.model,
+            pretrained=self.pretrained,
+            device=self.device,
+            precision=self.precision,
+            activation=self.activation,
+        )
+
+
+def check_trained(model: str, pretrained: str | None, option: str = "--pretrained") -> None:
+    """Raise `SecondLensError` for a model of open_clip whose weights would be random, because
+    `option` was not given."""
+    if not _is_random(model, pretrained):
+        return
+    from ..clip.pretrained import check_name
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_name(model, None)  # a name that is unknown is the worse mistake
+    raise SecondLensError(
+        f"{model} has random weights without {option}: name a tag such as openai, or a checkpoint"
+    )
+
+
+@contextmanager
+def shape_alone(model: str, pretrained: str | None) -> Iterator[None]:
+    """Inside it, a model may be loaded with random weights: one note says so, and no library."""
+    if not _is_random(model, pretrained):
+        yield
+        return
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+    note(f"{model} has random weights here: only its shape counts")
+
+
+def _is_random(model: str, pretrained: str | None) -> bool:
+    """Whether open_clip would make up the weights: the embedded models, and those whose name says
+    where they are, have their own."""
+    return pretrained is None and not model.startswith("demo") and ":" not in model
 
 
 def with_model(command: Any) -> Any:
@@ -111,7 +166,8 @@ def with_model(command: Any) -> Any:
 
 
 def with_engine(command: Any) -> Any:
-    """Options that say where work runs, which the command gets as one argument, `engine`."""
+    """Options that say where work runs. The command gets one argument, `engine`: a function
+    that makes it, after cheaper checks."""
 
     @wraps(command)
     def parsed(
@@ -124,20 +180,22 @@ def with_engine(command: Any) -> Any:
         retries: int,
         **others: Any,
     ) -> Any:
-        from ..engine import Local, Ray
+        if engine == "local" and (address is not None or worker_gpus):
+            raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
 
-        if engine == "local":
-            if address is not None or worker_gpus:
-                raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
-            chosen: Engine = Local(workers=workers or 0, retries=retries)
-        else:
-            chosen = Ray(
+        def chosen() -> "Engine":
+            from ..engine import Local, Ray
+
+            if engine == "local":
+                return Local(workers=workers or 0, retries=retries)
+            return Ray(
                 address=address,
                 workers=workers,
                 cpus=worker_cpus,
                 gpus=worker_gpus,
                 retries=retries,
             )
+
         return command(engine=chosen, **others)
 
     for option in (
@@ -212,12 +270,3 @@ def layer_numbers(text: str) -> "list[int] | Literal['all']":
         raise SecondLensError(
             f"layers must be numbers such as 8,9,10, or all, not {text!r}"
         ) from None
-
-
-def check_parents(*files: Path | None) -> None:
-    """Raise `SecondLensError` for a file that cannot be written because its folder is missing."""
-    for file in files:
-        if file is not None and not file.parent.is_dir():
-            raise SecondLensError(
-                f"there is no folder {file.parent} for {file.name}: make it first"
-            )

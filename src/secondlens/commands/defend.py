@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
+from .checks import check_lens, check_new
 from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
@@ -58,15 +59,15 @@ def defend(
 
     Example: secondlens defend audit secondlens-demo/lens --out defence
     """
+    check_new(out)
+    check_lens(lens)
     from ..attack.pictures import attacked, is_attack
     from ..audit.audit import Audit
     from ..audit.defence import summary
     from ..audit.defend import defend as choose
     from ..audit.harm import indirect_order
     from ..lens import Lens
-    from ..storage.files import check_empty
 
-    check_empty(out)
     own, by_attack = model.model.startswith("demo"), is_attack(found)
     audited = None if by_attack else Audit.load(found)
     if by_attack and unusual is not None:

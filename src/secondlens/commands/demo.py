@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from .checks import check_new
 from .common import PATH, console, json_option, print_json
 
 
@@ -28,6 +29,8 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_js
 
     Example: secondlens demo --open
     """
+    if not (out / "lens" / "lens.json").is_file():  # else what is there is used again
+        check_new(out)
     from ..clip import load
     from ..reproduce.demo import run
     from ..reproduce.summary import as_document, print_summary

@@ -8,17 +8,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
+from .checks import check_lens, check_parents
 from .common import (
     PATH,
-    check_parents,
+    ChosenModel,
     console,
     json_option,
-    model_options,
     print_json,
     with_engine,
+    with_model,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..engine import Engine
     from ..lens import Codes, Lens
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 @click.option("--parquet", "parquet_file", type=PATH, help="Also write a row for each neuron.")
 @json_option
 @with_engine
-@model_options
+@with_model
 def describe(
     lens: Path,
     pools: tuple[str, ...],
@@ -56,29 +59,29 @@ def describe(
     how: str,
     parquet_file: Path | None,
     as_json: bool,
-    engine: "Engine",
-    model: str,
-    **weights: Any,
+    engine: "Callable[[], Engine]",
+    model: ChosenModel,
 ) -> None:
     """Describe every neuron of a LENS with texts, and save the descriptions in it.
 
     Example: secondlens describe secondlens-demo/lens --texts world
     """
-    from ..clip import load
+    check_lens(lens)
+    if parquet_file:
+        _check_parquet(parquet_file)
     from ..describe.describe import describe as describe_lens
     from ..lens import Lens
     from ..texts import vocabulary
 
-    if parquet_file:
-        _check_parquet(parquet_file)
     fitted = Lens.load(lens)
     vocabularies = [vocabulary(pool, templates=templates or None) for pool in pools]
     names = [texts.name for texts in vocabularies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise SecondLensError(f"two vocabularies are called {min(twice)}: rename one of the files")
-    clip = load(model, **weights)
+    clip = model.load()
+    runs = engine()
     found = {
-        texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=engine, progress=True)
+        texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=runs, progress=True)
         for texts in vocabularies
     }
     fitted.save(lens)

@@ -7,7 +7,8 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from .common import PATH, ChosenModel, check_parents, console, json_option, print_json, with_model
+from .checks import check_lens, check_parents, check_picture
+from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,12 +43,14 @@ def discover(
 
     Example: secondlens discover secondlens-demo/lens photo.png
     """
+    check_parents(page)
+    check_lens(lens)
+    check_picture(photo)
     from ..discover.discover import Discoverer
     from ..lens import Lens
     from ..report.page import write_page
     from ..segment.inputs import open_picture
 
-    check_parents(page)
     picture = open_picture(photo)
     fitted = Lens.load(lens)
     clip = model.load()

@@ -1,6 +1,9 @@
 """`secondlens explore`."""
 
 import gc
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,8 @@ import click
 
 from ..errors import SecondLensError
 from .allocator import give_back_memory
-from .common import PATH, checkpoint_options, console, note
+from .checks import check_lens
+from .common import PATH, ChosenModel, checkpoint_options, console, note
 
 LOCAL = ("127.0.0.1", "localhost")
 
@@ -64,50 +68,83 @@ def explore(
 
     Example: secondlens explore secondlens-demo/lens --open
     """
-    try:
+    check_lens(lens, beside)
+    with needing_extra():
         import uvicorn
 
         from ..explorer.app import make_app
+        from ..explorer.pages import Pages
+        from ..explorer.runs import load_runs
+
+    with _bound(host, port) as listening:
+        found = load_runs(runs)
+        atlas, live = opened(lens, **named)
+        other = None
+        if beside is not None:
+            theirs, alive = opened(beside, **named | {"model": None, "images": None})
+            other = make_app(Pages(theirs, live=alive is not None), alive)
+        pages = Pages(
+            atlas,
+            live=live is not None,
+            beside=other is not None,
+            address=address,
+            runs=found,
+            classes=live.classes if live else (),
+        )
+        app = make_app(
+            pages, live, other, hosts=LOCAL if host in LOCAL else ("*",), framed_by=framed_by
+        )
+        name = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
+        shown = f"http://{name}:{listening.getsockname()[1]}/"
+        console.print(f"{lens}: {shown} (stop with Ctrl+C)", markup=False, highlight=False)
+        if show:
+            click.launch(shown)
+        gc.freeze()  # what is loaded stays: no need to look through it again and again
+        give_back_memory()
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        with suppress(KeyboardInterrupt):  # how it is meant to end
+            server.run(sockets=[listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a place where nothing can is told before anything is loaded.
+
+    Raises
+    ------
+    SecondLensError
+        Something else listens there, or it is no address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        # create_server adds the address, which is said here
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
+        raise SecondLensError(
+            f"nothing can listen on port {port} of {host} ({reason}): choose others with --port "
+            "and --host"
+        ) from None
+
+
+@contextmanager
+def needing_extra() -> Iterator[None]:
+    """Inside it, a module that is missing is one of the explorer's extra."""
+    try:
+        yield
     except ImportError as error:
         raise SecondLensError(
             f"the explorer needs {error.name}: pip install 'secondlens[explore]'"
         ) from None
-    from ..explorer.pages import Pages
-    from ..explorer.runs import load_runs
-
-    found = load_runs(runs)
-    atlas, live = opened(lens, **named)
-    other = None
-    if beside is not None:
-        theirs, alive = opened(beside, **named | {"model": None, "images": None})
-        other = make_app(Pages(theirs, live=alive is not None), alive)
-    pages = Pages(
-        atlas,
-        live=live is not None,
-        beside=other is not None,
-        address=address,
-        runs=found,
-        classes=live.classes if live else (),
-    )
-    app = make_app(
-        pages, live, other, hosts=LOCAL if host in LOCAL else ("*",), framed_by=framed_by
-    )
-    shown = f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}/"
-    console.print(f"{lens}: {shown} (stop with Ctrl+C)", markup=False, highlight=False)
-    if show:
-        click.launch(shown)
-    gc.freeze()  # what is loaded stays: no need to look through it again and again
-    give_back_memory()
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
 
 
 def opened(
     lens: Path, *, model: str | None, images: str | None, no_model: bool, **weights: Any
 ) -> tuple[Any, Any]:
     """The atlas of a lens, and the live model or None."""
-    from ..clip import load
     from ..explorer.opened import model_name, open_lens
+    from ..images import as_source
 
+    source = None if images is None else as_source(images)
     name = None if no_model else model_name(lens, model)
-    clip = None if name is None else load(name, **weights)
-    return open_lens(lens, clip, images, say=note)
+    clip = None if name is None else ChosenModel(model=name, **weights).load()
+    return open_lens(lens, clip, source, say=note)

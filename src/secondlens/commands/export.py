@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
+from .checks import check_lens, check_new
 from .common import PATH, console
-from .explore import opened, opening_options
+from .explore import needing_extra, opened, opening_options
 
 SPACE = """---
 title: Neurons of CLIP
@@ -33,11 +34,12 @@ def export(
 
     Example: secondlens export secondlens-demo/lens site
     """
-    from ..explorer.export import export as write
-    from ..explorer.runs import load_runs
-    from ..storage.files import check_empty
+    check_new(site)
+    check_lens(lens)
+    with needing_extra():
+        from ..explorer.export import export as write
+        from ..explorer.runs import load_runs
 
-    check_empty(site)
     found = load_runs(runs)
     atlas, _ = opened(lens, **named)
     write(atlas, site, address=address, runs=found, progress=True)

@@ -1,9 +1,10 @@
 """`secondlens fit`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .checks import check_new, check_pictures
 from .common import (
     STORES,
     ChosenModel,
@@ -16,6 +17,11 @@ from .common import (
     with_engine,
     with_model,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..engine import Engine
 
 
 @click.command()
@@ -69,6 +75,7 @@ def fit(
     memory: float | None,
     decoders: int,
     as_json: bool,
+    engine: "Callable[[], Engine]",
     model: ChosenModel,
     **settings: Any,
 ) -> None:
@@ -85,6 +92,9 @@ def fit(
     
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
+    check_new(out)
+    check_pictures(images)
+    chosen = layer_numbers(layers)
     from ..fit.fit import fit as fit_lens
     from ..images import Subset, as_source
     from ..storage.files import check_empty
@@ -96,9 +106,10 @@ def fit(
     lens = fit_lens(
         model.load(),
         source,
-        layer_numbers(layers),
+        chosen,
         out=out,
         memory=None if memory is None else int(memory * 1e9),
+        engine=engine(),
         announce=lambda plan: note(str(plan)),
         workers=decoders,
         progress=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SecondLensError
-from .common import PATH, POSITIVE
+from .common import PATH, POSITIVE, check_trained
 
 if TYPE_CHECKING:
     from ..attack import Referee
@@ -147,6 +147,7 @@ def _referee(
     from ..clip import load
     from ..texts.world import object_names
 
+    check_trained(name, pretrained, "--referee-pretrained")
     clip = load(name, pretrained, device)
     names = classes or object_names()
     return Referee(clip, names.labels, names.embed(clip))

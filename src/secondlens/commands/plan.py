@@ -16,6 +16,7 @@ from .common import (
     json_option,
     layer_numbers,
     print_json,
+    shape_alone,
     tables,
     with_model,
 )
@@ -69,6 +70,7 @@ def plan(images: str | None, how_many: str | None, model: ChosenModel, **setting
     wanted = how_many or images
     if wanted is None:
         raise SecondLensError("say how many images: a folder, or a number such as 50000 or 400M")
+    layer_numbers(settings["layers"])
     if settings["gpus"] is None:
         _here(wanted, model, **settings)
     else:
@@ -93,7 +95,9 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     from ..fit.plan import make_plan
     from ..statistics import top_count
 
-    count, clip = count_of(images), model.load()
+    count = count_of(images)
+    with shape_alone(model.model, model.pretrained):
+        clip = model.load(untrained=True)
     convention, batch_size = settings["convention"], settings["batch_size"]
     numbers = _layers(settings["layers"], clip)
     found = make_plan(
@@ -204,9 +208,10 @@ def _shapes(model: ChosenModel) -> "Clip":
 
     from ..clip import from_open_clip
 
-    if model.pretrained is not None or model.model not in open_clip.list_models():
-        return model.load()
-    empty = open_clip.create_model(model.model, device="meta")
+    with shape_alone(model.model, model.pretrained):
+        if model.pretrained is not None or model.model not in open_clip.list_models():
+            return model.load(untrained=True)
+        empty = open_clip.create_model(model.model, device="meta")
     return from_open_clip(empty.eval(), name=model.model, check=False)
 
 

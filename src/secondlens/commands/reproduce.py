@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .checks import check_lens, check_new
 from .common import (
     PATH,
     ChosenModel,
@@ -133,12 +134,12 @@ def table4(
 
     Example: secondlens reproduce table4 --demo
     """
+    check_new(out)
+    check_lens(lens)
     from ..lens import Lens
     from ..segment.benchmark.reproduce import check_sources, data_work, demo_lens, demo_work, run
-    from ..storage.files import check_empty
 
     check_sources(demo=demo, model=model.model, data=images, lens=lens)
-    check_empty(out)
     if images is None:
         work = demo_work(images=test_images, dev=dev)
     else:
@@ -200,6 +201,7 @@ def table3(
 
     Example: secondlens reproduce table3 --demo
     """
+    check_lens(lens)
     from ..attack.reproduce import reproduce_table3
     from ..reproduce.result import as_document
 

@@ -8,7 +8,8 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import PATH, json_option, model_options, print_json, tables
+from .checks import check_lens
+from .common import PATH, ChosenModel, check_trained, json_option, print_json, tables, with_model
 
 if TYPE_CHECKING:
     from ..clip.view import Clip
@@ -43,7 +44,7 @@ UNSEEN_SCENES = 2000
 )
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @json_option
-@model_options
+@with_model
 def score(
     lens: Path,
     texts: str,
@@ -56,8 +57,7 @@ def score(
     fit_images: str | None,
     batch_size: int,
     as_json: bool,
-    device: str,
-    **model: Any,
+    model: ChosenModel,
 ) -> None:
     """Score the descriptions in a LENS on pictures that were not used to fit, and save the scores.
 
@@ -66,6 +66,7 @@ def score(
 
     Example: secondlens score secondlens-demo/lens --dissect
     """
+    check_lens(lens)
     from ..clip import load
     from ..demo.model import TWIN
     from ..describe.comparison import score_table
@@ -79,12 +80,15 @@ def score(
     shown = tables(as_json)
     fitted = Lens.load(lens)
     pool = vocabulary(texts, templates=templates or None)
-    name = model.pop("model")
-    source, known_words = (images, None) if images else _unseen(name)
+    source, known_words = (images, None) if images else _unseen(model.model)
     if referee is None and known_words is None:
         raise SecondLensError("pictures without labels need a referee: name a model with --referee")
-    clip = load(name, device=device, **model)
-    judge: Any = known_words if referee is None else load(referee, referee_pretrained, device)
+    if referee is not None:
+        check_trained(referee, referee_pretrained, "--referee-pretrained")
+    clip = model.load()
+    judge: Any = known_words
+    if referee is not None:
+        judge = load(referee, referee_pretrained, model.device)
     related: list[Clip | None] = [None] if referee is not None else [None, load(TWIN[clip.name])]
     measured = []
     pools = [pool]

@@ -1,14 +1,14 @@
 """`secondlens search`."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import PATH, console, json_option, model_options, print_json
+from .checks import check_lens
+from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 
 @click.command()
@@ -18,7 +18,7 @@ from .common import PATH, console, json_option, model_options, print_json
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Neurons.")
 @click.option("--description", help="Whose mean text is subtracted; by default the first.")
 @json_option
-@model_options
+@with_model
 def search(
     lens: Path,
     text: str | None,
@@ -26,27 +26,26 @@ def search(
     top: int,
     description: str | None,
     as_json: bool,
-    model: str,
-    **weights: Any,
+    model: ChosenModel,
 ) -> None:
     """Find the neurons of a LENS that a TEXT, or another neuron, points along or away from.
 
     Example: secondlens search secondlens-demo/lens "a ship"
     """
-    from ..clip import load
+    if (text is None) == (neuron is None):
+        raise SecondLensError("give either a text to search for or --neuron, not both or none")
+    like = None if neuron is None else _layer_and_neuron(neuron)
+    check_lens(lens)
     from ..describe.describe import signed
     from ..describe.search import description_of, similar
     from ..describe.search import search as search_lens
     from ..lens import Lens
 
-    if (text is None) == (neuron is None):
-        raise SecondLensError("give either a text to search for or --neuron, not both or none")
-    like = None if neuron is None else _layer_and_neuron(neuron)
     fitted = Lens.load(lens)
     if like is not None:
         found = similar(fitted, *like, top)
     else:
-        clip = load(model, **weights)
+        clip = model.load()
         found = search_lens(clip, fitted, text or "", top, description=description)
     codes = description_of(fitted, description) if fitted.codes or description else None
     words = [codes.words(match.layer, match.neuron, 6) if codes else [] for match in found]

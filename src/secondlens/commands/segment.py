@@ -6,7 +6,16 @@ from typing import Literal
 
 import click
 
-from .common import PATH, console, json_option, layer_numbers, model_options, print_json
+from .checks import check_lens, check_new, check_picture
+from .common import (
+    PATH,
+    ChosenModel,
+    console,
+    json_option,
+    layer_numbers,
+    print_json,
+    with_model,
+)
 
 
 @click.command()
@@ -62,7 +71,7 @@ from .common import PATH, console, json_option, layer_numbers, model_options, pr
     help="As the paper does: fewer neurons, averaged as they are, whatever the last four say.",
 )
 @json_option
-@model_options
+@with_model
 def segment(
     lens: Path,
     photo: Path,
@@ -80,11 +89,7 @@ def segment(
     positive: bool,
     paper: bool,
     as_json: bool,
-    model: str,
-    pretrained: str | None,
-    precision: str,
-    activation: str | None,
-    device: str,
+    model: ChosenModel,
 ) -> None:
     """Find texts in a PHOTO with the neurons of a LENS: heat-maps, masks and overlays.
 
@@ -94,7 +99,10 @@ def segment(
     
     Example: secondlens segment secondlens-demo/lens photo.png --text "a dog" --out masks
     """
-    from ..clip import load
+    check_new(out)
+    check_lens(lens)
+    check_picture(photo)
+    chosen = None if layers is None else layer_numbers(layers)
     from ..clip.resize import resized
     from ..lens import Lens
     from ..segment.benchmark.pictures import grey, label_picture, overlay, save_all
@@ -102,12 +110,9 @@ def segment(
     from ..segment.inputs import open_picture
     from ..segment.recipe import PAPER, Recipe
     from ..segment.segment import segment as find
-    from ..storage.files import check_empty
 
-    check_empty(out)
     picture = open_picture(photo)
     fitted = Lens.load(lens)
-    chosen = None if layers is None else layer_numbers(layers)
     form = PAPER
     if not paper:
         form = Recipe(choose=choose, weigh=weigh, scale=scale, positive=positive)
@@ -116,7 +121,7 @@ def segment(
         layers=None if chosen is None else tuple(fitted.layers if chosen == "all" else chosen),
         neurons=neurons,
     )
-    clip = load(model, pretrained, device, precision, activation)
+    clip = model.load()
     if size is not None:
         clip = resized(clip, size)
     (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe, windows=windows)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
+from .checks import check_lens, check_new
 from .common import PATH, console
 
 
@@ -27,6 +28,7 @@ def share(lens: Path, repo: str, private: bool) -> None:
 
     Example: secondlens share secondlens-demo/lens --repo user/name
     """
+    check_lens(lens)
     from ..lens import Lens
 
     _follow_quiet()
@@ -43,10 +45,9 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
 
     Example: secondlens pull user/name lens
     """
+    check_new(lens)
     from ..lens import Lens
-    from ..storage.files import check_empty
 
-    check_empty(lens)
     _follow_quiet()
     found = Lens.from_hub(repo, revision=revision)
     found.save(lens)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import click
 
 from ..errors import SecondLensError
+from .checks import check_lens
 from .common import PATH, ChosenModel, convention_option, with_model
 
 OPTIONS = (
@@ -82,14 +83,15 @@ def with_study(command: Callable[..., Any]) -> Any:
         out: Path,
         **others: Any,
     ) -> Any:
-        from ..reproduce.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
-
         if demo and (images is not None or not model.model.startswith("demo")):
             raise SecondLensError(
                 "--demo has its own model and pictures: drop --model and --images"
             )
         if not demo and images is None:
             raise SecondLensError("name pictures with --images, or take --demo")
+        check_lens(lens)
+        from ..reproduce.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
+
         weights = f" ({model.pretrained})" if model.pretrained else ""
         study = Study(
             model=f"{model.model}{weights}",

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
-from .common import checkpoint_options, console, json_option, print_json
+from .common import checkpoint_options, console, json_option, print_json, shape_alone
 
 
 @click.command()
@@ -27,7 +27,8 @@ def verify(
     from ..verify import DTYPES
     from ..verify import verify as verify_clip
 
-    clip = load(model, pretrained, device, activation=activation, check=False)
+    with shape_alone(model, pretrained):
+        clip = load(model, pretrained, device, activation=activation, check=False)
     checks = list(verify_clip(clip, trained_activation(model, pretrained, activation)))
     failed = [check for check in checks if not check.passed]
     if as_json:

@@ -22,7 +22,7 @@ from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.lens import Codes
 from secondlens.report.cards import PICTURES, PROOFS, PROVEN
-from secondlens.report.page import number
+from secondlens.report.page import fixed, number
 from secondlens.report.report import Fact, write_report
 from secondlens.report.view import heat_map, model_view
 
@@ -356,18 +356,29 @@ def test_neuron_without_words(made, tmp_path):
     ("value", "shown"),
     [
         (0.4999, "0.50"),
-        (0.996, "1.0"),
+        (0.996, "1"),
+        (1.02, "1"),
+        (3.71, "3.7"),
         (0.0123, "0.012"),
         (12.3, "12"),
         (1536, "1,536"),
-        (-0.25, "-0.25"),
-        (0.0, "0.0"),
+        (-0.25, "−0.25"),
+        (-3, "−3"),
+        (0.0, "0"),
+        (-0.0, "0"),
         (float("nan"), "–"),
         ("ViT", "ViT"),
     ],
 )
 def test_number(value, shown):
     assert number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(-0.0004, "0.000"), (-0.0006, "−0.001"), (1234.5678, "1,234.568")]
+)
+def test_fixed(value, shown):
+    assert fixed(value, 3) == shown
 
 
 def test_template_ships_with_the_package():

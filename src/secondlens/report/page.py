@@ -22,7 +22,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "fixed": fixed}
     page = environment.get_template(template).render(**content, version=version("secondlens"))
     save_text(path, page)
 
@@ -35,12 +35,19 @@ def data_uri(image: Image.Image, form: str, **options: int) -> str:
 
 
 def number(value: float | int | str) -> str:
-    """As people read it: whole numbers in full, others with two significant digits."""
+    """As people read it: whole numbers in full, others with two significant digits, of which a
+    zero after the point is left out; a real minus sign, and none before zero."""
     if isinstance(value, str):
         return value
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}".replace("-", "−")
     if not math.isfinite(value):
         return "–"
     size = math.floor(math.log10(abs(float(f"{value:.1e}")))) if value else 0
-    return f"{value:,.{max(0, 1 - size)}f}"
+    return fixed(value, max(0, 1 - size)).removesuffix(".0")
+
+
+def fixed(value: float, places: int) -> str:
+    """With so many digits after the point; a real minus sign, and none before zero."""
+    text = f"{value:,.{places}f}".replace("-", "−")
+    return text.removeprefix("−") if not text.strip("−0.") else text

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..report.page import data_uri, number, write_page
+from ..report.page import data_uri, fixed, number, write_page
 from ..storage.files import save_csv, save_json, save_picture
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float) and abs(value) >= 1:
-        return f"{value:.1f}"
+        return fixed(value, 1)
     return number(value)
 
 

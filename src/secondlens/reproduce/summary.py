@@ -58,7 +58,7 @@ def print_summary(demo: Demo, console: Console) -> None:
         for neuron in neurons:
             table.add_row(neuron.name, f"{neuron.score:.2f}", signed_words(neuron))
         console.print(table)
-    console.print(f"Report: {demo.report}")
+    console.print(f"Report: {demo.report}", markup=False, highlight=False)
 
 
 def as_document(demo: Demo) -> dict[str, Any]:

@@ -26,12 +26,12 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-// As people read it: two significant digits, whole numbers in full.
+// As people read it: two significant digits, whole numbers in full, 1.02 as 1.
 export function number(value) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.floor(Math.log10(Math.abs(value.toPrecision(2))));
-  return value.toFixed(Math.min(8, Math.max(0, 1 - size))).replace("-", "−");
+  return value.toFixed(Math.min(8, Math.max(0, 1 - size))).replace(/\.0$/, "").replace("-", "−");
 }
 export const percent = share => share === 0 ? "0 %" : share < .001 ? "< 0.1 %" : `${(100 * share).toFixed(share < .1 ? 1 : 0)} %`;
 

@@ -36,6 +36,7 @@ from secondlens.explorer.prepared import BANDS, GROUPS, LIGHT, fingerprint, load
 from secondlens.explorer.profile import Profiles
 from secondlens.explorer.survey import survey
 from secondlens.fit.fit import fit
+from secondlens.lens import Lens
 from secondlens.texts import normalise, vocabulary
 from secondlens.texts.world import world_vocabulary
 
@@ -128,6 +129,15 @@ def test_paths_add_up_and_follow_the_definition(exact):
     assert np.allclose(own.paths[neuron], signed.sum(0) / signed.sum(), atol=1e-4)
     slot = 0
     assert own.path[neuron, slot] == int(signed[slot].argmax())
+
+
+def test_the_strongest_are_in_the_order_of_the_number_shown(exact):
+    _, _, lens, seen, layout = exact
+    profile = Profiles(Atlas(lens, seen, layout)).of(1, 7)
+    strongest = [profile["shots"][place] for place in profile["groups"]["strongest"]]
+    sizes = [abs(effect) for _, _, effect, *_ in strongest]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {position for position, *_ in strongest} == set(lens[1].top_images[7].tolist())
 
 
 def test_groups_are_the_strongest_and_the_firing(exact):
@@ -417,6 +427,22 @@ def test_open_lens_surveys_once(exact, tmp_path):
         open_lens(tmp_path / "lens", tiny_clip(seed=3), pictures)
     with pytest.raises(SecondLensError, match="there is no picture"):
         open_lens(tmp_path / "lens", clip, [pictures.load(0)])
+
+
+def test_a_lens_that_was_described_again_says_so(exact, tmp_path):
+    clip, pictures, lens, seen, _ = exact
+    lens.save(tmp_path / "lens")
+    seen.save(tmp_path / "lens" / "explorer")
+    again = Lens.load(tmp_path / "lens")
+    describe(clip, again, WORDS[8:], 4)
+    again.save(tmp_path / "lens")
+    said = []
+    atlas, _ = open_lens(tmp_path / "lens", None, say=said.append)
+    assert atlas.survey is None
+    assert "was described again since it was surveyed, and pages lack pictures: give the" in said[0]
+    assert "the model (--model) and the pictures of the fit (--images) to look at" in said[0]
+    atlas, _ = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
+    assert atlas.survey and "again: it was described again since" in said[-1]
 
 
 def test_lay_out_is_deterministic(exact):

@@ -118,6 +118,39 @@ def test_what_is_not_there_is_not_found(client, path):
     assert answer.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize(
+    ("path", "root", "said"),
+    [
+        ("/nowhere", "./", "This address leads nowhere."),
+        ("/nowhere/", "../", "This address leads nowhere."),
+        ("/layer/7/", "../../", "Layer 7 is not in this lens"),
+        ("/neuron/0/x/", "../../../", "This address leads nowhere."),
+        ("/neuron/0/99/", "../../../", "Layer 0 has no neuron 99"),
+        ("/beside/neuron/0/99/", "../../../", "Layer 0 has no neuron 99"),
+    ],
+)
+def test_a_page_that_does_not_exist_looks_like_the_others(client, path, root, said):
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert said in answer.text and f'href="{root}static/explorer.css"' in answer.text
+
+
+def test_scripts_are_told_in_json(client):
+    for path in ("/data/neuron/0/99.json", "/live/budget/0/99", "/pictures/40.webp", "/data/x"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and answer.json()["detail"]
+    assert client.get("/live/search?text=").json()["detail"]
+
+
+def test_heads_are_those_of_what_is_there(client):
+    for path in ("/", "/neuron/1/2/", "/static/common.js", "/data/neurons.json.gz", "/nowhere"):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-length"] == got.headers["content-length"]
+    assert client.head("/live/image").status_code == 405
+
+
 def test_static_names_are_all_that_is_served(client):
     for name, content in static_files().items():
         assert client.get(f"/static/{name}").content == content

@@ -3,15 +3,24 @@
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from conftest import serve
+from explored import WORDS
 from playwright.sync_api import expect
+
+from secondlens.describe.describe import describe
+from secondlens.explorer.app import make_app
+from secondlens.explorer.atlas import Atlas
+from secondlens.explorer.pages import Pages
+from secondlens.report.page import number
 
 PATHS = [
     *("", "neurons/", "layer/1/", "neuron/0/5/", "map/", "search/?q=word%20b", "how/"),
     *("image/", "image/?at=3", "compare/?a=0.5&b=1.7", "compare/?a=0&b=1", "lists/", "runs/"),
-    *("runs/?run=0", "runs/?run=1", "runs/?run=2"),
+    *("runs/?run=0", "runs/?run=1", "runs/?run=2", "compare/", "nowhere"),
 ]
 AXE = Axe()
 
@@ -73,6 +82,21 @@ def test_word_slider_recomputes_the_code(page, live_url):
     assert 0 < one < all_of_them <= 1
 
 
+def test_without_a_survey_only_the_match_of_all_texts_is_known(page, explored):
+    clip, _, lens, _, _ = explored
+    longer = replace(lens, codes={})
+    describe(clip, longer, WORDS, 12)
+    whole = float(longer.codes["texts"].cosine[0][5])
+    url, stop = serve(make_app(Pages(Atlas(longer))))
+    try:
+        go(page, url + "neuron/0/5/")
+        expect(page.locator(".words").first.locator("li")).to_have_count(8)
+        expect(page.locator("#cosine")).to_be_hidden()
+        expect(page.get_by_text(f"All 12 texts: {number(whole)}.")).to_be_visible()
+    finally:
+        stop()
+
+
 def test_modes_of_the_wall_are_addresses(page, live_url):
     go(page, live_url + "neuron/0/5/")
     page.get_by_role("button", name="Activation", exact=True).click()
@@ -115,7 +139,8 @@ def test_overlay_key_checkbox_and_opacity(page, live_url):
 
     page.emulate_media(reduced_motion="reduce")
     assert float(opacity()) == pytest.approx(0.6)
-    page.locator("#opacity").fill("40")
+    expect(page.get_by_text("opacity", exact=True)).to_be_visible()
+    page.get_by_label("Opacity of the heat map").fill("40")
     assert float(opacity()) == pytest.approx(0.4)
     page.keyboard.press("Escape")
     page.locator("h1").click()
@@ -281,6 +306,12 @@ def test_comparing_with_the_lens_beside(page, live_url):
     page.locator("#b").fill("nonsense")
     page.get_by_role("button", name="Compare").click()
     expect(page.locator(".message.wrong")).to_contain_text("is no reference")
+
+
+def test_comparing_nothing_shows_an_example(page, live_url):
+    go(page, live_url + "compare/")
+    page.get_by_role("link", name="1.0 beside 1.1").click()
+    expect(page.locator(".two > div")).to_have_count(2)
 
 
 def test_runs_show_words_pictures_and_matrix(page, live_url):

@@ -7,17 +7,18 @@ from typing import Annotated, Any
 import orjson
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from PIL import Image
 from pydantic import Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..errors import SecondLensError
 from .live import LONGEST_TEXT, Live
+from .missing import NotFound, add_errors
 from .pages import PACKS, PLAIN, Pages, static_files
 from .preview import preview
 from .runs import SUFFIXES
-from .safety import SecurityHeaders, Uploads
+from .safety import Heads, SecurityHeaders, Uploads
 
 TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 BIG = 2**31 - 1
@@ -45,14 +46,17 @@ def _holding(*types: str) -> dict[str, Any]:
     return {"response_class": Response, "responses": {200: {"content": content}}}
 
 
+_PAGE: dict[str, Any] = {
+    "response_class": HTMLResponse,
+    "responses": {
+        code: {"description": text, "content": {"text/html": {"schema": {"type": "string"}}}}
+        for code, text in ((404, "Not found"), (422, "Never: what is of another form is not found"))
+    },
+}
 _JSON: dict[str, Any] = {
     "response_class": Response,
     "responses": {200: {"content": {"application/json": {"schema": {"type": "object"}}}}},
 }
-
-
-class NotFound(SecondLensError):
-    """There is no such page."""
 
 
 def make_app(
@@ -81,7 +85,8 @@ def make_app(
     app = FastAPI(title="secondlens explorer", docs_url=None, redoc_url=None, responses=_ERRORS)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(SecurityHeaders, framed_by=framed_by)
-    app.add_exception_handler(SecondLensError, _told)
+    app.add_middleware(Heads)
+    add_errors(app, pages)
     _add_pages(app, pages)
     _add_files(app, pages)
     _add_data(app, pages)
@@ -99,17 +104,17 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
 
         return page
 
-    app.get("/", response_class=HTMLResponse, name="home")(constant(pages.home()))
+    app.get("/", name="home", **_PAGE)(constant(pages.home()))
     for name in PLAIN:
         page = constant(pages.plain(name))
-        app.get(f"/{name}/", response_class=HTMLResponse, name=name)(page)
+        app.get(f"/{name}/", name=name, **_PAGE)(page)
 
-    @app.get("/layer/{layer}/", response_class=HTMLResponse)
+    @app.get("/layer/{layer}/", **_PAGE)
     async def layer_page(layer: Number) -> HTMLResponse:
         with _missing():
             return HTMLResponse(pages.layer(layer))
 
-    @app.get("/neuron/{layer}/{neuron}/", response_class=HTMLResponse)
+    @app.get("/neuron/{layer}/{neuron}/", **_PAGE)
     async def neuron_page(request: Request, layer: Number, neuron: Number) -> HTMLResponse:
         with _missing():
             return HTMLResponse(pages.neuron(layer, neuron, address=str(request.base_url)))
@@ -237,8 +242,3 @@ class _missing:  # noqa: N801
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, SecondLensError):
             raise NotFound(str(error)) from error
-
-
-async def _told(request: Request, error: Exception) -> Response:
-    status = 404 if isinstance(error, NotFound) else 400
-    return JSONResponse({"detail": str(error)}, status_code=status)

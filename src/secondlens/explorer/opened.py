@@ -13,7 +13,7 @@ from ..lens import Lens
 from .atlas import Atlas
 from .layout import lay_out, load_layout
 from .live import Live
-from .prepared import load_survey
+from .prepared import is_outdated, load_survey
 from .survey import survey
 
 FOLDER = "explorer"
@@ -52,8 +52,10 @@ def open_lens(
     source = as_source(images) if images is not None else own_pictures(lens)
     folder = path / FOLDER
     seen = load_survey(folder, lens)
+    outdated = is_outdated(folder, lens)
     if seen is None and clip is not None and source is not None and lens.codes:
-        say(f"Looking once at the pictures of {path}; what is found is kept in {folder}.")
+        again = " again: it was described again since it was surveyed" if outdated else " once"
+        say(f"Looking at the pictures of {path}{again}; what is found is kept in {folder}.")
         seen = survey(clip, lens, source, progress=True)
         seen.save(folder)
     elif seen is None:
@@ -66,7 +68,14 @@ def open_lens(
             )
             if not there
         ]
-        say(f"{path} was not surveyed: pages lack pictures for want of {' and '.join(missing)}.")
+        if outdated:
+            say(
+                f"{path} was described again since it was surveyed, and pages lack pictures: give "
+                f"{' and '.join(missing)} to look at its pictures again."
+            )
+        else:
+            wanted = " and ".join(missing)
+            say(f"{path} was not surveyed: pages lack pictures for want of {wanted}.")
     layout = load_layout(folder / "layout.safetensors", lens)
     if layout is None:
         say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")

@@ -166,6 +166,10 @@ class Pages:
             here="neurons",
         )
 
+    def missing(self, about: str, root: str) -> str:
+        """What stands where no page is; `root` leads from there to the first page."""
+        return self._page("missing.html", root, "No such page", about)
+
     @cached_property
     def table(self) -> bytes:
         """`data/neurons.json.gz`: all neurons, column by column."""

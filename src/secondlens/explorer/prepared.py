@@ -146,6 +146,15 @@ def load_survey(folder: Path, lens: Lens) -> Survey | None:
         return None
 
 
+def is_outdated(folder: Path, lens: Lens) -> bool:
+    """Whether a folder has a survey of the lens as it was before, with other words."""
+    try:
+        manifest = json.loads((folder / "survey.json").read_text(encoding="utf-8"))
+        return bool(manifest["lens"] != fingerprint(lens))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def fingerprint(lens: Lens) -> str:
     """Tells lenses apart by model, images, directions and words."""
     words = {name: codes.labels for name, codes in lens.codes.items()}

@@ -114,12 +114,16 @@ class Profiles:
         def there(slots: Sequence[int]) -> list[int]:
             return [place[position] for position in slots if position >= 0]
 
+        sizes = np.abs(seen.effect[neuron, GROUPS["strongest"]])
+        strongest = np.array(images[GROUPS["strongest"]])[np.argsort(-sizes, kind="stable")]
         inside = images[GROUPS["bands"]]
         classes = zip(seen.classes[neuron].tolist(), numbers["change"], strict=True)
         return {
             "shots": shots,
             "groups": {
-                name: there(images[GROUPS[name]]) for name in ("strongest", "firing", "random")
+                "strongest": there(strongest.tolist()),
+                "firing": there(images[GROUPS["firing"]]),
+                "random": there(images[GROUPS["random"]]),
             },
             "bands": [
                 [numbers["shares"][i], there(inside[i * IN_BAND : (i + 1) * IN_BAND])]

@@ -35,9 +35,13 @@ async function column(text) {
 async function show() {
   setParams({a: inputs[0].value, b: inputs[1].value});
   const wanted = inputs.filter(input => input.value.trim());
-  if (!wanted.length) { sheet.replaceChildren(); return; }
+  if (!wanted.length) {
+    const {layers} = await loadModel(), [a, b] = [0, 1].map(n => `${layers.at(-1)}.${n}`);
+    sheet.replaceChildren(h("p", {class: "quiet", id: "example"}, "Fill in one field or both, or begin with an example: ", h("a", {href: `?a=${a}&b=${b}`}, `${a} beside ${b}`), "."));
+    return;
+  }
   sheet.replaceChildren(message("Loading…"));
   sheet.replaceChildren(...await Promise.all(wanted.map(input => column(input.value).catch(error => message(error.message, true)))));
 }
 place.replaceChildren(h("form", {class: "bar-of-tools", onsubmit: event => { event.preventDefault(); show(); }}, inputs, h("button", {type: "submit", class: "primary"}, "Compare")), sheet);
-show();
+show().catch(error => sheet.replaceChildren(message(error.message, true)));

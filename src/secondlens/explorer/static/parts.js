@@ -14,10 +14,11 @@ export function facts(data) {
   }));
 }
 
-// Solve R_m c = (Q^T r)_m for the first m texts; see "Words" among the explanations.
+// Solve R_m c = (Q^T r)_m for the first m texts; see "Words" among the explanations. Without a survey
+// there is the brief code alone, whose cosine nothing says unless it is the whole one.
 export function codeOf(words, size) {
   const {texts, triangle, brief} = words;
-  if (!triangle) return {weights: brief.slice(0, texts.length), cosine: words.cosine, size: brief.length};
+  if (!triangle) return {weights: brief.slice(0, texts.length), cosine: words.size <= brief.length ? words.cosine : null, size: brief.length};
   const most = Math.round((Math.sqrt(9 + 8 * triangle.length) - 3) / 2), m = Math.min(size, texts.length);
   const along = triangle.slice(0, most), at = (row, column) => triangle[most + row * most - row * (row - 1) / 2 + column - row];
   const weights = Array(m).fill(0);
@@ -46,14 +47,17 @@ export function wordsCard(data, {compact = false} = {}) {
   const select = h("select", {"aria-label": "Vocabulary", id: "vocabulary"}, names.map(name => h("option", {value: name}, name)));
   const slider = h("input", {type: "range", min: 1, max: 1, value: 8, "aria-label": "Texts in the code", id: "size"});
   const count = h("output", {}), cosine = h("output", {class: "value", id: "cosine"}), bars = h("div", {});
+  const match = h("span", {}, how("cosine", "match"), " ", h("b", {}, cosine));
   function draw() {
     const words = data.words[select.value];
     slider.max = words.triangle ? words.texts.length : words.brief.length;
     slider.disabled = !words.triangle;
     const found = wordBars(words, +slider.value);
-    count.value = `${words.triangle ? Math.min(+slider.value, words.texts.length) : words.brief.length} texts`;
+    const size = words.triangle ? Math.min(+slider.value, words.texts.length) : words.brief.length;
+    count.value = `${size} text${size === 1 ? "" : "s"}`;
+    match.hidden = found.cosine === null;
     cosine.value = number(found.cosine);
-    bars.replaceChildren(found.list, h("p", {class: "quiet"}, "All ", number(words.size), " texts: ", number(words.cosine), "."));
+    bars.replaceChildren(found.list, h("p", {class: "quiet"}, "All ", number(words.size), words.size === 1 ? " text: " : " texts: ", number(words.cosine), "."));
   }
   select.addEventListener("input", draw);
   slider.addEventListener("input", draw);
@@ -62,7 +66,7 @@ export function wordsCard(data, {compact = false} = {}) {
   draw();
   return h("section", {class: "card"},
     h("h2", {}, how("words", "Words"), names.length > 1 ? select : h("small", {}, names[0])),
-    compact ? null : h("div", {class: "bar-of-tools"}, h("label", {}, slider, count), h("span", {}, how("cosine", "match"), " ", h("b", {}, cosine))), bars);
+    compact ? null : h("div", {class: "bar-of-tools"}, h("label", {}, slider, count), match), bars);
 }
 
 export function pathsCard(data, model, onPick) {

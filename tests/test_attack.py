@@ -400,6 +400,8 @@ def test_a_run_is_in_its_folder_and_goes_on(demo, tmp_path):
     assert written["rates"]["flipped"]["count"] == sum(s.flipped for s in report.counted)
     page = (out / "gallery.html").read_text()
     assert page.count("<article") == 6
+    assert "Words were chosen by second-order effects, captions written\nby templates" in page
+    assert "judged by the truth of the drawn scene" in page
     assert "http" not in page.replace("http-equiv", "")
 
 

@@ -216,7 +216,7 @@ def test_bench_prints_ratios_and_what_was_asked_for(place, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert table.exit_code == 0
-    assert "tiny, batch 2, 1 threads" in table.output and "one_layer_ratio" in table.output
+    assert "tiny, batch 2, 1 thread" in table.output and "one_layer_ratio" in table.output
     assert (found["model"], found["batch"], found["threads"]) == ("tiny", 2, 1)
     assert found["clock"] == "processor"
     assert found["directions_s"] > 0 and found["memory_images"] == [20, 200]
@@ -255,6 +255,9 @@ def test_a_cluster_is_planned_as_json_too(place):
         (("plan", "0"), "at least 2 images"),
         (("plan", "9", "--gpus", 1, "--tflops", 0), "--tflops"),
         (("plan", "9", "--gpus", 1, "--network", 0), "--network"),
+        (("fit", "photos", "--out", "fresh", "--memory", -1), "--memory"),
+        (("ablate", LENS, "photos"), "photos has no folders for classes: put the pictures"),
+        (("segment", LENS, "photo.png", "--text", "a", "--out", "fresh", "--size", 0), "--size"),
         (("search", LENS), "either a text to search for or --neuron"),
         (("search", LENS, "--neuron", "5"), "such as 9:123"),
         (("discover", LENS, "photo.png", "--page", "no/page.html"), "there is no folder no"),
@@ -397,6 +400,26 @@ def test_names_are_printed_as_they_are(place):
     (place / "t.csv").write_text("b,c\nship,1\ndog,2\n", encoding="utf-8")
     copy = shutil.copytree(LENS, place / "named")
     assert "t:b: 2 texts" in run("describe", copy, "--texts", "t.csv:b").stdout
+
+
+def test_an_embedded_model_says_that_it_knows_no_photographs(place):
+    World().scene(4, 0).image.resize((80, 60)).save(place / "photograph.png")
+    said = "the embedded model demo knows drawn scenes only: its words for photographs mean little"
+    cut = ("segment", LENS, "photograph.png", "--text", "dog", "--out")
+    for arguments in (("discover", LENS, "photograph.png"), (*cut, "loud")):
+        assert run(*arguments).stderr == said + "\n"
+    assert run("discover", LENS, "photograph.png", "--quiet").stderr == ""
+    assert run("discover", LENS, "photo.png").stderr == ""
+
+
+def test_a_plan_adds_up(place):
+    said = run("plan", 1000, "--layers", 5, "--batch-size", 4).stdout.replace("\n", " ")
+    found = re.search(
+        r"about (\d+) s in all: (\d+) s however many images there are, and ([\d.]+) ms an image",
+        said,
+    )
+    total, fixed, each = map(float, found.groups())
+    assert total == pytest.approx(fixed + each, abs=1 + each / 100)
 
 
 def test_verbose_shows_what_libraries_log(place, monkeypatch):

@@ -22,7 +22,7 @@ from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.lens import Codes
 from secondlens.report.cards import PICTURES, PROOFS, PROVEN
-from secondlens.report.page import fixed, number
+from secondlens.report.page import counted, fixed, number
 from secondlens.report.report import Fact, write_report
 from secondlens.report.view import heat_map, model_view
 
@@ -385,3 +385,9 @@ def test_template_ships_with_the_package():
     import secondlens
 
     assert (Path(secondlens.__file__).parent / "report" / "templates" / "report.html").is_file()
+
+
+def test_counted():
+    assert [counted(n, "picture") for n in (0, 1, 2304)] == [
+        *("0 pictures", "1 picture", "2,304 pictures")
+    ]

@@ -1,6 +1,7 @@
 """Reproductions, ablations and budgets from the command line, on a few scenes."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from importlib import import_module
@@ -20,10 +21,10 @@ from secondlens.reproduce import masks, study
 from secondlens.reproduce import reproduce as registry
 from secondlens.reproduce.budgets import effect_budget
 from secondlens.reproduce.codes import fig4
-from secondlens.reproduce.curves import fig9, fig10, fig12
+from secondlens.reproduce.curves import LABELS, fig9, fig10, fig12
 from secondlens.reproduce.distributions import distributions
-from secondlens.reproduce.effects import PAPER, table1
-from secondlens.reproduce.result import Result, Setting, cell
+from secondlens.reproduce.effects import PAPER, SHOWN, table1
+from secondlens.reproduce.result import Result, Setting, cell, show
 from secondlens.reproduce.scenes import LAYER_SEED, TEST_SEED, scenes
 from secondlens.reproduce.words import PAPER_TABLE2, fig5, fig8, table2
 from secondlens.sparse import omp
@@ -346,7 +347,7 @@ def test_budget_command(lens, tmp_path, monkeypatch):
         (["ablate", "LENS", "--texts", "world", "--sizes", "all"], "numbers of texts"),
         (["ablate", "LENS", "--texts", "world", "--sizes", "4,x"], "numbers of texts"),
         (["ablate", "LENS", "--texts", "world", "--sizes", "999"], "a code cannot have 999"),
-        (["ablate", "LENS", "--neurons", "0"], "768 neurons"),
+        (["ablate", "LENS", "--neurons", "769"], "768 neurons"),
         (["ablate", "LENS", "--layers", "2"], "layer 2 is not in this lens"),
         (["ablate", "LENS", "--model", "ViT-B-32"], "name labelled IMAGES"),
         (["ablate", "LENS", "--out", "LENS"], "exists already"),
@@ -367,3 +368,17 @@ def test_mistakes_are_one_sentence(arguments, message, lens, few, tmp_path):
     assert message in said.replace("\n", " ")
     assert "Traceback" not in said
     assert not list((tmp_path / "out").glob("*.*"))
+
+
+def test_headings_are_whole_in_a_narrow_terminal():
+    kinds = [LABELS[kind] for kind in ("all", "large", "small", "random", "first component")]
+    for keys in (
+        SHOWN.values(),
+        ["layer", *kinds, LABELS["unsigned"], "paper, w/o all", "neurons"],
+    ):
+        row = dict.fromkeys(keys, 87.0) | ({"effect": "second-order"} if "effect" in keys else {})
+        console = Console(width=80, record=True, file=io.StringIO())
+        show(Result(name="x", title="x", rows=[row], settings=[]), console)
+        shown = console.export_text()
+        assert "…" not in shown
+        assert all(word in shown for key in keys for word in key.split())

@@ -27,6 +27,23 @@ LARGEST = 256
 """Pixels on the longer side of a picture."""
 
 
+PARTS = ("selector", "writer", "drawer", "check")
+"""Of a run; its settings hold their names."""
+NAMED = {
+    "second order": "second-order effects",
+    "template": "templates",
+    "exact": "the truth of the drawn scene",
+}
+KINDS = {
+    "sprites": "the painter of scenes",
+    "referee": "the model {}",
+    "chat": "the language model {}",
+    "endpoint": "the language model {}",
+    "diffusion": "the pipeline {}",
+}
+"""What people call parts, by name, or by what stands before the colon in it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """A picture on the page."""
@@ -52,6 +69,7 @@ def write(clip: Clip, lens: Lens, report: Report, v: Float[Tensor, " dim"], out:
         title=f"{report.pair.draw}, mistaken for {report.pair.mistake_for}",
         report=report,
         rates=report.rates(),
+        made={part: _in_words(report.settings[part]) for part in PARTS},
         cards=_cards(clip, lens, report, order, v, out),
         words={word.text: word for word in report.words},
         clip=clip,
@@ -104,6 +122,12 @@ def _cards(
             )
         )
     return cards
+
+
+def _in_words(name: str) -> str:
+    """A part's name as a sentence has it."""
+    kind, _, which = name.partition(":")
+    return KINDS[kind].format(which) if kind in KINDS else NAMED.get(name, name)
 
 
 def _open(path: Path) -> Image.Image:

@@ -5,6 +5,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..intervals import of_mean
+from ..report.page import counted
 from ..reproduce.result import Result, Row, Setting
 from .attacker import Attacker
 from .methods import METHODS
@@ -77,8 +78,8 @@ def result_of(made: Attacker, runs: Runs, seeds: int) -> Result:
     parts, settings = made.parts, made.settings
     return Result(
         name="table3",
-        title=f"semantic adversarial images ({len(runs[OURS])} pairs, {seeds} runs of "
-        f"{parts.images} images)",
+        title=f"semantic adversarial images ({counted(len(runs[OURS]), 'pair')}, "
+        f"{counted(seeds, 'run')} of {counted(parts.images, 'image')})",
         rows=rows,
         compact=[_compact(row) for row in rows],
         details=details,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SecondLensError
-from .checks import check_lens, check_new
+from .checks import check_class_folders, check_lens, check_new
 from .common import (
     PATH,
     ChosenModel,
@@ -37,7 +37,9 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
     help="What is ablated; together: all neurons held at their means at once.",
 )
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
-@click.option("--neurons", type=int, help="Ablate so many, drawn at random; by default all.")
+@click.option(
+    "--neurons", type=click.IntRange(1), help="Ablate so many, drawn at random; by default all."
+)
 @click.option("--texts", "pools", multiple=True, help="Also put codes by these in; repeatable.")
 @click.option("--sizes", help="Texts in a code, such as 4,8,16.")
 @click.option("--published", is_flag=True, help="Codes made and projected on as published.")
@@ -96,6 +98,7 @@ def ablate(
     """
     check_new(out)
     check_lens(lens)
+    check_class_folders(images)
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)

@@ -53,6 +53,7 @@ def bench(
 
     from .. import bench as benches
     from ..clip import load
+    from ..report.page import counted
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -67,7 +68,7 @@ def bench(
     if as_json:
         print_json(found)
         return
-    table = Table(title=f"{model}, batch {batch_size}, {found['threads']} threads")
+    table = Table(title=f"{model}, batch {batch_size}, {counted(found['threads'], 'thread')}")
     table.add_column("what")
     table.add_column("measured", justify="right")
     for name, value in found.items():

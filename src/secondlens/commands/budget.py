@@ -27,12 +27,14 @@ SCENES = 64
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option(
     "--neurons",
-    type=int,
+    type=click.IntRange(0),
     default=64,
     show_default=True,
     help="Drawn at random from each layer; 0 for all.",
 )
-@click.option("--neuron", type=int, multiple=True, help="This one instead; repeatable.")
+@click.option(
+    "--neuron", type=click.IntRange(0), multiple=True, help="This one instead; repeatable."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
     "--decoders",
@@ -72,6 +74,7 @@ def budget(
     from ..effects.indirect import check_neurons, indirect_seconds, sample
     from ..images import as_source
     from ..lens import Lens
+    from ..report.page import counted
     from ..reproduce.budgets import budgets
     from ..reproduce.result import as_document, show, write
     from ..reproduce.scenes import TEST_SEED, scenes
@@ -92,7 +95,7 @@ def budget(
     check_neurons(clip, wanted[0], some)
     runs = len(some) * len(source.ids)
     seconds = runs * sum(indirect_seconds(clip, layer) for layer in wanted)
-    note(f"{runs:,} runs from each layer on, about {seconds:.0f} s in all")
+    note(f"{counted(runs, 'run')} from each layer on, about {seconds:.0f} s in all")
     result = budgets(
         [
             divide(

@@ -48,5 +48,15 @@ def check_pictures(images: Path | str) -> None:
         raise SecondLensError(f"no folder or file {images}: name one that holds pictures")
 
 
+def check_class_folders(*folders: Path | None) -> None:
+    """Raise `SecondLensError` for a folder of pictures that has no folder for any class."""
+    for folder in folders:
+        if folder is not None and folder.is_dir() and not any(p.is_dir() for p in folder.iterdir()):
+            raise SecondLensError(
+                f"{folder} has no folders for classes: put the pictures of each class in a folder "
+                "of their own in it, named as the class is"
+            )
+
+
 def _is_remote(place: Path | str) -> bool:
     return "://" in str(place)

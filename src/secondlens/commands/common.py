@@ -18,6 +18,8 @@ from rich.console import Console
 from ..errors import SecondLensError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from ..clip.view import Clip
     from ..engine import Engine
 
@@ -46,7 +48,16 @@ json_option = click.option(
 
 def note(text: str) -> None:
     """Say what is no result: on standard error, and not with --quiet."""
-    get_console().print(text, markup=False, highlight=False)
+    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def note_photo(model: str, picture: "Picture") -> None:
+    """Say that an embedded model knows drawn scenes, unless this picture has the size of one."""
+    if model.startswith("demo") and picture.size != (64, 64):
+        note(
+            f"the embedded model {model} knows drawn scenes only: its words for photographs mean "
+            "little"
+        )
 
 
 def tables(as_json: bool) -> Console:

@@ -9,7 +9,7 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .checks import check_lens, check_new
+from .checks import check_class_folders, check_lens, check_new
 from .common import PATH, ChosenModel, console, json_option, print_json, with_model
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def defend(
 def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
     from ..classify import labelled
 
+    check_class_folders(path)
     found = labelled(path)
     return found.prompted(templates) if templates else found
 

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     help="A text file, table.csv:column, english-10k, english-30k, imagenet or world; repeatable.",
 )
 @click.option(
-    "-k", type=int, help="Texts a neuron; by default a quarter of the width, at most 128."
+    "-k",
+    type=click.IntRange(1),
+    help="Texts a neuron; by default a quarter of the width, at most 128.",
 )
 @click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
 @click.option(
@@ -154,12 +156,13 @@ def write_parquet(path: Path, lens: "Lens", found: "dict[str, Codes]") -> None:
 
 def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:
     """Median cosine between directions and codes of 1, 2, 4, ... texts."""
+    from ..report.page import counted
+
     assert codes.control is not None
     k = len(codes.control)
     sizes = sorted({2**i for i in range(k.bit_length())} | {k})
-    table = Table(
-        title=f"{escape(name)}: {len(codes.labels):,} texts, cosine of codes by texts a neuron"
-    )
+    texts = counted(len(codes.labels), "text")
+    table = Table(title=f"{escape(name)}: {texts}, cosine of codes by texts a neuron")
     table.add_column("layer")
     for m in sizes:
         table.add_column(str(m), justify="right")

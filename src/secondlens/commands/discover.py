@@ -8,7 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from .checks import check_lens, check_parents, check_picture
-from .common import PATH, ChosenModel, console, json_option, print_json, with_model
+from .common import (
+    PATH,
+    ChosenModel,
+    console,
+    json_option,
+    note_photo,
+    print_json,
+    with_model,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +60,7 @@ def discover(
     from ..segment.inputs import open_picture
 
     picture = open_picture(photo)
+    note_photo(model.model, picture)
     fitted = Lens.load(lens)
     clip = model.load()
     discoverer = Discoverer(clip, fitted, texts, paper=paper)

@@ -6,6 +6,7 @@ import click
 
 from .checks import check_new, check_pictures
 from .common import (
+    POSITIVE,
     STORES,
     ChosenModel,
     console,
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     help="Every so many-th picture, as the paper takes every 250th of ImageNet.",
 )
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
-@click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
+@click.option(
+    "--top", type=click.IntRange(2), help="Top images a neuron; by default 2 %, at most 100."
+)
 @convention_option
 @click.option(
     "--store",
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     help="Coordinates between passes.",
 )
 @click.option(
-    "--memory", type=float, help="GB to use besides the model; by default half of what is free."
+    "--memory", type=POSITIVE, help="GB to use besides the model; by default half of what is free."
 )
 @click.option("--keep-coordinates", is_flag=True, help="So that the lens can be merged.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
@@ -97,6 +100,7 @@ def fit(
     chosen = layer_numbers(layers)
     from ..fit.fit import fit as fit_lens
     from ..images import Subset, as_source
+    from ..report.page import counted
     from ..storage.files import check_empty
 
     check_empty(out)
@@ -119,8 +123,9 @@ def fit(
         facts = {"lens": out, "layers": lens.layers, "images": len(lens.image_ids)}
         print_json(facts | {"skipped": lens.skipped})
         return
-    console.print(f"{out}: layers {lens.layers} over {len(lens.image_ids)} images")
+    over = counted(len(lens.image_ids), "image")
+    console.print(f"{out}: layers {lens.layers} over {over}", markup=False, highlight=False)
     if lens.skipped:
-        console.print(f"{len(lens.skipped)} pictures could not be read:")
+        console.print(f"{counted(len(lens.skipped), 'picture')} could not be read:")
         for name, reason in lens.skipped.items():
             console.print(f"  {name}: {reason}", markup=False, highlight=False)

@@ -45,7 +45,7 @@ OPTIONS = (
         help="Of the pipeline, to main memory.",
     ),
     click.option("--steps", type=click.IntRange(1), help="Of denoising."),
-    click.option("--guidance", type=float),
+    click.option("--guidance", type=click.FloatRange(0)),
     click.option("--size", type=click.IntRange(8), help="Pixels a side of what is drawn."),
     click.option(
         "--referee",

@@ -34,7 +34,9 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 @click.argument("images", type=click.Path(), required=False)
 @click.option("--images", "how_many", help="The same, such as 50000 or 400M.")
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
-@click.option("--top", type=int, help="Top images a neuron; by default 2 %, at most 100.")
+@click.option(
+    "--top", type=click.IntRange(2), help="Top images a neuron; by default 2 %, at most 100."
+)
 @convention_option
 @click.option("--store", type=click.Choice(STORES), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
@@ -128,7 +130,8 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
         print_json(_as_document(found) | times)
         return
     console.print(
-        f"about {1000 * per_image:.3g} ms an image and pass, {duration(total)} in all",
+        f"about {duration(total)} in all: {duration(fixed)} however many images there are, and "
+        f"{1000 * per_image:.3g} ms an image{' and pass' if found.passes > 1 else ''}",
         highlight=False,
     )
 
@@ -137,6 +140,7 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
     from ..fit import capacity
     from ..fit.plan import size
     from ..fit.rates import measured
+    from ..report.page import counted
     from ..statistics import top_count
 
     clip = _shapes(model)
@@ -168,7 +172,7 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
         print_json(_as_document(found) | times | {"seconds": capacity.total(timings)})
         return
     console.print(f"{found}\nfit --shard-size {len(found.shards[0])}", highlight=False)
-    table = Table(title=f"{clip.name}, {count:,} images, {gpus} workers")
+    table = Table(title=f"{clip.name}, {counted(count, 'image')}, {counted(gpus, 'worker')}")
     for title in ("stage", "tasks", "time", "idle", "read", "written"):
         table.add_column(title, justify="left" if title == "stage" else "right")
     for timing in timings:

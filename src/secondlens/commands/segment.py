@@ -13,6 +13,7 @@ from .common import (
     console,
     json_option,
     layer_numbers,
+    note_photo,
     print_json,
     with_model,
 )
@@ -32,7 +33,7 @@ from .common import (
     help="The heat from which on a pixel is part of the object.",
 )
 @click.option("--layers", help="Such as 8,9,10, or all; by default the last quarter.")
-@click.option("--neurons", type=int, help="How many; by default one in nine.")
+@click.option("--neurons", type=click.IntRange(1), help="How many; by default one in nine.")
 @click.option(
     "--choose",
     type=click.Choice(["absolute", "positive"]),
@@ -54,7 +55,11 @@ from .common import (
     show_default=True,
     help="Activations by training statistics.",
 )
-@click.option("--size", type=int, help="Pixels a side that the model sees; more show more detail.")
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    help="Pixels a side that the model sees; more show more detail.",
+)
 @click.option(
     "--windows",
     type=click.IntRange(1),
@@ -112,6 +117,7 @@ def segment(
     from ..segment.segment import segment as find
 
     picture = open_picture(photo)
+    note_photo(model.model, picture)
     fitted = Lens.load(lens)
     form = PAPER
     if not paper:

@@ -47,9 +47,12 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
     """
     check_new(lens)
     from ..lens import Lens
+    from ..report.page import counted
 
     _follow_quiet()
     found = Lens.from_hub(repo, revision=revision)
     found.save(lens)
     shown = f"{lens}: layers {found.layers} of {found.model['name']}"
-    console.print(f"{shown} over {len(found.image_ids)} images", markup=False, highlight=False)
+    console.print(
+        f"{shown} over {counted(len(found.image_ids), 'image')}", markup=False, highlight=False
+    )

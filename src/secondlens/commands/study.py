@@ -8,7 +8,7 @@ from typing import Any, Literal
 import click
 
 from ..errors import SecondLensError
-from .checks import check_lens
+from .checks import check_class_folders, check_lens
 from .common import PATH, ChosenModel, convention_option, with_model
 
 OPTIONS = (
@@ -22,7 +22,9 @@ OPTIONS = (
     ),
     click.option("--subset", type=click.IntRange(1), help="Take every so many-th test picture."),
     click.option(
-        "--layer", type=int, help="By default the paper's; with --demo, the deciding one."
+        "--layer",
+        type=click.IntRange(0),
+        help="By default the paper's; with --demo, the deciding one.",
     ),
     click.option(
         "--neurons",
@@ -90,6 +92,7 @@ def with_study(command: Callable[..., Any]) -> Any:
         if not demo and images is None:
             raise SecondLensError("name pictures with --images, or take --demo")
         check_lens(lens)
+        check_class_folders(images, shifted)
         from ..reproduce.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
 
         weights = f" ({model.pretrained})" if model.pretrained else ""

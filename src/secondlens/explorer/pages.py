@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import orjson
 
-from ..report.page import number
+from ..report.page import counted, number
 from .atlas import TEXTS, Atlas
 from .profile import Profiles
 from .runs import Runs
@@ -84,7 +84,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters["number"] = number
+        self._environment.filters |= {"number": number, "counted": counted}
         self._environment.globals |= {
             "model": atlas.model(),
             "live": live,

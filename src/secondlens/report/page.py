@@ -22,7 +22,7 @@ def write_page(path: str | Path, template: str, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "fixed": fixed}
+    environment.filters |= {"number": number, "fixed": fixed, "counted": counted}
     page = environment.get_template(template).render(**content, version=version("secondlens"))
     save_text(path, page)
 
@@ -45,6 +45,11 @@ def number(value: float | int | str) -> str:
         return "–"
     size = math.floor(math.log10(abs(float(f"{value:.1e}")))) if value else 0
     return fixed(value, max(0, 1 - size)).removesuffix(".0")
+
+
+def counted(count: int, noun: str) -> str:
+    """Such as "1 picture" and "2,304 pictures"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def fixed(value: float, places: int) -> str:

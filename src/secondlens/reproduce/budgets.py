@@ -8,6 +8,7 @@ from PIL import Image
 from ..ablate.budget import PARTS, Budget, budget
 from ..effects.indirect import indirect_seconds, sample
 from ..intervals import of_median
+from ..report.page import counted
 from .result import Result, Row, Setting, drawn
 from .study import Study
 
@@ -48,8 +49,8 @@ def budgets(
             )
     return Result(
         name="budget",
-        title=f"what total effects consist of ({len(found[0].neurons)} neurons a layer, "
-        f"{found[0].images:,} pictures)",
+        title=f"what total effects consist of ({counted(len(found[0].neurons), 'neuron')} a layer, "
+        f"{counted(found[0].images, 'picture')})",
         rows=rows,
         settings=settings,
         notes=[

@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 
 from ..ablate.ablation import BASELINE
+from ..report.page import counted
 from .curves import accuracy_row
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, Study
@@ -49,7 +50,7 @@ def fig4(study: Study) -> Result:
     shrunk = study.follow == "code"
     return Result(
         name="fig4",
-        title=f"top-1, %, from sparse text, layer {layer} ({len(pictures):,} pictures; "
+        title=f"top-1, %, from sparse text, layer {layer} ({counted(len(pictures), 'picture')}; "
         + ", ".join(f"{what} {100 * found.accuracy(*key):.1f}" for what, key, _ in lines)
         + ")",
         rows=rows,

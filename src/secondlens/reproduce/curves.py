@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..ablate.ablation import BASELINE, Ablation
 from ..ablate.first_order import ablate_attention
+from ..report.page import counted
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, PAPER_MODEL, PAPER_SECOND_MODEL, Study
 
@@ -29,6 +30,7 @@ PAPER_ALL_AT_9 = 29.6
 """Table 1: the only value of these curves that the paper prints."""
 
 INTERVALS = "The CSV has 95 % intervals, bootstrapped over pictures, and top-5."
+NEURONS = "neurons: significant ones of a picture, in the mean."
 
 
 def fig3(study: Study) -> Result:
@@ -110,11 +112,11 @@ def curves(
     draw_curves(figure.subplots(), found)
     return Result(
         name=name,
-        title=f"top-1, %, {title} ({len(found.ranks[BASELINE]):,} pictures; "
+        title=f"top-1, %, {title} ({counted(len(found.ranks[BASELINE]), 'picture')}; "
         f"{100 * found.baseline():.1f} with nothing ablated)",
         rows=rows,
         settings=settings,
-        notes=[INTERVALS],
+        notes=[INTERVALS, NEURONS] if found.significant else [INTERVALS],
         picture=drawn(figure),
         compact=[_compact(found, layer, printed) for layer in found.layers],
     )
@@ -163,9 +165,9 @@ def _compact(found: Ablation, layer: int, paper: Mapping[tuple[int, str], float]
     for kind in found.kinds:
         row[LABELS.get(kind, kind)] = 100 * found.accuracy(layer, kind)
         if any(kind == each for _, each in paper):
-            row[f"paper, {LABELS[kind]}"] = paper.get((layer, kind))
+            row[f"paper, {LABELS[kind].removesuffix(' neurons')}"] = paper.get((layer, kind))
     if layer in found.significant:
-        row["significant neurons"] = float(found.significant[layer].double().mean())
+        row["neurons"] = float(found.significant[layer].double().mean())
     return row
 
 

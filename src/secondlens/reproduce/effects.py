@@ -12,6 +12,7 @@ from ..effects.indirect import sample
 from ..effects.second_order import second_order
 from ..images import Reader
 from ..lens import LayerLens
+from ..report.page import counted
 from .curves import INTERVALS
 from .distributions import by_neuron
 from .result import Result, Row, Setting, drawn
@@ -19,6 +20,16 @@ from .study import PAPER_LAYER, Study
 
 PAPER = {"indirect": (52.3, 11.0), "second-order": (29.6, 48.2)}
 """Table 1: accuracy after mean-ablation and variance explained by the first component, in %."""
+SHOWN = {
+    "effect": "effect",
+    "top-1 % without it": "top-1",
+    "paper, top-1": "paper, top-1",
+    "PC #1, top images, %": "PC #1",
+    "the same, of a Gaussian": "chance",
+    "PC #1, all images, %": "PC #1, all",
+    "paper, PC #1": "paper, PC #1",
+}
+"""What terminals and pages have room for, and what they call it."""
 
 
 def table1(study: Study) -> Result:
@@ -63,7 +74,7 @@ def table1(study: Study) -> Result:
     ]
     return Result(
         name="table1",
-        title=f"effects of layer {layer} ({len(pictures):,} pictures, "
+        title=f"effects of layer {layer} ({counted(len(pictures), 'picture')}, "
         f"{100 * found.baseline():.1f} % with nothing ablated)",
         rows=rows,
         settings=study.settings(
@@ -88,16 +99,14 @@ def table1(study: Study) -> Result:
             ],
         ),
         notes=[
-            "PC #1: the share of the first principal component; choosing the strongest pictures "
-            "inflates it, as the Gaussian with the same covariance shows.",
+            "In %. Top-1: without the effect. PC #1: the share of the first principal component. "
+            "Choosing the strongest pictures inflates it: chance is that of a Gaussian.",
             "A neuron's direct effects lie on one line, so theirs is 100 %.",
             INTERVALS,
         ],
         picture=_histograms(fitted),
         details=details,
-        compact=[
-            {k: v for k, v in row.items() if not k.startswith(("95", "top-5"))} for row in rows
-        ],
+        compact=[{SHOWN[name]: row[name] for name in SHOWN} for row in rows],
     )
 
 

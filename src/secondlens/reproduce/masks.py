@@ -1,5 +1,6 @@
 """Table 4 on the embedded world, as a result like the others: `segmentation` measures it."""
 
+from ..report.page import counted
 from ..segment.benchmark.reproduce import compare, demo_work
 from ..segment.benchmark.table import METRICS
 from .result import Result, Row, Setting
@@ -23,7 +24,7 @@ def table4(study: Study) -> Result:
             rows.append(each)
     return Result(
         name="table4",
-        title=f"zero-shot segmentation ({found.facts['test images']} pictures)",
+        title=f"zero-shot segmentation ({counted(found.facts['test images'], 'picture')})",
         rows=rows,
         settings=[
             Setting(name="model", ours=study.model, paper=PAPER_MODEL),

@@ -1,6 +1,7 @@
 """What a reproduction found, and the one place that prints and writes it."""
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,11 +73,17 @@ def cell(value: Any) -> str:
 def show(result: Result, console: Console) -> None:
     """Print a result as a table, with the settings that differ."""
     table = Table(title=f"{result.name}: {escape(result.title)}")
-    for name in result.shown[0]:
+    columns = {name: [cell(row[name]) for row in result.shown] for name in result.shown[0]}
+    wanted = sum(3 + max(map(len, (name, *texts))) for name, texts in columns.items())
+    for name, texts in columns.items():
         numeric = all(isinstance(row[name], int | float | None) for row in result.shown)
-        table.add_column(escape(name), justify="right" if numeric else "left")
-    for row in result.shown:
-        table.add_row(*(escape(cell(value)) for value in row.values()))
+        heading = name
+        if wanted >= console.width:  # or rich cuts words, where lines could be broken between
+            longest = max(map(len, (*name.split(), *texts)))
+            heading = textwrap.fill(name, longest, break_long_words=False)
+        table.add_column(escape(heading), justify="right" if numeric else "left")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, cells))
     console.print(table)
     for note in result.notes:
         console.print(note, markup=False, highlight=False)

@@ -54,7 +54,7 @@ async function draw() {
   function list() {
     const found = [...chosen];
     if (!found.length) { side.replaceChildren(h("h2", {}, how("map", "Map")), h("p", {class: "quiet"}, "Draw a line around neurons to list them here. A click opens the nearest one.")); return; }
-    side.replaceChildren(h("h2", {}, `${found.length.toLocaleString("en")} neurons`, h("button", {type: "button", id: "mark-all", onclick: event => { for (const i of found.slice(0, LISTED)) mark(all.layer[i], all.neuron[i], all.name[i], true); event.target.textContent = "★ Marked"; }}, "☆ Mark them")),
+    side.replaceChildren(h("h2", {}, `${found.length.toLocaleString("en")} neuron${found.length === 1 ? "" : "s"}`, h("button", {type: "button", id: "mark-all", onclick: event => { for (const i of found.slice(0, LISTED)) mark(all.layer[i], all.neuron[i], all.name[i], true); event.target.textContent = "★ Marked"; }}, "☆ Mark them")),
       h("p", {class: "quiet"}, "Beside each: ", how("score", "finds unseen images"), "."),
       h("ul", {class: "rows"}, found.slice(0, LISTED).map(i => h("li", {}, neuronLink(all.layer[i], all.neuron[i], all.name[i]), h("span", {class: "value"}, number(all.score[i]))))),
       found.length > LISTED ? h("p", {class: "quiet"}, `The first ${LISTED} of them.`) : null);

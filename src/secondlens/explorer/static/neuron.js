@@ -89,7 +89,7 @@ function budgetCard() {
       const found = await ask(`live/budget/${layer}/${neuron}`);
       const rows = [["all of it", found.total], ["value paths", found.paths], ["straight", found.direct]], largest = Math.max(...rows.map(([, size]) => size));
       body.replaceChildren(h("ul", {class: "words"}, rows.map(([name, size]) => h("li", {}, h("span", {class: "word plus"}, name), h("span", {class: "bar plus"}, h("i", {"width%": 70 * size / largest}), h("small", {}, number(size)))))),
-        h("p", {class: "quiet"}, `Cosine of all of it with the value paths: ${number(found.agreement)}, over ${found.images} images.`));
+        h("p", {class: "quiet"}, `Cosine of all of it with the value paths: ${number(found.agreement)}, over ${found.images} image${found.images === 1 ? "" : "s"}.`));
     } catch (error) { body.replaceChildren(message(error.message, true)); }
   });
   return h("section", {class: "card"}, h("h2", {}, how("budget", "Effect budget")), start, body);

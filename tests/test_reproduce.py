@@ -230,7 +230,7 @@ def test_table4_is_a_result_like_the_others(tiny, monkeypatch):
     monkeypatch.setattr(masks, "DEV_IMAGES", 1)
     monkeypatch.setattr(masks, "TEST_IMAGES", 1)
     found = masks.table4(tiny)
-    assert "1 pictures" in found.title
+    assert "1 picture)" in found.title
     ways = {(row["method"], row["masks"]) for row in found.rows}
     assert len(ways) == len(found.rows) > 8
     assert all(0 <= row["mIoU, %"] <= 100 for row in found.rows if row["mIoU, %"] is not None)

@@ -20,7 +20,7 @@ from secondlens.report.page import number
 PATHS = [
     *("", "neurons/", "layer/1/", "neuron/0/5/", "map/", "search/?q=word%20b", "how/"),
     *("image/", "image/?at=3", "compare/?a=0.5&b=1.7", "compare/?a=0&b=1", "lists/", "runs/"),
-    *("runs/?run=0", "runs/?run=1", "runs/?run=2", "compare/", "nowhere"),
+    *("runs/?run=0", "runs/?run=1", "runs/?run=2", "compare/"),
 ]
 AXE = Axe()
 

@@ -60,11 +60,11 @@ def discover(
     from ..segment.inputs import open_picture
 
     picture = open_picture(photo)
-    note_photo(model.model, picture)
     fitted = Lens.load(lens)
     clip = model.load()
     discoverer = Discoverer(clip, fitted, texts, paper=paper)
     (words,) = discoverer([picture], top)
+    note_photo(model.model, picture)
     title = f"What {photo.name} shows"
     if page is not None:
         write_page(page, "discover.html", **_content(discoverer, picture, words), title=title)

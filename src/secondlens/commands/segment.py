@@ -117,7 +117,6 @@ def segment(
     from ..segment.segment import segment as find
 
     picture = open_picture(photo)
-    note_photo(model.model, picture)
     fitted = Lens.load(lens)
     form = PAPER
     if not paper:
@@ -132,6 +131,7 @@ def segment(
         clip = resized(clip, size)
     (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe, windows=windows)
     heat = heat.float().cpu()
+    note_photo(model.model, picture)
     pictures = {}
     for number, each in enumerate(heat, start=1):
         pictures[f"{number}-heat"] = grey(each)

@@ -185,7 +185,6 @@ def test_command_writes_every_neuron(run, lens, tmp_path):
         assert row["cosine"] == pytest.approx(float(pool.cosine[1][5]))
 
 
-@pytest.mark.filterwarnings("ignore:.*prompts are longer than the context of tiny")
 def test_command_takes_templates_and_a_default_size(run, clip, lens, tmp_path):
     lens.save(tmp_path / "lens")
     assert run("describe", "lens", "--texts", "ten.txt", "--template", "my {}").exit_code == 0

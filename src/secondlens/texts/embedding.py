@@ -104,12 +104,14 @@ def embed_texts(clip: Clip, texts: str | Sequence[str]) -> Float[Tensor, "texts 
 
 
 def _cut(clip: Clip, texts: Sequence[str], rows: Float[Tensor, "texts dim"]) -> list[int]:
-    """The texts that embed as well without their last letter: the model does not see their ends."""
+    """The texts that embed as well without their last word: the model does not see their ends."""
     # a token is a byte at least, and two are left for the marks of start and end
     long = [i for i, text in enumerate(texts) if len(text.encode()) > clip.context_length - 2]
     if not long:
         return []
-    distances = (clip.encode_text([texts[i][:-1] for i in long]) - rows[long]).norm(dim=1)
+    # not without the last letter: a word that a model does not know may be as good as another
+    shorter = [" ".join(texts[i].split()[:-1]) or texts[i][:-1] for i in long]
+    distances = (clip.encode_text(shorter) - rows[long]).norm(dim=1)
     # equal up to rounding, which depends on the batch
     tolerance = torch.finfo(clip.dtype).eps ** 0.5
     return [i for i, distance in zip(long, distances.tolist(), strict=True) if distance < tolerance]

@@ -21,8 +21,8 @@ from secondlens.describe.summary import Neuron
 from secondlens.errors import SecondLensError
 from secondlens.fit.fit import fit
 from secondlens.lens import Codes
+from secondlens.numerals import counted, fixed, number
 from secondlens.report.cards import PICTURES, PROOFS, PROVEN
-from secondlens.report.page import counted, fixed, number
 from secondlens.report.report import Fact, write_report
 from secondlens.report.view import heat_map, model_view
 

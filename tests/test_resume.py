@@ -170,7 +170,7 @@ def test_plan(clip):
     assert plan.store == "float32" and plan.passes == 1
     assert [shard.start for shard in plan.shards[1:]] == [s.stop for s in plan.shards[:-1]]
     assert plan.shards[0].start == 0 and plan.shards[-1].stop == 10_000
-    assert str(plan).startswith("3 layers, 10000 images in")
+    assert str(plan).startswith("3 layers, 10,000 images in")
     assert make_plan(clip, 10_000, [0], top=100, memory=2**30, disk=2**10).passes == 2
     one, ten = (
         make_plan(clip, n, [1], top=100, memory=2**30, store="never") for n in (1000, 10_000)

@@ -15,7 +15,7 @@ from secondlens.describe.describe import describe
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.pages import Pages
-from secondlens.report.page import number
+from secondlens.numerals import number
 
 PATHS = [
     *("", "neurons/", "layer/1/", "neuron/0/5/", "map/", "search/?q=word%20b", "how/"),

@@ -10,7 +10,8 @@ from ..clip.view import Clip
 from ..engine import Engine, Local
 from ..errors import SecondLensError
 from ..lens import Lens
-from ..storage.files import check_empty, save_json
+from ..storage.files import save_json
+from ..storage.places import check_empty
 from . import gallery
 from .attacker import Attacker, attacker
 from .report import Report

@@ -23,7 +23,7 @@ from ..fit.fit import fit
 from ..images import ImageSource, as_source
 from ..lens import Lens
 from ..reproduce.result import Result, show, write
-from ..storage.files import check_empty
+from ..storage.places import check_empty
 from ..texts.world import world_vocabulary
 from . import gallery
 from .attacker import Attacker, attacker

@@ -22,7 +22,8 @@ from typing import Any
 from rich.progress import track
 
 from ..errors import SecondLensError
-from ..storage.files import check_empty, save_json
+from ..storage.files import save_json
+from ..storage.places import check_empty
 from .draw import Drawer, Drawing, picture
 from .judge import Check, Zeroshot
 from .report import Report, Shot, write_csv

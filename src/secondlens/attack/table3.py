@@ -5,7 +5,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..intervals import of_mean
-from ..report.page import counted
+from ..numerals import counted
 from ..reproduce.result import Result, Row, Setting
 from .attacker import Attacker
 from .methods import METHODS

@@ -53,7 +53,7 @@ def bench(
 
     from .. import bench as benches
     from ..clip import load
-    from ..report.page import counted
+    from ..numerals import counted
 
     if threads is not None:
         torch.set_num_threads(threads)

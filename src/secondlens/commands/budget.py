@@ -74,7 +74,7 @@ def budget(
     from ..effects.indirect import check_neurons, indirect_seconds, sample
     from ..images import as_source
     from ..lens import Lens
-    from ..report.page import counted
+    from ..numerals import counted
     from ..reproduce.budgets import budgets
     from ..reproduce.result import as_document, show, write
     from ..reproduce.scenes import TEST_SEED, scenes

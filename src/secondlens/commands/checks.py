@@ -8,6 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import SecondLensError
+from ..storage.places import check_empty
+from ..storage.remote import is_remote
 
 
 def check_lens(*folders: Path | None) -> None:
@@ -18,11 +20,9 @@ def check_lens(*folders: Path | None) -> None:
 
 
 def check_new(out: Path | str | None) -> None:
-    """Raise `SecondLensError` if `out` is a file or a folder with something in it."""
-    if out is not None and not _is_remote(out):
-        path = Path(out)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise SecondLensError(f"{out} exists already: name a new folder, or remove it first")
+    """Raise `SecondLensError` if `out` is a file here, or a folder here with something in it."""
+    if out is not None and not is_remote(out):
+        check_empty(out)
 
 
 def check_parents(*files: Path | None) -> None:
@@ -44,7 +44,7 @@ def check_picture(file: Path) -> None:
 
 def check_pictures(images: Path | str) -> None:
     """Raise `SecondLensError` for a place of pictures where nothing is."""
-    if not (_is_remote(images) or set(str(images)) & set("*?[{") or Path(images).exists()):
+    if not (is_remote(images) or set(str(images)) & set("*?[{") or Path(images).exists()):
         raise SecondLensError(f"no folder or file {images}: name one that holds pictures")
 
 
@@ -56,7 +56,3 @@ def check_class_folders(*folders: Path | None) -> None:
                 f"{folder} has no folders for classes: put the pictures of each class in a folder "
                 "of their own in it, named as the class is"
             )
-
-
-def _is_remote(place: Path | str) -> bool:
-    return "://" in str(place)

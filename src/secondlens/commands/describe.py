@@ -156,7 +156,7 @@ def write_parquet(path: Path, lens: "Lens", found: "dict[str, Codes]") -> None:
 
 def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:
     """Median cosine between directions and codes of 1, 2, 4, ... texts."""
-    from ..report.page import counted
+    from ..numerals import counted
 
     assert codes.control is not None
     k = len(codes.control)

@@ -100,8 +100,8 @@ def fit(
     chosen = layer_numbers(layers)
     from ..fit.fit import fit as fit_lens
     from ..images import Subset, as_source
-    from ..report.page import counted
-    from ..storage.files import check_empty
+    from ..numerals import counted
+    from ..storage.places import check_empty
 
     check_empty(out)
     source = as_source(images)

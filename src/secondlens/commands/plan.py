@@ -140,7 +140,7 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
     from ..fit import capacity
     from ..fit.plan import size
     from ..fit.rates import measured
-    from ..report.page import counted
+    from ..numerals import counted
     from ..statistics import top_count
 
     clip = _shapes(model)

@@ -47,7 +47,7 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
     """
     check_new(lens)
     from ..lens import Lens
-    from ..report.page import counted
+    from ..numerals import counted
 
     _follow_quiet()
     found = Lens.from_hub(repo, revision=revision)

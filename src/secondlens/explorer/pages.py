@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import orjson
 
-from ..report.page import counted, number
+from ..numerals import counted, number
 from .atlas import TEXTS, Atlas
 from .profile import Profiles
 from .runs import Runs

@@ -21,8 +21,8 @@ from ..engine import Engine, Local
 from ..errors import SecondLensError
 from ..images import Reader, as_source, dataset_hash
 from ..lens import Lens
-from ..storage.files import check_empty
 from ..storage.parts import Parts
+from ..storage.places import check_empty
 from .plan import Plan, make_plan
 from .run import NothingReadable, Run, shard_bars
 from .shards import Changed, ShardWork

@@ -16,6 +16,7 @@ import torch
 from ..clip.view import Clip
 from ..effects.paths import check_convention
 from ..errors import SecondLensError
+from ..numerals import counted
 from ..storage.remote import is_remote
 
 STORES = ("auto", "float32", "float16", "never")
@@ -67,10 +68,10 @@ class Plan:
         )
         groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
         return (
-            f"{len(self.layers)} layers{groups}, {self.images} images in {len(self.shards)} "
-            f"shards, {self.passes} forward passes an image ({stored}); up to "
-            f"{size(self.memory)} of memory besides the model, {size(self.disk)} of work files, "
-            f"{size(self.lens)} for the lens"
+            f"{counted(len(self.layers), 'layer')}{groups}, {counted(self.images, 'image')} in "
+            f"{counted(len(self.shards), 'shard')}, {counted(self.passes, 'forward pass')} an "
+            f"image ({stored}); up to {size(self.memory)} of memory besides the model, "
+            f"{size(self.disk)} of work files, {size(self.lens)} for the lens"
         )
 
 

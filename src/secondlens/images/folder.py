@@ -96,8 +96,7 @@ class ImageFolder(Folder):
         super().__init__(root)
         if outside := [each for each in self.ids if "/" not in each]:
             raise SecondLensError(
-                f"{outside[0]} lies in none of the class folders of {self.root}: move it into one, "
-                "or use Folder, which needs no classes"
+                f"{outside[0]} lies in none of the class folders of {self.root}: move it into one"
             )
         names = [each.partition("/")[0] for each in self.ids]
         self.classes = sorted(set(names))

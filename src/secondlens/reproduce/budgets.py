@@ -8,7 +8,7 @@ from PIL import Image
 from ..ablate.budget import PARTS, Budget, budget
 from ..effects.indirect import indirect_seconds, sample
 from ..intervals import of_median
-from ..report.page import counted
+from ..numerals import counted
 from .result import Result, Row, Setting, drawn
 from .study import Study
 

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from ..ablate.ablation import BASELINE
-from ..report.page import counted
+from ..numerals import counted
 from .curves import accuracy_row
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, Study

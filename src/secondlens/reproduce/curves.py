@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..ablate.ablation import BASELINE, Ablation
 from ..ablate.first_order import ablate_attention
-from ..report.page import counted
+from ..numerals import counted
 from .result import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, PAPER_MODEL, PAPER_SECOND_MODEL, Study
 

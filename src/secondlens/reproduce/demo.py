@@ -19,7 +19,7 @@ from ..errors import SecondLensError
 from ..fit.fit import fit
 from ..lens import Lens
 from ..report.report import Fact, write_report
-from ..storage.files import check_empty
+from ..storage.places import check_empty
 from ..texts.world import world_vocabulary
 from .highlights import chosen, deciding_layer, selective
 from .scenes import scenes

@@ -12,7 +12,7 @@ from ..effects.indirect import sample
 from ..effects.second_order import second_order
 from ..images import Reader
 from ..lens import LayerLens
-from ..report.page import counted
+from ..numerals import counted
 from .curves import INTERVALS
 from .distributions import by_neuron
 from .result import Result, Row, Setting, drawn

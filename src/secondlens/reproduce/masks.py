@@ -1,6 +1,6 @@
 """Table 4 on the embedded world, as a result like the others: `segmentation` measures it."""
 
-from ..report.page import counted
+from ..numerals import counted
 from ..segment.benchmark.reproduce import compare, demo_work
 from ..segment.benchmark.table import METRICS
 from .result import Result, Row, Setting

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..report.page import data_uri, fixed, number, write_page
+from ..numerals import fixed, number
+from ..report.page import data_uri, write_page
 from ..storage.files import save_csv, save_json, save_picture
 
 Row = dict[str, Any]

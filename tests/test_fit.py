@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +130,18 @@ def test_files_are_as_readable_as_any_new_file(clip, images, tmp_path):
     (tmp_path / "plain").touch()
     mode = (tmp_path / "plain").stat().st_mode
     assert {path.stat().st_mode for path in (tmp_path / "lens").iterdir()} == {mode}
+
+
+def test_folders_are_filled_where_one_stands(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "new.partial").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), Path("../new"), Path("../made/new")):
+        with whole_folder(out) as folder:
+            (folder / "some").touch()
+        assert [path.name for path in out.iterdir()] == ["some"]
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["here", "made", "new", "new.partial"]
 
 
 def fill_the_disk(folder):

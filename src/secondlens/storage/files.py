@@ -98,14 +98,14 @@ def whole(path: str | Path) -> Iterator[Path]:
             yield file
         return
     place = Path(path)
-    # a name of its own, because another process may be writing the same file
-    partial = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _beside(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
-        partial.chmod(mode)  # some writers make files that only their owner may read
+        if partial.stat().st_mode != mode:  # some writers let nobody but the owner read
+            partial.chmod(mode)
         partial.replace(place)
     except (OSError, SafetensorError) as error:
         raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error
@@ -123,16 +123,22 @@ def whole_folder(out: Path) -> Iterator[Path]:
     SecondLensError
         It cannot be written there. Whatever fails, nothing is left behind.
     """
-    partial = out.with_name(out.name + ".partial")
+    place = out.absolute()
+    partial = _beside(place)
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
         partial.mkdir(parents=True)
         yield partial
-        if out.is_dir():
-            out.rmdir()
-        partial.replace(out)
+        if place.is_dir():  # it stays: somebody may stand in it
+            for each in partial.iterdir():
+                shutil.move(each, place)
+        else:
+            partial.replace(place)
     except OSError as error:
         raise SecondLensError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(place: Path) -> Path:
+    """A name of its own, because another process may be writing the same."""
+    return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")

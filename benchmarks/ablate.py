@@ -16,14 +16,14 @@ import click
 import torch
 from torch.nn.functional import normalize
 
-from secondlens.ablate.ablate import removals
-from secondlens.ablate.readings import SecondOrder
+from secondlens.applications.ablation.accuracy import removals
+from secondlens.applications.ablation.readings import SecondOrder
 from secondlens.bench import random_clip
-from secondlens.classify import ranks
-from secondlens.clip.view import Clip
-from secondlens.commands.allocator import keep_freed_memory
-from secondlens.effects.indirect import stop_after
-from secondlens.lens import LayerLens
+from secondlens.commands.group import keep_freed_memory
+from secondlens.data.labelled import ranks
+from secondlens.effects.ablated_runs import stop_after
+from secondlens.lens.layer import LayerLens
+from secondlens.models.view import Clip
 
 
 def seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

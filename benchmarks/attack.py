@@ -23,16 +23,21 @@ from rich.table import Table
 from torch import Tensor
 
 import secondlens as sl
-from secondlens.attack.attacker import SHARE_OF_POOL
-from secondlens.attack.methods import METHODS, selector
-from secondlens.attack.select import Neurons, Pair, Selector, Word, choose
-from secondlens.attack.sprites import SpriteDrawer
-from secondlens.attack.taxonomy import Taxonomy
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
+from secondlens.applications.adversarial.attacks import SHARE_OF_POOL
+from secondlens.applications.adversarial.selection import (
+    METHODS,
+    NeuronSelector,
+    Pair,
+    RankedWord,
+    Selector,
+    choose,
+    selector,
+)
+from secondlens.applications.adversarial.sprites import SpriteGenerator, Taxonomy
+from secondlens.data.vocabularies import object_names, world_vocabulary
+from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.demo.world import ATTACK_PAIRS, COLOURS, NAMES, PLACES, with_article
 from secondlens.intervals import of_mean
-from secondlens.texts.world import object_names, world_vocabulary
 
 SEED = 900_000
 BATCH_SIZE = 64
@@ -48,7 +53,7 @@ def captioned(drawn: str, word: str) -> str:
 
 @torch.no_grad()
 def embedded(
-    clip: sl.Clip, drawer: SpriteDrawer, drawn: str, seeds: int
+    clip: sl.Clip, drawer: SpriteGenerator, drawn: str, seeds: int
 ) -> tuple[Float[Tensor, "words seeds dim"], Float[Tensor, "seeds dim"]]:
     """Unit embeddings of pictures of an object with each word, and without any."""
     words = list(drawer.knows or ())
@@ -70,20 +75,20 @@ class Truth:
     def __init__(self, moved: dict[str, float]) -> None:
         self.moved = moved
 
-    def rank(self, v: Tensor) -> list[Word]:
+    def rank(self, v: Tensor) -> list[RankedWord]:
         """All words, the one that moves most first."""
         order = sorted(self.moved, key=lambda word: -self.moved[word])
-        return [Word(text=word, score=self.moved[word]) for word in order]
+        return [RankedWord(text=word, score=self.moved[word]) for word in order]
 
 
-def dense(clip: sl.Clip, lens: sl.Lens) -> Neurons:
+def dense(clip: sl.Clip, lens: sl.Lens) -> NeuronSelector:
     """Neurons with the cosines of all words in place of sparse codes."""
     pool = world_vocabulary()
     texts = pool.embed(clip)
     directions = {layer: lens[layer].directions for layer in lens.layers}
     everywhere = torch.arange(len(texts))
     codes = {n: (everywhere.expand(len(r), -1), r @ texts.T) for n, r in directions.items()}
-    return Neurons(directions, pool.labels, codes, name="second order, cosines of all words")
+    return NeuronSelector(directions, pool.labels, codes, name="second order, cosines of all words")
 
 
 def whole(selected: Selector) -> Selector:
@@ -103,7 +108,7 @@ def main(
     model: str, fit_images: int, objects: int, wrong: int, seeds: int, json_path: Path | None
 ) -> None:
     """Print what each selector's words move in truth."""
-    clip, drawer, pool = sl.load(model), SpriteDrawer(), world_vocabulary()
+    clip, drawer, pool = sl.load(model), SpriteGenerator(), world_vocabulary()
     lens = sl.fit(clip, Scenes(World(planted=model == "demo"), FIT_SEED, fit_images), progress=True)
     codes = sl.describe(clip, lens, pool)
     selectors: list[Selector] = [selector(n, clip, lens, pool, codes) for n in METHODS]

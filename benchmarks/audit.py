@@ -24,18 +24,14 @@ from rich.table import Table
 from torch import Tensor
 
 import secondlens as sl
-from secondlens.audit.audit import audit
-from secondlens.audit.clearest import margins
-from secondlens.audit.drawn import drawn
-from secondlens.demo.painter import object_on
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
-from secondlens.demo.truth import truth
+from secondlens.applications.auditing.audits import audit, margins
+from secondlens.applications.auditing.counterfactuals import drawn
+from secondlens.data.embedding import normalise
+from secondlens.data.vocabularies import Vocabulary, object_names, prompts
+from secondlens.demo.scenes import FIT_SEED, Scenes, World, object_on, truth
 from secondlens.demo.world import NAMES, PLACES, PREFERENCE
-from secondlens.describe.roc import area_under_roc
 from secondlens.effects.projections import embed
-from secondlens.texts import Vocabulary, normalise
-from secondlens.texts.world import object_names, prompts
+from secondlens.words.scoring import area_under_roc
 
 AUDIT_SEED = 72
 PLANTED = torch.tensor([[PREFERENCE.get(name, ("",))[0] == p for p in PLACES] for name in NAMES])

@@ -22,16 +22,14 @@ from rich.table import Table
 from torch import Tensor
 
 import secondlens as sl
-from secondlens.capture import Capture
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
-from secondlens.demo.truth import truth
+from secondlens.applications.discovery import Discoverer
+from secondlens.data.reader import Reader
+from secondlens.data.vocabularies import world_vocabulary
+from secondlens.demo.scenes import FIT_SEED, Scenes, World, truth
 from secondlens.demo.world import COLOURS, NAMES, PLACES
-from secondlens.discover.discover import Discoverer
-from secondlens.images import Reader
+from secondlens.effects.capture import Capture
 from secondlens.intervals import of_mean, wilson
-from secondlens.sparse import omp
-from secondlens.texts.world import world_vocabulary
+from secondlens.sparse.pursuit import omp
 
 SEED = 71
 TOP = 10

@@ -29,20 +29,22 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from secondlens.clip import Clip, from_open_clip, load
 from secondlens.commands.plan import duration
-from secondlens.engine import Engine, Local, Ray, Workers
-from secondlens.fit import capacity
-from secondlens.fit.fit import fit
-from secondlens.fit.nodes import STAGES, Means, Node
-from secondlens.fit.plan import make_plan
-from secondlens.fit.rates import measured
-from secondlens.fit.run import Run
-from secondlens.fit.shards import ShardWork
-from secondlens.images import Reader
+from secondlens.data.reader import Reader
+from secondlens.engine.local import Local
+from secondlens.engine.pool import Engine, Workers
+from secondlens.engine.ray import Ray
+from secondlens.lens import capacity
+from secondlens.lens.capacity import measured
+from secondlens.lens.fitting import FitRun, fit
 from secondlens.lens.layer import Ranking
-from secondlens.statistics import Moments, top_count
-from secondlens.storage.parts import Parts
+from secondlens.lens.moments import Moments, top_count
+from secondlens.lens.plan import make_plan
+from secondlens.lens.shards import STAGES, Means, Node, ShardWork
+from secondlens.models.loading import load
+from secondlens.models.open_clip import from_open_clip
+from secondlens.models.view import Clip
+from secondlens.storage.checkpoints import Checkpoints
 
 console = Console(width=110)
 
@@ -228,11 +230,11 @@ def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
     plan = make_plan(
         clip, 8 * count, [layer], top=8, batch_size=8, store="never", shard_size=8, memory=2**33
     )
-    parts = Parts(folder / "parts")
+    parts = Checkpoints(folder / "parts")
     parts.claim({}, {})
     reader = Reader(source=images, clip=clip, batch_size=8)
     work = Synthetic(clip, plan, "exact", reader, parts, partial(top_count, 8))
-    run = Run(work, Local(workers=1), Progress(disable=True))
+    run = FitRun(work, Local(workers=1), Progress(disable=True))
     process = psutil.Process()
     before, peak = process.memory_info().rss, 0
 

@@ -43,7 +43,7 @@ SEARCHES = 20
 
 def fitted(rng):
     """The statistics of a layer."""
-    from secondlens.lens import LayerLens
+    from secondlens.lens.layer import LayerLens
 
     directions = torch.nn.functional.normalize(torch.randn(NEURONS, DIM, generator=rng), dim=1)
     shares = ("explained", "explained_all", "explained_null", "selectivity", "selectivity_null")
@@ -61,11 +61,11 @@ def fitted(rng):
 
 def surveyed(layer):
     """What a survey saw of a layer."""
-    from secondlens.explorer import prepared
+    from secondlens.explorer import records
 
-    rng, slots = np.random.default_rng(layer), prepared.SLOTS
+    rng, slots = np.random.default_rng(layer), records.SLOTS
     paths = (LAYERS - layer) * HEADS
-    return prepared.LayerSurvey(
+    return records.LayerSurvey(
         images=rng.integers(0, IMAGES, (NEURONS, slots), dtype=np.int32),
         effect=rng.random((NEURONS, slots), dtype=np.float32),
         peak=rng.random((NEURONS, slots), dtype=np.float32),
@@ -73,8 +73,8 @@ def surveyed(layer):
         heat=rng.integers(0, 16, (NEURONS, slots, PATCHES), dtype=np.uint8),
         scale=np.ones(NEURONS, dtype=np.float32),
         extent=np.tile(np.array([-1, 1], dtype=np.float32), (NEURONS, 1)),
-        shares=np.full((NEURONS, prepared.BANDS), 0.2, dtype=np.float32),
-        counts=rng.integers(0, 999, (NEURONS, prepared.BINS), dtype=np.int32),
+        shares=np.full((NEURONS, records.BANDS), 0.2, dtype=np.float32),
+        counts=rng.integers(0, 999, (NEURONS, records.BINS), dtype=np.int32),
         paths=rng.random((NEURONS, paths), dtype=np.float32) / paths,
         concept=rng.integers(0, CONCEPTS, (NEURONS, 8), dtype=np.int8),
         proof=rng.integers(-1, CONCEPTS, (NEURONS, TOP), dtype=np.int8),
@@ -88,10 +88,11 @@ def write(folder):
     """The weights, and a lens with its survey and layout."""
     import secondlens as sl
     from secondlens.explorer.layout import Layout
-    from secondlens.explorer.opened import FOLDER
-    from secondlens.explorer.prepared import RESPONDING, Survey, fingerprint
-    from secondlens.fit.fit import describe_model
-    from secondlens.lens import Codes, Lens
+    from secondlens.explorer.opening import FOLDER
+    from secondlens.explorer.records import RESPONDING, Survey, fingerprint
+    from secondlens.lens.codes import Codes
+    from secondlens.lens.fitting import describe_model
+    from secondlens.lens.lens import Lens
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

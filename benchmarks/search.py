@@ -13,7 +13,7 @@ import click
 import torch
 import torch.nn.functional as F
 
-from secondlens.describe.search import strongest
+from secondlens.words.searching import strongest
 
 
 @click.command()

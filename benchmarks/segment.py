@@ -18,10 +18,16 @@ import click
 import torch
 
 import secondlens as sl
-from secondlens.segment.heat import standardise
-from secondlens.segment.recipe import BEST, PAPER, Recipe
-from secondlens.segment.segmenter import Segmenter, encode, quarter
-from secondlens.texts import embed_texts
+from secondlens.applications.segmentation.heat_maps import standardise
+from secondlens.applications.segmentation.segmenter import (
+    BEST,
+    PAPER,
+    Recipe,
+    Segmenter,
+    encode,
+    quarter,
+)
+from secondlens.data.embedding import embed_texts
 
 BATCH = 32
 

@@ -1,4 +1,4 @@
-"""Sparse codes of many targets: `secondlens.sparse.omp` against scikit-learn, in time and memory.
+"""Sparse codes of many targets: `omp` against scikit-learn, in time and memory.
 
     python benchmarks/sparse.py
     python benchmarks/sparse.py --targets 512 --texts 32 --json sparse.json
@@ -24,8 +24,8 @@ from rich.table import Table
 from sklearn.linear_model import orthogonal_mp_gram
 from threadpoolctl import threadpool_limits
 
-from secondlens.sparse import omp
 from secondlens.sparse.dictionary import product_dtype
+from secondlens.sparse.pursuit import omp
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 

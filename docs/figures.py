@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch
 
 import secondlens as sl
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
-from secondlens.statistics import HISTOGRAM_EDGES, gaussian_null
-from secondlens.texts.world import world_vocabulary
+from secondlens.data.vocabularies import world_vocabulary
+from secondlens.demo.scenes import FIT_SEED, Scenes, World
+from secondlens.lens.moments import HISTOGRAM_EDGES, gaussian_null
 
 FOLDER = Path(__file__).parent / "figures"
 SCENES, LAYER = 600, 5

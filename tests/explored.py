@@ -8,16 +8,16 @@ from models import TEXT, randomise
 from open_clip.model import CLIP
 from PIL import Image
 
-from secondlens.attack import Pair, Report, Shot, Word
-from secondlens.audit.audit import Audit
-from secondlens.audit.defence import OURS, Defence
-from secondlens.audit.trial import Point, Result
-from secondlens.clip import from_open_clip
-from secondlens.describe.describe import describe
+from secondlens.applications.adversarial.runs import Report, Sample
+from secondlens.applications.adversarial.selection import Pair, RankedWord
+from secondlens.applications.auditing.audits import Audit
+from secondlens.applications.auditing.defence import OURS, Defence, Outcome, Point
 from secondlens.explorer.layout import lay_out
 from secondlens.explorer.survey import survey
-from secondlens.fit.fit import fit
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
 from secondlens.storage.files import save_json
+from secondlens.words.describing import describe
 
 HOSTILE = (
     "<script>document.title='x'</script>",
@@ -82,7 +82,7 @@ def write_runs(folder):
     pictures.mkdir(parents=True)
     Pictures().load(0).save(pictures / "0.png")
     Pictures().load(1).save(folder / "outside.png")
-    shot = Shot(
+    shot = Sample(
         file="images/0.png",
         plain_file="images/0.png",
         caption="a dog and <b>snow</b>",
@@ -96,7 +96,7 @@ def write_runs(folder):
         counted=True,
     )
     outside = replace(shot, file="../outside.png", plain_file="/etc/hostname")
-    word = Word(text="snow", score=0.3, neurons=((0, 5, 0.2),))
+    word = RankedWord(text="snow", score=0.3, neurons=((0, 5, 0.2),))
     report = Report(
         pair=Pair(draw="dog", mistake_for="deer"), settings={}, words=(word,), shots=(shot, outside)
     )
@@ -117,7 +117,7 @@ def write_runs(folder):
     point = replace(point, unusual=0.5, fooled=float("nan"))
     cut = replace(point, usual=0.69, unusual=0.6)
     change = (0.1, 0.0, 0.2)
-    result = Result(point=cut, usual_change=change, unusual_change=change, fooled_change=change)
+    result = Outcome(point=cut, usual_change=change, unusual_change=change, fooled_change=change)
     Defence(
         neurons=((0, 5),), strength=1.0, before=point, results=(result,), points=(point, cut)
     ).save(folder / "c")

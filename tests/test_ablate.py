@@ -9,20 +9,19 @@ import torch
 import torch.nn.functional as F
 from models import Unreadable, tiny_images, tiny_model, tiny_tokenizer
 
-from secondlens.ablate.ablate import EFFECTS, KINDS, ablate
-from secondlens.ablate.ablation import BASELINE, Ablation
-from secondlens.ablate.readings import SecondOrder
-from secondlens.ablate.recode import TextCodes
-from secondlens.ablate.reference import Direct, Indirect
-from secondlens.classify import ranks
-from secondlens.clip import from_open_clip
-from secondlens.effects.indirect import indirect, stop_after
-from secondlens.effects.second_order import direct, second_order
+from secondlens.applications.ablation.accuracy import BASELINE, EFFECTS, KINDS, Ablation, ablate
+from secondlens.applications.ablation.readings import Direct, Indirect, SecondOrder
+from secondlens.applications.ablation.recoding import TextCodes
+from secondlens.data.embedding import normalise
+from secondlens.data.labelled import ranks
+from secondlens.data.vocabularies import vocabulary
+from secondlens.effects.ablated_runs import indirect, stop_after
+from secondlens.effects.value_paths import direct, second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
 from secondlens.intervals import of_mean
-from secondlens.sparse import omp
-from secondlens.texts import normalise, vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.sparse.pursuit import omp
 
 CLASSES = 5
 EXACT = ("all", "large", "small", "first component", "unsigned")
@@ -259,7 +258,7 @@ def test_the_random_kind_ablates_as_many_as_the_large_kind(clip, lens, images, c
 
 
 def test_random_neurons_are_not_the_large_ones(clip, lens, images):
-    from secondlens.ablate.ablate import removals
+    from secondlens.applications.ablation.accuracy import removals
 
     own = lens[1]
     effects = SecondOrder(clip, {1: own}, "exact", range(48))

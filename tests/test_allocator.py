@@ -4,7 +4,7 @@ import sys
 
 MEASURE = """
 import resource, torch
-from secondlens.commands.allocator import keep_freed_memory
+from secondlens.commands.process import keep_freed_memory
 kept = keep_freed_memory()
 for _ in range(10):  # until small things no longer take room between
     torch.ones(2**24)
@@ -25,7 +25,7 @@ def test_large_tensors_reuse_pages_where_the_c_library_can():
 
 HOLES = """
 import psutil
-from secondlens.commands.allocator import give_back_memory
+from secondlens.commands.process import give_back_memory
 blocks = [b"x" * 2**16 for _ in range(2000)]
 last = b"y" * 2**16  # what is freed below it stays
 del blocks

@@ -8,27 +8,37 @@ import torch.nn.functional as F
 from PIL import Image
 
 from secondlens import attack
-from secondlens.attack import attack_pairs
-from secondlens.attack.attacker import attacker
-from secondlens.attack.draw import METADATA, Drawing, picture
-from secondlens.attack.judge import Exact, Referee, Verdict, Zeroshot
-from secondlens.attack.language import lemmas, mentions
-from secondlens.attack.methods import indirect, selector
-from secondlens.attack.report import Report, Shot
-from secondlens.attack.reproduce import table3
-from secondlens.attack.select import NothingLeft, Pair, RandomWords, SimilarWords, choose
-from secondlens.attack.sprites import SpriteDrawer
-from secondlens.attack.table3 import OURS, result_of
-from secondlens.attack.taxonomy import FAMILIES, Taxonomy
-from secondlens.attack.write import Caption, TemplateWriter, captions, instructions, listed
-from secondlens.clip import load
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
+from secondlens.applications.adversarial.attacks import attack_pairs, attacker
+from secondlens.applications.adversarial.captioning import (
+    Caption,
+    TemplateCaptioner,
+    captions,
+    instructions,
+    listed,
+)
+from secondlens.applications.adversarial.generation import METADATA, GeneratedImage, picture
+from secondlens.applications.adversarial.judging import ExactJudge, RefereeJudge, Verdict, Zeroshot
+from secondlens.applications.adversarial.runs import Report, Sample
+from secondlens.applications.adversarial.selection import (
+    NothingLeft,
+    Pair,
+    RandomSelector,
+    SimilarSelector,
+    choose,
+    indirect,
+    lemmas,
+    mentions,
+    selector,
+)
+from secondlens.applications.adversarial.sprites import FAMILIES, SpriteGenerator, Taxonomy
+from secondlens.data.vocabularies import object_names, world_vocabulary
+from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES
-from secondlens.describe.describe import describe
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.texts.world import object_names, world_vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.models.loading import load
+from secondlens.paper.table3 import OURS, result_of, table3
+from secondlens.words.describing import describe
 
 PAIR = Pair(draw="cow", mistake_for="lion")
 
@@ -137,15 +147,15 @@ def test_similar_words_are_those_along_v(demo, v):
     clip, _ = demo
     texts = world_vocabulary()
     rows = texts.embed(clip)
-    ranked = SimilarWords(texts.labels, rows).rank(v)
+    ranked = SimilarSelector(texts.labels, rows).rank(v)
     assert ranked[0].text == texts.labels[int((rows @ v).argmax())]
     assert "lion" in [word.text for word in ranked]
     assert all(word.score > 0 for word in ranked)
 
 
 def test_indirect_directions_are_first_components_of_indirect_effects(demo, v):
-    from secondlens.effects.indirect import indirect as effects
-    from secondlens.images import Subset
+    from secondlens.data.sources import Subset
+    from secondlens.effects.ablated_runs import indirect as effects
 
     clip, lens = demo
     source = Subset(Scenes(World(), 31, 60), range(3))
@@ -166,7 +176,7 @@ def test_chosen_words_name_no_class_and_nothing_like_the_wrong_one(v):
     labels = ("cow", "cows", "lion", "lions", "tiger", "sea", "ghost", "lamp")
     for seed in range(5):
         words = choose(
-            RandomWords(labels, seed), v, PAIR, Families(), 9, ("tiger", *labels[:6], "lamp")
+            RandomSelector(labels, seed), v, PAIR, Families(), 9, ("tiger", *labels[:6], "lamp")
         )
         assert {word.text for word in words} == {"sea", "lamp"}
 
@@ -180,7 +190,7 @@ class Families:
 
 def test_no_word_left(v):
     with pytest.raises(NothingLeft, match="finds no word that pushes from cow to lion"):
-        choose(RandomWords(("cow", "tiger"), 0), v, PAIR, Taxonomy(), 5)
+        choose(RandomSelector(("cow", "tiger"), 0), v, PAIR, Taxonomy(), 5)
 
 
 # Captions
@@ -189,7 +199,7 @@ def test_no_word_left(v):
 def test_templates_draw_at_most_one_background():
     words = ["sea", "red", "lamp", "owl", "key", "night"]
     grounds = 0
-    for text in TemplateWriter().write(PAIR, words, 60, 0):
+    for text in TemplateCaptioner().write(PAIR, words, 60, 0):
         shown = [word for word in words if mentions(text, word)]
         assert text.startswith("a photo of a cow and ")
         assert len(shown) == 3
@@ -199,7 +209,7 @@ def test_templates_draw_at_most_one_background():
 
 
 def test_the_same_seed_writes_the_same():
-    write = TemplateWriter().write
+    write = TemplateCaptioner().write
     assert write(PAIR, ["owl", "key", "sea", "red"], 5, 1) == write(
         PAIR, ["owl", "key", "sea", "red"], 5, 1
     )
@@ -253,7 +263,7 @@ def test_lists_in_replies():
 
 
 def test_without_the_words_all_else_is_equal():
-    drawer = SpriteDrawer()
+    drawer = SpriteGenerator()
     for seed in range(12):
         plain = drawer.draw("a photo of a cow", "cow", seed)
         with_lamp = drawer.draw("a lamp beside a cow", "cow", seed)
@@ -270,14 +280,14 @@ def test_without_the_words_all_else_is_equal():
 
 
 def test_what_is_shown_is_what_is_mentioned():
-    drawer = SpriteDrawer()
+    drawer = SpriteGenerator()
     shown = drawer.draw("a red cow, two owls and keys on a blue background", "cow", 3).shows
     assert shown[-1] == "blue"
     assert {"cow"} <= set(shown) <= {"cow", "owl", "key", "blue"}
 
 
 def test_covered_objects_are_not_said_to_be_seen():
-    drawer = SpriteDrawer()
+    drawer = SpriteGenerator()
     seen = [drawer.draw("a cow, a key, an owl and a lamp", "cow", seed).shows for seed in range(30)]
     assert all("cow" in shows for shows in seen)
     counts = [len(shows) for shows in seen]
@@ -310,7 +320,7 @@ class Counting:
 
     def draw(self, caption, subject, seed):
         self.drawn += 1
-        return Drawing(image=Image.new("RGB", (8, 8), (seed, 0, 0)), shows=("cow", "sea"))
+        return GeneratedImage(image=Image.new("RGB", (8, 8), (seed, 0, 0)), shows=("cow", "sea"))
 
 
 # Verdicts
@@ -331,23 +341,23 @@ def test_margins_and_the_best_of_all(demo):
 def test_checks():
     image = World().scene(1, 1).image
     shows = [("cow", "sea"), ("lion", "cow", "sea"), ("sea",)]
-    drawings = [Drawing(image=image, shows=each) for each in shows]
-    assert Exact()(drawings, PAIR) == [True, False, False]
+    drawings = [GeneratedImage(image=image, shows=each) for each in shows]
+    assert ExactJudge()(drawings, PAIR) == [True, False, False]
     with pytest.raises(SecondLensError, match="name a referee"):
-        Exact()([Drawing(image=image)], PAIR)
+        ExactJudge()([GeneratedImage(image=image)], PAIR)
 
 
 def test_the_referee_says_what_it_sees():
     twin = load("demo-twin")
-    referee = Referee(twin, NAMES, object_names().embed(twin))
-    drawer, pair = SpriteDrawer(), Pair(draw="cow", mistake_for="ship")
+    referee = RefereeJudge(twin, NAMES, object_names().embed(twin))
+    drawer, pair = SpriteGenerator(), Pair(draw="cow", mistake_for="ship")
     cows = [drawer.draw("a cow", "cow", seed) for seed in range(8)]
     ships = [drawer.draw("a ship", "ship", seed) for seed in range(8)]
     assert sum(referee(cows, pair)) > sum(referee(ships, pair)) + 4
 
 
 def shot(margin, plain_margin, best="cow", counted=True):
-    return Shot(
+    return Sample(
         file="", plain_file="", caption="", plain="", words=(), seed=0, margin=margin,
         plain_margin=plain_margin, best=best, plain_best="cow", counted=counted,
     )  # fmt: skip
@@ -405,7 +415,7 @@ def test_a_run_is_in_its_folder_and_goes_on(demo, tmp_path):
     assert "http" not in page.replace("http-equiv", "")
 
 
-class Interrupted(SpriteDrawer):
+class Interrupted(SpriteGenerator):
     def __init__(self, after):
         super().__init__()
         self.left = after
@@ -487,7 +497,7 @@ def test_classes_that_cannot_be_drawn_are_left_out(demo, tmp_path):
         attack_pairs(made, ["zebra", "sea"], tmp_path / "none")
 
 
-class NeverLions(TemplateWriter):
+class NeverLions(TemplateCaptioner):
     def write(self, pair, words, count, seed):
         return [] if pair.draw == "lion" else super().write(pair, words, count, seed)
 
@@ -555,7 +565,7 @@ def test_a_run_folder_that_cannot_be_written(demo, tmp_path):
 # Table 3
 
 
-class Later(TemplateWriter):
+class Later(TemplateCaptioner):
     """Writes in the runs of some seeds alone."""
 
     def __init__(self, seeds):

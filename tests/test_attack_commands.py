@@ -6,16 +6,15 @@ from statistics import fmean
 import pytest
 from click.testing import CliRunner
 
-from secondlens.attack import METHODS
-from secondlens.attack.table3 import OURS, PAPER, WHOLE
-from secondlens.clip import load
-from secondlens.commands import main
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
+from secondlens.applications.adversarial.selection import METHODS
+from secondlens.commands.group import main
+from secondlens.data.vocabularies import world_vocabulary
+from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import ATTACK_PAIRS
-from secondlens.describe.describe import describe
-from secondlens.fit.fit import fit
-from secondlens.texts.world import world_vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.models.loading import load
+from secondlens.paper.table3 import OURS, PAPER, WHOLE
+from secondlens.words.describing import describe
 
 
 def run(*arguments):
@@ -148,7 +147,7 @@ def test_table3_compares_every_method(lenses, tmp_path):
 
 
 def test_table3_fits_a_lens_if_none_is_named(tmp_path, monkeypatch):
-    module = import_module("secondlens.attack.reproduce")
+    module = import_module("secondlens.paper.table3")
     monkeypatch.setattr(module, "ATTACK_PAIRS", ATTACK_PAIRS[:1])
     out = tmp_path / "table3"
     arguments = ("reproduce", "table3", "--demo", "--out", out, "--seeds", 1, "--images-a-run", 1)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from secondlens.attack.chat import ChatModel
-from secondlens.attack.diffusion import DiffusionDrawer
-from secondlens.attack.endpoint import KEY, Endpoint
-from secondlens.attack.select import Pair
-from secondlens.attack.sentences import Sentences
-from secondlens.attack.write import captions
+from secondlens.applications.adversarial.captioning import captions
+from secondlens.applications.adversarial.chat import ChatModel
+from secondlens.applications.adversarial.diffusion import DiffusionGenerator
+from secondlens.applications.adversarial.endpoint import KEY, Endpoint
+from secondlens.applications.adversarial.selection import Pair
+from secondlens.applications.adversarial.sentences import Sentences
 from secondlens.errors import SecondLensError
 
 PAIR = Pair(draw="cow", mistake_for="lion")
@@ -184,7 +184,7 @@ def test_faults_of_the_client_library_quote_nothing():
     [
         ("openai", lambda: endpoint("http://localhost:1/v1"), "an endpoint needs openai"),
         ("transformers", lambda: ChatModel("any"), "a local chat model needs transformers"),
-        ("diffusers", lambda: DiffusionDrawer("any"), "drawing by diffusion needs diffusers"),
+        ("diffusers", lambda: DiffusionGenerator("any"), "drawing by diffusion needs diffusers"),
         ("sentence_transformers", lambda: Sentences("any"), "needs sentence-transformers"),
     ],
 )
@@ -265,7 +265,7 @@ def test_a_chat_model_answers_alike_for_the_same_seed(parrot):
 
 
 def test_a_chat_model_writes_what_it_has_learnt(parrot, monkeypatch):
-    module = import_module("secondlens.attack.chat")
+    module = import_module("secondlens.applications.adversarial.chat")
     monkeypatch.setattr(module, "instructions", lambda *_: "")
     kept = captions(ChatModel(str(parrot), tokens=40), PAIR, ["lamp"], 1, 0)
     assert [each.text for each in kept] == ["a cow and a lamp"]
@@ -335,7 +335,7 @@ def pipeline(tmp_path_factory):
 
 
 def test_diffusion_draws_by_caption_and_seed(pipeline):
-    drawer = DiffusionDrawer(str(pipeline), steps=2, size=16)
+    drawer = DiffusionGenerator(str(pipeline), steps=2, size=16)
     one, again, other_seed, other_words = (
         drawer.draw(caption, "cow", seed).image
         for caption, seed in (
@@ -355,8 +355,8 @@ def test_diffusion_draws_by_caption_and_seed(pipeline):
 
 def test_pipelines_that_cannot_be_had(tmp_path, pipeline):
     with pytest.raises(SecondLensError, match="no text-to-image pipeline"):
-        DiffusionDrawer(str(tmp_path / "nothing"))
+        DiffusionGenerator(str(tmp_path / "nothing"))
     with pytest.raises(SecondLensError, match="no dtype 'float5'"):
-        DiffusionDrawer(str(pipeline), dtype="float5")
+        DiffusionGenerator(str(pipeline), dtype="float5")
     with pytest.raises(SecondLensError, match="cannot be offloaded"):
-        DiffusionDrawer(str(pipeline), device="cpu", offload="sequential")
+        DiffusionGenerator(str(pipeline), device="cpu", offload="sequential")

@@ -12,23 +12,25 @@ from click.testing import CliRunner
 from models import Unreadable, tiny_images, tiny_model, tiny_tokenizer
 
 import secondlens as sl
-from secondlens.audit.audit import ALIKE, SHARE_OF_NEURONS, Audit, audit, cue_neurons
-from secondlens.audit.cut import Cut, GroupEffects
-from secondlens.audit.drawn import drawn
-from secondlens.capture import Capture
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
-from secondlens.demo.painter import object_on
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
-from secondlens.demo.truth import truth
+from secondlens.applications.auditing.ablated_clip import AblatedClip, GroupEffects
+from secondlens.applications.auditing.audits import (
+    ALIKE,
+    SHARE_OF_NEURONS,
+    Audit,
+    audit,
+    cue_neurons,
+)
+from secondlens.applications.auditing.counterfactuals import drawn
+from secondlens.commands.group import main
+from secondlens.data.vocabularies import Vocabulary, object_names, prompts, vocabulary
+from secondlens.demo.scenes import Scenes, World, object_on, truth
 from secondlens.demo.world import NAMES, PLACES, PREFERENCE
-from secondlens.describe.roc import area_under_roc
-from secondlens.effects.second_order import second_order
+from secondlens.effects.capture import Capture
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.texts import Vocabulary, vocabulary
-from secondlens.texts.world import object_names, prompts
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.words.scoring import area_under_roc
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 CUES = ["sea", "sky", "ant", "ice"]
@@ -72,19 +74,19 @@ def test_groups_and_cuts_are_sums_of_materialised_effects(clip, lens, images):
         assert torch.allclose(found[:, i], expected, atol=1e-12)
         by_layer = {layer: [n for own, n in group if own == layer] for layer, _ in group}
         for strength in (0.0, 1.0, 1.5):
-            cut = Cut(clip, lens, by_layer, strength).encode_image(images[:5])
+            cut = AblatedClip(clip, lens, by_layer, strength).encode_image(images[:5])
             whole = F.normalize(representation, dim=1)
             assert torch.allclose(cut, whole - strength * expected, atol=1e-12)
 
 
 def test_a_cut_leaves_the_model_alone(clip, lens, images):
     before = clip.encode_image(images[:2])
-    Cut(clip, lens, {1: [0, 5, 5]}).encode_image(images[:2])
+    AblatedClip(clip, lens, {1: [0, 5, 5]}).encode_image(images[:2])
     assert torch.equal(clip.encode_image(images[:2]), before)
     with pytest.raises(SecondLensError, match="layer 1 has no neuron 48"):
-        Cut(clip, lens, {1: [48]})
+        AblatedClip(clip, lens, {1: [48]})
     with pytest.raises(SecondLensError, match="tiny has no layer 9"):
-        Cut(clip, lens, {9: [1]})
+        AblatedClip(clip, lens, {9: [1]})
 
 
 def literally(clip, lens, images, shown):
@@ -279,8 +281,12 @@ def test_command(on_disk, tmp_path):
 def test_the_embedded_world_is_drawn(on_disk, tmp_path, monkeypatch):
     module = importlib.import_module("secondlens.commands.audit")
     monkeypatch.setattr(module, "UNSEEN_SCENES", 60)
-    monkeypatch.setattr("secondlens.texts.world.object_names", lambda: vocabulary(["bus", "owl"]))
-    monkeypatch.setattr("secondlens.texts.world.backgrounds", lambda: vocabulary(["sea", "road"]))
+    monkeypatch.setattr(
+        "secondlens.data.vocabularies.object_names", lambda: vocabulary(["bus", "owl"])
+    )
+    monkeypatch.setattr(
+        "secondlens.data.vocabularies.backgrounds", lambda: vocabulary(["sea", "road"])
+    )
     result = run("audit", on_disk / "lens", "--out", tmp_path / "out", "--drawings", 2)
     assert result.exit_code == 0
     kept, clip = Audit.load(tmp_path / "out"), sl.load("demo")

@@ -6,20 +6,15 @@ import torch.nn.functional as F
 from models import sequence_first, tiny_images, tiny_model
 from oracle import Run, split_heads
 
-from secondlens.clip import from_open_clip
+from secondlens.applications.segmentation.baselines import METHODS
+from secondlens.applications.segmentation.baselines.attention import raw_attention, rollout
+from secondlens.applications.segmentation.baselines.first_order import textspan
+from secondlens.applications.segmentation.baselines.gradients import chefer, grad_cam
+from secondlens.applications.segmentation.baselines.relevance import lrp, partial_lrp
+from secondlens.applications.segmentation.baselines.similarity import patch_similarity
+from secondlens.applications.segmentation.baselines.tower import run
 from secondlens.errors import SecondLensError
-from secondlens.segment.baselines import (
-    METHODS,
-    chefer,
-    grad_cam,
-    lrp,
-    partial_lrp,
-    patch_similarity,
-    raw_attention,
-    rollout,
-    textspan,
-)
-from secondlens.segment.baselines.tower import run
+from secondlens.models.open_clip import from_open_clip
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-9}
 

@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from models import Unreadable, sequence_first, tiny_images, tiny_model
 
-from secondlens.ablate.ablation import BASELINE
-from secondlens.ablate.budget import PARTS, budget
-from secondlens.ablate.first_order import FIRST_ORDER_KINDS, ablate_attention, attention_effects
-from secondlens.clip import from_open_clip
+from secondlens.applications.ablation.accuracy import BASELINE
+from secondlens.applications.ablation.attention import (
+    FIRST_ORDER_KINDS,
+    ablate_attention,
+    attention_effects,
+)
+from secondlens.applications.ablation.budget import PARTS, budget
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from models import tiny_model
 
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
+from secondlens.commands.group import main
 from secondlens.commands.plan import count_of, duration
-from secondlens.fit import capacity
-from secondlens.fit.capacity import Rates, Stage, forward_flops, job, simulate, spread_plan, stages
+from secondlens.lens import capacity
+from secondlens.lens.capacity import Rates, Stage, forward_flops, job, simulate, spread_plan, stages
+from secondlens.models.open_clip import from_open_clip
 
 RATES = Rates(flops=1e12, decode=1e9, network=1e9, store=1e10, merge=1e9, eigen=0.001, dispatch=0.0)
 

@@ -8,9 +8,9 @@ import torch
 from models import sequence_first, tiny_images, tiny_model
 from open_clip import convert_weights_to_lp
 
-from secondlens.capture import Capture, norm_statistics
-from secondlens.clip import from_open_clip
+from secondlens.effects.capture import Capture, norm_statistics
 from secondlens.errors import SecondLensError
+from secondlens.models.open_clip import from_open_clip
 
 
 def pooled_of(clip, images, layers, **options):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from secondlens.classify import (
+from secondlens.data.labelled import (
     TEMPLATE,
     check_labels,
     evenly,
@@ -17,8 +17,8 @@ from secondlens.classify import (
     labelled,
     training_pictures,
 )
+from secondlens.data.sources import InMemory
 from secondlens.errors import SecondLensError
-from secondlens.images import InMemory
 
 
 def picture(path, colour="red"):

@@ -5,9 +5,9 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from secondlens.commands import main
+from secondlens.commands.group import main
 from secondlens.demo.scenes import World
-from secondlens.lens import Lens
+from secondlens.lens.lens import Lens
 
 
 def run(*arguments):

@@ -9,17 +9,19 @@ from models import sequence_first, tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 from torch import nn
 
-from secondlens.clip import check_parity, from_open_clip, load
-from secondlens.clip.activation import (
+from secondlens.effects.value_paths import second_order
+from secondlens.errors import SecondLensError, UnsupportedModel
+from secondlens.models.checks import (
     FUNCTIONS,
     PUBLISHED_HASH,
     activation_name,
     check_activation,
+    check_parity,
     difference,
     trained_activation,
 )
-from secondlens.effects.second_order import second_order
-from secondlens.errors import SecondLensError, UnsupportedModel
+from secondlens.models.loading import load
+from secondlens.models.open_clip import from_open_clip
 
 
 def preprocess(image):
@@ -289,7 +291,7 @@ def test_encode_text(clip, monkeypatch):
     with torch.no_grad():
         expected = clip.model.encode_text(tiny_tokenizer(texts), normalize=True)
     assert torch.allclose(rows, expected, atol=1e-6)
-    monkeypatch.setattr("secondlens.clip.view.TEXTS_PER_BATCH", 2)
+    monkeypatch.setattr("secondlens.models.view.TEXTS_PER_BATCH", 2)
     assert torch.allclose(clip.encode_text(texts), rows, atol=1e-6)
     assert clip.encode_text([]).shape == (0, 12)
     with pytest.raises(SecondLensError, match="tokenizer="):

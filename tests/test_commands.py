@@ -24,14 +24,15 @@ from explored import write_runs
 from models import tiny_model
 
 import secondlens as sl
-from secondlens.clip import PRECISIONS
-from secondlens.commands import INTERRUPTED, common, main
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
+from secondlens.commands import options
+from secondlens.commands.group import main
+from secondlens.commands.process import INTERRUPTED
+from secondlens.data.embedding import NORMALISATIONS
+from secondlens.data.vocabularies import world_vocabulary
+from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.errors import SecondLensError
-from secondlens.fit.plan import STORES
-from secondlens.texts import NORMALISATIONS
-from secondlens.texts.world import world_vocabulary
+from secondlens.lens.plan import STORES
+from secondlens.models.loading import PRECISIONS
 
 SOURCES = sorted((Path(__file__).parent.parent / "src").rglob("*.py"))
 PROGRAM = Path(sys.executable).with_name("secondlens")
@@ -201,7 +202,7 @@ def test_bench_prints_ratios_and_what_was_asked_for(place, monkeypatch):
     monkeypatch.setattr(module, "random_clip", lambda name: clip)
     small = partial(module.ranking_cost, neurons=4, images=200, rank=3)
     monkeypatch.setattr(module, "ranking_cost", small)
-    monkeypatch.setattr("secondlens.clip.load", lambda name: clip)
+    monkeypatch.setattr("secondlens.models.loading.load", lambda name: clip)
     monkeypatch.setattr(module, "memory_cost", lambda clip, counts: {"memory_images": counts})
     threads = torch.get_num_threads()
     arguments = ("bench", "--model", "tiny", "--batch-size", 2, "--rounds", 1, "--threads", 1)
@@ -366,7 +367,7 @@ def finished_runs(made):
 def test_what_is_no_number_is_null(capsys):
     import torch
 
-    common.print_json(
+    options.print_json(
         {"a": float("nan"), "b": torch.tensor([1.5, float("inf")]), "c": (1, Path("x")), 4: None}
     )
     found = strict(capsys.readouterr().out)
@@ -428,7 +429,7 @@ def test_verbose_shows_what_libraries_log(place, monkeypatch):
         raise SecondLensError("that is enough")
 
     monkeypatch.setattr(logging.root, "handlers", [])
-    monkeypatch.setattr("secondlens.lens.Lens.load", load)
+    monkeypatch.setattr("secondlens.lens.lens.Lens.load", load)
     level = logging.root.level
     try:
         said = [run(*first, "search", LENS, "ship").stderr for first in ((), ("--verbose",))]
@@ -525,8 +526,8 @@ def test_the_shell_completes_paths_and_choices():
 
 
 def test_commands_know_the_choices_of_the_library():
-    assert common.PRECISIONS == PRECISIONS
-    assert common.STORES == STORES
+    assert options.PRECISIONS == PRECISIONS
+    assert options.STORES == STORES
     (how,) = (each for each in main.commands["describe"].params if each.name == "how")
     assert tuple(how.type.choices) == NORMALISATIONS
 

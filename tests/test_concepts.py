@@ -6,20 +6,23 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import binom
 
-from secondlens.clip import from_open_clip
-from secondlens.describe.concepts import (
+from secondlens.data.sources import InMemory
+from secondlens.effects.value_paths import second_order
+from secondlens.errors import SecondLensError
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.words.concepts import (
     ALIKE,
+    RARE,
     Concept,
+    Proof,
+    binomial_tail,
     concepts_of,
     effective_number,
     group,
+    prove,
     same_concept,
 )
-from secondlens.describe.proof import RARE, Proof, binomial_tail, prove
-from secondlens.effects.second_order import second_order
-from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.images import InMemory
 
 
 def unit_rows(count, dim, seed=0):

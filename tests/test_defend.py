@@ -9,26 +9,22 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 
 import secondlens as sl
-from secondlens.attack import attack
-from secondlens.attack.pictures import attacked
-from secondlens.audit.audit import Audit, audit
-from secondlens.audit.cut import by_layer
-from secondlens.audit.defence import summary
-from secondlens.audit.defend import COST, COUNTS, defend
-from secondlens.audit.harm import indirect_order
-from secondlens.audit.misled import misled, natural
-from secondlens.classify import Labelled
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
+from secondlens.applications.adversarial.attacks import attack
+from secondlens.applications.adversarial.runs import attacked
+from secondlens.applications.auditing.ablated_clip import by_layer
+from secondlens.applications.auditing.audits import Audit, audit
+from secondlens.applications.auditing.counterfactuals import counterfactual, natural
+from secondlens.applications.auditing.defence import COST, COUNTS, defend, indirect_order, summary
+from secondlens.commands.group import main
+from secondlens.data.labelled import Labelled
+from secondlens.data.sources import InMemory
+from secondlens.data.vocabularies import backgrounds, object_names, vocabulary, world_vocabulary
+from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import NAMES, PREFERENCE
-from secondlens.effects.second_order import second_order
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.images import InMemory
-from secondlens.texts import vocabulary
-from secondlens.texts.world import backgrounds, object_names, world_vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 
@@ -203,11 +199,11 @@ def test_by_layer():
 
 
 def test_misled_pictures_show_an_object_in_the_place_of_another():
-    shown, rivals = misled(30, seed=9)
+    shown, rivals = counterfactual(30, seed=9)
     for i, (label, rival) in enumerate(zip(shown.labels, rivals, strict=True)):
         assert shown.source.pair(i) == (NAMES[label], NAMES[rival])
         assert PREFERENCE[NAMES[label]][0] != PREFERENCE[NAMES[rival]][0]
-    assert shown.source.load(3).tobytes() == misled(4, seed=9)[0].source.load(3).tobytes()
+    assert shown.source.load(3).tobytes() == counterfactual(4, seed=9)[0].source.load(3).tobytes()
     usual = natural(5, seed=9)
     scenes = [usual.source.scene(i).objects for i in range(5)]
     assert scenes == [(NAMES[label],) for label in usual.labels]

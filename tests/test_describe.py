@@ -11,15 +11,16 @@ from click.testing import CliRunner
 from models import tiny_images, tiny_model, tiny_tokenizer
 from pyarrow import parquet
 
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
-from secondlens.describe.describe import default_size, describe, random_directions, rebuild, signed
+from secondlens.commands.group import main
+from secondlens.data.embedding import normalise
+from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.lens.evidence import Stability
-from secondlens.sparse import omp
-from secondlens.texts import normalise, vocabulary
+from secondlens.lens.codes import Stability
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+from secondlens.sparse.pursuit import omp
+from secondlens.words.describing import default_size, describe, random_directions, rebuild, signed
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]
 OTHERS = ["[bold]a", "noon", "yak", "0", "kiwi", "quilt"]
@@ -126,7 +127,7 @@ def test_signs():
 @pytest.fixture
 def run(clip, monkeypatch, tmp_path):
     """The command line, with the tiny model for every name, in a folder with two vocabularies."""
-    monkeypatch.setattr("secondlens.clip.load", lambda *_, **__: clip)
+    monkeypatch.setattr("secondlens.models.loading.load", lambda *_, **__: clip)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ten.txt").write_text("\n".join(WORDS))
     (tmp_path / "others.txt").write_text("\n".join(OTHERS))

@@ -8,19 +8,17 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 
 import secondlens as sl
-from secondlens.capture import Capture
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
-from secondlens.describe.describe import describe
-from secondlens.discover.code import RIDGE, metric
-from secondlens.discover.discover import Discoverer, discover
-from secondlens.effects.second_order import second_order
+from secondlens.applications.discovery import RIDGE, Discoverer, discover, metric
+from secondlens.commands.group import main
+from secondlens.demo.scenes import Scenes, World
+from secondlens.effects.capture import Capture
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.sparse import omp
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+from secondlens.sparse.pursuit import omp
+from secondlens.words.describing import describe
 
 TEXTS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx"]
 

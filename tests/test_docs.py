@@ -16,12 +16,10 @@ from sybil import Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
 
 import secondlens as sl
-from secondlens.commands import main
-from secondlens.demo.pictures import FIT_SEED, SCORE_SEED, Scenes
-from secondlens.demo.scenes import World
-from secondlens.demo.truth import truth
-from secondlens.lens import Lens
-from secondlens.texts.world import world_vocabulary
+from secondlens.commands.group import main
+from secondlens.data.vocabularies import world_vocabulary
+from secondlens.demo.scenes import FIT_SEED, SCORE_SEED, Scenes, World, truth
+from secondlens.lens.lens import Lens
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)

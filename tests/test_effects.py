@@ -9,18 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import golden_model, sequence_first, tiny_images, tiny_model
 
-from secondlens.capture import Capture
-from secondlens.clip import from_open_clip
-from secondlens.effects.indirect import indirect, indirect_seconds, sample, stop_after
-from secondlens.effects.paths import (
+from secondlens.effects.ablated_runs import indirect, indirect_seconds, sample, stop_after
+from secondlens.effects.capture import Capture
+from secondlens.effects.value_paths import (
+    bias_effect,
+    direct,
     extended_coefficients,
     image_scale,
     isometry,
     path_factors,
+    second_order,
     value_paths,
 )
-from secondlens.effects.second_order import bias_effect, direct, second_order
 from secondlens.errors import SecondLensError
+from secondlens.models.open_clip import from_open_clip
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
@@ -146,8 +148,8 @@ def test_neurons_come_in_chunks(clip, monkeypatch):
     images = tiny_images(clip)
     effects, paths = second_order(clip, images, 0, "official"), value_paths(clip, 0)
     basis = isometry(paths).basis
-    monkeypatch.setattr("secondlens.effects.second_order.NEURONS_PER_CHUNK", 5)
-    monkeypatch.setattr("secondlens.effects.paths.NEURONS_PER_CHUNK", 5)
+    monkeypatch.setattr("secondlens.effects.value_paths.NEURONS_PER_CHUNK", 5)
+    monkeypatch.setattr("secondlens.effects.value_paths.NEURONS_PER_CHUNK", 5)
     assert close(second_order(clip, images, 0, "official"), effects, 1e-13)
     assert close(isometry(paths).basis, basis, 1e-13)
     assert close(path_factors(clip, 0).rows(slice(3, 7)), paths[3:7], 1e-13)
@@ -191,7 +193,7 @@ def test_indirect(dtype, tolerance, vision, monkeypatch):
         assert close(
             indirect(clip, images, layer, neurons, mean), torch.stack(expected, 1), tolerance
         )
-    monkeypatch.setattr(import_module("secondlens.effects.indirect"), "IMAGES_PER_PASS", 2)
+    monkeypatch.setattr(import_module("secondlens.effects.ablated_runs"), "IMAGES_PER_PASS", 2)
     assert close(indirect(clip, images, layer, neurons, mean), torch.stack(expected, 1), tolerance)
     assert indirect(clip, images, 0, [], mean).shape == (3, 0, 12)
 

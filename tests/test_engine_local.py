@@ -18,23 +18,22 @@ from engines import Pictures, be_unreachable, close, fail, fill_memory, kill, ma
 from models import tiny_images, tiny_model, tiny_tokenizer
 from test_attack import NeverLions
 
-from secondlens.attack import attack_pairs
-from secondlens.attack.attacker import attacker
-from secondlens.clip import from_open_clip, load
-from secondlens.commands import main
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
-from secondlens.describe.describe import describe
-from secondlens.engine import Crew, Incomplete, Local, Ray, crew, local
-from secondlens.engine.crew import perform
+from secondlens.applications.adversarial.attacks import attack_pairs, attacker
+from secondlens.commands.group import main
+from secondlens.data.vocabularies import vocabulary, world_vocabulary
+from secondlens.demo.scenes import Scenes, World
+from secondlens.engine import local, pool
+from secondlens.engine.local import Local
+from secondlens.engine.pool import Incomplete, Pool, perform
+from secondlens.engine.ray import Ray
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.fit.nodes import FAN_IN, levels
-from secondlens.fit.run import Unfinished
-from secondlens.lens import Lens
+from secondlens.lens.fitting import Unfinished, fit
+from secondlens.lens.lens import Lens
+from secondlens.lens.shards import FAN_IN, levels
+from secondlens.models.loading import load
+from secondlens.models.open_clip import from_open_clip
 from secondlens.storage.remote import Unreachable
-from secondlens.texts import vocabulary
-from secondlens.texts.world import world_vocabulary
+from secondlens.words.describing import describe
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def images(clip):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(crew, "PAUSE", 0.01)
+    monkeypatch.setattr(pool, "PAUSE", 0.01)
 
 
 OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}
@@ -103,7 +102,7 @@ def test_each_task_is_done_once_by_several_workers():
         return task**2
 
     threads = Threads(work)
-    with Crew(threads, 3, retries=0) as workers:
+    with Pool(threads, 3, retries=0) as workers:
         assert dict(workers.map(range(20))) == {n: n**2 for n in range(20)}
         assert dict(workers.map([])) == {}
         assert dict(workers.map([7])) == {7: 49}
@@ -113,7 +112,7 @@ def test_each_task_is_done_once_by_several_workers():
 
 def test_no_more_workers_than_tasks():
     threads = Threads(lambda task: task)
-    with Crew(threads, 50, retries=0) as workers:
+    with Pool(threads, 50, retries=0) as workers:
         list(workers.map([1, 2]))
     assert len(threads.hired) == 2
 
@@ -127,7 +126,7 @@ def test_a_failed_task_is_tried_again_and_then_reported():
             raise KeyError(task)
         return task
 
-    with Crew(Threads(work), 2, retries=2) as workers, pytest.raises(Incomplete) as raised:
+    with Pool(Threads(work), 2, retries=2) as workers, pytest.raises(Incomplete) as raised:
         list(workers.map(range(6)))
     assert raised.value.failures == {2: "KeyError: 2 (3 times)"}
     assert [tries.count(n) for n in range(6)] == [1, 1, 3, 1, 3, 1]
@@ -139,7 +138,7 @@ def test_all_others_are_done_before_a_failure_is_reported():
             raise KeyError(task)
         return task
 
-    with Crew(Threads(work), 1, retries=1) as workers:
+    with Pool(Threads(work), 1, retries=1) as workers:
         results = workers.map(range(5))
         assert [next(results)[0] for _ in range(4)] == [1, 2, 3, 4]
         with pytest.raises(Incomplete):
@@ -147,8 +146,8 @@ def test_all_others_are_done_before_a_failure_is_reported():
 
 
 def test_pauses_grow():
-    assert [crew._Attempt("task", n).pause for n in range(4)] == [0, 0.01, 0.02, 0.04]
-    assert crew._Attempt("task", 100).pause == crew.LONGEST_PAUSE
+    assert [pool._Attempt("task", n).pause for n in range(4)] == [0, 0.01, 0.02, 0.04]
+    assert pool._Attempt("task", 100).pause == pool.LONGEST_PAUSE
 
 
 def test_a_lost_worker_is_replaced():
@@ -161,12 +160,12 @@ def test_a_lost_worker_is_replaced():
         return False
 
     threads = Threads(lambda task: task, dies)
-    with Crew(threads, 1, retries=2) as workers:
+    with Pool(threads, 1, retries=2) as workers:
         assert sorted(dict(workers.map(range(6)))) == list(range(6))
     assert len(threads.hired) == 3
     always = Threads(lambda task: task, lambda task: task == 1)
     with (
-        Crew(always, 2, retries=1) as workers,
+        Pool(always, 2, retries=1) as workers,
         pytest.raises(Incomplete, match="was lost: Runtime"),
     ):
         list(workers.map(range(6)))
@@ -180,7 +179,7 @@ def test_a_mistake_is_not_tried_again():
         raise SecondLensError("there is no such layer")
 
     with (
-        Crew(Threads(work), 1, retries=5) as workers,
+        Pool(Threads(work), 1, retries=5) as workers,
         pytest.raises(SecondLensError, match="layer"),
     ):
         list(workers.map([1, 2, 3]))
@@ -195,7 +194,7 @@ def test_what_is_unreachable_is_tried_again():
         if len(tries) < 3:
             raise Unreachable("the store does not answer")
 
-    with Crew(Threads(work), 1, retries=5) as workers:
+    with Pool(Threads(work), 1, retries=5) as workers:
         list(workers.map([1]))
     assert tries == [1, 1, 1]
 
@@ -203,12 +202,12 @@ def test_what_is_unreachable_is_tried_again():
 def test_workers_that_never_start():
     never = Threads(lambda task: task, starts=lambda number: False)
     with (
-        Crew(never, 2, retries=2) as workers,
+        Pool(never, 2, retries=2) as workers,
         pytest.raises(SecondLensError, match=r"no worker can be started: .* no such module"),
     ):
         list(workers.map([1]))
     later = Threads(lambda task: task, starts=lambda number: number > 1)
-    with Crew(later, 2, retries=2) as workers:
+    with Pool(later, 2, retries=2) as workers:
         assert dict(workers.map([1, 2])) == {1: 1, 2: 2}
 
 
@@ -317,9 +316,9 @@ import sys
 from pathlib import Path
 from engines import Pictures
 from models import tiny_images, tiny_model
-from secondlens.clip import from_open_clip
-from secondlens.engine import Local
-from secondlens.fit.fit import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.engine.local import Local
+from secondlens.lens.fitting import fit
 
 if __name__ == "__main__":
     clip = from_open_clip(tiny_model(layers=4), name="tiny")

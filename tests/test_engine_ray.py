@@ -17,12 +17,12 @@ from engines import Pictures, close, fill_memory, kill, marks
 from models import tiny_images, tiny_model
 from stores import put_pictures, s3
 
-from secondlens.clip import from_open_clip
-from secondlens.engine import Ray, crew
+from secondlens.engine import pool
+from secondlens.engine.ray import Ray
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.fit.run import Unfinished
-from secondlens.lens import Lens
+from secondlens.lens.fitting import Unfinished, fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
 
 OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}
 
@@ -77,7 +77,7 @@ def expected(clip, images, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(crew, "PAUSE", 0.01)
+    monkeypatch.setattr(pool, "PAUSE", 0.01)
 
 
 def test_ray_gives_the_same_lens(address, clip, images, expected, tmp_path):
@@ -122,9 +122,9 @@ from pathlib import Path
 from engines import Pictures
 from models import tiny_images, tiny_model
 from stores import put_pictures, s3
-from secondlens.clip import from_open_clip
-from secondlens.engine import Ray
-from secondlens.fit.fit import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.engine.ray import Ray
+from secondlens.lens.fitting import fit
 
 clip = from_open_clip(tiny_model(layers=4), name="tiny")
 folder = Path(sys.argv[2])

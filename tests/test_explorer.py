@@ -16,29 +16,29 @@ from explored import LAYERS, WORDS, Pictures, make, preprocess, tiny_clip
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from secondlens.capture import Capture
-from secondlens.clip import load
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
+from secondlens.data.embedding import normalise
+from secondlens.data.vocabularies import vocabulary, world_vocabulary
+from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import NAMES
-from secondlens.describe.describe import describe
-from secondlens.effects.second_order import second_order
+from secondlens.effects.capture import Capture
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
-from secondlens.explorer import lab, prepared
+from secondlens.explorer import live as live_module
+from secondlens.explorer import records
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.layout import lay_out, load_layout, nearest
 from secondlens.explorer.live import Live
 from secondlens.explorer.numbers import short, shortened, shortened_by_name
-from secondlens.explorer.opened import model_name, open_lens, own_pictures
+from secondlens.explorer.opening import model_name, open_lens, own_pictures
 from secondlens.explorer.pages import Pages
-from secondlens.explorer.prepared import BANDS, GROUPS, LIGHT, fingerprint, load_survey
 from secondlens.explorer.profile import Profiles
+from secondlens.explorer.records import BANDS, GROUPS, LIGHT, fingerprint, load_survey
 from secondlens.explorer.survey import survey
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.texts import normalise, vocabulary
-from secondlens.texts.world import world_vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.loading import load
+from secondlens.words.describing import describe
 
 
 @pytest.fixture(scope="module", params=["exact", "official"])
@@ -104,15 +104,15 @@ def test_bands_and_histogram_count_every_image(exact, layer):
     for neuron, row in enumerate(wanted):
         edges = np.linspace(float(low[neuron]), float(high[neuron]), BANDS + 1)
         for band in range(BANDS):
-            start = GROUPS["bands"].start + band * prepared.IN_BAND
-            shown = own.images[neuron, start : start + prepared.IN_BAND]
+            start = GROUPS["bands"].start + band * records.IN_BAND
+            shown = own.images[neuron, start : start + records.IN_BAND]
             inside = row[shown[shown >= 0]].numpy()
             assert (inside >= edges[band] - 1e-5).all() and (inside <= edges[band + 1] + 1e-5).all()
 
 
 def test_paths_add_up_and_follow_the_definition(exact):
     clip, _, lens, seen, _ = exact
-    from secondlens.effects.paths import value_paths
+    from secondlens.effects.value_paths import value_paths
 
     layer, neuron = 0, 5
     own = seen.layers[layer]
@@ -147,7 +147,7 @@ def test_groups_are_the_strongest_and_the_firing(exact):
         assert (own.images[:, :6] == lens[layer].top_images.numpy()).all()
         peaks = activations(clip, layer).amax(1)
         firing = own.images[:, GROUPS["firing"]]
-        expected = peaks.topk(prepared.FIRING, dim=0).values.T
+        expected = peaks.topk(records.FIRING, dim=0).values.T
         assert np.allclose(peaks.gather(0, torch.tensor(firing).T.long()).T, expected)
 
 
@@ -308,7 +308,7 @@ def test_live_image_names_the_strongest_neurons(exact):
 
 def test_budget_agrees_with_the_definitions(exact):
     clip, pictures, lens, seen, layout = exact
-    from secondlens.effects.second_order import direct
+    from secondlens.effects.value_paths import direct
 
     live = Live(clip=clip, atlas=Atlas(lens, seen, layout), source=pictures)
     found = live.budget(0, 9)
@@ -366,7 +366,7 @@ def embedded():
 
 def test_the_lab_attacks_and_keeps_nothing(embedded, exact, monkeypatch):
     clip, lens = embedded
-    monkeypatch.setattr(lab, "PICTURES", 2)
+    monkeypatch.setattr(live_module, "PICTURES", 2)
     live = Live(clip=clip, atlas=Atlas(lens))
     client = TestClient(make_app(Pages(live.atlas, live=True, classes=live.classes), live))
     packed = gzip.decompress(client.get("/data/runs.json.gz").content)

@@ -26,8 +26,8 @@ from hypothesis import given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from secondlens.commands import main
 from secondlens.commands.explore import LOCAL
+from secondlens.commands.group import main
 from secondlens.errors import SecondLensError
 from secondlens.explorer import safety
 from secondlens.explorer.app import make_app
@@ -418,7 +418,7 @@ def test_explore_shows_the_model_alive_and_a_lens_beside(made, tmp_path, monkeyp
         loaded.append((name, weights["device"]))
         return clip
 
-    monkeypatch.setattr("secondlens.clip.load", load)
+    monkeypatch.setattr("secondlens.models.loading.load", load)
     serve_nothing(monkeypatch, served)
     monkeypatch.setattr(click, "launch", shown.append)
     lens_of = str(tmp_path / "lens")

@@ -7,12 +7,12 @@ import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 
-from secondlens.clip import from_open_clip
-from secondlens.effects.second_order import second_order
+from secondlens.data.folder import Folder
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.images import Folder
-from secondlens.lens import Lens
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
 from secondlens.storage.files import whole, whole_folder
 
 

@@ -18,10 +18,10 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import secondlens as sl
-from secondlens.attack.pictures import attacked
-from secondlens.audit.audit import Audit
-from secondlens.clip import from_open_clip
-from secondlens.texts import vocabulary
+from secondlens.applications.adversarial.runs import attacked
+from secondlens.applications.auditing.audits import Audit
+from secondlens.data.vocabularies import vocabulary
+from secondlens.models.open_clip import from_open_clip
 
 WORDS = ["ant", "bee", "cat", "dog", "eel", "fox"]
 SOURCE = Path(sl.__file__).parent

@@ -8,12 +8,12 @@ from click.testing import CliRunner
 from explored import WORDS, Pictures, tiny_clip
 from huggingface_hub import ModelCard, constants
 
-from secondlens.commands import main
-from secondlens.describe.describe import describe
+from secondlens.commands.group import main
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.lens.card import lens_card
+from secondlens.lens.fitting import fit
+from secondlens.lens.hub import lens_card
+from secondlens.lens.lens import Lens
+from secondlens.words.describing import describe
 
 REPO = "somebody/a-lens"
 

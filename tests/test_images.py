@@ -25,25 +25,17 @@ from models import tiny_model
 from PIL import Image, ImageOps
 from webdataset.shardlists import expand_urls
 
-from secondlens.clip import from_open_clip
+from secondlens.data.decoding import Unreadable, decode
+from secondlens.data.folder import Folder, ImageFolder
+from secondlens.data.huggingface import HuggingFace
+from secondlens.data.parquet import Parquet
+from secondlens.data.reader import Reader
+from secondlens.data.sources import InMemory, Subset, TorchDataset, as_source, dataset_hash
+from secondlens.data.streams import Spooled
+from secondlens.data.tar import Tar
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.images import (
-    Folder,
-    HuggingFace,
-    ImageFolder,
-    InMemory,
-    Parquet,
-    Reader,
-    Spooled,
-    Subset,
-    Tar,
-    TorchDataset,
-    Unreadable,
-    as_source,
-    dataset_hash,
-    decode,
-)
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
 
 # torch warns of more workers than cores, which some machines have few of
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

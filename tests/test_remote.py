@@ -12,12 +12,16 @@ from models import tiny_model
 from stores import put_pictures, s3
 from test_fit import same
 
-from secondlens.clip import from_open_clip
-from secondlens.engine import Local
+from secondlens.data.folder import Folder, StoredFolder
+from secondlens.data.parquet import Parquet
+from secondlens.data.reader import Reader
+from secondlens.data.sources import as_source, dataset_hash
+from secondlens.data.tar import Tar
+from secondlens.engine.local import Local
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.images import Folder, Parquet, Reader, StoredFolder, Tar, as_source, dataset_hash
-from secondlens.lens import Lens
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
 from secondlens.storage import remote
 from secondlens.storage.remote import Unreachable, location, opened
 

@@ -13,18 +13,16 @@ import torch
 from models import tiny_model
 from PIL import Image
 
-from secondlens.capture import Capture
-from secondlens.clip import from_open_clip
-from secondlens.describe.concepts import Concept
-from secondlens.describe.proof import prove
-from secondlens.describe.summary import Neuron
+from secondlens.effects.capture import Capture
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Codes
-from secondlens.numerals import counted, fixed, number
-from secondlens.report.cards import PICTURES, PROOFS, PROVEN
-from secondlens.report.report import Fact, write_report
-from secondlens.report.view import heat_map, model_view
+from secondlens.formatting import counted, fixed, number
+from secondlens.lens.codes import Codes
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.report.neurons import PICTURES, PROOFS, PROVEN, Fact, write_report
+from secondlens.report.page import heat_map, model_view
+from secondlens.words.concepts import Concept, prove
+from secondlens.words.summary import NeuronSummary
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -169,7 +167,7 @@ def made():
         cosine={n: torch.full((clip.neurons,), 0.5) for n in lens.layers},
     )
     neurons = [
-        Neuron(
+        NeuronSummary(
             layer=layer,
             neuron=n,
             words=tuple(codes.words(layer, n)),

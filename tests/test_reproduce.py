@@ -12,23 +12,22 @@ from PIL import Image
 from rich.console import Console
 
 import secondlens as sl
-from secondlens.classify import TEMPLATE, imagenet_names
-from secondlens.commands import main
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
+from secondlens.commands.group import main
+from secondlens.data.embedding import normalise
+from secondlens.data.labelled import TEMPLATE, imagenet_names
+from secondlens.data.vocabularies import vocabulary
+from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.errors import SecondLensError
-from secondlens.reproduce import masks, study
-from secondlens.reproduce import reproduce as registry
-from secondlens.reproduce.budgets import effect_budget
-from secondlens.reproduce.codes import fig4
-from secondlens.reproduce.curves import LABELS, fig9, fig10, fig12
-from secondlens.reproduce.distributions import distributions
-from secondlens.reproduce.effects import PAPER, SHOWN, table1
-from secondlens.reproduce.result import Result, Setting, cell, show
-from secondlens.reproduce.scenes import LAYER_SEED, TEST_SEED, scenes
-from secondlens.reproduce.words import PAPER_TABLE2, fig5, fig8, table2
-from secondlens.sparse import omp
-from secondlens.texts import normalise, vocabulary
+from secondlens.paper import registry, study, table4
+from secondlens.paper.curves import LABELS, fig9, fig10, fig12
+from secondlens.paper.distributions import distributions
+from secondlens.paper.effect_budget import effect_budget
+from secondlens.paper.fig4 import fig4
+from secondlens.paper.results import Result, Setting, cell, show
+from secondlens.paper.study import LAYER_SEED, TEST_SEED, scenes
+from secondlens.paper.table1 import PAPER, SHOWN, table1
+from secondlens.paper.words import PAPER_TABLE2, fig5, fig8, table2
+from secondlens.sparse.pursuit import omp
 
 LAYER = 5
 FEW = {"DEMO_TEST_IMAGES": 12, "DEMO_LAYER_IMAGES": 4, "BUDGET_IMAGES": 3}
@@ -227,9 +226,9 @@ def test_shifted_pictures_and_the_layer_by_accuracy(tiny):
 
 
 def test_table4_is_a_result_like_the_others(tiny, monkeypatch):
-    monkeypatch.setattr(masks, "DEV_IMAGES", 1)
-    monkeypatch.setattr(masks, "TEST_IMAGES", 1)
-    found = masks.table4(tiny)
+    monkeypatch.setattr(table4, "DEV_IMAGES", 1)
+    monkeypatch.setattr(table4, "TEST_IMAGES", 1)
+    found = table4.table4(tiny)
     assert "1 picture)" in found.title
     ways = {(row["method"], row["masks"]) for row in found.rows}
     assert len(ways) == len(found.rows) > 8

@@ -9,11 +9,11 @@ from open_clip.model import resize_pos_embed
 from PIL import Image
 
 import secondlens as sl
-from secondlens.clip import from_open_clip, load
-from secondlens.clip.resize import resized
+from secondlens.applications.segmentation.segmenter import boxes_of, cut, joined, segment
 from secondlens.errors import SecondLensError
-from secondlens.segment.segment import segment
-from secondlens.segment.windows import boxes_of, cut, joined
+from secondlens.models.loading import load
+from secondlens.models.open_clip import from_open_clip
+from secondlens.models.resizing import resized
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import torch
 from models import tiny_images, tiny_model
 from test_fit import same
 
-from secondlens.clip import from_open_clip
 from secondlens.errors import SecondLensError
-from secondlens.fit import plan as planning
-from secondlens.fit.fit import fit
-from secondlens.fit.plan import make_plan
-from secondlens.lens import Lens
+from secondlens.lens import plan as planning
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.lens.plan import make_plan
+from secondlens.models.open_clip import from_open_clip
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +75,10 @@ def test_killed_and_resumed(clip, images, tmp_path):
     """SIGKILL in the middle of the second shard, then the same call."""
     script = """
 import os, signal, sys
-from secondlens.fit import plan
+from secondlens.lens import plan
 from models import tiny_images, tiny_model
-from secondlens.clip import from_open_clip
-from secondlens.fit.fit import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.lens.fitting import fit
 from test_resume import Fragile
 
 class Deadly(Fragile):

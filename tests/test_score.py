@@ -9,23 +9,22 @@ from click.testing import CliRunner
 from models import tiny_images, tiny_model, tiny_tokenizer
 from sklearn.metrics import roc_auc_score
 
-from secondlens.clip import from_open_clip, load
-from secondlens.commands import main
-from secondlens.demo.pictures import FIT_SEED, Scenes
-from secondlens.demo.scenes import World
-from secondlens.describe.comparison import compare, score_table
-from secondlens.describe.describe import describe
-from secondlens.describe.roc import area_under_roc
-from secondlens.describe.score import score, sides
+from secondlens.commands.group import main
+from secondlens.data.embedding import normalise
+from secondlens.data.sources import InMemory
+from secondlens.data.vocabularies import vocabulary
+from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.effects.projections import Projector, embed, project
-from secondlens.effects.second_order import second_order
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.images import InMemory
 from secondlens.intervals import of_median
-from secondlens.lens import Codes, Lens
-from secondlens.lens.evidence import CONTROLS, Scores
-from secondlens.texts import normalise, vocabulary
+from secondlens.lens.codes import CONTROLS, Codes, Scores
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.loading import load
+from secondlens.models.open_clip import from_open_clip
+from secondlens.words.describing import describe
+from secondlens.words.scoring import area_under_roc, compare, score, score_table, sides
 
 COUNT = 400
 TOP = 8

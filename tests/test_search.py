@@ -7,14 +7,14 @@ import torch
 from click.testing import CliRunner
 from models import tiny_images, tiny_model, tiny_tokenizer
 
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
-from secondlens.describe.describe import describe, signed
-from secondlens.describe.search import search, similar, strongest
+from secondlens.commands.group import main
+from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.texts import vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+from secondlens.words.describing import describe, signed
+from secondlens.words.searching import search, similar, strongest
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]
 OTHERS = ["noon", "yak", "kiwi", "quilt"]
@@ -129,7 +129,7 @@ def test_similar_refuses(lens, arguments, message):
 
 @pytest.fixture
 def run(clip, lens, bare, monkeypatch, tmp_path):
-    monkeypatch.setattr("secondlens.clip.load", lambda *_, **__: clip)
+    monkeypatch.setattr("secondlens.models.loading.load", lambda *_, **__: clip)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     lens.save(tmp_path / "lens")

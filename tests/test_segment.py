@@ -9,19 +9,27 @@ from oracle import Run, class_attention
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
+from secondlens.applications.segmentation.heat_maps import (
+    label_map,
+    label_picture,
+    overlay,
+    standardise,
+)
+from secondlens.applications.segmentation.segmenter import (
+    BEST,
+    PAPER,
+    Recipe,
+    Segmenter,
+    encode,
+    segment,
+)
+from secondlens.commands.group import main
+from secondlens.data.embedding import embed_texts
 from secondlens.demo.scenes import World
-from secondlens.effects.paths import value_paths
-from secondlens.effects.second_order import second_order
+from secondlens.effects.value_paths import second_order, value_paths
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.segment.benchmark.pictures import label_picture, overlay
-from secondlens.segment.heat import label_map, standardise
-from secondlens.segment.recipe import BEST, PAPER, Recipe
-from secondlens.segment.segment import segment
-from secondlens.segment.segmenter import Segmenter, encode
-from secondlens.texts import embed_texts
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
 
 
 @pytest.fixture(scope="module")
@@ -287,9 +295,8 @@ def test_choices_that_do_not_exist(name, message):
 @pytest.fixture(scope="module")
 def demo_lens(tmp_path_factory):
     """A lens of the embedded model over a few scenes."""
-    from secondlens.clip import load
-    from secondlens.demo.pictures import Scenes
-    from secondlens.demo.scenes import World
+    from secondlens.demo.scenes import Scenes, World
+    from secondlens.models.loading import load
 
     out = tmp_path_factory.mktemp("demo") / "lens"
     fit(load("demo"), Scenes(World(), 5, 12), [5, 6], top=3, out=out)

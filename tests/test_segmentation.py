@@ -23,38 +23,46 @@ from torchmetrics.classification import (
 )
 from torchvision.transforms.functional import to_tensor
 
-from secondlens.clip import from_open_clip
-from secondlens.demo.scenes import World
-from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.segment.baselines import textspan
-from secondlens.segment.benchmark.batches import Classes, batches
-from secondlens.segment.benchmark.data import (
-    VOC,
-    ImageNetS,
-    ImageNetSegmentation,
-    MaskFolder,
-    WorldMasks,
-)
-from secondlens.segment.benchmark.examples import Example, Part, iterate, split
-from secondlens.segment.benchmark.methods import CEILING, OURS, Baseline, Ceiling, Own, table4
-from secondlens.segment.benchmark.metrics import (
+from secondlens.applications.segmentation.baselines.first_order import textspan
+from secondlens.applications.segmentation.metrics import (
     average_precision,
     paired_differences,
     score,
     scores,
     statistics,
 )
-from secondlens.segment.benchmark.protocol import (
+from secondlens.applications.segmentation.protocol import (
     BINS,
+    CEILING,
+    OURS,
+    BaselineMaps,
+    CeilingMaps,
+    Classes,
+    Own,
+    batches,
     counts_by_threshold,
     measure,
     own_mask,
+    table4_methods,
     tune,
 )
-from secondlens.segment.benchmark.reproduce import Work, check_sources, data_work, run
-from secondlens.segment.benchmark.table import METRICS, rows
-from secondlens.texts import vocabulary
+from secondlens.data.masked import (
+    VOC,
+    Example,
+    ImageNetS,
+    ImageNetSegmentation,
+    MaskFolder,
+    Part,
+    WorldMasks,
+    iterate,
+    split,
+)
+from secondlens.data.vocabularies import vocabulary
+from secondlens.demo.scenes import World
+from secondlens.errors import SecondLensError
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
+from secondlens.paper.table4 import METRICS, Task, check_sources, data_work, rows, run
 
 
 def maps_and_masks(seed, maps=4, side=6, ignored=True):
@@ -389,7 +397,7 @@ def test_unnamed_and_predicted_classes_are_what_clip_says(clip):
 
 
 def test_tuning_takes_the_best_of_all_variants_forms_and_thresholds(clip, classes):
-    method = Baseline(
+    method = BaselineMaps(
         name="TextSpan",
         clip=clip,
         heat_maps=textspan,
@@ -414,7 +422,7 @@ def test_tuning_takes_the_best_of_all_variants_forms_and_thresholds(clip, classe
 
 
 def test_there_must_be_something_to_measure(clip):
-    method = Baseline(name="TextSpan", clip=clip, heat_maps=textspan)
+    method = BaselineMaps(name="TextSpan", clip=clip, heat_maps=textspan)
     with pytest.raises(SecondLensError, match="no development images with masks"):
         tune([method], [])
     with pytest.raises(SecondLensError, match="no test images with masks"):
@@ -425,7 +433,7 @@ def test_the_ceiling_is_perfect_where_objects_fill_patches(clip, classes):
     batch = next(batches(clip, Toys(2, 2), classes))
     masks = torch.zeros(3, 16, 16, dtype=torch.int8)
     masks[:, :8] = 1
-    share = Ceiling(grid=(2, 2)).grids(replaced(batch, masks), "plain", ["share"])["share"]
+    share = CeilingMaps(grid=(2, 2)).grids(replaced(batch, masks), "plain", ["share"])["share"]
     assert share.tolist() == [[[1, 1], [0, 0]]] * 3
     heat, predicted = own_mask(share, (16, 16), Own(threshold="half"))
     assert torch.equal(predicted, masks == 1)
@@ -439,7 +447,7 @@ def replaced(batch, masks):
 
 
 def test_the_whole_table(clip, lens, tmp_path):
-    work = Work(
+    work = Task(
         name="toys",
         dev=Toys(4, 1),
         test=Toys(6, 2),
@@ -448,7 +456,7 @@ def test_the_whole_table(clip, lens, tmp_path):
     out = tmp_path / "table"
     with (tmp_path / "said.txt").open("w") as said:
         run(clip, lens, work, out, predicted=False, console=Console(file=said, width=120))
-    methods = [method.name for method in table4(clip, lens)]
+    methods = [method.name for method in table4_methods(clip, lens)]
     assert len(methods) == 10 and {OURS, CEILING} <= set(methods)
     found = json.loads((out / "table4.json").read_text())
     assert (found["test images"], found["maps"]) == (6, 9)
@@ -478,7 +486,7 @@ def test_the_whole_table(clip, lens, tmp_path):
 
 
 def test_groups_add_up(clip, lens, classes):
-    methods = [m for m in table4(clip, lens) if m.name in (OURS, CEILING)]
+    methods = [m for m in table4_methods(clip, lens) if m.name in (OURS, CEILING)]
     work = list(batches(clip, Toys(6, 3), classes))
     comparison = measure(methods, tune(methods, work), work)
     ours = comparison.methods[0].same

@@ -16,7 +16,9 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secondlens.errors import SecondLensError
-from secondlens.sparse import dictionary, lasso, omp, omp_path, pursuit
+from secondlens.sparse import dictionary, pursuit
+from secondlens.sparse.lasso import lasso
+from secondlens.sparse.pursuit import omp, omp_path
 
 GOLDEN = Path(__file__).parent / "golden" / "components-and-codes.safetensors"
 GAP = 1e-5

@@ -6,15 +6,15 @@ import pytest
 import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 
-from secondlens.clip import from_open_clip
-from secondlens.describe.describe import describe
-from secondlens.describe.dissect import by_activation, dissect, soft_wpmi
-from secondlens.describe.score import score
-from secondlens.describe.stability import stability
+from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.texts import vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+from secondlens.words.describing import describe
+from secondlens.words.dissection import by_activation, dissect, soft_wpmi
+from secondlens.words.halves import stability
+from secondlens.words.scoring import score
 
 TEXTS = vocabulary([f"{i} text" for i in range(15)], name="fifteen")
 
@@ -121,7 +121,7 @@ def test_soft_wpmi_equals_the_formula(monkeypatch):
     expected = literal_soft_wpmi(similarity, strongest)
     found = soft_wpmi(log_texts, torch.from_numpy(strongest))
     np.testing.assert_allclose(found, expected)
-    monkeypatch.setattr(import_module("secondlens.describe.dissect"), "NUMBERS_PER_CHUNK", 1)
+    monkeypatch.setattr(import_module("secondlens.words.dissection"), "NUMBERS_PER_CHUNK", 1)
     np.testing.assert_allclose(soft_wpmi(log_texts, torch.from_numpy(strongest)), expected)
 
 

@@ -6,9 +6,16 @@ from hypothesis import strategies as st
 from models import GOLDEN
 from safetensors import safe_open
 
-from secondlens import statistics
 from secondlens.errors import SecondLensError
-from secondlens.statistics import Moments, TopImages
+from secondlens.lens.moments import (
+    Moments,
+    TopImages,
+    first_component,
+    gaussian_null,
+    histogram,
+    share_of_first,
+    top_count,
+)
 
 
 def random_z(images, neurons=3, rank=5, seed=0, dtype=torch.float64):
@@ -87,7 +94,7 @@ def test_equal_norms_are_ordered_by_image():
 
 def test_first_component_equals_numpys_svd():
     centred = random_z(20, neurons=4).transpose(0, 1).contiguous()
-    component, share = statistics.first_component(centred)
+    component, share = first_component(centred)
     for neuron in range(4):
         rows = centred[neuron].numpy()
         _, values, vectors = np.linalg.svd(rows, full_matrices=False)
@@ -101,7 +108,7 @@ def test_sign_follows_the_majority_then_the_sum():
     majority = torch.tensor([[-1.0, -1.0, -1.0, 5.0]])[..., None] * axis
     tie = torch.tensor([[-2.0, -2.0, 1.0, 1.0]])[..., None] * axis
     zero = torch.zeros(1, 4, 2)
-    component, share = statistics.first_component(torch.cat([majority, tie, zero]))
+    component, share = first_component(torch.cat([majority, tie, zero]))
     torch.testing.assert_close(component, torch.tensor([[-1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]))
     assert share.tolist() == [1, 1, 0]
 
@@ -118,7 +125,7 @@ def test_components_equal_the_published_codes():
         images = torch.arange(start, start + len(centred))
         found.add(effects[images], moments.mean, centred.norm(dim=-1), images)
     found = found.strongest_first()
-    component, _ = statistics.first_component(found.centred)
+    component, _ = first_component(found.centred)
     weakest_first = found.norms.flip(1)
     torch.testing.assert_close(weakest_first, golden["top_norms"], rtol=1e-5, atol=0)
     votes = torch.einsum("ntd,nd->nt", found.centred, component).sign().sum(1)
@@ -137,24 +144,22 @@ def test_gaussian_null_is_what_a_gaussian_shows():
     found = TopImages.none(moments.mean, 400)
     norms = (z - moments.mean).norm(dim=-1)
     found.add(z, moments.mean, norms, torch.arange(len(z)))
-    _, share = statistics.first_component(found.centred)
+    _, share = first_component(found.centred)
     selectivity = found.norms.square().sum() / norms.square().sum()
-    null_selectivity, null_share = statistics.gaussian_null(
-        moments.covariance, 0.02, samples=20_000, seed=4
-    )
+    null_selectivity, null_share = gaussian_null(moments.covariance, 0.02, samples=20_000, seed=4)
     assert null_selectivity.item() == pytest.approx(selectivity.item(), rel=0.03)
     assert null_share.item() == pytest.approx(share.item(), rel=0.03)
 
 
 def test_share_of_first():
     covariance = torch.diag(torch.tensor([3.0, 1.0]))[None]
-    assert statistics.share_of_first(covariance).item() == pytest.approx(0.75)
-    assert statistics.share_of_first(torch.zeros(1, 2, 2)).item() == 0
+    assert share_of_first(covariance).item() == pytest.approx(0.75)
+    assert share_of_first(torch.zeros(1, 2, 2)).item() == 0
 
 
 def test_histogram_counts_every_image_once():
     norms = torch.tensor([[0.0, 1.0], [0.5, 9.0], [100.0, 2.0]])
-    counts = statistics.histogram(norms, torch.tensor([1.0, 1.0]))
+    counts = histogram(norms, torch.tensor([1.0, 1.0]))
     assert counts.sum(1).tolist() == [3, 3]
     assert counts[0, 0] == 1
     assert counts[0, 2] == 1
@@ -165,15 +170,15 @@ def test_histogram_counts_every_image_once():
     ("top", "images", "expected"), [(None, 5000, 100), (7, 9, 7), (None, 3, 2)]
 )
 def test_top_count(top, images, expected):
-    assert statistics.top_count(top, images) == expected
+    assert top_count(top, images) == expected
 
 
 @pytest.mark.parametrize(("top", "images"), [(1, 9), (10, 9), (-1, 9)])
 def test_top_count_refuses(top, images):
     with pytest.raises(SecondLensError, match=f"between 2 and .* images, 9, and it is {top}"):
-        statistics.top_count(top, images)
+        top_count(top, images)
 
 
 def test_one_image_has_no_rank():
     with pytest.raises(SecondLensError, match="at least 2 images, and there is 1"):
-        statistics.top_count(None, 1)
+        top_count(None, 1)

@@ -4,14 +4,15 @@ import pytest
 import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 
-from secondlens.clip import from_open_clip
-from secondlens.describe.describe import describe, rebuild
-from secondlens.describe.score import score
-from secondlens.describe.summary import neurons_in_words, quartiles
+from secondlens.data.embedding import normalise
+from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
-from secondlens.fit.fit import fit
-from secondlens.lens import Lens
-from secondlens.texts import normalise, vocabulary
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+from secondlens.words.describing import describe, rebuild
+from secondlens.words.scoring import score
+from secondlens.words.summary import neurons_in_words, quartiles
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]
 

@@ -9,9 +9,11 @@ from open_clip import IMAGENET_CLASSNAMES
 from pyarrow import parquet
 from wordfreq import zipf_frequency
 
-from secondlens.clip import from_open_clip
+from secondlens.data import embedding
+from secondlens.data.embedding import normalise
+from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
-from secondlens.texts import embedding, normalise, vocabulary
+from secondlens.models.open_clip import from_open_clip
 
 MANY = tuple(f"{a}{b}" for a in "abcde" for b in "vwxyz")
 

@@ -24,11 +24,14 @@ from transformers import (
 )
 
 import secondlens as sl
-from secondlens.capture import Capture
-from secondlens.clip import check_parity, from_open_clip, from_transformers, load
-from secondlens.clip.resize import resized
+from secondlens.data.vocabularies import vocabulary
+from secondlens.effects.capture import Capture
 from secondlens.errors import SecondLensError, UnsupportedModel
-from secondlens.texts import vocabulary
+from secondlens.models.checks import check_parity
+from secondlens.models.loading import load
+from secondlens.models.open_clip import from_open_clip
+from secondlens.models.resizing import resized
+from secondlens.models.transformers import from_transformers
 
 VISION = {
     "hidden_size": 24,

@@ -8,10 +8,10 @@ import torch
 from click.testing import CliRunner
 from models import golden_model, tiny_images, tiny_model
 
-from secondlens.clip import from_open_clip
-from secondlens.commands import main
+from secondlens.commands.group import main
 from secondlens.errors import SecondLensError
-from secondlens.verify import Check, Run, literal_second_order, verify
+from secondlens.models.open_clip import from_open_clip
+from secondlens.verify import Check, LiteralPass, literal_second_order, verify
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
@@ -31,7 +31,7 @@ def checks(clip):
 def test_the_literal_formula_is_the_definition(vision):
     model = tiny_model(dtype=torch.float64, **vision)
     clip, images = from_open_clip(model), tiny_images(model)
-    run, other = Run.of(clip, images), oracle.Run(model, images)
+    run, other = LiteralPass.of(clip, images), oracle.Run(model, images)
     for layer, neuron in [(0, 0), (0, 17), (1, 47)]:
         expected = oracle.second_order(other, layer, other.neuron_write(layer, neuron))
         found = literal_second_order(clip, run, layer, neuron)
@@ -42,7 +42,7 @@ def test_the_literal_formula_is_the_definition(vision):
 def test_the_literal_formula_is_what_the_published_code_computes(name):
     model, tensors, _ = golden_model(name)
     clip = from_open_clip(model)
-    run = Run.of(clip, tensors["images"])
+    run = LiteralPass.of(clip, tensors["images"])
     for key in tensors:
         if key.startswith("second_order/"):
             layer, published = int(key.split("_")[-1]), tensors[key]
@@ -67,7 +67,7 @@ def test_every_check_is_there_and_passes(checks):
 
 
 def test_wrong_effects_are_seen(clip, monkeypatch):
-    from secondlens.effects.second_order import second_order
+    from secondlens.effects.value_paths import second_order
 
     monkeypatch.setattr("secondlens.verify.second_order", lambda *a: 1.01 * second_order(*a))
     failed = {(check.subject, check.dtype) for check in verify(clip) if not check.passed}
@@ -104,7 +104,7 @@ def test_a_check_fails_above_its_tolerance_and_on_nan():
 
 
 def run(monkeypatch, clip, *arguments):
-    monkeypatch.setattr("secondlens.clip.load", lambda *a, **k: clip)
+    monkeypatch.setattr("secondlens.models.loading.load", lambda *a, **k: clip)
     return CliRunner().invoke(main, ["verify", "demo", *arguments])
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
+from secondlens.data.vocabularies import object_names, world_vocabulary
+from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.sprites import Sprite, Wardrobe, all_sprites
 from secondlens.demo.world import (
     ATTACK_PAIRS,
@@ -17,7 +17,6 @@ from secondlens.demo.world import (
     with_article,
 )
 from secondlens.errors import SecondLensError
-from secondlens.texts.world import object_names, world_vocabulary
 
 
 @pytest.fixture(scope="module")

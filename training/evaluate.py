@@ -17,12 +17,11 @@ from rich.progress import track
 from rich.table import Table
 
 import secondlens as sl
-from secondlens.demo.pictures import Scenes
-from secondlens.demo.scenes import World
+from secondlens.data.reader import Reader
+from secondlens.data.vocabularies import object_names
+from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import NAMES
-from secondlens.images import Reader
 from secondlens.intervals import wilson
-from secondlens.texts.world import object_names
 
 SEED = 31
 SPLITS = {"train": "new compositions", "heldout": "held-out depictions", "style": "held-out style"}

@@ -8,7 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from secondlens.commands import main
+from secondlens.commands.group import main
 
 WIDTH = 86
 

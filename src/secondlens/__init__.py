@@ -4,21 +4,21 @@ The public names of the library are those of `__init__.pyi`. Each is imported wh
 the command line says what it can do before torch is there. See arXiv 2406.04341.
 """
 
-import sys
-from types import ModuleType
+import warnings
 from typing import Any
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+RENAMED = {"Cut": "AblatedClip"}
+"""Names of version 0.1, which are understood until 0.3."""
 
 
-class _Package(ModuleType):
-    """A package whose functions are not hidden by the modules that are named after them."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in __all__):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str) -> Any:
+    if name in RENAMED:
+        new = RENAMED[name]
+        message = f"secondlens.{name} is called secondlens.{new} now; the old name ends with 0.3"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return _public(new)
+    return _public(name)

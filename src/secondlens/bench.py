@@ -19,16 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .capture import Capture
-from .clip import from_open_clip
-from .clip.pretrained import check_name
-from .clip.view import Clip
-from .fit.fit import fit
-from .fit.plan import make_plan
-from .fit.shards import IMAGES_PER_RANKING
-from .images import Folder, Reader
+from .data.folder import Folder
+from .data.reader import Reader
+from .effects.capture import Capture
+from .lens.fitting import fit
 from .lens.layer import Ranking
-from .statistics import Centre, first_component
+from .lens.moments import Centre, first_component
+from .lens.plan import make_plan
+from .lens.shards import IMAGES_PER_RANKING
+from .models.loading import check_name
+from .models.open_clip import from_open_clip
+from .models.view import Clip
 
 
 def random_clip(name: str) -> Clip:

@@ -13,14 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .clip.activation import FUNCTIONS, TOLERANCE, activation_error
-from .clip.open_clip_view import from_open_clip
-from .clip.parity import TOLERANCES, parity_errors, relative_error
-from .clip.transformers_view import from_transformers
-from .clip.view import Clip, class_token, hooked
-from .effects.paths import CONVENTIONS, OFFICIAL_SCALE
-from .effects.second_order import second_order
+from .effects.value_paths import CONVENTIONS, OFFICIAL_SCALE, second_order
 from .errors import SecondLensError
+from .models.checks import (
+    FUNCTIONS,
+    TOLERANCE,
+    TOLERANCES,
+    activation_error,
+    parity_errors,
+    relative_error,
+)
+from .models.open_clip import from_open_clip
+from .models.transformers import from_transformers
+from .models.view import Clip, class_token, hooked
 
 DTYPES = {
     "fp64": torch.float64,
@@ -98,7 +103,7 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
     exact = _converted(clip, torch.float64)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *clip.image_size, generator=generator, dtype=torch.float64)
-    run = Run.of(exact, image)
+    run = LiteralPass.of(exact, image)
     last = clip.last_effect_layer
     layers = sorted({0, last // 2, last}) if last >= 0 else []
     neurons = sorted({0, clip.neurons // 2, clip.neurons - 1})
@@ -133,7 +138,7 @@ def _converted(clip: Clip, dtype: torch.dtype) -> Clip:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class LiteralPass:
     """What one forward pass computed: all that effects are made of, with nothing derived."""
 
     streams: list[Float[Tensor, "images tokens width"]]
@@ -146,7 +151,7 @@ class Run:
     representation: Float[Tensor, "images dim"]
 
     @classmethod
-    def of(cls, clip: Clip, images: Float[Tensor, "images 3 height width"]) -> "Run":
+    def of(cls, clip: Clip, images: Float[Tensor, "images 3 height width"]) -> "LiteralPass":
         """Run the images through the model."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
@@ -166,7 +171,7 @@ class Run:
 
 
 def literal_second_order(
-    clip: Clip, run: Run, layer: int, neuron: int, convention: str = "exact"
+    clip: Clip, run: LiteralPass, layer: int, neuron: int, convention: str = "exact"
 ) -> Float[Tensor, "images dim"]:
     """The second-order effect of one neuron as Eq. 5 and appendix A.6 write it, slowly.
 

@@ -11,11 +11,11 @@ from conftest import serve
 from explored import WORDS
 from playwright.sync_api import expect
 
-from secondlens.describe.describe import describe
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.pages import Pages
-from secondlens.numerals import number
+from secondlens.formatting import number
+from secondlens.words.describing import describe
 
 PATHS = [
     *("", "neurons/", "layer/1/", "neuron/0/5/", "map/", "search/?q=word%20b", "how/"),

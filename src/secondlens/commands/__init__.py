@@ -3,7 +3,7 @@
 Nothing here may import torch before a command runs: help and completion have to be fast.
 """
 
-from .interruption import INTERRUPTED, told
+from .process import INTERRUPTED, told
 
 with told():  # click, rich and the commands take long enough for a Ctrl-C
     from .group import main

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SecondLensError
-from .checks import check_class_folders, check_lens, check_new
-from .common import (
+from .options import (
     PATH,
     ChosenModel,
+    check_class_folders,
+    check_lens,
+    check_new,
     console,
     json_option,
     layer_numbers,
@@ -19,8 +21,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..classify import Labelled
-    from ..images import ImageSource
+    from ..data.labelled import Labelled
+    from ..data.sources import ImageSource
 
 TEST_SCENES, REFERENCE_SCENES = 600, 200
 """Of the embedded world, where no pictures are named."""
@@ -102,15 +104,15 @@ def ablate(
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
-    from ..ablate.ablate import ablate as ablate_lens
-    from ..ablate.first_order import ablate_attention
-    from ..ablate.recode import TextCodes, all_of
-    from ..effects.indirect import indirect_seconds, sample
-    from ..images import as_source
-    from ..lens import Lens
-    from ..reproduce.curves import curves
-    from ..reproduce.result import as_document, show, write
-    from ..texts import vocabulary
+    from ..applications.ablation.accuracy import ablate as ablate_lens
+    from ..applications.ablation.attention import ablate_attention
+    from ..applications.ablation.recoding import TextCodes, all_of
+    from ..data.sources import as_source
+    from ..data.vocabularies import vocabulary
+    from ..effects.ablated_runs import indirect_seconds, sample
+    from ..lens.lens import Lens
+    from ..paper.curves import curves
+    from ..paper.results import as_document, show, write
 
     vocabularies = [vocabulary(pool) for pool in pools]
     fitted = Lens.load(lens)
@@ -169,8 +171,8 @@ def _pictures(
     model: ChosenModel, images: Path | None, classes: Path | None, all_classes: bool
 ) -> "Labelled":
     """Those that were named, or unseen scenes of an embedded model."""
-    from ..classify import labelled
-    from ..reproduce.scenes import TEST_SEED, scenes
+    from ..data.labelled import labelled
+    from ..paper.study import TEST_SEED, scenes
 
     if images is not None:
         return labelled(images, classes, all_classes=all_classes)
@@ -181,9 +183,9 @@ def _pictures(
 
 def _reference(model: ChosenModel, images: Path | None, reference: Path | None) -> "ImageSource":
     """Pictures for means of effects that are not in the lens."""
-    from ..classify import training_pictures
-    from ..images import as_source
-    from ..reproduce.scenes import LAYER_SEED, scenes
+    from ..data.labelled import training_pictures
+    from ..data.sources import as_source
+    from ..paper.study import LAYER_SEED, scenes
 
     if reference is not None:
         return as_source(reference)
@@ -202,6 +204,6 @@ def _numbers(sizes: str) -> list[int]:
 
 
 def _sizes(dim: int, texts: int) -> list[int]:
-    from ..ablate.recode import SIZES
+    from ..applications.ablation.recoding import SIZES
 
     return [size for size in SIZES if size <= min(dim, texts)] or [1]

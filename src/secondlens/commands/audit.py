@@ -9,17 +9,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .checks import check_lens, check_new
-from .common import PATH, ChosenModel, console, json_option, print_json, with_model
+from .options import (
+    PATH,
+    ChosenModel,
+    check_lens,
+    check_new,
+    console,
+    json_option,
+    print_json,
+    with_model,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..audit.audit import Audit
-    from ..clip.view import Clip
-    from ..images import ImageSource
-    from ..lens import Lens
-    from ..texts import Vocabulary
+    from ..applications.auditing.audits import Audit
+    from ..data.sources import ImageSource
+    from ..data.vocabularies import Vocabulary
+    from ..lens.lens import Lens
+    from ..models.view import Clip
 
 UNSEEN_SEED, UNSEEN_SCENES = 75, 2000
 """Scenes of the embedded world that audits look at, with backgrounds independent of objects."""
@@ -75,10 +83,10 @@ def audit(
     """
     check_new(out)
     check_lens(lens)
-    from ..audit.audit import audit as measure
-    from ..images import as_source
-    from ..lens import Lens
-    from ..texts import vocabulary
+    from ..applications.auditing.audits import audit as measure
+    from ..data.sources import as_source
+    from ..data.vocabularies import vocabulary
+    from ..lens.lens import Lens
 
     own = model.model.startswith("demo")
     for option, given in (("--classes", classes), ("--cues", cues), ("--images", images)):
@@ -89,7 +97,7 @@ def audit(
     names = None if classes is None else vocabulary(classes, templates=templates or None)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
-        from ..texts.world import backgrounds, object_names
+        from ..data.vocabularies import backgrounds, object_names
 
         names, words = names or object_names(), words or backgrounds()
     fitted = Lens.load(lens)
@@ -116,8 +124,7 @@ def audit(
 
 
 def _unseen() -> "ImageSource":
-    from ..demo.pictures import Scenes
-    from ..demo.scenes import World
+    from ..demo.scenes import Scenes, World
 
     return Scenes(World(planted=False), UNSEEN_SEED, UNSEEN_SCENES)
 
@@ -126,9 +133,8 @@ def _drawn(clip: "Clip", names: "Vocabulary", cues: "Vocabulary", seeds: int) ->
     """What every cue adds to otherwise equal pictures of every class, in the mean over seeds."""
     from functools import partial
 
-    from ..audit.drawn import drawn
-    from ..demo.painter import object_on
-    from ..demo.scenes import World
+    from ..applications.auditing.counterfactuals import drawn
+    from ..demo.scenes import World, object_on
 
     painter = partial(object_on, World(planted=False))
     gained = drawn(clip, names, cues, painter, seeds=range(seeds), progress=True)
@@ -139,11 +145,10 @@ def _write_page(
     path: Path, clip: "Clip", lens: "Lens", found: "Audit", source: "ImageSource"
 ) -> None:
     """The matrix of the strongest ties, and what shows each cue."""
-    from ..describe.describe import signed
-    from ..images import Reader
-    from ..images.subset import with_ids
-    from ..report.page import data_uri, write_page
-    from ..report.view import model_view
+    from ..data.reader import Reader
+    from ..data.sources import with_ids
+    from ..report.page import data_uri, model_view, write_page
+    from ..words.describing import signed
 
     codes = next(iter(lens.codes.values()), None)
     highest = found.effect.nan_to_num(float("-inf")).amax(0)

@@ -3,7 +3,7 @@
 import click
 from rich.table import Table
 
-from .common import console, json_option, print_json, shape_alone
+from .options import console, json_option, print_json, shape_alone
 
 
 @click.command()
@@ -52,8 +52,8 @@ def bench(
     import torch
 
     from .. import bench as benches
-    from ..clip import load
-    from ..numerals import counted
+    from ..formatting import counted
+    from ..models.loading import load
 
     if threads is not None:
         torch.set_num_threads(threads)

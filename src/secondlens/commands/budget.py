@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from ..errors import SecondLensError
-from .checks import check_lens, check_new
-from .common import (
+from .options import (
     PATH,
     ChosenModel,
+    check_lens,
+    check_new,
     console,
     json_option,
     layer_numbers,
@@ -70,14 +71,14 @@ def budget(
     check_new(out)
     check_lens(lens)
     chosen = layer_numbers(layers)
-    from ..ablate.budget import budget as divide
-    from ..effects.indirect import check_neurons, indirect_seconds, sample
-    from ..images import as_source
-    from ..lens import Lens
-    from ..numerals import counted
-    from ..reproduce.budgets import budgets
-    from ..reproduce.result import as_document, show, write
-    from ..reproduce.scenes import TEST_SEED, scenes
+    from ..applications.ablation.budget import budget as divide
+    from ..data.sources import as_source
+    from ..effects.ablated_runs import check_neurons, indirect_seconds, sample
+    from ..formatting import counted
+    from ..lens.lens import Lens
+    from ..paper.effect_budget import budgets
+    from ..paper.results import as_document, show, write
+    from ..paper.study import TEST_SEED, scenes
 
     fitted = Lens.load(lens)
     wanted = fitted.layers if chosen == "all" else chosen

@@ -9,14 +9,23 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .checks import check_class_folders, check_lens, check_new
-from .common import PATH, ChosenModel, console, json_option, print_json, with_model
+from .options import (
+    PATH,
+    ChosenModel,
+    check_class_folders,
+    check_lens,
+    check_new,
+    console,
+    json_option,
+    print_json,
+    with_model,
+)
 
 if TYPE_CHECKING:
-    from ..audit.audit import Audit
-    from ..classify import Labelled
-    from ..clip.view import Clip
-    from ..lens import Lens
+    from ..applications.auditing.audits import Audit
+    from ..data.labelled import Labelled
+    from ..lens.lens import Lens
+    from ..models.view import Clip
 
 
 @click.command()
@@ -61,12 +70,11 @@ def defend(
     """
     check_new(out)
     check_lens(lens)
-    from ..attack.pictures import attacked, is_attack
-    from ..audit.audit import Audit
-    from ..audit.defence import summary
-    from ..audit.defend import defend as choose
-    from ..audit.harm import indirect_order
-    from ..lens import Lens
+    from ..applications.adversarial.runs import attacked, is_attack
+    from ..applications.auditing.audits import Audit
+    from ..applications.auditing.defence import defend as choose
+    from ..applications.auditing.defence import indirect_order, summary
+    from ..lens.lens import Lens
 
     own, by_attack = model.model.startswith("demo"), is_attack(found)
     audited = None if by_attack else Audit.load(found)
@@ -118,7 +126,7 @@ def defend(
 
 
 def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
-    from ..classify import labelled
+    from ..data.labelled import labelled
 
     check_class_folders(path)
     found = labelled(path)
@@ -127,14 +135,14 @@ def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
 
 def _drawn(images: int) -> tuple["Labelled", "Labelled", list[int]]:
     """Of the embedded world: usual pictures, misleading ones, and the rivals in these."""
-    from ..audit.misled import misled, natural
+    from ..applications.auditing.counterfactuals import counterfactual, natural
 
-    return natural(images), *misled(images)
+    return natural(images), *counterfactual(images)
 
 
 def _audited(clip: "Clip", lens: "Lens", usual: "Labelled", words: tuple[str, ...]) -> "Audit":
     """The words of an attack as cues, over the half of the usual pictures that decides."""
-    from ..audit.audit import audit
+    from ..applications.auditing.audits import audit
 
     half = usual.at(range(0, len(usual), 2)).source
     return audit(clip, lens, usual.classes, half, words, progress=True)

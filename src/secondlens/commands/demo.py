@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from .checks import check_new
-from .common import PATH, console, json_option, print_json
+from .options import PATH, check_new, console, json_option, print_json
 
 
 @click.command()
@@ -31,9 +30,8 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_js
     """
     if not (out / "lens" / "lens.json").is_file():  # else what is there is used again
         check_new(out)
-    from ..clip import load
-    from ..reproduce.demo import run
-    from ..reproduce.summary import as_document, print_summary
+    from ..models.loading import load
+    from ..paper.demo import as_document, print_summary, run
 
     found = run(load("demo-twin" if twin else "demo"), out, images=images, test_images=test_images)
     if as_json:

@@ -8,10 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .checks import check_lens, check_parents
-from .common import (
+from .options import (
     PATH,
     ChosenModel,
+    check_lens,
+    check_parents,
     console,
     json_option,
     print_json,
@@ -22,8 +23,9 @@ from .common import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..engine import Engine
-    from ..lens import Codes, Lens
+    from ..engine.pool import Engine
+    from ..lens.codes import Codes
+    from ..lens.lens import Lens
 
 
 @click.command()
@@ -71,9 +73,9 @@ def describe(
     check_lens(lens)
     if parquet_file:
         _check_parquet(parquet_file)
-    from ..describe.describe import describe as describe_lens
-    from ..lens import Lens
-    from ..texts import vocabulary
+    from ..data.vocabularies import vocabulary
+    from ..lens.lens import Lens
+    from ..words.describing import describe as describe_lens
 
     fitted = Lens.load(lens)
     vocabularies = [vocabulary(pool, templates=templates or None) for pool in pools]
@@ -156,7 +158,7 @@ def write_parquet(path: Path, lens: "Lens", found: "dict[str, Codes]") -> None:
 
 def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:
     """Median cosine between directions and codes of 1, 2, 4, ... texts."""
-    from ..numerals import counted
+    from ..formatting import counted
 
     assert codes.control is not None
     k = len(codes.control)
@@ -176,7 +178,7 @@ def curve_table(name: str, lens: "Lens", codes: "Codes", dim: int) -> Table:
 
 def example_table(lens: "Lens", found: "dict[str, Codes]", each: int = 3) -> Table:
     """The neurons of each layer that the first vocabulary rebuilds best, in every one's words."""
-    from ..describe.describe import signed
+    from ..words.describing import signed
 
     first = next(iter(found.values()))
     table = Table(title="The best rebuilt neurons; − pushes away")

@@ -7,10 +7,12 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from .checks import check_lens, check_parents, check_picture
-from .common import (
+from .options import (
     PATH,
     ChosenModel,
+    check_lens,
+    check_parents,
+    check_picture,
     console,
     json_option,
     note_photo,
@@ -21,8 +23,7 @@ from .common import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..discover.discover import Discoverer
-    from ..discover.words import Word
+    from ..applications.discovery import Discoverer, FoundWord
 
 CARRIERS = 6
 """Neurons of a word that are shown and written; all active ones have a part."""
@@ -54,10 +55,10 @@ def discover(
     check_parents(page)
     check_lens(lens)
     check_picture(photo)
-    from ..discover.discover import Discoverer
-    from ..lens import Lens
+    from ..applications.discovery import Discoverer
+    from ..data.decoding import open_picture
+    from ..lens.lens import Lens
     from ..report.page import write_page
-    from ..segment.inputs import open_picture
 
     picture = open_picture(photo)
     fitted = Lens.load(lens)
@@ -87,7 +88,7 @@ def discover(
     console.print(table)
 
 
-def _entry(word: "Word") -> dict[str, object]:
+def _entry(word: "FoundWord") -> dict[str, object]:
     return {
         "text": word.text,
         "synonyms": word.synonyms,
@@ -99,11 +100,12 @@ def _entry(word: "Word") -> dict[str, object]:
     }
 
 
-def _content(discoverer: "Discoverer", picture: "Image", words: "list[Word]") -> dict[str, Any]:
+def _content(
+    discoverer: "Discoverer", picture: "Image", words: "list[FoundWord]"
+) -> dict[str, Any]:
     """What the page shows."""
-    from ..describe.describe import signed
-    from ..report.page import data_uri
-    from ..report.view import heat_map, model_view
+    from ..report.page import data_uri, heat_map, model_view
+    from ..words.describing import signed
 
     clip, lens = discoverer.clip, discoverer.lens
     codes = lens.codes.get(discoverer.texts.name)

@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from ..errors import SecondLensError
-from .allocator import give_back_memory
-from .checks import check_lens
-from .common import PATH, ChosenModel, checkpoint_options, console, note
+from .options import PATH, ChosenModel, check_lens, checkpoint_options, console, note
+from .process import give_back_memory
 
 LOCAL = ("127.0.0.1", "localhost")
 
@@ -141,8 +140,8 @@ def opened(
     lens: Path, *, model: str | None, images: str | None, no_model: bool, **weights: Any
 ) -> tuple[Any, Any]:
     """The atlas of a lens, and the live model or None."""
-    from ..explorer.opened import model_name, open_lens
-    from ..images import as_source
+    from ..data.sources import as_source
+    from ..explorer.opening import model_name, open_lens
 
     source = None if images is None else as_source(images)
     name = None if no_model else model_name(lens, model)

@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from .checks import check_lens, check_new
-from .common import PATH, console
 from .explore import needing_extra, opened, opening_options
+from .options import PATH, check_lens, check_new, console
 
 SPACE = """---
 title: Neurons of CLIP

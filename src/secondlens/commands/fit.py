@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .checks import check_new, check_pictures
-from .common import (
+from .options import (
     POSITIVE,
     STORES,
     ChosenModel,
+    check_new,
+    check_pictures,
     console,
     convention_option,
     json_option,
@@ -22,7 +23,7 @@ from .common import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..engine import Engine
+    from ..engine.pool import Engine
 
 
 @click.command()
@@ -98,10 +99,10 @@ def fit(
     check_new(out)
     check_pictures(images)
     chosen = layer_numbers(layers)
-    from ..fit.fit import fit as fit_lens
-    from ..images import Subset, as_source
-    from ..numerals import counted
-    from ..storage.places import check_empty
+    from ..data.sources import Subset, as_source
+    from ..formatting import counted
+    from ..lens.fitting import fit as fit_lens
+    from ..storage.files import check_empty
 
     check_empty(out)
     source = as_source(images)

@@ -9,7 +9,6 @@ from rich.logging import RichHandler
 
 from ..errors import SecondLensError
 from .ablate import ablate
-from .allocator import keep_freed_memory
 from .attack import attack
 from .audit import audit
 from .bench import bench
@@ -21,8 +20,8 @@ from .discover import discover
 from .explore import explore
 from .export import export
 from .fit import fit
-from .interruption import told
 from .plan import plan
+from .process import keep_freed_memory, told
 from .reproduce import reproduce
 from .score import score
 from .search import search

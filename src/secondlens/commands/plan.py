@@ -7,7 +7,7 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .common import (
+from .options import (
     POSITIVE,
     STORES,
     ChosenModel,
@@ -22,9 +22,9 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..clip.view import Clip
-    from ..fit.capacity import Rates, Timing
-    from ..fit.plan import Plan
+    from ..lens.capacity import Rates, Timing
+    from ..lens.plan import Plan
+    from ..models.view import Clip
 
 TIMED_BATCHES = 3
 UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
@@ -81,7 +81,7 @@ def plan(images: str | None, how_many: str | None, model: ChosenModel, **setting
 
 def count_of(images: str) -> int:
     """A number such as 50000 or 400M, or how many pictures a folder holds."""
-    from ..images import as_source
+    from ..data.sources import as_source
 
     unit = UNITS.get(images[-1:], 1)
     number = images if unit == 1 else images[:-1]
@@ -93,9 +93,9 @@ def count_of(images: str) -> int:
 def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> None:
     import torch
 
-    from ..fit.fit import fit
-    from ..fit.plan import make_plan
-    from ..statistics import top_count
+    from ..lens.fitting import fit
+    from ..lens.moments import top_count
+    from ..lens.plan import make_plan
 
     count = count_of(images)
     with shape_alone(model.model, model.pretrained):
@@ -137,11 +137,11 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
 
 
 def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settings: Any) -> None:
-    from ..fit import capacity
-    from ..fit.plan import size
-    from ..fit.rates import measured
-    from ..numerals import counted
-    from ..statistics import top_count
+    from ..formatting import counted
+    from ..lens import capacity
+    from ..lens.capacity import measured
+    from ..lens.moments import top_count
+    from ..lens.plan import size
 
     clip = _shapes(model)
     count, source = count_of(images), 1000 * settings["picture"]
@@ -210,7 +210,7 @@ def _shapes(model: ChosenModel) -> "Clip":
     """The model without its weights where that is possible: a large one takes long to make."""
     import open_clip
 
-    from ..clip import from_open_clip
+    from ..models.open_clip import from_open_clip
 
     with shape_alone(model.model, model.pretrained):
         if model.pretrained is not None or model.model not in open_clip.list_models():

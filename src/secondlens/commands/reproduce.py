@@ -1,27 +1,140 @@
-"""`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
+"""Options of a study, which all reproductions of the paper have in common."""
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .checks import check_lens, check_new
-from .common import (
+from ..errors import SecondLensError
+from .attack import with_parts
+from .options import (
     PATH,
     ChosenModel,
+    check_class_folders,
+    check_lens,
+    check_new,
     console,
+    convention_option,
     json_option,
     print_json,
     tables,
     with_model,
 )
-from .parts import with_parts
-from .study import with_study
+
+OPTIONS = (
+    click.option("--demo", is_flag=True, help="On the embedded world: no data needed."),
+    click.option(
+        "--images", type=PATH, help="ImageNet, CIFAR-10, or a folder with one for each class."
+    ),
+    click.option("--shifted", type=PATH, help="Shifted pictures, such as ImageNet-R."),
+    click.option(
+        "--lens", type=PATH, help="Of the model; fitted on training pictures if not given."
+    ),
+    click.option("--subset", type=click.IntRange(1), help="Take every so many-th test picture."),
+    click.option(
+        "--layer",
+        type=click.IntRange(0),
+        help="By default the paper's; with --demo, the deciding one.",
+    ),
+    click.option(
+        "--neurons",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Drawn at random, whose indirect effects are measured.",
+    ),
+    click.option(
+        "--fit-images",
+        type=click.IntRange(50),
+        help="To fit a lens on; by default 5000, with --demo 1200.",
+    ),
+    click.option(
+        "--effect-images",
+        type=click.IntRange(10),
+        default=200,
+        show_default=True,
+        help="Of these, for statistics of direct and indirect effects.",
+    ),
+    click.option(
+        "--texts",
+        "pools",
+        multiple=True,
+        help="As for describe; repeatable. By default english-30k, with --demo world.",
+    ),
+    click.option(
+        "--follow",
+        type=click.Choice(["paper", "code"]),
+        default="paper",
+        show_default=True,
+        help="The paper's text or its published code, where they disagree.",
+    ),
+    convention_option,
+    click.option("--out", type=PATH, default=Path("secondlens-paper"), show_default=True),
+)
+
+
+def with_study(command: Callable[..., Any]) -> Any:
+    """The options of a study, which the command gets as one argument, `study`."""
+
+    @wraps(command)
+    def parsed(
+        *,
+        model: ChosenModel,
+        demo: bool,
+        images: Path | None,
+        shifted: Path | None,
+        lens: Path | None,
+        subset: int | None,
+        layer: int | None,
+        neurons: int,
+        fit_images: int | None,
+        effect_images: int,
+        pools: tuple[str, ...],
+        follow: Literal["paper", "code"],
+        convention: str,
+        out: Path,
+        **others: Any,
+    ) -> Any:
+        if demo and (images is not None or not model.model.startswith("demo")):
+            raise SecondLensError(
+                "--demo has its own model and pictures: drop --model and --images"
+            )
+        if not demo and images is None:
+            raise SecondLensError("name pictures with --images, or take --demo")
+        check_lens(lens)
+        check_class_folders(images, shifted)
+        from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
+
+        weights = f" ({model.pretrained})" if model.pretrained else ""
+        study = Study(
+            model=f"{model.model}{weights}",
+            load=model.load,
+            demo=demo,
+            images=images,
+            shifted=shifted,
+            lens_path=lens,
+            out=out,
+            subset=subset,
+            fit_images=fit_images or (DEMO_FIT_IMAGES if demo else FIT_IMAGES),
+            chosen_layer=layer,
+            sample=neurons,
+            effect_images=effect_images,
+            pools=pools or (("world",) if demo else ("english-30k",)),
+            follow=follow,
+            convention=convention,
+        )
+        return command(study=study, **others)
+
+    for option in reversed(OPTIONS):
+        parsed = option(parsed)
+    return with_model(parsed)
+
 
 if TYPE_CHECKING:
-    from ..reproduce.study import Study
+    from ..paper.study import Study
 
 
 @click.group()
@@ -60,8 +173,8 @@ def _add(name: str, title: str) -> None:
     @json_option
     @with_study
     def command(study: "Study", as_json: bool) -> None:
-        from ..reproduce.reproduce import reproduce as make
-        from ..reproduce.result import as_document
+        from ..paper.registry import reproduce as make
+        from ..paper.results import as_document
 
         result = make(name, study, tables(as_json))
         if as_json:
@@ -80,8 +193,8 @@ def everything(study: "Study", as_json: bool) -> None:
 
     Example: secondlens reproduce all --demo
     """
-    from ..reproduce.reproduce import reproduce_all
-    from ..reproduce.result import as_document
+    from ..paper.registry import reproduce_all
+    from ..paper.results import as_document
 
     results, left_out, page = reproduce_all(study, tables(as_json))
     if as_json:
@@ -136,8 +249,8 @@ def table4(
     """
     check_new(out)
     check_lens(lens)
-    from ..lens import Lens
-    from ..segment.benchmark.reproduce import check_sources, data_work, demo_lens, demo_work, run
+    from ..lens.lens import Lens
+    from ..paper.table4 import check_sources, data_work, demo_lens, demo_work, run
 
     check_sources(demo=demo, model=model.model, data=images, lens=lens)
     if images is None:
@@ -202,8 +315,8 @@ def table3(
     Example: secondlens reproduce table3 --demo
     """
     check_lens(lens)
-    from ..attack.reproduce import reproduce_table3
-    from ..reproduce.result import as_document
+    from ..paper.results import as_document
+    from ..paper.table3 import reproduce_table3
 
     result = reproduce_table3(
         model.load,

@@ -8,13 +8,21 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .checks import check_lens
-from .common import PATH, ChosenModel, check_trained, json_option, print_json, tables, with_model
+from .options import (
+    PATH,
+    ChosenModel,
+    check_lens,
+    check_trained,
+    json_option,
+    print_json,
+    tables,
+    with_model,
+)
 
 if TYPE_CHECKING:
-    from ..clip.view import Clip
-    from ..lens import Lens
-    from ..lens.evidence import Scores, Stability
+    from ..lens.codes import Scores, Stability
+    from ..lens.lens import Lens
+    from ..models.view import Clip
 
 UNSEEN_SCENES = 2000
 
@@ -67,15 +75,15 @@ def score(
     Example: secondlens score secondlens-demo/lens --dissect
     """
     check_lens(lens)
-    from ..clip import load
+    from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
-    from ..describe.comparison import score_table
-    from ..describe.dissect import by_activation
-    from ..describe.dissect import dissect as label
-    from ..describe.score import score as score_lens
-    from ..describe.stability import stability as refit
-    from ..lens import Lens
-    from ..texts import vocabulary
+    from ..lens.lens import Lens
+    from ..models.loading import load
+    from ..words.dissection import by_activation
+    from ..words.dissection import dissect as label
+    from ..words.halves import stability as refit
+    from ..words.scoring import score as score_lens
+    from ..words.scoring import score_table
 
     shown = tables(as_json)
     fitted = Lens.load(lens)
@@ -127,7 +135,7 @@ def score(
 
 def _as_document(scores: "Scores") -> dict[str, Any]:
     """Medians over all neurons, and the differences to every control."""
-    from ..describe.comparison import compare
+    from ..words.scoring import compare
 
     facts = {name: getattr(scores, name) for name in ("vocabulary", "referee", "images", "top")}
     return facts | {"comparisons": [asdict(each) for each in compare(scores)]}
@@ -135,9 +143,7 @@ def _as_document(scores: "Scores") -> dict[str, Any]:
 
 def _unseen(name: str) -> tuple[Any, Any]:
     """Scenes that nothing was fitted on, and what is true of them."""
-    from ..demo.pictures import SCORE_SEED, Scenes
-    from ..demo.scenes import World
-    from ..demo.truth import truth
+    from ..demo.scenes import SCORE_SEED, Scenes, World, truth
 
     if not name.startswith("demo"):
         raise SecondLensError(f"{name} has no pictures of its own: name some with --images")
@@ -147,8 +153,7 @@ def _unseen(name: str) -> tuple[Any, Any]:
 
 def _fit_scenes(name: str, lens: "Lens") -> Any:
     """The embedded scenes that a lens was fitted on."""
-    from ..demo.pictures import FIT_SEED, Scenes
-    from ..demo.scenes import World
+    from ..demo.scenes import FIT_SEED, Scenes, World
 
     scenes = Scenes(World(planted=name == "demo"), FIT_SEED, len(lens.image_ids))
     if scenes.ids != list(lens.image_ids):

@@ -7,8 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .checks import check_lens
-from .common import PATH, ChosenModel, console, json_option, print_json, with_model
+from .options import PATH, ChosenModel, check_lens, console, json_option, print_json, with_model
 
 
 @click.command()
@@ -36,10 +35,10 @@ def search(
         raise SecondLensError("give either a text to search for or --neuron, not both or none")
     like = None if neuron is None else _layer_and_neuron(neuron)
     check_lens(lens)
-    from ..describe.describe import signed
-    from ..describe.search import description_of, similar
-    from ..describe.search import search as search_lens
-    from ..lens import Lens
+    from ..lens.lens import Lens
+    from ..words.describing import signed
+    from ..words.searching import description_of, similar
+    from ..words.searching import search as search_lens
 
     fitted = Lens.load(lens)
     if like is not None:

@@ -6,10 +6,12 @@ from typing import Literal
 
 import click
 
-from .checks import check_lens, check_new, check_picture
-from .common import (
+from .options import (
     PATH,
     ChosenModel,
+    check_lens,
+    check_new,
+    check_picture,
     console,
     json_option,
     layer_numbers,
@@ -108,13 +110,18 @@ def segment(
     check_lens(lens)
     check_picture(photo)
     chosen = None if layers is None else layer_numbers(layers)
-    from ..clip.resize import resized
-    from ..lens import Lens
-    from ..segment.benchmark.pictures import grey, label_picture, overlay, save_all
-    from ..segment.heat import label_map
-    from ..segment.inputs import open_picture
-    from ..segment.recipe import PAPER, Recipe
-    from ..segment.segment import segment as find
+    from ..applications.segmentation.heat_maps import (
+        grey,
+        label_map,
+        label_picture,
+        overlay,
+        save_all,
+    )
+    from ..applications.segmentation.segmenter import PAPER, Recipe
+    from ..applications.segmentation.segmenter import segment as find
+    from ..data.decoding import open_picture
+    from ..lens.lens import Lens
+    from ..models.resizing import resized
 
     picture = open_picture(photo)
     fitted = Lens.load(lens)

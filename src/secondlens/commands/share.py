@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 from rich import get_console
 
-from .checks import check_lens, check_new
-from .common import PATH, console
+from .options import PATH, check_lens, check_new, console
 
 
 def _follow_quiet() -> None:
@@ -29,7 +28,7 @@ def share(lens: Path, repo: str, private: bool) -> None:
     Example: secondlens share secondlens-demo/lens --repo user/name
     """
     check_lens(lens)
-    from ..lens import Lens
+    from ..lens.lens import Lens
 
     _follow_quiet()
     address = Lens.load(lens).push_to_hub(repo, private=private)
@@ -46,8 +45,8 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
     Example: secondlens pull user/name lens
     """
     check_new(lens)
-    from ..lens import Lens
-    from ..numerals import counted
+    from ..formatting import counted
+    from ..lens.lens import Lens
 
     _follow_quiet()
     found = Lens.from_hub(repo, revision=revision)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
-from .common import checkpoint_options, console, json_option, print_json, shape_alone
+from .options import checkpoint_options, console, json_option, print_json, shape_alone
 
 
 @click.command()
@@ -22,8 +22,8 @@ def verify(
 
     Example: secondlens verify demo
     """
-    from ..clip import load
-    from ..clip.activation import trained_activation
+    from ..models.checks import trained_activation
+    from ..models.loading import load
     from ..verify import DTYPES
     from ..verify import verify as verify_clip
 

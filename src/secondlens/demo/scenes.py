@@ -1,7 +1,7 @@
-"""Scenes of the embedded world: a picture, its caption, and an exact mask for every object."""
+"""Pictures of the embedded world that differ in nothing but the background."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool
@@ -218,3 +218,54 @@ def caption(objects: Sequence[str], background: str, rng: np.random.Generator) -
         words = (" and " if style == 1 else ", ").join(named)
     prefix = _PREFIXES[rng.integers(len(_PREFIXES))]
     return f"{prefix}{words}" + (f" {where}" if rng.random() < 0.5 else "")
+
+
+PLAIN = "gray"
+"""Behind an object where no cue is wanted."""
+
+
+def object_on(world: World, name: str, background: str | None, seed: int) -> Image.Image:
+    """An object of the world before a colour or place, or before plain gray.
+
+    Pictures of equal objects and seeds show the same depiction at the same place.
+    """
+    scene = world.scene(seed, objects=[name], background=PLAIN)
+    if background in (None, PLAIN):
+        return scene.image
+    behind = paint(background, world.size, np.random.default_rng((seed, 1)))
+    shown = scene.masks[0][:, :, None]
+    return Image.fromarray(np.where(shown, np.asarray(scene.image), behind))
+
+
+FIT_SEED, TEST_SEED, SCORE_SEED = 11, 12, 13
+"""Of the scenes that lenses are fitted on, accuracies measured on and descriptions scored on.
+Training drew from seed 1."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes `0 .. count - 1` of one seed, drawn when they are loaded: an `ImageSource`."""
+
+    world: World
+    seed: int
+    count: int
+    single: bool = False
+    """Whether every scene shows one object only."""
+    ids: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", [f"scene-{self.seed}-{i}" for i in range(self.count)])
+
+    def scene(self, index: int) -> Scene:
+        """The scene with everything that is true of it."""
+        return self.world.scene(self.seed, index, count=1 if self.single else None)
+
+    def load(self, index: int) -> Image.Image:
+        """The picture of a scene."""
+        return self.scene(index).image
+
+
+def truth(scenes: Scenes) -> list[set[str]]:
+    """The objects and the colour or place of every scene: labels for `score`."""
+    drawn = (scenes.scene(index) for index in range(scenes.count))
+    return [{*scene.objects, scene.background} for scene in drawn]

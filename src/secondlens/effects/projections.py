@@ -14,11 +14,12 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
-from ..capture import Capture, Pooled
-from ..clip.view import Clip
+from ..data.reader import Reader
+from ..data.sources import as_source
 from ..errors import SecondLensError
-from ..images import Reader, as_source
-from .paths import extended_coefficients, image_scale, path_factors
+from ..models.view import Clip
+from .capture import Capture, Pooled
+from .value_paths import extended_coefficients, image_scale, path_factors
 
 
 class Projector:

@@ -21,11 +21,10 @@ from typing import Any
 import psutil
 import torch
 
-from .crew import Crew, check_least, perform
-from .protocol import Task, Work, Workers, pack, unpack
+from .pool import Pool, Task, Work, Workers, check_least, pack, perform, unpack
 
 START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-PRELOADED = ("fit.shards", "describe.describe", "attack")
+PRELOADED = ("lens.shards", "words.describing", "applications.adversarial.attacks")
 """What work is made of."""
 
 
@@ -72,7 +71,7 @@ class Local:
         with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
             file = Path(folder) / "work"
             pack(work, file)
-            with Crew(lambda: _Process(file, threads), self.workers, self.retries) as crew:
+            with Pool(lambda: _Process(file, threads), self.workers, self.retries) as crew:
                 yield crew
 
 

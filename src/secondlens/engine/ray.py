@@ -9,8 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import SecondLensError
-from .crew import Crew, check_least, perform
-from .protocol import Work, Workers, pack, unpack
+from .pool import Pool, Work, Workers, check_least, pack, perform, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ class Ray:
             def hire() -> _Actor:
                 return _Actor(actor.remote(content, device))
 
-            with Crew(hire, self.workers or room, self.retries) as crew:
+            with Pool(hire, self.workers or room, self.retries) as crew:
                 yield crew
         finally:
             if own:

@@ -8,14 +8,56 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..effects.paths import chunks
+from ..effects.value_paths import chunks
 from ..errors import SecondLensError
-from ..lens import Codes, Lens
-from ..lens.evidence import Scores, Stability
-from .description import Description
+from ..lens.codes import Codes, Scores, Stability
+from ..lens.lens import Lens
+from .language import SIZES
 from .layout import Layout, layer_offsets
 from .numbers import quartiles, short, shortened
-from .prepared import Survey
+from .records import Survey
+
+NAMING = 3
+"""Words in a neuron's name."""
+
+
+class NeuronWords:
+    """The codes of one vocabulary."""
+
+    def __init__(self, lens: Lens, name: str) -> None:
+        codes = lens.codes[name]
+        self.labels, self.size = codes.labels, codes.indices[lens.layers[0]].shape[1]
+        self.cosine = {layer: codes.cosine[layer].numpy() for layer in lens.layers}
+        self.texts = {n: codes.indices[n][:, :SIZES].int().numpy() for n in lens.layers}
+        self.brief = {layer: codes.brief[layer].float().numpy() for layer in lens.layers}
+
+    def name(self, layer: int, neuron: int) -> str:
+        """The strongest words with their signs, those it speaks for first."""
+        text = ""
+        strongest = self.words(layer, neuron)[:NAMING]
+        for word, weight in sorted(strongest, key=lambda pair: pair[1] < 0):
+            sign = "− " if weight < 0 else "+ " if text else ""
+            text += f"{' ' if text else ''}{sign}{word}"
+        return text
+
+    def words(self, layer: int, neuron: int) -> list[tuple[str, float]]:
+        """(text, coefficient) of the brief code, strongest first."""
+        weights = self.brief[layer][neuron].tolist()
+        texts = self.texts[layer][neuron].tolist()
+        found = [(self.labels[i], w) for i, w in zip(texts, weights, strict=False) if i >= 0]
+        return sorted(found, key=lambda pair: -abs(pair[1]))
+
+    def of(self, layer: int, neuron: int, triangle: np.ndarray | None) -> dict[str, Any]:
+        """Texts in the order of the pursuit, the brief code, and what codes of other sizes need."""
+        texts = [i for i in self.texts[layer][neuron].tolist() if i >= 0]
+        return {
+            "texts": [self.labels[i] for i in texts],
+            "brief": shortened(self.brief[layer][neuron]),
+            "cosine": short(self.cosine[layer][neuron]),
+            "size": self.size,
+            "triangle": None if triangle is None else shortened(triangle, 4),
+        }
+
 
 GALLERY = 48
 """Pictures to choose from."""
@@ -50,7 +92,7 @@ class Atlas:
         self.total = sum(self.sizes.values())
         self.scores: Scores | None = _of_first(lens.codes, lens.scores.values())
         self.stability: Stability | None = _of_first(lens.codes, lens.stability.values())
-        self.descriptions = {name: Description(lens, name) for name in lens.codes}
+        self.descriptions = {name: NeuronWords(lens, name) for name in lens.codes}
         self.columns = {
             layer: {
                 name: values.double().numpy()

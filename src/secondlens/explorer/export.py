@@ -5,8 +5,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from ..storage.files import whole_folder
-from ..storage.places import check_empty
+from ..storage.files import check_empty, whole_folder
 from .atlas import Atlas
 from .pages import PACKS, PLAIN, Pages, packed, static_files
 from .runs import Runs

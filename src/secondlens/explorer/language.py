@@ -8,12 +8,13 @@ from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
 
-from ..clip.view import Clip
-from ..effects.paths import chunks
-from ..lens import Codes, Lens
-from ..texts import Vocabulary, normalise, vocabulary
-from ..texts.builtin import BUILTIN
-from . import prepared
+from ..data.embedding import normalise
+from ..data.vocabularies import BUILTIN, Vocabulary, vocabulary
+from ..effects.value_paths import chunks
+from ..lens.codes import Codes
+from ..lens.lens import Lens
+from ..models.view import Clip
+from . import records
 
 NEURONS_PER_CHUNK = 256
 SIZES = 16
@@ -77,7 +78,7 @@ def class_changes(
     """
     products = directions @ (texts - texts.mean(0)).T.to(directions)
     change = -torch.from_numpy(np.nan_to_num(effect)).to(products)[:, None] * products
-    half = min(prepared.CLASSES, len(texts)) // 2
+    half = min(records.CLASSES, len(texts)) // 2
     down = change.topk(half, dim=1, largest=False).indices
     up = change.topk(half, dim=1).indices.flip(1)
     classes = torch.cat([down, up], dim=1)

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..effects.paths import chunks
+from ..effects.value_paths import chunks
 from ..errors import SecondLensError
-from ..lens import Lens
-from ..storage.files import load_tensors, save_tensors
-from .prepared import NEIGHBOURS, fingerprint
+from ..lens.lens import Lens
+from ..storage.checkpoints import load_tensors, save_tensors
+from .records import NEIGHBOURS, fingerprint
 
 COMPONENTS = 30
 """Principal components that the map is made from."""

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any
 
@@ -12,23 +14,157 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..capture import Capture
-from ..clip.view import Clip
-from ..describe.search import text_direction
-from ..effects.indirect import indirect
-from ..effects.paths import OFFICIAL_SCALE, extended_coefficients, image_scale, path_factors
-from ..effects.second_order import direct
+from ..applications.adversarial.attacks import attack as attack_lens
+from ..applications.discovery import Discoverer, FoundWord
+from ..applications.segmentation.segmenter import segment
+from ..data.sources import UNREADABLE, ImageSource, with_ids
+from ..demo.world import NAMES
+from ..effects.ablated_runs import indirect
+from ..effects.capture import Capture, Pooled
+from ..effects.value_paths import (
+    OFFICIAL_SCALE,
+    direct,
+    extended_coefficients,
+    image_scale,
+    path_factors,
+)
 from ..errors import SecondLensError
-from ..images import UNREADABLE, ImageSource
-from ..images.subset import with_ids
-from ..lens import Lens
-from ..segment.segment import segment
-from . import lab
+from ..lens.lens import Lens
+from ..models.loading import DEMOS
+from ..models.view import Clip
+from ..report.page import data_uri
+from ..words.searching import text_direction
 from .atlas import Atlas
-from .explainer import Explainer
-from .numbers import hex_digits, short
+from .numbers import hex_digits, json_ready, short
+from .projections import Projections
 
 FOUND = 24
+"""Neurons of the whole picture."""
+AT_PATCH = 6
+"""Neurons of a word, and of a patch."""
+CONCEPTS = 10
+
+
+class Explainer:
+    """Answers about pictures, whether or not the lens was fitted on them.
+
+    Parameters
+    ----------
+    clip
+        The model that the lens was fitted on.
+    """
+
+    def __init__(self, clip: Clip, atlas: Atlas) -> None:
+        self.clip, self.atlas, self.lens = clip, atlas, atlas.lens
+        self.projections = {n: Projections(clip, self.lens, n) for n in self.lens.layers}
+        energy = torch.cat([self.lens[layer].energy for layer in self.lens.layers])
+        self.sizes = energy.sqrt().clamp(min=1e-12)
+        """Root mean squares of the neurons' effects."""
+
+    @cached_property
+    def _discoverer(self) -> Discoverer:
+        return Discoverer(self.clip, self.lens)
+
+    @torch.no_grad()
+    def look(self, picture: Image.Image) -> tuple[Pooled, list[FoundWord]]:
+        """What the model makes of a picture: all that needs it."""
+        reading = Capture(self.clip, self.lens.layers, keep_activations=True)
+        with self.clip.class_token_only(), reading as capture:
+            pooled = capture.pool(self.clip.encode_image([picture]))
+        # effects of the official convention hold what is no neuron's
+        exact = self.lens.convention == "exact"
+        return pooled, self._discoverer([picture], CONCEPTS)[0] if exact else []
+
+    @torch.no_grad()
+    def answer(self, pooled: Pooled, words: list[FoundWord]) -> dict[str, Any]:
+        """Words, the strongest neurons, and those that fire at each patch."""
+        return {
+            "grid": list(self.clip.grid),
+            "words": [self._word(word) for word in words],
+            "first_block": min(self.lens.layers) + 1,
+            **self._neurons(pooled),
+        }
+
+    def _neurons(self, pooled: Pooled) -> dict[str, Any]:
+        effects, fired, light = [], [], []
+        for layer, projections in self.projections.items():
+            parts = projections.parts(pooled)[0].cpu()
+            effects.append(parts.sum(0) - projections.mean.cpu())
+            usual = self.lens[layer].activation_mean[1:]
+            activation = pooled.activations[layer][0, 1:].float().cpu()
+            spread = usual.square().mean(0).sqrt().clamp(min=1e-3)
+            fired.append((activation - usual) / spread)
+            light.append(activation)
+        standard = torch.cat(effects) / self.sizes
+        strongest = standard.abs().topk(min(FOUND, len(standard))).indices.tolist()
+        heat = torch.cat(light, dim=1)[:, strongest]
+        heat = heat / heat.amax(0).clamp(min=1e-6)
+        patches = torch.cat(fired, dim=1).topk(min(AT_PATCH, len(standard)), dim=1)
+        rows = zip(patches.indices.tolist(), patches.values.tolist(), strict=True)
+        return {
+            "neurons": [
+                [*self._named(n, float(standard[n])), hex_digits(heat[:, i])]
+                for i, n in enumerate(strongest)
+            ],
+            "patches": [
+                [self._named(n, value) for n, value in zip(numbers, values, strict=True)]
+                for numbers, values in rows
+            ],
+        }
+
+    def _named(self, number: int, value: float) -> list[Any]:
+        """[layer, neuron, value, name]."""
+        place = self.atlas.neuron_at(number)
+        return [*place, short(value), self.atlas.name(*place)]
+
+    def _word(self, word: FoundWord) -> dict[str, Any]:
+        return {
+            "text": word.text,
+            "weight": short(word.weight),
+            "neurons": [
+                [c.layer, c.neuron, short(c.weight), self.atlas.name(c.layer, c.neuron)]
+                for c in word.neurons[:AT_PATCH]
+            ],
+            "heads": [[short(v) for v in row] for row in word.heads.tolist()],
+            "heat": hex_digits(word.patches.flatten() / word.patches.amax().clamp(min=1e-12)),
+        }
+
+
+PICTURES = 8
+"""Of an attack."""
+
+
+def drawable_classes(clip: Clip) -> Sequence[str]:
+    """What can be drawn and mistaken: the objects of an embedded model's world, of others none."""
+    return NAMES if clip.name in DEMOS else ()
+
+
+def small_attack(clip: Clip, lens: Lens, draw: str, mistake_for: str) -> dict[str, Any]:
+    """A small attack from words to verdicts, with its pictures; nothing of it is kept.
+
+    Raises
+    ------
+    SecondLensError
+        What `attack` raises.
+    """
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        report = attack_lens(
+            *(clip, lens, draw, mistake_for, out), captions=PICTURES // 2, images=PICTURES
+        ).as_json()
+        for shot in report["shots"]:
+            shot["picture"] = _inline(out / shot["file"])
+            shot["plain"] = _inline(out / shot["plain_file"])
+    shown: dict[str, Any] = json_ready(report)
+    return shown
+
+
+def _inline(path: Path) -> str:
+    with Image.open(path) as picture:
+        return data_uri(picture.convert("RGB"), "webp", quality=80)
+
+
+FOUND_NEURONS = 24
 """Neurons of each kind in an answer."""
 SAMPLE = 64
 """Random images beside a neuron's top images, where effects along a text are ranked."""
@@ -76,7 +212,7 @@ class Live:
         cosines = torch.cat([self.lens[n].directions @ query for n in self.lens.layers])
         answer: dict[str, Any] = {"text": text}
         for side, sign in (("for", 1), ("against", -1)):
-            best = (sign * cosines).topk(min(FOUND, len(cosines))).indices.tolist()
+            best = (sign * cosines).topk(min(FOUND_NEURONS, len(cosines))).indices.tolist()
             places = [(self.atlas.neuron_at(n), float(cosines[n])) for n in best]
             answer[side] = [[*p, short(c), self.atlas.name(*p)] for p, c in places if c * sign > 0]
         return answer
@@ -159,7 +295,7 @@ class Live:
     @property
     def classes(self) -> Sequence[str]:
         """That the attack lab can draw and have mistaken; none without a world to draw from."""
-        return lab.classes(self.clip)
+        return drawable_classes(self.clip)
 
     def attack(self, draw: str, mistake_for: str) -> dict[str, Any]:
         """A small attack from words to verdicts, with its pictures; nothing of it is kept.
@@ -170,7 +306,7 @@ class Live:
             What `attack` raises.
         """
         with self._lock:
-            return lab.attack(self.clip, self.lens, draw, mistake_for)
+            return small_attack(self.clip, self.lens, draw, mistake_for)
 
     def picture(self, position: int) -> Image.Image:
         """A picture of the fit.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from .prepared import LIGHT
+from .records import LIGHT
 
 DIGITS = 3
 

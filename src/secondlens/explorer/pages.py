@@ -1,5 +1,6 @@
 """The pages as HTML: the same templates are served and exported."""
 
+import io
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,10 +10,12 @@ from typing import Any
 
 import jinja2
 import orjson
+from PIL import Image, ImageDraw, ImageFont
 
-from ..numerals import counted, number
+from ..formatting import counted, number
 from .atlas import TEXTS, Atlas
 from .profile import Profiles
+from .records import GROUPS
 from .runs import Runs
 
 PLAIN: Mapping[str, str] = {
@@ -247,3 +250,41 @@ def _in_html(content: Any) -> str:
     """JSON that no text in it can end early."""
     text = orjson.dumps(content).decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+SIZE = (1200, 630)
+"""Pixels, as networks crop the pictures of links."""
+SIDE = 258
+"""Pixels of a picture on it."""
+PICTURES = 4
+LONGEST_NAME = 38
+"""Letters that fit."""
+DARK, GREY, LIGHT = "#14161c", "#a0a6b1", "#eceef2"
+
+
+def preview(atlas: Atlas, layer: int, neuron: int) -> bytes:
+    """A PNG with a neuron's name and its strongest images.
+
+    Raises
+    ------
+    SecondLensError
+        The lens lacks the neuron.
+    """
+    atlas.check(layer, neuron)
+    card = Image.new("RGB", SIZE, DARK)
+    draw = ImageDraw.Draw(card)
+    small, large = ImageFont.load_default(34), ImageFont.load_default(58)
+    name = atlas.name(layer, neuron)
+    if len(name) >= LONGEST_NAME:
+        name = name[: LONGEST_NAME - 2] + "…"
+    draw.text((60, 48), f"Layer {layer} · neuron {neuron}", GREY, small)
+    draw.text((60, 100), name, LIGHT, large)
+    if atlas.survey is not None:
+        images = atlas.survey.layers[layer].images[neuron, GROUPS["strongest"]].tolist()
+        for column, position in enumerate(each for each in images[:PICTURES] if each >= 0):
+            picture = Image.open(io.BytesIO(atlas.survey.picture(position))).convert("RGB")
+            card.paste(picture.resize((SIDE, SIDE)), (60 + 274 * column, 220))
+    draw.text((60, 530), f"{atlas.lens.model['name']} · secondlens", GREY, small)
+    buffer = io.BytesIO()
+    card.save(buffer, "png")
+    return buffer.getvalue()

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..describe.proof import Proof
+from ..words.concepts import Proof
 from .atlas import Atlas
 from .numbers import short, shortened, shortened_by_name
-from .prepared import BANDS, GROUPS, IN_BAND, PROVEN, LayerSurvey
+from .records import BANDS, GROUPS, IN_BAND, PROVEN, LayerSurvey
 
 UNSEEN = 12
 """Strongest images that are listed where no survey has pictures of them."""

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capture import Pooled
-from ..clip.view import Clip
-from ..effects.paths import extended_coefficients, image_scale
+from ..effects.capture import Pooled
 from ..effects.projections import Projector
-from ..lens import Lens
+from ..effects.value_paths import extended_coefficients, image_scale
+from ..lens.lens import Lens
+from ..models.view import Clip
 
 
 class Projections:

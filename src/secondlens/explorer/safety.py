@@ -12,8 +12,8 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..data.decoding import Unreadable, decode
 from ..errors import SecondLensError
-from ..images import Unreadable, decode
 from .pages import SECURITY
 
 LARGEST_UPLOAD = 10_000_000

@@ -16,22 +16,137 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from ..capture import Capture
-from ..clip.view import Clip
-from ..describe.proof import Proof, prove
-from ..describe.summary import Neuron, neurons_in_words
-from ..effects.paths import OFFICIAL_SCALE, chunks
+from ..data.reader import Reader
+from ..data.sources import ImageSource, with_ids
+from ..effects.capture import Capture
+from ..effects.value_paths import OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
-from ..images import ImageSource, Reader
-from ..images.subset import with_ids
-from ..lens import Lens
 from ..lens.codes import WORDS_THAT_COUNT
-from ..report.view import model_view
-from . import prepared
+from ..lens.lens import Lens
+from ..models.view import Clip
+from ..report.page import model_view
+from ..words.concepts import Proof, prove
+from ..words.summary import NeuronSummary, neurons_in_words
+from . import records
 from .language import class_changes, texts_of, triangles
-from .prepared import GROUPS, LayerSurvey, Survey, fingerprint
 from .projections import Projections
-from .slots import Slots, bands, choose
+from .records import GROUPS, LIGHT, LayerSurvey, Survey, fingerprint
+
+
+def choose(
+    lens: Lens,
+    layer: int,
+    effects: Float[Tensor, "surveyed neurons"],
+    peaks: Float[Tensor, "surveyed neurons"],
+    sample: Int[Tensor, " surveyed"],
+    proofs: Mapping[tuple[int, int], Proof],
+) -> Int[Tensor, "neurons slots"]:
+    """The images that each neuron of a layer shows."""
+    surveyed, neurons = effects.shape
+    chosen = torch.full((neurons, records.SLOTS), -1, dtype=torch.int64)
+
+    def put(group: slice, images: Tensor) -> None:
+        chosen[:, group.start : group.start + images.shape[1]] = images
+
+    put(GROUPS["strongest"], lens[layer].top_images[:, : records.STRONGEST])
+    firing = peaks.T.topk(min(records.FIRING, surveyed), dim=1)
+    put(GROUPS["firing"], sample[firing.indices])
+    generator = torch.Generator().manual_seed(layer)
+    noise = torch.rand(neurons, surveyed, generator=generator)
+    band = _band(effects.T)
+    for which in range(records.BANDS):
+        order = noise.masked_fill(band != which, -1).topk(min(records.IN_BAND, surveyed), dim=1)
+        start = GROUPS["bands"].start + which * records.IN_BAND
+        inside = sample[order.indices].masked_fill(order.values < 0, -1)
+        put(slice(start, start + records.IN_BAND), inside)
+    order = (1 - noise).topk(min(records.RANDOM, surveyed), dim=1)
+    put(GROUPS["random"], sample[order.indices])
+    for (_, neuron), proof in proofs.items():
+        start = GROUPS["proofs"].start
+        for number, concept in enumerate(proof.proven[: records.PROVEN]):
+            images = proof.showing(concept)[: records.PROOFS]
+            first = start + number * records.PROOFS
+            chosen[neuron, first : first + len(images)] = torch.tensor(images)
+    return chosen
+
+
+def _band(effects: Float[Tensor, "neurons surveyed"]) -> Int[Tensor, "neurons surveyed"]:
+    """The fifth of the neuron's range that each effect lies in, from below."""
+    low, high = effects.aminmax(dim=1, keepdim=True)
+    place = (effects - low) / (high - low).clamp(min=1e-30) * records.BANDS
+    return place.long().clamp(0, records.BANDS - 1)
+
+
+def bands(effects: Float[Tensor, "surveyed neurons"]) -> dict[str, np.ndarray]:
+    """Fields of `LayerSurvey`: range and histogram of the effects, and shares of the bands."""
+    low, high = effects.aminmax(dim=0)
+    place = ((effects - low) / (high - low).clamp(min=1e-30) * records.BINS).long()
+    place = place.clamp(0, records.BINS - 1).T
+    counts = torch.zeros(len(place), records.BINS, dtype=torch.int64)
+    counts.scatter_add_(1, place, torch.ones_like(place))
+    in_band = counts.unflatten(1, (records.BANDS, -1)).sum(-1)
+    return {
+        "extent": torch.stack([low, high], dim=1).float().numpy(),
+        "shares": (in_band / effects.shape[0]).float().numpy(),
+        "counts": counts.int().numpy(),
+    }
+
+
+class ImageRecords:
+    """What the last pass fills in for the neurons of a layer."""
+
+    def __init__(
+        self, clip: Clip, images: Int[Tensor, "neurons slots"], projections: Projections
+    ) -> None:
+        self.images, self.projections = images, projections
+        self.order = images.flatten().argsort(stable=True)
+        self.sorted = images.flatten()[self.order]
+        neurons, slots = images.shape
+        self.effect = torch.zeros(neurons * slots)
+        self.peak = torch.zeros(neurons * slots)
+        self.path = torch.zeros(neurons * slots, dtype=torch.int16)
+        self.heat = torch.zeros(neurons * slots, clip.tokens - 1, dtype=torch.uint8)
+        self.paths = torch.zeros(neurons, projections.own)
+
+    def see(
+        self,
+        position: int,
+        activation: Float[Tensor, "patches neurons"],
+        parts: Float[Tensor, "extended neurons"],
+        scale: Float[Tensor, " neurons"],
+    ) -> None:
+        """One image, for all neurons that show it."""
+        place = torch.tensor([position, position + 1])
+        start, end = torch.searchsorted(self.sorted, place).tolist()
+        slots = self.order[start:end]
+        if not len(slots):
+            return
+        neurons = slots // self.images.shape[1]
+        centred = (parts - self.projections.mean_parts.cpu())[:, neurons]
+        effect = parts[:, neurons].sum(0) - self.projections.mean[neurons].cpu()
+        sign = torch.where(effect < 0, -1.0, 1.0).to(effect)
+        own = centred[: self.projections.own] * sign
+        self.effect[slots] = effect.float()
+        self.path[slots] = own.argmax(0).short()
+        self.peak[slots] = activation[:, neurons].amax(0)
+        light = activation[:, neurons] / scale[neurons].clamp(min=1e-30)
+        self.heat[slots] = (light.clamp(0, 1) * LIGHT).round().byte().T
+        strongest = slots % self.images.shape[1] < records.STRONGEST
+        self.paths.index_add_(0, neurons[strongest], own[:, strongest].T.float())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Fields of `LayerSurvey`."""
+        shape = self.images.shape
+        total = self.paths.sum(1, keepdim=True)
+        return {
+            "images": self.images.int().numpy(),
+            "effect": self.effect.view(shape).numpy(),
+            "peak": self.peak.view(shape).numpy(),
+            "path": self.path.view(shape).numpy(),
+            "heat": self.heat.view(*shape, -1).numpy(),
+            "paths": (self.paths / total.masked_fill(total.abs() < 1e-30, 1)).numpy(),
+        }
+
 
 SURVEYED = 5000
 """Images, at most, that bands and histograms come from: the paper's number."""
@@ -66,7 +181,7 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
         raise SecondLensError("this lens has no description yet: run secondlens describe first")
     name, codes = next(iter(lens.codes.items()))
     texts = texts_of(name, codes)
-    neurons: dict[int, list[Neuron]] = {layer: [] for layer in lens.layers}
+    neurons: dict[int, list[NeuronSummary]] = {layer: [] for layer in lens.layers}
     for each in neurons_in_words(clip, lens, codes, texts):
         neurons[each.layer].append(each)
     generator = torch.Generator().manual_seed(0)
@@ -135,7 +250,7 @@ def _first_look(
     reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
     effects: dict[int, list[Tensor]] = {layer: [] for layer in readers}
     peaks: dict[int, list[Tensor]] = {layer: [] for layer in readers}
-    most = min(prepared.RESPONDING, clip.neurons * len(readers))
+    most = min(records.RESPONDING, clip.neurons * len(readers))
     responding = np.full((len(lens.image_ids), most), -1, dtype=np.int32)
     response = np.zeros((len(lens.image_ids), most), dtype=np.float32)
     energy = torch.cat([lens[layer].energy for layer in lens.layers]).sqrt().clamp(min=1e-12)
@@ -179,7 +294,7 @@ def _second_look(
     ids = [lens.image_ids[position] for position in wanted]
     reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
     view, pictures = model_view(clip), {}
-    seen = {layer: Slots(clip, images, readers[layer]) for layer, images in chosen.items()}
+    seen = {layer: ImageRecords(clip, images, readers[layer]) for layer, images in chosen.items()}
     reading = Capture(clip, readers, keep_activations=True)
     with clip.class_token_only(), reading as capture:
         for batch in track(reader, "heat maps", len(reader)) if progress else reader:
@@ -199,7 +314,7 @@ def _proofs(
     clip: Clip,
     lens: Lens,
     source: ImageSource,
-    neurons: Mapping[int, list[Neuron]],
+    neurons: Mapping[int, list[NeuronSummary]],
     progress: bool,
 ) -> dict[int, dict[tuple[int, int], Proof]]:
     """Which of a neuron's concepts its top images show, by layer."""
@@ -217,7 +332,7 @@ def _proofs(
 
 
 def _concepts(
-    neurons: list[Neuron], proofs: Mapping[tuple[int, int], Proof], top: int
+    neurons: list[NeuronSummary], proofs: Mapping[tuple[int, int], Proof], top: int
 ) -> dict[str, np.ndarray]:
     """Which word and which top image belongs to which concept."""
     concept = np.full((len(neurons), WORDS_THAT_COUNT), -1, dtype=np.int8)

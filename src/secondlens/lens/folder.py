@@ -6,22 +6,102 @@ the documentation. Lenses come from strangers too: what is read is checked.
 """
 
 import json
-from dataclasses import fields
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
+from jaxtyping import jaxtyped
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ..errors import SecondLensError
-from ..storage.files import load_tensors, save_json, save_tensors
-from .checks import check_files, check_keys, check_positions, check_tensors, check_text
-from .codes import codes_from_tensors, codes_to_tensors
-from .evidence import Scores, Stability, join, split
+from ..storage.checkpoints import load_tensors, save_tensors
+from ..storage.files import save_json
+from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
 from .layer import Coordinates, LayerLens
 
-if TYPE_CHECKING:
-    from .lens import Lens
+FINITE = ("mean", "directions", "energy", "top_norms", "activation_mean", "coefficients", "brief")
+"""Tensors without which nothing can be said, if a number in them is none."""
+
+
+def check_files(folder: Path) -> None:
+    """Raise `ValueError` if something in a folder is no regular file, or lies outside of it."""
+    root = folder.resolve()
+    for path in sorted(folder.iterdir()):
+        if not path.resolve().is_relative_to(root):
+            raise ValueError(f"{path.name} is a link that leads out of the folder")
+        if path.suffix in (".json", ".safetensors") and not path.is_file():
+            raise ValueError(f"{path.name} is no file")
+
+
+def check_keys(value: Any, kinds: Mapping[str, type], what: str) -> None:
+    """Raise `TypeError` unless a value is an object with these keys, each of its kind."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} is no object")
+    for key, kind in kinds.items():
+        if type(value.get(key)) is not kind:
+            raise TypeError(f"{key} of {what} is no {kind.__name__}")
+
+
+def check_text(value: Any, what: str) -> None:
+    """Raise `TypeError` unless a value is a list of texts, none of them twice."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{what} are no list of texts")
+    if len(set(value)) < len(value):
+        raise TypeError(f"{what} have the same text twice")
+
+
+def check_tensors(kept: Any, **sizes: int) -> None:
+    """Compare the tensors of a dataclass with its annotations.
+
+    Parameters
+    ----------
+    kept
+        Fields that are a tensor, none, or a tensor for each layer are looked at.
+    sizes
+        What named axes must be.
+
+    Raises
+    ------
+    ValueError
+        A tensor of another kind or size, or with a number that is not finite.
+    """
+    by_layer: dict[int, dict[str, tuple[Any, Tensor]]] = {}
+    single: dict[str, tuple[Any, Tensor]] = {}
+    for each in fields(kept):
+        value = getattr(kept, each.name)
+        if isinstance(value, Mapping) and get_origin(each.type) is dict:
+            for layer, tensor in value.items():
+                by_layer.setdefault(layer, {})[each.name] = get_args(each.type)[1], tensor
+        elif isinstance(value, Tensor):
+            kinds = get_args(each.type) if get_origin(each.type) is UnionType else (each.type,)
+            single[each.name] = kinds[0], value
+    for layer, tensors in ({-1: single} | by_layer).items():
+        seen = dict(sizes)
+        where = "" if layer < 0 else f" of layer {layer}"
+        with jaxtyped("context"):
+            for name, (kind, tensor) in tensors.items():
+                if not isinstance(tensor, kind):
+                    raise ValueError(
+                        f"{name}{where}, {tensor.dtype} {list(tensor.shape)}, is no "
+                        f"{kind.__name__} that agrees with the rest"
+                    )
+                for axis, size in zip(kind.dim_str.split(), tensor.shape, strict=True):
+                    if seen.get(axis, size) != size:
+                        raise ValueError(f"{name}{where} has {size} {axis} and not {seen[axis]}")
+                if name in FINITE and not math.isfinite(float(tensor.abs().sum())):
+                    raise ValueError(f"{name}{where} has a number that is not finite")
+
+
+def check_positions(positions: Tensor, below: int, what: str, least: int = 0) -> None:
+    """Raise `ValueError` unless all positions lie between `least` and `below`, without it."""
+    if positions.numel() and not (least <= int(positions.min()) and int(positions.max()) < below):
+        raise ValueError(f"{what} lie outside of {least} to {below - 1}")
+
 
 FORMAT = 2
 
@@ -41,7 +121,33 @@ _DAMAGED = (
 """What reading a folder that no fit wrote may raise."""
 
 
-def write(lens: "Lens", folder: Path) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """What a lens holds, in memory and in its folder."""
+
+    model: dict[str, Any]
+    """Name, weights hash, activation function and shape of the model."""
+    convention: str
+    top: int
+    image_ids: tuple[str, ...]
+    skipped: Mapping[str, str]
+    """Pictures that could not be read: id -> reason."""
+    by_layer: dict[int, LayerLens]
+    codes: dict[str, Codes] = field(default_factory=dict)
+    """Descriptions by the name of their vocabulary."""
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """By `Scores.name`: vocabulary and referee."""
+    stability: dict[str, Stability] = field(default_factory=dict)
+    """By the name of the vocabulary."""
+    coordinates: Coordinates | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The fitted layers, in order."""
+        return sorted(self.by_layer)
+
+
+def write(lens: Contents, folder: Path) -> None:
     """Write a lens; files are complete or absent, and `lens.json` comes last.
 
     Raises
@@ -66,7 +172,7 @@ def write(lens: "Lens", folder: Path) -> None:
     save_json(folder / "lens.json", manifest(lens))
 
 
-def manifest(lens: "Lens") -> dict[str, Any]:
+def manifest(lens: Contents) -> dict[str, Any]:
     """What `lens.json` holds."""
     codes = [
         {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
@@ -86,8 +192,8 @@ def manifest(lens: "Lens") -> dict[str, Any]:
     }
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The checked fields of the `Lens` in a folder.
+def read(folder: Path) -> Contents:
+    """The checked contents of the lens in a folder.
 
     Raises
     ------
@@ -104,7 +210,7 @@ def read(folder: Path) -> dict[str, Any]:
                 f"the lens in {folder} has format {written['format']}, and this version reads "
                 f"format {FORMAT}: fit it again"
             )
-        found = _fields(folder, written)
+        found = _contents(folder, written)
         _check(found)
     except _DAMAGED as error:
         raise SecondLensError(f"the lens in {folder} is damaged: {_reason(error)}") from error
@@ -118,7 +224,7 @@ def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else f"{error or repr(error)}"
 
 
-def _fields(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
+def _contents(folder: Path, written: dict[str, Any]) -> Contents:
     _check_manifest(written)
     images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
     check_keys(images, {"ids": list, "skipped": dict}, "images.json")
@@ -139,25 +245,25 @@ def _fields(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
         ]
         for kind in ("scores", "stability")
     )
-    return {
-        "model": written["model"],
-        "convention": written["convention"],
-        "top": written["top"],
-        "image_ids": tuple(images["ids"]),
-        "skipped": images["skipped"],
-        "by_layer": {
+    return Contents(
+        model=written["model"],
+        convention=written["convention"],
+        top=written["top"],
+        image_ids=tuple(images["ids"]),
+        skipped=images["skipped"],
+        by_layer={
             n: LayerLens(**load_tensors(folder / f"layer-{n:02}.safetensors")) for n in layers
         },
-        "codes": {
+        codes={
             entry["name"]: codes_from_tensors(
                 entry, load_tensors(folder / f"codes-{number:02}.safetensors")
             )
             for number, entry in enumerate(written["codes"])
         },
-        "scores": {each.name: each for each in (Scores(**each) for each in scores)},
-        "stability": {each.name: each for each in (Stability(**each) for each in stability)},
-        "coordinates": coordinates,
-    }
+        scores={each.name: each for each in (Scores(**each) for each in scores)},
+        stability={each.name: each for each in (Stability(**each) for each in stability)},
+        coordinates=coordinates,
+    )
 
 
 def _check_manifest(written: dict[str, Any]) -> None:
@@ -180,19 +286,19 @@ def _check_manifest(written: dict[str, Any]) -> None:
             check_keys(entry, keys, kind)
 
 
-def _check(found: dict[str, Any]) -> None:
+def _check(found: Contents) -> None:
     """Raise `ValueError` for tensors that do not fit together or to the model."""
-    model, images = found["model"], len(found["image_ids"])
+    model, images = found.model, len(found.image_ids)
     neurons, dim = model["neurons"], model["dim"]
     rows, columns = model["grid"]
-    for layer in found["by_layer"].values():
+    for layer in found.by_layer.values():
         check_tensors(layer, neurons=neurons, dim=dim, tokens=1 + rows * columns)
         check_positions(layer.top_images, images, "top images")
-    for codes in found["codes"].values():
+    for codes in found.codes.values():
         check_tensors(codes, neurons=neurons, dim=dim)
         for indices in codes.indices.values():
             check_positions(indices, len(codes.labels), "texts of a description", least=-1)
-    for evidence in (*found["scores"].values(), *found["stability"].values()):
+    for evidence in (*found.scores.values(), *found.stability.values()):
         check_tensors(evidence, neurons=neurons)
-    if found["coordinates"] is not None:
-        check_tensors(found["coordinates"], images=images, neurons=neurons, dim=dim)
+    if found.coordinates is not None:
+        check_tensors(found.coordinates, images=images, neurons=neurons, dim=dim)

@@ -7,8 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .. import statistics
-from ..statistics import Centre, Moments, TopImages
+from .moments import (
+    HISTOGRAM_EDGES,
+    Centre,
+    Moments,
+    TopImages,
+    centred_norms,
+    first_component,
+    gaussian_null,
+    histogram,
+    share_of_first,
+)
 
 NULL_SAMPLES = 2000
 
@@ -38,7 +47,7 @@ class LayerLens:
     selectivity_null: Float[Tensor, " neurons"]
     """`selectivity` of a Gaussian with the same covariance."""
     histogram: Int[Tensor, "neurons bins"]
-    """Images by norm over root mean square, bins of `statistics.HISTOGRAM_EDGES`."""
+    """Images by norm over root mean square, bins of `HISTOGRAM_EDGES`."""
     activation_mean: Float[Tensor, "tokens neurons"]
     """Mean activation at every token."""
 
@@ -68,16 +77,16 @@ class Ranking:
     def __init__(self, centre: Centre, top: int) -> None:
         self.centre = centre
         self.top_images = TopImages.none(centre.mean, top)
-        bins = len(statistics.HISTOGRAM_EDGES) - 1
+        bins = len(HISTOGRAM_EDGES) - 1
         self.histogram = torch.zeros(len(centre.mean), bins, dtype=torch.int64)
 
     def see(
         self, z: Float[Tensor, "images neurons rank"], positions: Int[Tensor, " images"]
     ) -> None:
         """Rank some images more."""
-        norms = statistics.centred_norms(z, self.centre.mean)
+        norms = centred_norms(z, self.centre.mean)
         self.top_images.add(z, self.centre.mean, norms, positions)
-        self.histogram += statistics.histogram(norms, self.centre.energy.sqrt()).cpu()
+        self.histogram += histogram(norms, self.centre.energy.sqrt()).cpu()
 
 
 def both_passes(
@@ -100,10 +109,10 @@ def layer_lens(
 ) -> LayerLens:
     """What both passes over a layer tell together."""
     ranked = top_images.strongest_first()
-    component, explained = statistics.first_component(ranked.centred)
+    component, explained = first_component(ranked.centred)
     covariance, energy = moments.covariance, moments.energy
     # as many draws as images where these are few: few rows look more alike
-    selectivity_null, explained_null = statistics.gaussian_null(
+    selectivity_null, explained_null = gaussian_null(
         covariance, ranked.norms.shape[1] / moments.count, min(NULL_SAMPLES, moments.count)
     )
     total = (energy * moments.count).clamp(min=torch.finfo(energy.dtype).tiny)
@@ -114,10 +123,23 @@ def layer_lens(
         top_images=ranked.images,
         top_norms=ranked.norms,
         explained=explained,
-        explained_all=statistics.share_of_first(covariance),
+        explained_all=share_of_first(covariance),
         explained_null=explained_null,
         selectivity=ranked.norms.square().sum(1) / total,
         selectivity_null=selectivity_null,
         histogram=histogram,
         activation_mean=activation_mean,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronId:
+    """A neuron of an MLP layer."""
+
+    layer: int
+    neuron: int
+
+    @property
+    def name(self) -> str:
+        """Such as "L5 #120"."""
+        return f"L{self.layer} #{self.neuron}"

@@ -1,41 +1,22 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..clip.view import Clip
 from ..errors import SecondLensError
+from ..models.view import Clip
 from ..storage import remote
-from . import folder
-from .codes import Codes
-from .evidence import Scores, Stability
+from .folder import Contents, read, write
 from .layer import Coordinates, LayerLens, both_passes, layer_lens
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Lens:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Lens(Contents):
     """A fitted lens; `lens[layer]` is its `LayerLens`."""
-
-    model: dict[str, Any]
-    """Name, weights hash, activation function and shape of the model."""
-    convention: str
-    top: int
-    image_ids: tuple[str, ...]
-    skipped: Mapping[str, str]
-    """Pictures that could not be read: id -> reason."""
-    by_layer: dict[int, LayerLens]
-    codes: dict[str, Codes] = field(default_factory=dict)
-    """Descriptions by the name of their vocabulary."""
-    scores: dict[str, Scores] = field(default_factory=dict)
-    """By `Scores.name`: vocabulary and referee."""
-    stability: dict[str, Stability] = field(default_factory=dict)
-    """By the name of the vocabulary."""
-    coordinates: Coordinates | None = None
 
     def __repr__(self) -> str:
         described = f", described with {', '.join(self.codes)}" if self.codes else ""
@@ -43,11 +24,6 @@ class Lens:
             f"Lens({self.model['name']!r}, layers {', '.join(map(str, self.layers))}, "
             f"{len(self.image_ids)} images{described})"
         )
-
-    @property
-    def layers(self) -> list[int]:
-        """The fitted layers, in order."""
-        return sorted(self.by_layer)
 
     def __len__(self) -> int:
         return len(self.by_layer)
@@ -143,10 +119,10 @@ class Lens:
         """
         if remote.is_remote(path):
             with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
-                folder.write(self, Path(copy))
+                write(self, Path(copy))
                 remote.upload(Path(copy), str(path), last="lens.json")
         else:
-            folder.write(self, Path(path))
+            write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "Lens":
@@ -158,11 +134,11 @@ class Lens:
             No lens there, one of another format version, or a damaged one.
         """
         if not remote.is_remote(path):
-            return cls(**folder.read(Path(path)))
+            return cls(**vars(read(Path(path))))
         if "lens.json" not in remote.names(str(path)):
             raise SecondLensError(f"{path} holds no lens: there is no lens.json in it")
         with remote.fetched(str(path)) as copy:
-            return cls(**folder.read(copy))
+            return cls(**vars(read(copy)))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Send the lens to the Hugging Face hub, with its card, in one commit.
@@ -186,8 +162,7 @@ class Lens:
         SecondLensError
             The hub cannot be reached or refuses, or no repository can have that name.
         """
-        from .card import lens_card
-        from .hub import push
+        from .hub import lens_card, push
 
         with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
             self.save(copy)

@@ -2,14 +2,19 @@
 
 import base64
 import io
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
-from ..numerals import counted, fixed, number
+from ..formatting import counted, fixed, number
+from ..models.view import Clip
 from ..storage.files import save_text
 
 
@@ -32,3 +37,34 @@ def data_uri(image: Image.Image, form: str, **options: int) -> str:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.Image]:
+    """What turns the image tower's input back into a picture: exactly the view the model had.
+
+    It undoes the normalisation, which it learns from what the preprocessing makes of black and of
+    white, so that cropping, squashing or padding show as they were and heat maps lie where they
+    belong. It takes for granted that normalisation acts on each pixel alone and is affine. Without
+    preprocessing, or where black and white come out alike, values are stretched over their range.
+    """
+    black = white = torch.zeros(())
+    if clip.preprocess is not None:
+        size = clip.image_size[::-1]
+        black, white = (clip.preprocess(Image.new("RGB", size, c)) for c in ("black", "white"))
+    known = bool((white != black).all())
+
+    def view(pixels: Tensor) -> Image.Image:
+        pixels = pixels.float().cpu()
+        low, high = (black, white) if known else (pixels.amin(), pixels.amax())
+        shares = ((pixels - low) / (high - low)).nan_to_num().clamp(0, 1)
+        return Image.fromarray((shares * 255).round().byte().permute(1, 2, 0).numpy())
+
+    return view
+
+
+def heat_map(activation: Float[Tensor, "rows columns"], scale: float) -> Image.Image:
+    """One pixel a patch, whose opacity goes from 0 where the neuron is at or below zero to full
+    where it reaches `scale`."""
+    shares = (activation / scale).clamp(0, 1) if scale > 0 else torch.zeros_like(activation)
+    opacity = Image.fromarray((shares * 255).round().byte().numpy())
+    return Image.merge("LA", (Image.new("L", opacity.size), opacity))

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import SecondLensError
-from .inputs import check_inputs
+from .dictionary import check_inputs
 
 
 @torch.no_grad()

@@ -8,8 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import SecondLensError
-from .dictionary import Dictionary, product_dtype
-from .inputs import check_inputs
+from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
 
 TARGETS_PER_CHUNK = 512

@@ -1,5 +1,8 @@
 """Single files, here or in a store: whole or absent, because they are written beside their place
-and moved in, or sent in one piece."""
+and moved in, or sent in one piece.
+
+Nothing here waits for torch: commands look at folders before it is there.
+"""
 
 import csv
 import json
@@ -11,36 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from ..errors import SecondLensError
 from . import remote
-
-
-def save_tensors(
-    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file."""
-    on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    with whole(path) as partial:
-        save_file(on_cpu, partial, metadata)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises
-    ------
-    OSError, SafetensorError
-        There is none, or it is damaged; the message names it.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise SafetensorError(f"{path.name}: {error}") from error
 
 
 def save_json(path: str | Path, content: dict[str, Any]) -> None:
@@ -142,3 +119,14 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def _beside(place: Path) -> Path:
     """A name of its own, because another process may be writing the same."""
     return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def check_empty(out: str | Path) -> None:
+    """Raise `SecondLensError` if `out` is a file or a folder with something in it."""
+    if remote.is_remote(out):
+        taken = bool(remote.names(str(out)))
+    else:
+        path = Path(out)
+        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    if taken:
+        raise SecondLensError(f"{out} exists already: name a new folder, or remove it first")

@@ -1,0 +1,111 @@
+"""Direct effects of whole attention layers, and what is left without them (Figures 11 and 12)."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from rich.progress import track
+from torch import Tensor, nn
+
+from ...data.labelled import check_labels
+from ...data.reader import Batch, Reader
+from ...data.sources import as_source
+from ...effects.capture import norm_statistics
+from ...effects.value_paths import output_map
+from ...errors import SecondLensError
+from ...models.view import Clip, Images, class_token, hooked
+from .accuracy import BASELINE, Ablation, Tally
+
+FIRST_ORDER_KINDS = ("from the first", "alone")
+"""Which attention layers lose their direct effects: all up to this one, or this one."""
+
+
+@torch.no_grad()
+def attention_effects(
+    clip: Clip, images: Images
+) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images layers dim"]]:
+    """Unit embeddings, and the part of each that every attention layer writes straight to it.
+
+    The part of layer j is scale * (g_post * C(a_j)) P, with a_j what its attention, biases
+    included, adds to the class token.
+
+    Raises
+    ------
+    SecondLensError
+        Images that `Clip.prepare` refuses.
+    """
+    dtype = clip.compute_dtype
+    written: dict[int, Tensor] = {}
+    post: list[Tensor] = []
+
+    def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        written[j] = clip.batch_major(output)[:, 0].to(dtype)
+
+    def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        post.append(class_token(inputs[0]).to(dtype))
+
+    hooks = [(block.attention_end, partial(see, j)) for j, block in enumerate(clip.blocks)]
+    with hooked([*hooks, (clip.ln_post, see_output)]):
+        representation = clip.encode_image(images).to(dtype)
+    _, sigma = norm_statistics(post[0], clip.post_eps)
+    scale = 1 / (sigma * representation.norm(dim=-1))
+    layers = torch.stack([written[j] for j in range(clip.layers)], dim=1)
+    effects = layers @ output_map(clip, dtype, centred=True) * scale[:, None, None]
+    return F.normalize(representation, dim=-1), effects
+
+
+@torch.no_grad()
+def ablate_attention(
+    clip: Clip,
+    images: Any,
+    labels: Sequence[int],
+    classifier: Float[Tensor, "classes dim"],
+    reference: Any,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+) -> Ablation:
+    """Accuracy with direct effects of attention layers mean-ablated, alone and from the first on.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    images, labels, classifier
+        As for `ablate`.
+    reference
+        The pictures that means come from: what `fit` takes.
+
+    Raises
+    ------
+    SecondLensError
+        Labels that do not fit the images or classes, or no picture that can be read.
+    """
+    source = as_source(images)
+    check_labels(labels, len(source.ids), len(classifier))
+
+    def read(pictures: Any, what: str) -> Iterable[Batch]:
+        reader = Reader(
+            source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers
+        )
+        return track(reader, what, len(reader)) if progress else reader
+
+    total, count = torch.zeros(()), 0
+    for batch in read(reference, "mean effects of attention"):
+        total = total.to(clip.device) + attention_effects(clip, batch.pixels)[1].sum(0)
+        count += len(batch.positions)
+    if not count:
+        raise SecondLensError("none of the reference pictures could be read")
+    tally = Tally(labels, classifier)
+    for batch in read(source, "attention ablations"):
+        embedding, effects = attention_effects(clip, batch.pixels)
+        away = effects - total / count
+        tally.see(BASELINE, embedding, batch.positions)
+        for kind, removed in zip(FIRST_ORDER_KINDS, (away.cumsum(1), away), strict=True):
+            for j in range(clip.layers):
+                tally.see((j, kind), embedding - removed[:, j], batch.positions)
+    return tally.ablation()

@@ -1,0 +1,61 @@
+"""A writer that runs here: any chat model of transformers."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ...errors import SecondLensError
+from .captioning import PROPOSED, instructions, listed
+from .selection import Pair
+
+
+class ChatModel:
+    """Captions by a local chat model, sampled with the paper's settings.
+
+    Parameters
+    ----------
+    model
+        Folder or hub name of a causal language model with a chat template.
+    tokens
+        Longest reply.
+
+    Raises
+    ------
+    SecondLensError
+        transformers is missing, there is no such model, or it has no chat template.
+    """
+
+    def __init__(self, model: str, *, device: str = "cpu", tokens: int = 1024) -> None:
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError:
+            raise SecondLensError(
+                "a local chat model needs transformers: pip install 'secondlens[attack]'"
+            ) from None
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._model = AutoModelForCausalLM.from_pretrained(model).to(device).eval()
+        except (OSError, ValueError) as error:
+            raise SecondLensError(
+                f"{model} is no chat model that can be loaded: name a folder or a hub name"
+            ) from error
+        if self._tokenizer.chat_template is None:
+            raise SecondLensError(
+                f"{model} has no chat template: take a model that was tuned to follow instructions"
+            )
+        self.name, self.tokens = f"chat:{model}", tokens
+
+    @torch.no_grad()
+    def write(self, pair: Pair, words: Sequence[str], count: int, seed: int) -> list[str]:
+        """The captions of one reply; the same ones for the same seed."""
+        asked = [{"role": "user", "content": instructions(pair, words, PROPOSED * count)}]
+        inputs = self._tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(self._model.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            reply = self._model.generate(
+                **inputs, max_new_tokens=self.tokens, do_sample=True, temperature=0.6, top_p=0.9
+            )
+        start = inputs["input_ids"].shape[1]
+        return listed(self._tokenizer.decode(reply[0, start:], skip_special_tokens=True))

@@ -1,0 +1,138 @@
+"""Pages of an attack: pictures beside themselves without the words, and what did it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ...data.decoding import whole
+from ...lens.lens import Lens
+from ...models.view import Clip
+from ...report.page import data_uri, heat_map, model_view, write_page
+from ..segmentation.segmenter import Recipe, Segmenter, encode
+from .runs import Report, Sample, folder_name
+from .selection import Pair
+
+SHOWN = 48
+"""Pictures on a page, the most fooling ones first."""
+
+LARGEST = 256
+"""Pixels on the longer side of a picture."""
+
+
+PARTS = ("selector", "writer", "drawer", "check")
+"""Of a run; its settings hold their names."""
+NAMED = {
+    "second order": "second-order effects",
+    "template": "templates",
+    "exact": "the truth of the drawn scene",
+}
+KINDS = {
+    "sprites": "the painter of scenes",
+    "referee": "the model {}",
+    "chat": "the language model {}",
+    "endpoint": "the language model {}",
+    "diffusion": "the pipeline {}",
+}
+"""What people call parts, by name, or by what stands before the colon in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """A picture on the page."""
+
+    shot: Sample
+    picture: str
+    """Data URI, as the three below."""
+    plain: str
+    seen: str
+    """The picture as the model saw it."""
+    heat: str
+    """Where the neurons push to the wrong class."""
+
+
+def write(clip: Clip, lens: Lens, report: Report, v: Float[Tensor, " dim"], out: Path) -> None:
+    """`gallery.html` in a run folder: self-contained, all that comes from texts escaped."""
+    order = sorted(report.shots, key=lambda shot: (-shot.counted, -shot.flipped, -shot.margin))[
+        :SHOWN
+    ]
+    write_page(
+        out / "gallery.html",
+        "gallery.html",
+        title=f"{report.pair.draw}, mistaken for {report.pair.mistake_for}",
+        report=report,
+        rates=report.rates(),
+        made={part: _in_words(report.settings[part]) for part in PARTS},
+        cards=_cards(clip, lens, report, order, v, out),
+        words={word.text: word for word in report.words},
+        clip=clip,
+    )
+
+
+def write_index(reports: Sequence[Report], left_out: Mapping[Pair, str], out: Path) -> None:
+    """`index.html` over the galleries of many pairs."""
+    rows: list[dict[str, Any]] = [
+        {
+            "pair": report.pair,
+            "folder": folder_name(report.pair),
+            "rates": report.rates(),
+            "counted": len(report.counted),
+            "words": [word.text for word in report.words[:6]],
+        }
+        for report in reports
+    ]
+    write_page(
+        out / "index.html",
+        "attacks.html",
+        title="Attacks on every pair",
+        rows=sorted(rows, key=lambda row: -row["rates"]["flipped"]["count"]),
+        left_out=left_out,
+    )
+
+
+def _cards(
+    clip: Clip, lens: Lens, report: Report, shots: Sequence[Sample], v: Tensor, out: Path
+) -> list[GalleryItem]:
+    layers = tuple(report.settings["layers"])
+    # what the neurons along v add to <image, v> at each patch, on all second-order paths
+    count = min(report.settings["neurons"], len(layers) * clip.neurons)
+    recipe = Recipe(layers=layers, neurons=count, weigh="effect", scale="centred")
+    segmenter = Segmenter(clip, lens, recipe)
+    view = model_view(clip)
+    cards = []
+    for shot in shots:
+        picture, plain = (_open(out / file) for file in (shot.file, shot.plain_file))
+        pixels = clip.prepare(whole(clip, [picture]))
+        maps = segmenter.heat_maps(encode(clip, pixels, layers), v.expand(1, 1, -1))
+        pushed = maps[0, 0].clamp(min=0).float().cpu()
+        cards.append(
+            GalleryItem(
+                shot=shot,
+                picture=_small(picture),
+                plain=_small(plain),
+                seen=_small(view(pixels[0])),
+                heat=data_uri(heat_map(pushed, float(pushed.max())), "png"),
+            )
+        )
+    return cards
+
+
+def _in_words(name: str) -> str:
+    """A part's name as a sentence has it."""
+    kind, _, which = name.partition(":")
+    return KINDS[kind].format(which) if kind in KINDS else NAMED.get(name, name)
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def _small(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    return data_uri(small, "webp", quality=85)

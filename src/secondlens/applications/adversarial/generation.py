@@ -1,0 +1,83 @@
+"""Step 3: pictures of captions.
+
+A `Drawer` makes a picture a function of its caption and seed. The same seed gives the same layout,
+as far as the drawer has one, so that a caption and its plain form differ in the words alone.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from PIL import Image, PngImagePlugin
+
+from ...storage.files import save_picture
+
+METADATA = "secondlens"
+"""Key of a PNG file's text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedImage:
+    """A picture, and what is true of it where the drawer knows."""
+
+    image: Image.Image
+    shows: tuple[str, ...] | None = None
+    """What can be seen in it; None if only looking tells."""
+
+
+@runtime_checkable
+class ImageGenerator(Protocol):
+    """A way to draw captions."""
+
+    name: str
+    knows: Sequence[str] | None
+    """Words that it can draw; None if there is no list."""
+
+    def draw(self, caption: str, subject: str, seed: int) -> GeneratedImage:
+        """The picture of a caption whose main object is `subject`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is written into the file of a picture."""
+
+    caption: str
+    subject: str
+    seed: int
+    drawer: str
+    shows: tuple[str, ...] | None = None
+
+
+def picture(
+    drawer: ImageGenerator, caption: str, subject: str, seed: int, path: Path
+) -> GeneratedImage:
+    """The drawing in a PNG file if it is there and of this caption, seed and drawer; else drawn
+    anew and written."""
+    wanted = Facts(caption=caption, subject=subject, seed=seed, drawer=drawer.name)
+    if (known := _read(path, wanted)) is not None:
+        return known
+    drawing = drawer.draw(caption, subject, seed)
+    _write(path, drawing, wanted)
+    return drawing
+
+
+def _read(path: Path, wanted: Facts) -> GeneratedImage | None:
+    try:
+        with Image.open(path) as file:
+            found = json.loads(file.info[METADATA])
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, KeyError):
+        return None
+    shows = found.pop("shows", None)
+    if found != {key: value for key, value in asdict(wanted).items() if key != "shows"}:
+        return None
+    return GeneratedImage(image=image, shows=None if shows is None else tuple(shows))
+
+
+def _write(path: Path, drawing: GeneratedImage, facts: Facts) -> None:
+    text = PngImagePlugin.PngInfo()
+    shown = asdict(facts) | {"shows": drawing.shows}
+    text.add_itxt(METADATA, json.dumps(shown, ensure_ascii=False))
+    save_picture(path, drawing.image, pnginfo=text)

@@ -1,0 +1,389 @@
+"""An attack from words to verdicts, in one run folder that resumes.
+
+    attack.json    what was asked for, the model's hash and the names of all parts
+    words.json     step 1
+    captions.json  step 2
+    images/        step 3: a PNG for each picture, with caption, seed and drawer in it
+    plain/         the same pictures without the words
+    verdicts.json  step 4
+    report.json, images.csv, gallery.html
+
+Each step reads the file of the one before. What is there already is used again; a file that was
+deleted is made anew, and so is what follows from it if it changes.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from ...data.folder import Folder
+from ...data.labelled import Labelled
+from ...data.sources import Subset
+from ...data.vocabularies import Vocabulary
+from ...errors import SecondLensError
+from ...intervals import wilson
+from ...storage.files import check_empty, save_csv, save_json
+from .captioning import Caption, Captioner, captions
+from .generation import GeneratedImage, ImageGenerator, picture
+from .judging import Judge, Zeroshot
+from .selection import Pair, RankedWord, Selector, TooClose, choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture, its twin without the words, and what the model says of both."""
+
+    file: str
+    plain_file: str
+    caption: str
+    plain: str
+    words: tuple[str, ...]
+    seed: int
+    margin: float
+    """Cosine with the wrong class minus cosine with the drawn one; wrong if above 0."""
+    plain_margin: float
+    best: str
+    """Of all classes."""
+    plain_best: str
+    counted: bool
+    """Whether both pictures show the class to draw and not the wrong one."""
+
+    @property
+    def fooled(self) -> bool:
+        """The model prefers the wrong class: the paper's success."""
+        return self.margin > 0
+
+    @property
+    def flipped(self) -> bool:
+        """Right without the words, wrong with them."""
+        return self.fooled and self.plain_margin <= 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an attack found. Rates are shares of the pictures that count."""
+
+    pair: Pair
+    settings: dict[str, Any]
+    words: tuple[RankedWord, ...]
+    shots: tuple[Sample, ...]
+
+    def __repr__(self) -> str:
+        fooled = sum(shot.fooled for shot in self.counted)
+        return (
+            f"Report({self.pair.draw!r} as {self.pair.mistake_for!r}, "
+            f"{fooled} of {len(self.counted)} pictures fool)"
+        )
+
+    @property
+    def counted(self) -> list[Sample]:
+        """Pictures that passed the check."""
+        return [shot for shot in self.shots if shot.counted]
+
+    def rates(self) -> dict[str, dict[str, Any]]:
+        """Count, share and 95 % Wilson interval of each kind of success."""
+        shots = self.counted
+        successes = {
+            "fooled": sum(shot.fooled for shot in shots),
+            "flipped": sum(shot.flipped for shot in shots),
+            "chosen of all": sum(shot.best == self.pair.mistake_for for shot in shots),
+            "fooled without words": sum(shot.plain_margin > 0 for shot in shots),
+        }
+        return {
+            name: {
+                "count": count,
+                "of": len(shots),
+                "share": count / len(shots) if shots else float("nan"),
+                "interval": list(wilson(count, len(shots))),
+            }
+            for name, count in successes.items()
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """For `report.json`."""
+        return {
+            **asdict(self.pair),
+            "settings": self.settings,
+            "planned": len(self.shots),
+            "counted": len(self.counted),
+            "rates": self.rates() if self.counted else {},
+            "words": [asdict(word) for word in self.words],
+            "shots": [asdict(shot) for shot in self.shots],
+        }
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """A row for each picture: `images.csv`."""
+    rows = [
+        {**asdict(shot), "words": " ".join(shot.words), "flipped": shot.flipped}
+        for shot in report.shots
+    ]
+    save_csv(path, rows)
+
+
+SEEDS_PER_RUN = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Who does the steps, and how much of each."""
+
+    selector: Selector
+    too_close: TooClose
+    writer: Captioner
+    drawer: ImageGenerator
+    check: Judge
+    words: int
+    captions: int
+    images: int
+    seed: int
+
+    def settings(self) -> dict[str, Any]:
+        """For `attack.json`: names and numbers."""
+        return {name: getattr(value, "name", value) for name, value in vars(self).items()}
+
+
+def run(
+    pair: Pair,
+    parts: Steps,
+    judge: Zeroshot,
+    out: Path,
+    *,
+    plain: str = "plain",
+    settings: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Select, write, draw and judge one attack, or what is missing of it.
+
+    Parameters
+    ----------
+    judge
+        The attacked model's decisions for the pair.
+    out
+        The run folder.
+    plain
+        Folder of the pictures without the words, from `out` on: runs that differ in words alone may
+        share one.
+    settings
+        What else tells this attack from another one.
+
+    Raises
+    ------
+    SecondLensError
+        `out` holds something else, or a step has nothing to go on with; what was made stays.
+    """
+    asked = {**asdict(pair), **parts.settings(), **(settings or {})}
+    _begin(out, asked)
+    words = _words(pair, parts, judge, out)
+    written = _captions(pair, parts, words, out)
+    shots = _shots(pair, parts, judge, written, out, plain, progress)
+    report = Report(pair=pair, settings=asked, words=tuple(words), shots=tuple(shots))
+    write_csv(report, out / "images.csv")
+    save_json(out / "report.json", report.as_json())
+    return report
+
+
+def folder_name(pair: Pair) -> str:
+    """A folder for a pair, whatever is in the names of its classes."""
+    return "-as-".join(
+        "".join(c if c.isalnum() else "_" for c in name) for name in (pair.draw, pair.mistake_for)
+    )
+
+
+def _begin(out: Path, asked: dict[str, Any]) -> None:
+    """Start the run folder, or find that it is this run's."""
+    if (out / "attack.json").is_file():
+        found = load_json(out / "attack.json")
+        if different := [key for key in asked if found.get(key) != asked[key]]:
+            raise SecondLensError(
+                f"{out} holds another attack, with another {different[0].replace('_', ' ')}: name "
+                "a new folder with --out, or remove it first"
+            )
+        return
+    check_empty(out)
+    save_json(out / "attack.json", asked)
+
+
+def _words(pair: Pair, parts: Steps, judge: Zeroshot, out: Path) -> list[RankedWord]:
+    path = out / "words.json"
+    if not path.is_file():
+        found = choose(
+            parts.selector, judge.v, pair, parts.too_close, parts.words, parts.drawer.knows
+        )
+        save_json(path, {"words": [asdict(word) for word in found]})
+    with _intact(path):
+        return [
+            RankedWord(**{**word, "neurons": tuple(map(tuple, word["neurons"]))})
+            for word in load_json(path)["words"]
+        ]
+
+
+def _captions(pair: Pair, parts: Steps, words: Sequence[RankedWord], out: Path) -> list[Caption]:
+    path, texts = out / "captions.json", [word.text for word in words]
+    if path.is_file():
+        with _intact(path):
+            known = load_json(path)
+            if known["words"] == texts:
+                return [
+                    Caption(**{**caption, "words": tuple(caption["words"])})
+                    for caption in known["captions"]
+                ]
+    found = captions(parts.writer, pair, texts, parts.captions, parts.seed)
+    save_json(path, {"words": texts, "captions": [asdict(caption) for caption in found]})
+    return found
+
+
+def _shots(
+    pair: Pair,
+    parts: Steps,
+    judge: Zeroshot,
+    written: Sequence[Caption],
+    out: Path,
+    plain: str,
+    progress: bool,
+) -> list[Sample]:
+    """Draw and judge; pictures and verdicts that are there already are used again."""
+    plan: list[dict[str, Any]] = [
+        {
+            "file": f"images/{i:05}.png",
+            "plain_file": f"{plain}/{i:05}.png",
+            "caption": written[i % len(written)].text,
+            "plain": written[i % len(written)].plain,
+            "words": list(written[i % len(written)].words),
+            "seed": parts.seed * SEEDS_PER_RUN + i,
+        }
+        for i in range(parts.images)
+    ]
+    path = out / "verdicts.json"
+    drawn = all((out / shot[of]).is_file() for shot in plan for of in ("file", "plain_file"))
+    if drawn and path.is_file():
+        with _intact(path):
+            found = load_json(path)["shots"]
+            if [{key: shot[key] for key in plan[0]} for shot in found] == plan:
+                return [Sample(**{**shot, "words": tuple(shot["words"])}) for shot in found]
+    shown = track(plan, f"{pair.draw} as {pair.mistake_for}") if progress else plan
+    attacked: list[GeneratedImage] = []
+    controls: list[GeneratedImage] = []
+    for shot in shown:
+        for text, file, drawings in (
+            (shot["caption"], shot["file"], attacked),
+            (shot["plain"], shot["plain_file"], controls),
+        ):
+            drawings.append(picture(parts.drawer, text, pair.draw, shot["seed"], out / file))
+    shots = _judged(pair, parts, judge, plan, attacked, controls)
+    save_json(path, {"shots": [asdict(shot) for shot in shots]})
+    return shots
+
+
+def _judged(
+    pair: Pair,
+    parts: Steps,
+    judge: Zeroshot,
+    plan: Sequence[dict[str, Any]],
+    attacked: Sequence[GeneratedImage],
+    controls: Sequence[GeneratedImage],
+) -> list[Sample]:
+    passed = (parts.check(drawings, pair) for drawings in (attacked, controls))
+    said = (judge([each.image for each in drawings]) for drawings in (attacked, controls))
+    return [
+        Sample(
+            **{**shot, "words": tuple(shot["words"])},
+            margin=verdict.margin,
+            plain_margin=plain.margin,
+            best=verdict.best,
+            plain_best=plain.best,
+            counted=ok and plain_ok,
+        )
+        for shot, verdict, plain, ok, plain_ok in zip(plan, *said, *passed, strict=True)
+    ]
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the run.
+
+    Raises
+    ------
+    SecondLensError
+        It is damaged.
+    """
+    with _intact(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("the file holds no object")
+        return found
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """Inside it, what fails is that a file does not hold what a run writes."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SecondLensError(f"{path} is damaged: remove it, then run again") from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attacked:
+    """The pictures that passed their check, of all attacks in a folder."""
+
+    pictures: Labelled
+    rivals: tuple[int, ...]
+    """The class that each picture was to be mistaken for."""
+    words: tuple[str, ...]
+    """All words that were chosen, sorted."""
+
+
+def is_attack(folder: str | Path) -> bool:
+    """Whether there is a finished attack in a folder, or in a folder of it."""
+    return next(Path(folder).rglob("report.json"), None) is not None
+
+
+def attacked(folder: str | Path, classes: Vocabulary) -> Attacked:
+    """The pictures of one attack, or of all attacks in the folders of a folder.
+
+    Parameters
+    ----------
+    classes
+        What the classifier tells apart.
+
+    Raises
+    ------
+    SecondLensError
+        No finished attack, a damaged one, one on other classes, or none of whose pictures counts.
+    """
+    root = Path(folder)
+    reports = sorted(root.rglob("report.json")) if root.is_dir() else []
+    if not reports:
+        raise SecondLensError(f"{root} holds no finished attack: there is no report.json in it")
+    source = Folder(root)
+    place = {each: position for position, each in enumerate(source.ids)}
+    row = {label: i for i, label in enumerate(classes.labels)}
+    positions, labels, rivals, words = [], [], [], set()
+    for path in reports:
+        report, inside = load_json(path), path.parent.relative_to(root)
+        try:
+            drawn, wrong = row[report["draw"]], row[report["mistake_for"]]
+            words |= {str(word["text"]) for word in report["words"]}
+            files = [(inside / shot["file"]).as_posix() for shot in _counted(report)]
+            positions += [place[file] for file in files]
+        except (KeyError, TypeError) as error:
+            raise SecondLensError(
+                f"{path} is damaged, or an attack on other classes: nothing is known of {error}"
+            ) from error
+        labels += [drawn] * len(files)
+        rivals += [wrong] * len(files)
+    if not positions:
+        raise SecondLensError(f"no picture of the attacks in {root} passed its check")
+    pictures = Labelled(
+        name=root.name, source=Subset(source, positions), labels=tuple(labels), classes=classes
+    )
+    return Attacked(pictures=pictures, rivals=tuple(rivals), words=tuple(sorted(words)))
+
+
+def _counted(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shot for shot in report["shots"] if shot["counted"]]

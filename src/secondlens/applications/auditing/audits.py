@@ -1,0 +1,315 @@
+"""Which cues push a zero-shot classifier towards a class that is not there, by causal effect.
+
+A cue is a word. Its neurons are those whose effects write most along its text. On held-out images
+that show the cue and not the class, the second-order effects of these neurons are mean-ablated: how
+far the class falls behind the others is what the cue did for it. Where pictures can be drawn, the
+same is asked of pairs of pictures that differ in the cue alone.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from rich.progress import track
+from torch import Tensor
+
+from ...data.reader import Reader
+from ...data.sources import as_source
+from ...data.vocabularies import Vocabulary, vocabulary
+from ...effects.capture import Capture
+from ...errors import SecondLensError
+from ...lens.lens import Lens
+from ...models.view import Clip
+from ...storage.files import save_csv, save_json
+from .ablated_clip import GroupEffects
+
+Z = 1.959964
+"""Standard errors in half of a 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Exemplars:
+    """The images nearest to each cue so far, nearest first, and what its neurons do there."""
+
+    similarity: Float[Tensor, "cues images"]
+    positions: Int[Tensor, "cues images"]
+    removed: Float[Tensor, "cues images dim"]
+
+    @classmethod
+    def none(cls, cues: int, dim: int, like: Tensor) -> "Exemplars":
+        """No images yet."""
+        return cls(
+            similarity=like.new_zeros(cues, 0),
+            positions=torch.zeros(cues, 0, dtype=torch.int64, device=like.device),
+            removed=like.new_zeros(cues, 0, dim),
+        )
+
+    def see(
+        self,
+        similarity: Float[Tensor, "images cues"],
+        removed: Float[Tensor, "images cues dim"],
+        positions: Int[Tensor, " images"],
+        top: int,
+    ) -> "Exemplars":
+        """With a batch more; of equal images the earlier ones stay."""
+        both = torch.cat([self.similarity, similarity.T], dim=1)
+        order = both.argsort(dim=1, descending=True, stable=True)[:, :top]
+        here = positions.to(both.device).expand(len(both), -1)
+        rows = torch.arange(len(both), device=both.device)[:, None]
+        return Exemplars(
+            similarity=both.gather(1, order),
+            positions=torch.cat([self.positions, here], dim=1).gather(1, order),
+            removed=torch.cat([self.removed, removed.transpose(0, 1)], dim=1)[rows, order],
+        )
+
+    def falls(
+        self, classifier: Float[Tensor, "classes dim"], absent: Bool[Tensor, "images classes"]
+    ) -> tuple[Float[Tensor, "classes cues"], Float[Tensor, "classes cues"]]:
+        """Mean and half 95 % interval of how far each class falls, where it is absent."""
+        means, spreads = [], []
+        for removed, positions in zip(self.removed, self.positions, strict=True):
+            fall = removed @ margins(classifier).T
+            counts = absent[positions].to(fall)
+            number = counts.sum(0)
+            mean = (counts * fall).sum(0) / number
+            variance = (counts * (fall - mean).square()).sum(0) / (number - 1)
+            means.append(mean)
+            spreads.append(Z * (variance / number).sqrt())
+        return torch.stack(means, dim=1), torch.stack(spreads, dim=1)
+
+
+def margins(classifier: Float[Tensor, "classes dim"]) -> Float[Tensor, "classes dim"]:
+    """Each class against the mean of the others."""
+    return (classifier - classifier.mean(0)) * (len(classifier) / (len(classifier) - 1))
+
+
+SHARE_OF_NEURONS = 0.04
+"""Of all neurons of the lens, that count as a cue's."""
+SHARE_OF_IMAGES = 0.05
+"""Of the held-out images, that count as showing a cue: those nearest to its text."""
+ALIKE = 0.9
+"""Cosine, mean text subtracted, above which a cue is the class by another name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Audit:
+    """What each cue does for each class. NaN where the cue is the class, or no image is left."""
+
+    model: dict[str, Any]
+    classes: tuple[str, ...]
+    cues: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    """The texts that stand for each cue."""
+    effect: Float[Tensor, "classes cues"]
+    """How far the class's similarity falls, against the mean of the other classes, when the
+    cue's neurons are mean-ablated: its mean over images that show the cue and not the class."""
+    spread: Float[Tensor, "classes cues"]
+    """Half of its 95 % interval over these images."""
+    neurons: tuple[tuple[tuple[int, int], ...], ...]
+    """(layer, neuron) of each cue, the one that writes most first."""
+    images: tuple[tuple[str, ...], ...]
+    """Ids of the images that show each cue, the clearest first."""
+    drawn: Float[Tensor, "classes cues"] | None = None
+    """How much further ahead the class is when the cue is added to an otherwise equal picture, if
+    pictures were drawn."""
+
+    def ties(self, count: int | None = None) -> list[tuple[str, str, float, float, float]]:
+        """(class, cue, effect, half interval, effect when drawn or NaN), largest effect first."""
+        drawn = torch.full_like(self.effect, torch.nan) if self.drawn is None else self.drawn
+        order = self.effect.flatten().nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+        found = []
+        for place in order[:count].tolist():
+            row, column = divmod(place, len(self.cues))
+            value = float(self.effect[row, column])
+            if value == value:
+                spread = float(self.spread[row, column])
+                added = float(drawn[row, column])
+                found.append((self.classes[row], self.cues[column], value, spread, added))
+        return found
+
+    def first_cue(self, name: str) -> str:
+        """The cue that does most for a class."""
+        row = self.effect[self.classes.index(name)].nan_to_num(-torch.inf)
+        return self.cues[int(row.argmax())]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `audit.json` and `audit.csv` into a folder."""
+        folder = Path(folder)
+        rows = [
+            {
+                "class": name,
+                "cue": cue,
+                "effect": value,
+                "low": value - spread,
+                "high": value + spread,
+                "drawn": None if math.isnan(added) else added,
+            }
+            for name, cue, value, spread, added in self.ties()
+        ]
+        save_csv(folder / "audit.csv", rows)
+        content = {
+            "model": self.model,
+            "classes": self.classes,
+            "cues": self.cues,
+            "prompts": self.prompts,
+            **{name: _without_nan(getattr(self, name)) for name in ("effect", "spread", "drawn")},
+            "neurons": self.neurons,
+            "images": self.images,
+        }
+        save_json(folder / "audit.json", content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Audit":
+        """What `save` wrote.
+
+        Raises
+        ------
+        SecondLensError
+            No audit there, or a damaged one.
+        """
+        path = Path(folder) / "audit.json"
+        if not path.is_file():
+            raise SecondLensError(f"{folder} holds no audit: there is no audit.json in it")
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            matrices = {
+                name: torch.tensor(
+                    [[float("nan") if v is None else v for v in row] for row in kept[name]]
+                )
+                for name in ("effect", "spread", "drawn")
+                if kept.get(name) is not None
+            }
+            return cls(
+                model=kept["model"],
+                classes=tuple(kept["classes"]),
+                cues=tuple(kept["cues"]),
+                prompts=tuple(tuple(each) for each in kept["prompts"]),
+                neurons=tuple(
+                    tuple((int(at), int(n)) for at, n in each) for each in kept["neurons"]
+                ),
+                images=tuple(tuple(each) for each in kept["images"]),
+                **matrices,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise SecondLensError(f"the audit in {folder} is damaged: {error!r}") from error
+
+
+def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
+    """For JSON, which has no NaN."""
+    if matrix is None:
+        return None
+    return [[v if v == v else None for v in row] for row in matrix.tolist()]
+
+
+@torch.no_grad()
+def audit(
+    clip: Clip,
+    lens: Lens,
+    classes: "str | Path | Iterable[str] | Vocabulary",
+    images: Any,
+    cues: "str | Path | Iterable[str] | Vocabulary",
+    *,
+    shown: Sequence[Collection[str]] | None = None,
+    random: int | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    progress: bool = False,
+) -> Audit:
+    """Measure what each cue does for each class of a zero-shot classifier.
+
+    Parameters
+    ----------
+    clip, lens
+        A model and a lens fitted on it, in the convention "exact".
+    classes, cues
+        What `vocabulary` takes. A cue that is a class by another name is not held against it.
+    images
+        What `fit` takes, but other images than those of the fit.
+    shown
+        The classes that each image shows; by default the one that the model predicts.
+    random
+        A seed: choose as many neurons at random instead, as a control.
+
+    Raises
+    ------
+    SecondLensError
+        Another model's lens or an "official" one, fewer than two classes, labels that do not fit
+        the images, or no readable image.
+    """
+    lens.check_model(clip)
+    lens.check_exact()
+    names, words = vocabulary(classes), vocabulary(cues)
+    if len(names) < 2:
+        raise SecondLensError("a classifier needs at least two classes: give more")
+    source = as_source(images)
+    if shown is not None:
+        if len(shown) != len(source.ids):
+            raise SecondLensError(
+                f"there are {len(source.ids)} images and labels of {len(shown)}: give those of each"
+            )
+        if any(isinstance(there, str) for there in shown):
+            raise SecondLensError(
+                "labels are texts, not sets of texts: give a set of classes for each image"
+            )
+    classifier, rows = names.embed(clip), words.embed(clip)
+    everything = torch.cat([classifier, rows])
+    centred = F.normalize(rows - everything.mean(0), dim=1)
+    neurons = cue_neurons(lens, centred, random)
+    effects = GroupEffects(clip, lens, neurons)
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    top = max(2, round(SHARE_OF_IMAGES * len(source.ids)))
+    clearest = Exemplars.none(len(words), clip.dim, like=rows)
+    predicted: dict[int, int] = {}
+    with Capture(clip, lens.layers) as capture:
+        for batch in track(reader, "audit", len(reader)) if progress else reader:
+            representation = clip.encode_image(batch.pixels)
+            pooled = capture.pool(representation)
+            embedding = F.normalize(representation.to(rows), dim=-1)
+            best = (embedding @ classifier.T).argmax(1).tolist()
+            predicted |= dict(zip(batch.positions, best, strict=True))
+            clearest = clearest.see(
+                embedding @ rows.T, effects(pooled), torch.tensor(batch.positions), top
+            )
+    if not predicted:
+        raise SecondLensError("none of the pictures could be read")
+    absent = torch.ones(len(source.ids), len(names), dtype=torch.bool, device=rows.device)
+    place = {name: column for column, name in enumerate(names.labels)}
+    for position, guess in predicted.items():
+        there = [guess] if shown is None else [place[n] for n in shown[position] if n in place]
+        absent[position, there] = False
+    effect, spread = clearest.falls(classifier, absent)
+    same = F.normalize(classifier - everything.mean(0), dim=1) @ centred.T > ALIKE
+    same |= torch.tensor([[n == w for w in words.labels] for n in names.labels]).to(same)
+    return Audit(
+        model=lens.model,
+        classes=names.labels,
+        cues=words.labels,
+        prompts=words.prompts,
+        effect=effect.masked_fill(same, torch.nan).cpu(),
+        spread=spread.masked_fill(same, torch.nan).cpu(),
+        neurons=tuple(tuple(each) for each in neurons),
+        images=tuple(tuple(source.ids[i] for i in row.tolist()) for row in clearest.positions),
+    )
+
+
+def cue_neurons(
+    lens: Lens, cues: Float[Tensor, "cues dim"], random: int | None = None
+) -> list[list[tuple[int, int]]]:
+    """For each cue the neurons that write most along it or against it: |<direction, cue>| times
+    the root mean square of their effects. With a seed, as many random ones."""
+    directions = torch.cat([lens[layer].directions for layer in lens.layers])
+    sizes = torch.cat([lens[layer].energy for layer in lens.layers]).sqrt()
+    places = [(layer, n) for layer in lens.layers for n in range(len(lens[layer].energy))]
+    count = max(1, round(SHARE_OF_NEURONS * len(places)))
+    if random is None:
+        strength = (cues.to(directions) @ directions.T).abs() * sizes
+    else:
+        generator = torch.Generator().manual_seed(random)
+        strength = torch.rand(len(cues), len(places), generator=generator)
+    return [[places[i] for i in row] for row in strength.topk(count, dim=1).indices.tolist()]

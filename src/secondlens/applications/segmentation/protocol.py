@@ -1,0 +1,432 @@
+"""One protocol for all methods: tuned on some images, measured on others, compared in pairs.
+
+Two ways to make a mask of a heat-map are measured side by side:
+
+- `same`: every map is cut at 0 or not, resized bilinearly, scaled to [0, 1] and thresholded, at a
+  fixed value or at a multiple of its mean. Which of these, the threshold, the variant and the form
+  of the text are chosen for each method on development images, by mIoU.
+- `own`: each method as its paper published it, with its own post-processing (`methods.Own`).
+
+Images are squeezed into the model's square and masks follow, as in the papers.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, product
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
+
+from ...data.decoding import whole
+from ...data.masked import Example, MaskedImages, iterate
+from ...data.vocabularies import Vocabulary
+from ...errors import SecondLensError
+from ...lens.lens import Lens
+from ...models.view import Clip
+from . import baselines
+from .heat_maps import standardise
+from .metrics import scores, statistics
+from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode, quarter
+
+IMAGES_PER_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MapBatch:
+    """Maps to make: an image may be in it several times, with another text each time."""
+
+    pixels: Float[Tensor, "maps 3 height width"]
+    texts: Mapping[str, Float[Tensor, "maps dim"]]
+    """By form: `plain`, and `centred`, with the mean of all classes subtracted."""
+    masks: Int8[Tensor, "maps height width"]
+    images: list[str]
+    """The id of each image."""
+    objects: list[int]
+    """How many things each image has masks for."""
+
+
+class Classes:
+    """Text embeddings of all classes of a data set.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    texts
+        Labels as the data set spells them, and their prompts.
+    predicted
+        Whether to segment the class that CLIP predicts for an image and not the one it has. Images
+        of unnamed classes always take the predicted one.
+    """
+
+    def __init__(self, clip: Clip, texts: Vocabulary, predicted: bool = False) -> None:
+        self.clip, self.predicted = clip, predicted
+        self.position = {label: i for i, label in enumerate(texts.labels)}
+        self.rows = texts.embed(clip)
+        self.mean = self.rows.mean(0)
+
+    def of(
+        self, labels: Sequence[str | None], pixels: Float[Tensor, "maps 3 height width"]
+    ) -> Float[Tensor, "maps dim"]:
+        """The embedding for each map.
+
+        Raises
+        ------
+        SecondLensError
+            A label that is not among the classes.
+        """
+        if missing := [label for label in labels if label and label not in self.position]:
+            raise SecondLensError(f"no text for the class {missing[0]!r}: add it to the classes")
+        chosen = torch.tensor([self.position[label] if label else -1 for label in labels])
+        chosen = chosen.to(self.rows.device)
+        if self.predicted or (chosen < 0).any():
+            unit = F.normalize(self.clip.encode_image(pixels).to(self.rows.dtype), dim=-1)
+            best = (unit @ self.rows.T).argmax(1)
+            chosen = best if self.predicted else torch.where(chosen < 0, best, chosen)
+        return self.rows[chosen]
+
+
+def batches(
+    clip: Clip, images: MaskedImages, classes: Classes, size: int = IMAGES_PER_BATCH
+) -> Iterator[MapBatch]:
+    """Maps to make, `size` images at a time."""
+    examples = iterate(images)
+    while some := list(islice(examples, size)):
+        yield _batch(clip, some, classes)
+
+
+def _batch(clip: Clip, examples: list[Example], classes: Classes) -> MapBatch:
+    repeats = torch.tensor([len(example.labels) for example in examples])
+    prepared = clip.prepare(whole(clip, [example.image for example in examples]))
+    pixels = prepared.repeat_interleave(repeats.to(prepared.device), dim=0)
+    plain = classes.of([label for example in examples for label in example.labels], pixels)
+    return MapBatch(
+        pixels=pixels,
+        texts={"plain": plain, "centred": F.normalize(plain - classes.mean, dim=-1)},
+        masks=torch.cat([example.masks_at(clip.image_size) for example in examples]),
+        images=[example.id for example in examples for _ in example.labels],
+        objects=[len(example.labels) for example in examples for _ in example.labels],
+    )
+
+
+Grids = dict[str, Float[Tensor, "maps rows columns"]]
+"""Raw heat-maps at the patches, by variant."""
+
+OURS = "Neurons"
+CEILING = "Patch ceiling"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """How a method's own paper, or its published script, turns a heat-map into a mask."""
+
+    threshold: Literal["half", "mean"] = "mean"
+    """Of the map scaled to [0, 1]: 0.5, or its mean."""
+    positive: bool = False
+    """Whether values below 0 become 0 before scaling."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Heat-maps in one or more variants, the first of which is the method as published."""
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+
+    @property
+    def own(self) -> Own:
+        """Its own post-processing."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether maps depend on the text."""
+
+    @property
+    def variants(self) -> Sequence[str]:
+        """Names of variants."""
+
+    def grids(self, batch: MapBatch, form: str, variants: Sequence[str]) -> Grids:
+        """Heat-maps of some variants, for a form of the texts."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BaselineMaps:
+    """One of `baselines.METHODS` with its options."""
+
+    name: str
+    clip: Clip
+    heat_maps: Callable[..., Tensor]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"as published": {}})
+    own: Own = field(default_factory=Own)
+    reads_text: bool = True
+
+    @property
+    def variants(self) -> Sequence[str]:
+        """Names of options."""
+        return list(self.options)
+
+    def grids(self, batch: MapBatch, form: str, variants: Sequence[str]) -> Grids:
+        """One run for each variant."""
+        return {
+            name: self.heat_maps(self.clip, batch.pixels, batch.texts[form], **self.options[name])
+            for name in variants
+        }
+
+
+class NeuronMaps:
+    """Ours: recipes that share one forward pass."""
+
+    name = OURS
+    own = Own(threshold="half")
+    reads_text = True
+
+    def __init__(self, clip: Clip, lens: Lens, recipes: Mapping[str, Recipe]) -> None:
+        self.clip = clip
+        self.segmenters = {name: Segmenter(clip, lens, each) for name, each in recipes.items()}
+
+    @property
+    def variants(self) -> Sequence[str]:
+        """Names of recipes."""
+        return list(self.segmenters)
+
+    def grids(self, batch: MapBatch, form: str, variants: Sequence[str]) -> Grids:
+        """Encode once, and follow each recipe."""
+        chosen = {name: self.segmenters[name] for name in variants}
+        layers = {layer for segmenter in chosen.values() for layer in segmenter.layers}
+        encoded = encode(self.clip, batch.pixels, layers)
+        texts = batch.texts[form][:, None]
+        return {name: each.heat_maps(encoded, texts)[:, 0] for name, each in chosen.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CeilingMaps:
+    """What a map with one value for each patch could reach: the share of the patch in the mask."""
+
+    grid: tuple[int, int]
+    name: str = CEILING
+    own: Own = field(default_factory=lambda: Own(threshold="half"))
+    reads_text: bool = False
+    variants: Sequence[str] = ("share of the patch",)
+
+    def grids(self, batch: MapBatch, form: str, variants: Sequence[str]) -> Grids:
+        """Read off the masks."""
+        share = F.adaptive_avg_pool2d((batch.masks == 1).to(batch.pixels.dtype), self.grid)
+        return dict.fromkeys(variants, share)
+
+
+SHARES = (PAPER_SHARE / 2, PAPER_SHARE, 5 * PAPER_SHARE, 1.0)
+"""Of the neurons of the layers read: numbers tried."""
+
+
+def recipes(clip: Clip, lens: Lens) -> dict[str, Recipe]:
+    """The paper's recipe, and variants of it to choose from on development images."""
+    found = {"as published": PAPER}
+    for depth, share, weigh, scale in product((1, 2, 4), SHARES, get_args(Weigh), get_args(Scale)):
+        if weigh == "equal" and share == 1:
+            continue  # all neurons alike: the text would not be read
+        layers = lens.layers[-depth * quarter(clip) :]
+        neurons = max(1, round(share * len(layers) * clip.neurons))
+        name = f"layers {layers[0]} to {layers[-1]}, {neurons} neurons, {weigh}, {scale}"
+        found[name] = Recipe(
+            layers=tuple(layers),
+            neurons=neurons,
+            choose="positive" if weigh == "equal" else "absolute",
+            weigh=weigh,
+            scale=scale,
+        )
+    return found
+
+
+def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
+    """Every row of the paper's Table 4, patch similarity, and the ceiling."""
+    half = clip.layers // 2
+    late = max(1, round(clip.layers / 3))
+    rules = {"as published": {}, "all contributions": {"rule": "zero"}}
+    options: dict[str, dict[str, dict[str, Any]]] = {
+        "Partial-LRP": rules,
+        "LRP": rules,
+        "Rollout": {"as published": {}, "later half": {"first": half}},
+        "GradCAM": {"as published": {}, "block before the last": {"layer": -2}},
+        "Chefer et al.": {
+            **rules,
+            "later half": {"first": half},
+            "later half, all contributions": {"first": half, "rule": "zero"},
+        },
+        "Raw attention": {"as published": {}, "later half": {"layers": clip.layers - half}},
+        "TextSpan": {"as published": {}, "last third": {"layers": late}, "last": {"layers": 1}},
+    }
+    blind = ("Rollout", "Raw attention")
+    methods: list[Method] = [
+        BaselineMaps(
+            name=name,
+            clip=clip,
+            heat_maps=heat_maps,
+            own=Own(positive=name == "TextSpan"),
+            reads_text=name not in blind,
+            **({"options": options[name]} if name in options else {}),
+        )
+        for name, heat_maps in baselines.METHODS.items()
+    ]
+    return [*methods, NeuronMaps(clip, lens, recipes(clip, lens)), CeilingMaps(grid=clip.grid)]
+
+
+BINS = 20
+"""Thresholds tried: multiples of 1 / BINS."""
+
+MEANS = 4.0
+"""The largest multiple of a map's mean to threshold at, divided into as many."""
+
+FORMS = ("plain", "centred")
+
+POSITIVE = (False, True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What was chosen for a method on development images."""
+
+    variant: str
+    form: str
+    positive: bool
+    """Whether values below 0 become 0 before scaling."""
+    relative: bool
+    """Whether the threshold counts in means of the map."""
+    threshold: float
+    miou: float
+    """On the development images."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """One method on the test images; a row of statistics for each map, see `metrics`."""
+
+    name: str
+    choice: Tuned
+    same: Float[Tensor, "maps statistics"]
+    own: Float[Tensor, "maps statistics"]
+    seconds: float
+    """For one map, encoding and all, in the chosen variant."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MethodComparison:
+    """All methods on the same maps."""
+
+    methods: list[Measured]
+    images: list[str]
+    """The image of each map."""
+    objects: list[int]
+    """How many things that image has masks for."""
+
+
+def tune(methods: Sequence[Method], work: Iterable[MapBatch]) -> dict[str, Tuned]:
+    """The variant, form of text and threshold with the best mIoU, by name of the method."""
+    counts: dict[tuple[str, str, str, bool, bool], Tensor] = {}
+    for batch in work:
+        for method in methods:
+            for form in FORMS if method.reads_text else FORMS[:1]:
+                for variant, grid in method.grids(batch, form, method.variants).items():
+                    for positive in POSITIVE:
+                        heat = heat_of(grid.cpu(), _size(batch), positive)
+                        for relative in (False, True):
+                            key = (method.name, variant, form, positive, relative)
+                            levels = heat / (MEANS * mean(heat)) if relative else heat
+                            seen = counts_by_threshold(levels, batch.masks)
+                            counts[key] = counts.get(key, 0) + seen
+    found: dict[str, Tuned] = {}
+    for (name, variant, form, positive, relative), confusion in counts.items():
+        # precision and maps are not needed for mIoU
+        miou = scores(F.pad(confusion, (0, 2), value=1.0))[:, 1]
+        best = int(miou.argmax())
+        if name not in found or float(miou[best]) > found[name].miou:
+            found[name] = Tuned(
+                variant=variant,
+                form=form,
+                positive=positive,
+                relative=relative,
+                threshold=best / BINS * (MEANS if relative else 1),
+                miou=float(miou[best]),
+            )
+    if not found:
+        raise SecondLensError("there are no development images with masks: give at least one")
+    return found
+
+
+def counts_by_threshold(
+    heat: Float[Tensor, "maps height width"], masks: Int8[Tensor, "maps height width"]
+) -> Float[Tensor, "thresholds 4"]:
+    """`metrics.confusion` summed over maps, for heat >= 0, 1 / BINS, ... (BINS - 1) / BINS."""
+    level = (heat * BINS).floor().clamp(max=BINS - 1).long()
+    histograms = [torch.bincount(level[masks == true], minlength=BINS) for true in (1, 0)]
+    # from the highest level down: what is found at a threshold
+    found, invented = (each.flip(0).cumsum(0).flip(0).double() for each in histograms)
+    return torch.stack([found, found[0] - found, invented, invented[0] - invented], dim=-1)
+
+
+def measure(
+    methods: Sequence[Method], choices: dict[str, Tuned], work: Iterable[MapBatch]
+) -> MethodComparison:
+    """Every method on every map, both ways, timed."""
+    same: dict[str, list[Tensor]] = {method.name: [] for method in methods}
+    own: dict[str, list[Tensor]] = {method.name: [] for method in methods}
+    seconds = dict.fromkeys(same, 0.0)
+    images: list[str] = []
+    objects: list[int] = []
+    for batch in work:
+        images += batch.images
+        objects += batch.objects
+        for method in methods:
+            choice = choices[method.name]
+            published = method.variants[0]
+            start = time.perf_counter()
+            grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
+            seconds[method.name] += time.perf_counter() - start
+            heat = heat_of(grid.cpu(), _size(batch), choice.positive)
+            cut = choice.threshold * (mean(heat) if choice.relative else 1)
+            same[method.name].append(statistics(heat, heat >= cut, batch.masks))
+            if (choice.variant, choice.form) != (published, FORMS[0]):
+                grid = method.grids(batch, FORMS[0], [published])[published]
+            heat, predicted = own_mask(grid.cpu(), _size(batch), method.own)
+            own[method.name].append(statistics(heat, predicted, batch.masks))
+    if not images:
+        raise SecondLensError("there are no test images with masks: give at least one")
+    measured = [
+        Measured(
+            name=name,
+            choice=choices[name],
+            same=torch.cat(same[name]),
+            own=torch.cat(own[name]),
+            seconds=seconds[name] / len(images),
+        )
+        for name in same
+    ]
+    return MethodComparison(methods=measured, images=images, objects=objects)
+
+
+def own_mask(
+    grid: Float[Tensor, "maps rows columns"], size: tuple[int, int], own: Own
+) -> tuple[Float[Tensor, "maps height width"], Bool[Tensor, "maps height width"]]:
+    """Heat-map in [0, 1] and mask as the method's own paper makes them."""
+    heat = heat_of(grid, size, own.positive)
+    return heat, heat >= 0.5 if own.threshold == "half" else heat > mean(heat)
+
+
+def heat_of(
+    grid: Float[Tensor, "maps rows columns"], size: tuple[int, int], positive: bool
+) -> Float[Tensor, "maps height width"]:
+    """Heat in [0, 1], after values below 0 became 0 if `positive`."""
+    return standardise(grid.clamp(min=0) if positive else grid, size)
+
+
+def mean(heat: Float[Tensor, "maps height width"]) -> Float[Tensor, "maps 1 1"]:
+    """Of each map; a little above 0 for a map that is 0 everywhere, so that nothing reaches it."""
+    return heat.mean((-2, -1), keepdim=True).clamp(min=torch.finfo(heat.dtype).eps)
+
+
+def _size(batch: MapBatch) -> tuple[int, int]:
+    return batch.masks.shape[1], batch.masks.shape[2]

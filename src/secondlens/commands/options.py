@@ -1,0 +1,333 @@
+"""What commands share: options and where they print."""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from PIL import Image
+from rich import get_console
+from rich.console import Console
+
+from ..errors import SecondLensError
+from ..storage.files import check_empty
+from ..storage.remote import is_remote
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from ..engine.pool import Engine
+    from ..models.view import Clip
+
+console = Console(emoji=False)  # names are printed as they are, ":smile:" too
+"""Where results go: standard output. Notes and progress go to rich's own, see `main`."""
+
+PATH = click.Path(path_type=Path)
+"""A file or folder, which shells complete."""
+
+POSITIVE = click.FloatRange(0, min_open=True)
+"""Of what is divided by."""
+
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
+"""Of weights, see `clip`."""
+STORES = ("auto", "float32", "float16", "never")
+"""Dtypes of stored coordinates, see `plan`."""
+
+convention_option = click.option(
+    "--convention", type=click.Choice(["exact", "official"]), default="exact", show_default=True
+)
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document in place of tables."
+)
+
+
+def note(text: str) -> None:
+    """Say what is no result: on standard error, and not with --quiet."""
+    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def note_photo(model: str, picture: "Picture") -> None:
+    """Say that an embedded model knows drawn scenes, unless this picture has the size of one."""
+    if model.startswith("demo") and picture.size != (64, 64):
+        note(
+            f"the embedded model {model} knows drawn scenes only: its words for photographs mean "
+            "little"
+        )
+
+
+def tables(as_json: bool) -> Console:
+    """Where tables go: nowhere if JSON is wanted in their place."""
+    return Console(quiet=True) if as_json else console
+
+
+def print_json(content: Any) -> None:
+    """Print one document: tensors and tuples as lists, what is no finite number as null."""
+    click.echo(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if content is None or isinstance(content, str | int):
+        return content
+    if hasattr(content, "tolist"):  # tensors, arrays and their scalars
+        return _plain(content.tolist())
+    return [_plain(each) for each in content] if isinstance(content, Sequence) else str(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenModel:
+    """The model that options name. Loading it is left to the command, after cheaper checks."""
+
+    model: str
+    pretrained: str | None
+    precision: str = "fp32"
+    activation: str | None
+    device: str
+
+    def load(self, *, untrained: bool = False) -> "Clip":
+        """The model itself; `untrained` if its weights may be random.
+
+        Raises
+        ------
+        SecondLensError
+            Its weights would be random, or whatever `clip.load` raises.
+        """
+        from ..models.loading import load
+
+        if not untrained:
+            check_trained(self.model, self.pretrained)
+        return load(
+            self.model,
+            pretrained=self.pretrained,
+            device=self.device,
+            precision=self.precision,
+            activation=self.activation,
+        )
+
+
+def check_trained(model: str, pretrained: str | None, option: str = "--pretrained") -> None:
+    """Raise `SecondLensError` for a model of open_clip whose weights would be random, because
+    `option` was not given."""
+    if not _is_random(model, pretrained):
+        return
+    from ..models.loading import check_name
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_name(model, None)  # a name that is unknown is the worse mistake
+    raise SecondLensError(
+        f"{model} has random weights without {option}: name a tag such as openai, or a checkpoint"
+    )
+
+
+@contextmanager
+def shape_alone(model: str, pretrained: str | None) -> Iterator[None]:
+    """Inside it, a model may be loaded with random weights: one note says so, and no library."""
+    if not _is_random(model, pretrained):
+        yield
+        return
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+    note(f"{model} has random weights here: only its shape counts")
+
+
+def _is_random(model: str, pretrained: str | None) -> bool:
+    """Whether open_clip would make up the weights: the embedded models, and those whose name says
+    where they are, have their own."""
+    return pretrained is None and not model.startswith("demo") and ":" not in model
+
+
+def with_model(command: Any) -> Any:
+    """`model_options`, which the command gets as one argument, `model`: a `ChosenModel`."""
+
+    @wraps(command)
+    def parsed(
+        *,
+        model: str,
+        pretrained: str | None,
+        precision: str,
+        activation: str | None,
+        device: str,
+        **others: Any,
+    ) -> Any:
+        chosen = ChosenModel(
+            model=model,
+            pretrained=pretrained,
+            precision=precision,
+            activation=activation,
+            device=device,
+        )
+        return command(model=chosen, **others)
+
+    return model_options(parsed)
+
+
+def with_engine(command: Any) -> Any:
+    """Options that say where work runs. The command gets one argument, `engine`: a function
+    that makes it, after cheaper checks."""
+
+    @wraps(command)
+    def parsed(
+        *,
+        engine: str,
+        workers: int | None,
+        address: str | None,
+        worker_cpus: float,
+        worker_gpus: float,
+        retries: int,
+        **others: Any,
+    ) -> Any:
+        if engine == "local" and (address is not None or worker_gpus):
+            raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
+
+        def chosen() -> "Engine":
+            from ..engine.local import Local
+            from ..engine.ray import Ray
+
+            if engine == "local":
+                return Local(workers=workers or 0, retries=retries)
+            return Ray(
+                address=address,
+                workers=workers,
+                cpus=worker_cpus,
+                gpus=worker_gpus,
+                retries=retries,
+            )
+
+        return command(engine=chosen, **others)
+
+    for option in (
+        click.option("--retries", type=click.IntRange(0), default=3, show_default=True),
+        click.option("--worker-gpus", type=click.FloatRange(0), default=0, help="Of a Ray worker."),
+        click.option(
+            "--worker-cpus", type=click.FloatRange(0), default=1, show_default=True, help="As well."
+        ),
+        click.option("--address", help='Of a Ray cluster, such as "auto".'),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="At a time; by default this process, or all that a Ray cluster has room for.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Processes of this machine, or a Ray cluster.",
+        ),
+    ):
+        parsed = option(parsed)
+    return parsed
+
+
+def model_options(command: Any) -> Any:
+    """Options that name a model: model, pretrained, activation, precision, device."""
+    command = click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="Of the weights.",
+    )(checkpoint_options(command))
+    return click.option(
+        "--model",
+        default="demo",
+        show_default=True,
+        help='"demo", an open_clip name, or "hf:" and a transformers name or folder.',
+    )(command)
+
+
+def checkpoint_options(command: Any) -> Any:
+    """Options that say which weights of a model, and where: pretrained, activation, device."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="Where the model runs."),
+        click.option(
+            "--activation",
+            type=click.Choice(["gelu", "quick_gelu"]),
+            help="What the weights were trained with, if nothing records it.",
+        ),
+        click.option("--pretrained", help="open_clip tag, or the path of a checkpoint."),
+    ):
+        command = option(command)
+    return command
+
+
+def layer_numbers(text: str) -> "list[int] | Literal['all']":
+    """Such as "8,9,10", or "all".
+
+    Raises
+    ------
+    SecondLensError
+        Neither.
+    """
+    if text == "all":
+        return "all"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SecondLensError(
+            f"layers must be numbers such as 8,9,10, or all, not {text!r}"
+        ) from None
+
+
+def check_lens(*folders: Path | None) -> None:
+    """Raise `SecondLensError` for a folder that holds no lens."""
+    for folder in folders:
+        if folder is not None and not (folder / "lens.json").is_file():
+            raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
+
+
+def check_new(out: Path | str | None) -> None:
+    """Raise `SecondLensError` if `out` is a file here, or a folder here with something in it."""
+    if out is not None and not is_remote(out):
+        check_empty(out)
+
+
+def check_parents(*files: Path | None) -> None:
+    """Raise `SecondLensError` for a file that cannot be written because its folder is missing."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise SecondLensError(
+                f"there is no folder {file.parent} for {file.name}: make it first"
+            )
+
+
+def check_picture(file: Path) -> None:
+    """Raise `SecondLensError` for a file that does not begin as a picture does."""
+    try:
+        Image.open(file).close()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error
+
+
+def check_pictures(images: Path | str) -> None:
+    """Raise `SecondLensError` for a place of pictures where nothing is."""
+    if not (is_remote(images) or set(str(images)) & set("*?[{") or Path(images).exists()):
+        raise SecondLensError(f"no folder or file {images}: name one that holds pictures")
+
+
+def check_class_folders(*folders: Path | None) -> None:
+    """Raise `SecondLensError` for a folder of pictures that has no folder for any class."""
+    for folder in folders:
+        if folder is not None and folder.is_dir() and not any(p.is_dir() for p in folder.iterdir()):
+            raise SecondLensError(
+                f"{folder} has no folders for classes: put the pictures of each class in a folder "
+                "of their own in it, named as the class is"
+            )

@@ -1,0 +1,172 @@
+"""From an encoded picture to upright RGB, or to one reason why not.
+
+What is decided here, for every source:
+
+- EXIF orientation is applied; damaged EXIF data is ignored.
+- An animation is its first frame, and a multi-page TIFF its first page.
+- Transparent pixels show white, the page that such pictures are drawn for.
+- 16-bit grey keeps its whole range: 65,535 is white. Floats have no white and are refused.
+- Colour profiles are ignored, as the preprocessing of CLIP does.
+- Pictures that would need gigabytes, decoded or resized, are refused.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ..errors import SecondLensError
+from ..models.view import Clip, Images
+
+# PostScript would start a program, and formats without a signature would claim any file.
+_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"}
+SUFFIXES = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS
+)
+"""Of the files that count as pictures, such as `.jpg`."""
+
+_OPENED = sorted(_FORMATS & Image.OPEN.keys())
+
+MAX_ELONGATION = 1000
+"""Longer side to shorter: resizing the shorter one blows the longer one up as much."""
+
+
+class Unreadable(ValueError):
+    """A picture that cannot be decoded; the message is the reason."""
+
+
+def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = None) -> Image.Image:
+    """The upright RGB picture in an open file.
+
+    Parameters
+    ----------
+    most_pixels
+        Larger pictures are refused before they are decoded; by default, those with more pixels
+        than Pillow lets pass.
+
+    Raises
+    ------
+    Unreadable
+        It is empty, damaged, cut off, too large, or no picture.
+    """
+    if not file.read(1):
+        raise Unreadable("it is empty")
+    with _reasons():
+        picture = Image.open(file, formats=_OPENED)
+        if most_pixels is not None and picture.width * picture.height > most_pixels:
+            raise Unreadable(f"it has more than {most_pixels:,} pixels")
+        return _upright_rgb(picture)
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture itself if it is upright RGB already, or a copy that is.
+
+    Raises
+    ------
+    Unreadable
+        Its pixels cannot be read, or mean no colours.
+    """
+    with _reasons():
+        return _upright_rgb(picture)
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    width, height = picture.size
+    if max(width, height) > MAX_ELONGATION * min(width, height):
+        raise Unreadable(f"{width} x {height} pixels are too long and thin to resize")
+    # decoding comes first: TIFF turns itself upright here
+    picture.load()
+    if _turned(picture):
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        return _eight_bits(picture).convert("RGB")
+    if picture.mode == "F":
+        raise Unreadable("its pixels are floats, for which no value is white")
+    if picture.has_transparency_data:
+        colours = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _turned(picture: Image.Image) -> bool:
+    try:
+        return bool(picture.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+    except Exception:  # whatever a parser trips over, the pixels are fine
+        return False
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey from 16-bit values, which Pillow would cut off at 255."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65_535:
+        raise Unreadable("its pixels are whole numbers beyond 16 bits, for which no value is white")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turns whatever a decoder raises into `Unreadable`, and keeps its warnings quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except Unreadable:
+            raise
+        except UnidentifiedImageError as error:
+            raise Unreadable("it is no picture in a known format") from error
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise Unreadable(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error
+        except Exception as error:  # decoders raise whatever their parsers trip over
+            raise Unreadable(f"it is damaged: {error or type(error).__name__}") from error
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The upright RGB picture in a file.
+
+    Raises
+    ------
+    SecondLensError
+        There is none.
+    """
+    try:
+        with path.open("rb") as file:
+            return decode(file)
+    except (OSError, Unreadable) as error:
+        raise SecondLensError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def whole(clip: Clip, pictures: Images) -> Images:
+    """Pictures squeezed into the model's square, so that preprocessing crops nothing away.
+
+    Raises
+    ------
+    SecondLensError
+        A picture cannot be decoded, or is more than a thousand times as long as wide.
+    """
+    turned = upright(pictures)
+    if isinstance(turned, Tensor):
+        return turned
+    height, width = clip.image_size
+    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in turned]
+
+
+def upright(pictures: Images) -> Images:
+    """PIL images as RGB, turned as their files say; preprocessed images as they are.
+
+    Raises
+    ------
+    SecondLensError
+        As `whole`.
+    """
+    if isinstance(pictures, Tensor):
+        return pictures
+    try:
+        return [upright_rgb(picture) for picture in pictures]
+    except Unreadable as error:
+        raise SecondLensError(f"a picture cannot be used: {error}") from error

@@ -1,0 +1,144 @@
+"""Pictures as files in folders."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from ..errors import SecondLensError
+from ..storage.remote import Place, filesystem, location, reaching, read
+from .decoding import SUFFIXES, decode
+
+
+class Folder:
+    """All pictures under a folder, sorted by path; an id is the path relative to the folder.
+
+    Links to folders are followed, and a folder that several of them reach counts once.
+
+    Raises
+    ------
+    SecondLensError
+        There is no such folder, or no picture in it.
+    """
+
+    SUFFIXES = SUFFIXES
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise SecondLensError(f"no folder {self.root}: name one that holds pictures")
+        self.damaged: dict[str, str] = {}
+        self.ids = sorted(self._pictures("", set()))
+        if not self.ids:
+            reasons = "".join(f", and {name} {why}" for name, why in self.damaged.items())
+            raise SecondLensError(f"no pictures in {self.root} or the folders in it{reasons}")
+
+    def load(self, index: int) -> Image.Image:
+        """Picture `index`, upright RGB."""
+        with (self.root / self.ids[index]).open("rb") as file:
+            return decode(file)
+
+    def sizes(self) -> list[int]:
+        """Bytes of each picture; 0 where the file cannot be reached."""
+        return [_size(self.root / each) for each in self.ids]
+
+    def _pictures(self, folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+        """Pictures in `folder`, which is empty or ends with a slash, and in the folders in it."""
+        try:
+            status = (self.root / folder).stat()
+            with os.scandir(self.root / folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            self.damaged[folder or str(self.root)] = f"cannot be listed: {error.strerror}"
+            return
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            name = folder + entry.name
+            # a link that leads nowhere is a picture that cannot be read, not one to forget
+            link = entry.is_symlink()
+            if os.path.isdir(entry) if link else entry.is_dir():  # noqa: PTH112
+                yield from self._pictures(name + "/", seen)
+            elif Path(name).suffix.lower() in SUFFIXES and (link or entry.is_file()):
+                try:
+                    name.encode()
+                except UnicodeEncodeError:
+                    self.damaged[ascii(name)] = "has a name that is not UTF-8: rename it"
+                else:
+                    yield name
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+class ImageFolder(Folder):
+    """A folder with one subfolder for each class, as torchvision's dataset of this name.
+
+    Attributes
+    ----------
+    classes
+        Names of the subfolders that hold pictures, sorted.
+    labels
+        The class of each picture, as an index into `classes`.
+
+    Raises
+    ------
+    SecondLensError
+        As `Folder`, or a picture lies in no subfolder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        super().__init__(root)
+        if outside := [each for each in self.ids if "/" not in each]:
+            raise SecondLensError(
+                f"{outside[0]} lies in none of the class folders of {self.root}: move it into one"
+            )
+        names = [each.partition("/")[0] for each in self.ids]
+        self.classes = sorted(set(names))
+        place = {name: i for i, name in enumerate(self.classes)}
+        self.labels = [place[name] for name in names]
+
+
+class StoredFolder:
+    """All pictures under a folder of a store, sorted by path; an id is the path from the folder on.
+
+    A picture is one request. Many small ones are read faster from tar or Parquet files.
+
+    Raises
+    ------
+    SecondLensError
+        There is no picture there, or the store does not answer.
+    """
+
+    def __init__(self, root: str | Place) -> None:
+        self.root = str(location(root)).rstrip("/")
+        store, path = filesystem(self.root)
+        with reaching(self.root):
+            found = store.find(path, detail=True)
+        sizes = {
+            name.removeprefix(path.rstrip("/") + "/"): int(entry["size"] or 0)
+            for name, entry in found.items()
+            if PurePosixPath(name).suffix.lower() in SUFFIXES
+        }
+        if not sizes:
+            raise SecondLensError(f"no pictures in {self.root}: name a folder that holds some")
+        self.ids = sorted(sizes)
+        self.damaged: dict[str, str] = {}
+        self._sizes = [sizes[each] for each in self.ids]
+
+    def load(self, index: int) -> Image.Image:
+        """Picture `index`, upright RGB."""
+        # with its size, or the store would be asked for that first
+        place, size = location(f"{self.root}/{self.ids[index]}"), self._sizes[index]
+        return decode(io.BytesIO(read(place, 0, size) if size else b""))
+
+    def sizes(self) -> list[int]:
+        """Bytes of each picture."""
+        return self._sizes

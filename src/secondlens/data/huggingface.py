@@ -1,0 +1,134 @@
+"""Datasets of the library `datasets`: held, streamed, or saved to disk."""
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+
+from ..errors import SecondLensError
+from .decoding import decode
+
+
+class HuggingFace:
+    """A map-style dataset with a column of pictures; an id is the row's number.
+
+    Parameters
+    ----------
+    dataset
+        One split: a `datasets.Dataset`.
+    column
+        The column of pictures; by default the only one.
+    ids
+        A column to take ids from instead.
+
+    Raises
+    ------
+    SecondLensError
+        There is no such column, or no only one.
+    """
+
+    def __init__(self, dataset: Any, *, column: str | None = None, ids: str | None = None) -> None:
+        self.column = _image_column(dataset, column)
+        if ids is not None and ids not in dataset.column_names:
+            raise SecondLensError(f"no column {ids!r}: choose from {', '.join(dataset.features)}")
+        numbers = range(len(dataset))
+        names = numbers if ids is None else dataset.with_format(None)[ids]
+        self.ids = [str(each) for each in names]
+        self._rows = _encoded(dataset, self.column)
+
+    @classmethod
+    def from_disk(cls, folder: str | Path) -> "HuggingFace":
+        """A dataset that `save_to_disk` wrote.
+
+        Raises
+        ------
+        SecondLensError
+            The library `datasets` is missing, or the folder holds several splits or a damaged one.
+        """
+        datasets = _datasets()
+        try:
+            loaded = datasets.load_from_disk(str(folder))
+        except (OSError, ValueError, KeyError) as error:
+            raise SecondLensError(f"{folder} holds a damaged dataset: {error}") from error
+        if isinstance(loaded, datasets.DatasetDict):
+            raise SecondLensError(f"{folder} has several splits: name one of {', '.join(loaded)}")
+        return cls(loaded)
+
+    def load(self, index: int) -> Image.Image:
+        """Picture `index`, upright RGB."""
+        encoded = _bytes_or_path(self._rows[index][self.column])
+        if isinstance(encoded, bytes):
+            return decode(io.BytesIO(encoded))
+        with encoded.open("rb") as file:
+            return decode(file)
+
+
+def streamed(dataset: Any, column: str | None = None) -> Iterator[tuple[str, bytes | Path]]:
+    """(row number, encoded picture or its path) for each row of a `datasets.IterableDataset`.
+
+    Raises
+    ------
+    SecondLensError
+        As `HuggingFace`.
+    """
+    column = _image_column(dataset, column)
+    for number, row in enumerate(_encoded(dataset, column)):
+        yield str(number), _bytes_or_path(row[column])
+
+
+def _bytes_or_path(cell: dict[str, Any] | None) -> bytes | Path:
+    """What a cell holds; no bytes if it holds nothing."""
+    if cell is None:
+        return b""
+    if cell["bytes"] is None and cell["path"] is not None:
+        return Path(cell["path"])
+    content: bytes | None = cell["bytes"]
+    return content or b""
+
+
+def is_held(dataset: Any) -> bool:
+    """Whether it is a `datasets.Dataset`; the library is not imported to find out."""
+    module = sys.modules.get("datasets")
+    return module is not None and isinstance(dataset, module.Dataset)
+
+
+def is_streamed(dataset: Any) -> bool:
+    """Whether it is a `datasets.IterableDataset`."""
+    module = sys.modules.get("datasets")
+    return module is not None and isinstance(dataset, module.IterableDataset)
+
+
+def _datasets() -> ModuleType:
+    try:
+        import datasets
+    except ImportError:
+        raise SecondLensError(
+            "reading a saved dataset needs datasets: pip install 'secondlens[datasets]'"
+        ) from None
+    library: ModuleType = datasets
+    return library
+
+
+def _image_column(dataset: Any, column: str | None) -> str:
+    features = dataset.features or {}
+    suited: list[str] = [
+        name for name, kind in features.items() if isinstance(kind, _datasets().Image)
+    ]
+    if column is None and len(suited) == 1:
+        return suited[0]
+    if column is not None and column in suited:
+        return column
+    raise SecondLensError(
+        f"choose a column of pictures with column=: those of the type Image are {suited}, and all "
+        f"are {list(features)}"
+    )
+
+
+def _encoded(dataset: Any, column: str) -> Any:
+    """The column alone, as bytes: pictures are decoded in one place for all sources."""
+    rows = dataset.select_columns([column]).with_format(None)
+    return rows.cast_column(column, _datasets().Image(decode=False))

@@ -1,0 +1,345 @@
+"""Sets of images with masks: the embedded world, ImageNet-Segmentation, Pascal VOC, ImageNet-S and
+plain folders.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int8
+from PIL import Image
+from torch import Tensor
+
+from ..demo.scenes import World
+from ..errors import SecondLensError
+from .decoding import open_picture
+from .sources import UNREADABLE
+
+IGNORE = -1
+"""In masks: what counts nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """An image and a mask for each thing that is named in it.
+
+    Raises
+    ------
+    SecondLensError
+        Masks of another size than the image, or not one for each label.
+    """
+
+    id: str
+    image: Image.Image
+    labels: tuple[str | None, ...]
+    """Names of classes; None where the set does not say: the model then predicts it."""
+    masks: Int8[np.ndarray, "labels height width"]
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.masks):
+            raise SecondLensError(
+                f"{self.id} has {len(self.labels)} labels and {len(self.masks)} masks: give as many"
+            )
+        if self.masks.shape[1:] != (self.image.height, self.image.width):
+            height, width = self.masks.shape[1:]
+            raise SecondLensError(
+                f"{self.id} is {self.image.width} x {self.image.height} pixels and its mask "
+                f"{width} x {height}: give a mask of the image's size"
+            )
+
+    def masks_at(self, size: tuple[int, int]) -> Int8[Tensor, "labels height width"]:
+        """Masks at `size` (height, width): each pixel takes the nearest one's value."""
+        masks = torch.from_numpy(self.masks)[:, None].float()
+        return F.interpolate(masks, size=size, mode="nearest-exact")[:, 0].to(torch.int8)
+
+
+@runtime_checkable
+class MaskedImages(Protocol):
+    """A set of examples by position."""
+
+    def __len__(self) -> int:
+        """How many images."""
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Image `index` with its masks."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some examples of a set, by position."""
+
+    whole: MaskedImages
+    positions: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.whole[self.positions[index]]
+
+
+def split(images: MaskedImages, development: int, seed: int = 0) -> tuple[Part, Part]:
+    """Some images for tuning, drawn at random, and all others.
+
+    Raises
+    ------
+    SecondLensError
+        Nothing would be left.
+    """
+    if development >= len(images):
+        raise SecondLensError(
+            f"{development} development images of {len(images)} leave none to test on: take fewer"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator).tolist()
+    return Part(images, sorted(order[:development])), Part(images, sorted(order[development:]))
+
+
+def iterate(images: MaskedImages) -> Iterator[Example]:
+    """All examples that have anything labelled in them."""
+    for index in range(len(images)):
+        if (example := images[index]).labels:
+            yield example
+
+
+@dataclass(frozen=True)
+class WorldMasks:
+    """Scenes of the embedded world; an object is labelled if it is visible somewhere."""
+
+    world: World
+    seed: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        scene = self.world.scene(self.seed, index)
+        visible = [i for i, mask in enumerate(scene.masks) if mask.any()]
+        return Example(
+            id=f"scene-{self.seed}-{index}",
+            image=scene.image,
+            labels=tuple(scene.objects[i] for i in visible),
+            masks=scene.masks[visible].astype(np.int8),
+        )
+
+
+class ImageNetSegmentation:
+    """`gtsegs_ijcv.mat` of Guillaumin et al. 2014: 4,276 images, one unnamed object in each.
+
+    Raises
+    ------
+    SecondLensError
+        No such file, another file, or h5py is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            import h5py
+        except ImportError:
+            raise SecondLensError(
+                "reading gtsegs_ijcv.mat needs h5py: pip install 'secondlens[segmentation]'"
+            ) from None
+        try:
+            self.file = h5py.File(path)
+            self._images, self._masks = self.file["value/img"], self.file["value/gt"]
+        except (OSError, KeyError):
+            raise SecondLensError(
+                f"{path} is not the file gtsegs_ijcv.mat of ImageNet-Segmentation: name that file"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        # MATLAB writes cells as references, and its arrays column by column
+        pixels = np.asarray(self.file[self._images[index, 0]]).transpose(2, 1, 0)
+        mask = np.asarray(self.file[self.file[self._masks[index, 0]][0, 0]]).T
+        return Example(
+            id=f"image-{index}",
+            image=Image.fromarray(pixels),
+            labels=(None,),
+            masks=_known(mask, 1, np.isin(mask, (0, 1)))[None],
+        )
+
+
+class VOC:
+    """Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation under one folder.
+
+    An image has a mask for each class in it; the other classes are then background, and the
+    outlines (255) are ignored.
+
+    Raises
+    ------
+    SecondLensError
+        A part of the layout is missing.
+    """
+
+    CLASSES = (
+        *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+        *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+        *("train", "tvmonitor"),
+    )
+    """By the values 1 to 20 of its masks."""
+
+    def __init__(self, root: str | Path, split: str = "val") -> None:
+        self.root = Path(root)
+        listing = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if not listing.is_file():
+            raise SecondLensError(f"{root} has no {listing.relative_to(root)}: name a VOC folder")
+        self.ids = listing.read_text(encoding="utf-8").split()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self.ids[index]
+        values = _values(self.root / "SegmentationClass" / f"{name}.png")
+        found = [value for value in np.unique(values).tolist() if 1 <= value <= len(self.CLASSES)]
+        return Example(
+            id=name,
+            image=open_picture(self.root / "JPEGImages" / f"{name}.jpg"),
+            labels=tuple(self.CLASSES[value - 1] for value in found),
+            masks=_stack([_known(values, value, values != 255) for value in found], values),
+        )
+
+
+class ImageNetS:
+    """ImageNet-S: pictures in `validation/<wnid>`, masks in `validation-segmentation/<wnid>`.
+
+    A mask's red + 256 * green is the number of a class, from 1 in the order of the wnids, 0 for
+    the rest, or 1000, which is ignored. Every image has one mask: that of its folder's class.
+
+    Parameters
+    ----------
+    root
+        The folder of one edition, such as ImageNetS919.
+    names
+        A file with a wnid and its name on each line, such as ImageNet's LOC_synset_mapping.txt;
+        of several names between commas, the first is taken. Without it, classes are unnamed.
+
+    Raises
+    ------
+    SecondLensError
+        A part of the layout is missing, or a wnid has no name.
+    """
+
+    IGNORED = 1000
+
+    def __init__(
+        self, root: str | Path, names: str | Path | None = None, split: str = "validation"
+    ) -> None:
+        self.pictures, masks = Path(root) / split, Path(root) / f"{split}-segmentation"
+        if not masks.is_dir() or not self.pictures.is_dir():
+            raise SecondLensError(
+                f"{root} has no {split} and {masks.name}: name an ImageNet-S folder"
+            )
+        self.masks = sorted(masks.glob("*/*.png"))
+        self.wnids = sorted(folder.name for folder in masks.iterdir() if folder.is_dir())
+        self.names = None if names is None else _wnid_names(Path(names), self.wnids)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.masks[index]
+        wnid = path.parent.name
+        channels = _values(path, "RGB").astype(np.int32)
+        values = channels[..., 0] + 256 * channels[..., 1]
+        number = self.wnids.index(wnid) + 1
+        return Example(
+            id=f"{wnid}/{path.stem}",
+            image=open_picture(self.pictures / wnid / f"{path.stem}.JPEG"),
+            labels=(None if self.names is None else self.names[wnid],),
+            masks=_known(values, number, values != self.IGNORED)[None],
+        )
+
+
+class MaskFolder:
+    """Pictures under `images` and masks of the same name, as PNG, under `masks`.
+
+    In a mask, 0 is background, `ignore` is ignored, and anything else is the object. A picture in
+    a folder, such as `images/dog/1.jpg` with `masks/dog/1.png`, has that folder's name as its
+    class; others are unnamed.
+
+    Raises
+    ------
+    SecondLensError
+        There are no masks, or one has no picture or several.
+    """
+
+    def __init__(self, root: str | Path, ignore: int | None = None) -> None:
+        self.root, self.ignore = Path(root), ignore
+        self.masks = sorted((self.root / "masks").rglob("*.png"))
+        if not self.masks:
+            raise SecondLensError(f"{root} has no masks/*.png: name a folder of images and masks")
+        by_name: defaultdict[Path, list[Path]] = defaultdict(list)
+        for picture in (self.root / "images").rglob("*"):
+            by_name[picture.with_suffix("")].append(picture)
+        self.pictures = [self._picture_of(mask, by_name) for mask in self.masks]
+
+    @property
+    def classes(self) -> set[str]:
+        """Names of all folders that masks are in."""
+        return {mask.parent.name for mask in self.masks if mask.parent != self.root / "masks"}
+
+    def _picture_of(self, mask: Path, by_name: Mapping[Path, list[Path]]) -> Path:
+        place = self.root / "images" / mask.relative_to(self.root / "masks").with_suffix("")
+        found = by_name[place]
+        if len(found) != 1:
+            raise SecondLensError(
+                f"{mask} has {len(found)} pictures in {place.parent}: it needs one"
+            )
+        return found[0]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> Example:
+        values = _values(self.masks[index], "L" if self.ignore is None else None)
+        folder = self.masks[index].parent.relative_to(self.root / "masks").name
+        known = values != self.ignore if self.ignore is not None else np.ones_like(values, bool)
+        return Example(
+            id=str(self.masks[index].relative_to(self.root / "masks").with_suffix("")),
+            image=open_picture(self.pictures[index]),
+            labels=(folder or None,),
+            masks=_known((values != 0).astype(np.uint8), 1, known)[None],
+        )
+
+
+def _known(values: np.ndarray, object_value: int, known: np.ndarray) -> np.ndarray:
+    """1 where `values` is the object's, 0 elsewhere, and IGNORE where nothing is known."""
+    return np.where(known, values == object_value, IGNORE).astype(np.int8)
+
+
+def _stack(masks: list[np.ndarray], like: np.ndarray) -> np.ndarray:
+    return np.stack(masks) if masks else np.empty((0, *like.shape), np.int8)
+
+
+def _values(path: Path, mode: str | None = None) -> np.ndarray:
+    """Pixels of a mask, in a mode of PIL's; by default one number each, palettes as indices."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image if mode is None else image.convert(mode))
+    except UNREADABLE as error:
+        raise SecondLensError(f"{path} cannot be read as a mask: {error}") from error
+    if mode is None and values.ndim != 2:
+        raise SecondLensError(f"{path} is a mask in colours: save one with a number for each pixel")
+    return values
+
+
+def _wnid_names(path: Path, wnids: list[str]) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecondLensError(f"{path} cannot be read: {error}") from error
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    names = {line[0]: line[-1].split(",")[0].strip() for line in lines}
+    if missing := [wnid for wnid in wnids if wnid not in names]:
+        raise SecondLensError(f"{path} has no name for {missing[0]}: add a line for it")
+    return names

@@ -1,0 +1,169 @@
+"""Batches of a source for a model, decoded in this process or in others."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import SecondLensError
+from ..models.view import Clip
+from .decoding import Unreadable, upright_rgb
+from .sources import UNREADABLE, FileSource, ImageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some pictures of a source: their positions and the image tower's input for them."""
+
+    positions: list[int]
+    pixels: Float[Tensor, "images 3 height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Reads a source in batches for a model, as often as asked, skipping what cannot be read.
+
+    Batches come in the order of `positions`, whatever the number of workers.
+
+    Raises
+    ------
+    SecondLensError
+        Batches without images, or fewer than no workers. While reading: the model came without
+        preprocessing and pictures need it, a source gives something else than pictures, or
+        preprocessing gives pictures of different shapes.
+    """
+
+    source: ImageSource
+    clip: Clip
+    batch_size: int = 32
+    workers: int = 0
+    """Processes that decode, with one torch thread each; 0 decodes in this one."""
+    positions: Sequence[int] | None = None
+    """Of the pictures to read, such as a range of them; by default all."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Id -> reason, of the pictures that could not be read so far, and of a source's damaged
+    files."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SecondLensError(f"a batch needs at least 1 image, and it has {self.batch_size}")
+        if self.workers < 0:
+            raise SecondLensError(f"workers must be 0 or more, and they are {self.workers}")
+        if isinstance(self.source, FileSource):
+            self.skipped.update(self.source.damaged)
+
+    def __iter__(self) -> Iterator[Batch]:
+        decoder = _Decoder(self.source, self.clip.preprocess, self._chunks())
+        loader = DataLoader(
+            decoder,
+            batch_size=None,
+            num_workers=min(self.workers, len(decoder)),
+            collate_fn=_unchanged,
+        )
+        for decoded in loader:
+            if isinstance(decoded, SecondLensError):
+                raise decoded
+            self.skipped.update(decoded.skipped)
+            if decoded.batch is not None:
+                yield decoded.batch
+
+    def check_read(self) -> None:
+        """Raise `SecondLensError` if one of the pictures had to be skipped."""
+        for unreadable, reason in self.skipped.items():
+            raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
+
+    def __len__(self) -> int:
+        """Batches, at most."""
+        return len(self._chunks())
+
+    def _chunks(self) -> list[Sequence[int]]:
+        chosen = range(len(self.source.ids)) if self.positions is None else self.positions
+        starts = range(0, len(chosen), self.batch_size)
+        return [chosen[start : start + self.batch_size] for start in starts]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    batch: Batch | None
+    skipped: dict[str, str]
+
+
+class _Decoder(Dataset["_Decoded | SecondLensError"]):
+    """Whole batches: one tensor travels from a worker, not one for each picture."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocess: Callable[[Image.Image], Tensor] | None,
+        chunks: list[Sequence[int]],
+    ) -> None:
+        self.source, self.preprocess, self.chunks = source, preprocess, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> _Decoded | SecondLensError:
+        try:
+            return self._decode(self.chunks[number])
+        except SecondLensError as error:
+            # as a value: raised in a worker, its sentence would arrive inside a traceback
+            return error
+
+    def _decode(self, chunk: Sequence[int]) -> _Decoded:
+        pixels: dict[int, Tensor] = {}
+        skipped: dict[str, str] = {}
+        for position in chunk:
+            try:
+                picture = self._load(position)
+            except UNREADABLE as error:
+                skipped[self.source.ids[position]] = _reason(error)
+            else:
+                pixels[position] = self._preprocessed(picture)
+        if not pixels:
+            return _Decoded(None, skipped)
+        if len(shapes := {tuple(each.shape) for each in pixels.values()}) > 1:
+            raise SecondLensError(
+                f"preprocessed pictures have the different shapes {sorted(shapes)}: preprocessing "
+                "must give all of them the model's size"
+            )
+        return _Decoded(
+            Batch(positions=list(pixels), pixels=torch.stack(list(pixels.values()))), skipped
+        )
+
+    def _load(self, position: int) -> Image.Image | Tensor:
+        picture: Any = self.source.load(position)
+        if isinstance(picture, Image.Image):
+            return upright_rgb(picture)
+        if isinstance(picture, Tensor):
+            return picture
+        raise SecondLensError(
+            f"picture {self.source.ids[position]!r} is of the type {type(picture).__name__}: give "
+            "PIL images, or float tensors of preprocessed ones"
+        )
+
+    def _preprocessed(self, picture: Image.Image | Tensor) -> Tensor:
+        if isinstance(picture, Tensor):
+            return picture
+        if self.preprocess is None:
+            raise SecondLensError(
+                "the model came without preprocessing: pass preprocess= when wrapping the model, "
+                "or give a float tensor of preprocessed images"
+            )
+        return self.preprocess(picture)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Unreadable):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def _unchanged(decoded: Any) -> Any:
+    return decoded

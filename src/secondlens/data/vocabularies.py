@@ -1,0 +1,266 @@
+"""The vocabularies that have a name."""
+
+import csv
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES, with_article
+from ..errors import SecondLensError
+from ..models.view import Clip
+from .embedding import embed
+
+TABLES = (".csv", ".parquet")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, with or without a byte order mark, of any line ends.
+
+    Raises
+    ------
+    SecondLensError
+        A table, or a file that cannot be read as UTF-8.
+    """
+    if path.suffix.lower() in TABLES:
+        raise SecondLensError(f"{path} is a table: name a column of it, as {path}:COLUMN")
+    try:
+        # not splitlines, which also splits at characters that belong to a text
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise SecondLensError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def read_column(path: Path, column: str) -> list[str]:
+    """The texts in a column of a CSV file with a header, or of a Parquet file; nulls are dropped.
+
+    Raises
+    ------
+    SecondLensError
+        No such file or column, a column that holds no texts, a table that cannot be read, or
+        pyarrow is missing.
+    """
+    if not path.is_file():
+        raise SecondLensError(f"there is no file {path}: name a CSV or Parquet file that exists")
+    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
+    return read(path, column)
+
+
+def _read_csv(path: Path, column: str) -> list[str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            _check_column(path, column, list(table.fieldnames or []))
+            return [row[column] for row in table if row[column] is not None]
+    except (UnicodeDecodeError, OSError, csv.Error) as error:
+        raise SecondLensError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _read_parquet(path: Path, column: str) -> list[str]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise SecondLensError(f"{path} needs pyarrow: pip install 'secondlens[parquet]'") from None
+    try:
+        _check_column(path, column, parquet.read_schema(path).names)
+        values = parquet.ParquetFile(path).read([column])[column].to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SecondLensError(f"{path} cannot be read as Parquet: {error}") from error
+    texts = [value for value in values if value is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise SecondLensError(f"the column {column!r} of {path} holds no texts: name another one")
+    return texts
+
+
+def _check_column(path: Path, column: str, columns: list[str]) -> None:
+    if column not in columns:
+        raise SecondLensError(
+            f"{path} has no column {column!r}: name one of {', '.join(columns) or 'none'}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Texts with short labels; a text may be several prompts whose embeddings are averaged."""
+
+    name: str
+    labels: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def embed(self, clip: Clip, *, progress: bool = False) -> Float[Tensor, "texts dim"]:
+        """One unit row for each label: the normalised mean of its prompts' embeddings.
+
+        Rows of more prompts than one batch are kept on disk for the next time, under a hash of
+        the model's weights and the prompts, in `SECONDLENS_CACHE` or the user's cache folder. A
+        prompt longer than the model's context is used without its end, and a warning says how
+        many are.
+        """
+        return embed(clip, self.prompts, progress=progress)
+
+
+TEMPLATES = ("a photo of {}", "a picture of {}", "{}", "a drawing of {}", "an image of {}")
+
+
+def prompts(name: str) -> tuple[str, ...]:
+    """The texts for an object, a colour or a place."""
+    if name in PLACES:
+        return (PLACES[name], f"a picture {PLACES[name]}")
+    if name in COLOURS:
+        return (f"{name} background", f"on a {name} background")
+    return tuple(template.format(with_article(name)) for template in TEMPLATES)
+
+
+def world_vocabulary() -> Vocabulary:
+    """Every object, colour and place of the world."""
+    labels = (*NAMES, *BACKGROUNDS)
+    return Vocabulary(name="world", labels=labels, prompts=tuple(map(prompts, labels)))
+
+
+def object_names() -> Vocabulary:
+    """Every object: the classes of zero-shot experiments."""
+    return Vocabulary(name="objects", labels=NAMES, prompts=tuple(map(prompts, NAMES)))
+
+
+def backgrounds() -> Vocabulary:
+    """Every colour and place: what may lead a classifier of objects astray."""
+    return Vocabulary(
+        name="backgrounds", labels=BACKGROUNDS, prompts=tuple(map(prompts, BACKGROUNDS))
+    )
+
+
+# abbreviations such as "u.s", numbers, and letters such as the "s" of plurals are no words
+_WORD = re.compile(r"[ai]|[a-z]+(?:'[a-z]+)+|[a-z]{2,}")
+
+
+def english(count: int, name: str) -> Vocabulary:
+    """The `count` most common English words, most common first.
+
+    Raises
+    ------
+    SecondLensError
+        wordfreq is missing.
+    """
+    try:
+        from wordfreq import top_n_list
+    except ImportError:
+        raise SecondLensError(f"{name} needs wordfreq: pip install 'secondlens[words]'") from None
+    tokens = top_n_list("en", 2 * count, ascii_only=True)
+    words = tuple(token for token in tokens if _WORD.fullmatch(token))[:count]
+    return Vocabulary(name=name, labels=words, prompts=tuple((word,) for word in words))
+
+
+def imagenet() -> Vocabulary:
+    """The 1,000 classes of ImageNet in their order."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return class_names("imagenet", IMAGENET_CLASSNAMES)
+
+
+def class_names(name: str, labels: Iterable[str]) -> Vocabulary:
+    """Names of classes, each in OpenAI's 80 prompts."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    labels = tuple(labels)
+    prompts = tuple(tuple(fill(label) for fill in OPENAI_IMAGENET_TEMPLATES) for label in labels)
+    return Vocabulary(name=name, labels=labels, prompts=prompts)
+
+
+BUILTIN: Final[Mapping[str, Callable[[], Vocabulary]]] = {
+    "english-10k": partial(english, 10_000, "english-10k"),
+    "english-30k": partial(english, 30_000, "english-30k"),
+    "imagenet": imagenet,
+    "world": world_vocabulary,
+}
+
+
+def vocabulary(
+    texts: "str | Path | Iterable[str] | Vocabulary",
+    *,
+    name: str | None = None,
+    templates: Sequence[str] | None = None,
+) -> Vocabulary:
+    """A vocabulary from a file, a column of a table, a built-in name, or texts in memory.
+
+    Blank and repeated texts are dropped; the first of each stays in its place.
+
+    Parameters
+    ----------
+    texts
+        One of:
+
+        - the path of a text file in UTF-8, one text a line; a file of that path goes before a
+          built-in name;
+        - `"words.csv:column"` or `"words.parquet:column"`;
+        - `"english-10k"` or `"english-30k"`: the most common English words after the `wordfreq`
+          package (`pip install 'secondlens[words]'`), made of the letters a to z and apostrophes,
+          and of single letters only "a" and "i";
+        - `"imagenet"`: the 1,000 class names in their order, each in the 80 prompts that open_clip
+          has from OpenAI; two names occur twice;
+        - `"world"`: the objects, colours and places of the embedded world;
+        - any iterable of texts;
+        - a vocabulary.
+    name
+        By default the built-in name, the file's stem (with the column), or "texts".
+    templates
+        Prompts with `{}` where the text goes; their embeddings are averaged. By default the text
+        itself, or the built-in prompts.
+
+    Raises
+    ------
+    SecondLensError
+        No such file, column or name; a file that cannot be read; a package that is missing; no
+        texts; or no template, or one without `{}`.
+    """
+    found = _find(texts)
+    if templates is not None:
+        found = replace(found, prompts=_fill(templates, found.labels))
+    return found if name is None else replace(found, name=name)
+
+
+def _find(texts: "str | Path | Iterable[str] | Vocabulary") -> Vocabulary:
+    if isinstance(texts, Vocabulary):
+        return texts
+    if not isinstance(texts, str | Path):
+        return _from_texts("texts", texts)
+    path = Path(texts)
+    # texts themselves may be too long for the name of a file, at which Path.is_file would raise
+    if os.path.isfile(path):  # noqa: PTH113
+        return _from_texts(path.stem, read_lines(path))
+    place, _, column = str(texts).rpartition(":")
+    table = Path(place)
+    if table.suffix.lower() in TABLES and column:
+        return _from_texts(f"{table.stem}:{column}", read_column(table, column))
+    if str(texts) in BUILTIN:
+        return BUILTIN[str(texts)]()
+    close = difflib.get_close_matches(str(texts).lower(), BUILTIN)
+    hint = f" (did you mean {', '.join(close)}?)" if close else ""
+    raise SecondLensError(
+        f"there is no file {texts} and no vocabulary of that name{hint}: name a text file with "
+        f"one text a line, table.csv:column, or one of {', '.join(BUILTIN)}"
+    )
+
+
+def _from_texts(name: str, texts: Iterable[str]) -> Vocabulary:
+    labels = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not labels:
+        raise SecondLensError(f"there are no texts in {name}: give at least one")
+    return Vocabulary(name=name, labels=labels, prompts=_fill(("{}",), labels))
+
+
+def _fill(templates: Sequence[str], labels: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    if not templates:
+        raise SecondLensError("there are no templates: give at least one, such as 'a photo of {}'")
+    if bad := [template for template in templates if "{}" not in template]:
+        raise SecondLensError(f"the template {bad[0]!r} has no {{}} where the text goes")
+    return tuple(tuple(t.replace("{}", label) for t in templates) for label in labels)

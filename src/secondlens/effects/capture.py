@@ -1,0 +1,236 @@
+"""Read a forward pass: how strongly each neuron reaches each later head's class token.
+
+For neuron n of layer l and path k = (j, h), head h of a later block j, the coefficient is
+
+    c[b,n,k] = sum_t  A[b,j,h,t] * p[b,t,n] / sigma[b,j,t]
+
+with p the activation, A the class token's attention and sigma the scale of `ln_1`. It is all of
+Eq. 5 (arXiv 2406.04341), with LayerNorm as in its appendix A.6, that depends on the image.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import SecondLensError
+from ..models.view import Clip, class_token, hooked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pooled:
+    """What second-order effects need of a batch of images, by MLP layer where it is a dict.
+
+    Paths k = (j, h) are ordered by block j, from the layer's next to the last, then by head h.
+    """
+
+    coefficients: dict[int, Float[Tensor, "images _paths neurons"]]
+    """c, without the image's scale."""
+    scale: Float[Tensor, " images"]
+    """1 / (sigma_post * norm of r): effects are then parts of the normalised embedding."""
+    path_scales: dict[int, Float[Tensor, "images _paths"]]
+    """s0 = sum over tokens of A / sigma."""
+    path_means: dict[int, Float[Tensor, "images _paths"]]
+    """s1 = sum over tokens of A * mu / sigma, mu the mean that `ln_1` subtracts."""
+    post_mean: Float[Tensor, " images"]
+    post_sigma: Float[Tensor, " images"]
+    """Of the class token at `ln_post`."""
+    activations: dict[int, Float[Tensor, "images tokens neurons"]] = field(default_factory=dict)
+    attention_over_sigma: dict[int, Float[Tensor, "images heads tokens"]] = field(
+        default_factory=dict
+    )
+    """A / sigma by block j."""
+
+
+class Capture:
+    """Hooks on one forward pass after another, gone when the `with` ends.
+
+        with Capture(clip, layers) as capture:
+            representation = clip.encode_image(images)
+            pooled = capture.pool(representation)
+
+    Only `ln_1` of later blocks, the activation of the wanted layers and `ln_post` are hooked, and
+    nothing they return is changed. Attention, scales and coefficients are float32 (float64 for a
+    float64 model) whatever the precision of the model, and carry no gradient.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    layers
+        MLP layers to read, in any order.
+    keep_activations
+        Whether `Pooled` also holds `activations` and `attention_over_sigma`.
+
+    Raises
+    ------
+    SecondLensError
+        No layers, or one that `Clip.check_layer` refuses.
+    """
+
+    def __init__(self, clip: Clip, layers: Iterable[int], keep_activations: bool = False) -> None:
+        self.clip = clip
+        self.layers = sorted({clip.check_layer(layer) for layer in layers})
+        if not self.layers:
+            raise SecondLensError("no layers to capture: name at least one")
+        self.keep_activations = keep_activations
+        self._hooks = ExitStack()
+        self._reset()
+
+    def __enter__(self) -> "Capture":
+        blocks = self.clip.blocks
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (blocks[layer].activation, partial(self._see_activation, layer))
+            for layer in self.layers
+        ]
+        hooks += [
+            (blocks[j].ln_1, partial(self._see_block, j))
+            for j in range(self.layers[0] + 1, len(blocks))
+        ]
+        self._hooks.enter_context(hooked([*hooks, (self.clip.ln_post, self._see_output)]))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+        self._reset()
+
+    def pool(self, representation: Float[Tensor, "images dim"]) -> Pooled:
+        """Coefficients of the pass that gave `representation`, whose activations are then let go.
+
+        Raises
+        ------
+        SecondLensError
+            No complete pass since the last call, a representation of another pass or a
+            normalised one, or NaN or infinity somewhere in the network.
+        """
+        if self._post is None:
+            raise SecondLensError(
+                "no complete forward pass to pool: call clip.encode_image inside the Capture "
+                "before each pool"
+            )
+        self._check_finite()
+        representation = representation.to(self.clip.compute_dtype)
+        self._check_same_pass(representation)
+        with self._exactly():
+            rows = torch.cat(list(self._rows.values()), dim=1)
+            means = torch.cat(list(self._means.values()), dim=1)
+            first = {layer: (layer - self.layers[0]) * self.clip.heads for layer in self.layers}
+            pooled = Pooled(
+                coefficients={
+                    layer: torch.bmm(rows[:, first[layer] :], activation.to(rows.dtype))
+                    for layer, activation in self._activations.items()
+                },
+                scale=1 / (self._post.sigma * representation.norm(dim=-1)),
+                path_scales={layer: rows[:, k:].sum(dim=-1) for layer, k in first.items()},
+                path_means={layer: means[:, k:] for layer, k in first.items()},
+                post_mean=self._post.mean,
+                post_sigma=self._post.sigma,
+                activations=self._activations if self.keep_activations else {},
+                attention_over_sigma=self._rows if self.keep_activations else {},
+            )
+        self._reset()
+        return pooled
+
+    def _reset(self) -> None:
+        self._activations: dict[int, Tensor] = {}
+        self._rows: dict[int, Tensor] = {}
+        self._means: dict[int, Tensor] = {}
+        self._post: _Post | None = None
+        self._thread: int | None = None
+
+    def _see_activation(
+        self, layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> None:
+        starts = layer == self.layers[0]
+        if starts and (self._post is not None or self._thread in (None, get_ident())):
+            self._reset()  # the pass before this one was pooled, dropped, or broken off
+            self._thread = get_ident()
+        self._expect(layer not in self._activations)
+        self._activations[layer] = self.clip.batch_major(output).detach()
+
+    def _see_block(
+        self, j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> None:
+        self._expect(j not in self._rows)
+        block, dtype = self.clip.blocks[j], self.clip.compute_dtype
+        with self._exactly():
+            stream = self.clip.batch_major(inputs[0]).to(dtype)
+            normalised = self.clip.batch_major(output).to(dtype)
+            mean, sigma = norm_statistics(stream, block.eps)
+            self._rows[j] = block.class_attention(normalised) / sigma[:, None]
+            self._means[j] = torch.bmm(self._rows[j], mean[:, :, None])[:, :, 0]
+
+    def _see_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        self._expect(self._post is None)
+        dtype = self.clip.compute_dtype
+        with self._exactly():
+            mean, sigma = norm_statistics(class_token(inputs[0]).to(dtype), self.clip.post_eps)
+            projected = class_token(output).to(dtype) @ self.clip.projection.to(dtype)
+            self._post = _Post(mean=mean, sigma=sigma, projected=projected)
+
+    def _expect(self, in_order: bool) -> None:
+        if not in_order or self._post is not None or self._thread != get_ident():
+            raise SecondLensError("two forward passes overlap in one Capture: run one at a time")
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        # a caller's autocast would round the sums that effects are made of
+        with torch.no_grad(), torch.autocast(self.clip.device.type, enabled=False):
+            yield
+
+    def _check_same_pass(self, representation: Tensor) -> None:
+        assert self._post is not None
+        projected = self._post.projected
+        same = representation.shape == projected.shape
+        # loose: it has to tell other images and normalised rows apart, in bfloat16 too
+        if not same or bool(
+            ((representation - projected).norm(dim=-1) > 0.1 * projected.norm(dim=-1)).any()
+        ):
+            raise SecondLensError(
+                "pool takes the representation that the last forward pass gave, as encode_image "
+                "returned it and not normalised"
+            )
+
+    def _check_finite(self) -> None:
+        """NaN and infinity spread to all later blocks, so the tensors kept last show them."""
+        assert self._post is not None
+        if all(_is_finite(row) for row in [*self._rows.values(), self._post.projected]):
+            return
+        where = "the output"
+        for depth in reversed(range(self.clip.layers)):
+            if not _is_finite(self._activations.get(depth)):
+                where = f"the activations of layer {depth}"
+            if not _is_finite(self._rows.get(depth)):
+                where = f"the input of block {depth}"
+        raise SecondLensError(
+            f"NaN or infinity in {where}: check the images, or use a wider precision"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Post:
+    """What `ln_post` did to the class token."""
+
+    mean: Tensor
+    sigma: Tensor
+    projected: Tensor
+
+
+def norm_statistics(
+    states: Float[Tensor, "*batch width"], eps: float
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Mean and scale of a LayerNorm: sigma = sqrt(variance + eps)."""
+    mean = states.mean(dim=-1, keepdim=True)
+    # several times faster than Tensor.var on a CPU, and as safe from cancellation
+    variance = torch.linalg.vector_norm(states - mean, dim=-1).square() / states.shape[-1]
+    return mean[..., 0], (variance + eps).sqrt()
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(tensor.isfinite().all())

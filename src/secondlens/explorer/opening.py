@@ -1,0 +1,107 @@
+"""From what the command line names to what can be shown."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..data.sources import ImageSource, as_source
+from ..errors import SecondLensError
+from ..lens.lens import Lens
+from ..models.loading import DEMOS
+from ..models.view import Clip
+from .atlas import Atlas
+from .layout import lay_out, load_layout
+from .live import Live
+from .records import is_outdated, load_survey
+from .survey import survey
+
+FOLDER = "explorer"
+"""Beside the files of the lens."""
+_SCENE = re.compile(r"scene-(\d+)-(\d+)")
+
+
+def open_lens(
+    path: Path,
+    clip: Clip | None,
+    images: Any = None,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Atlas, Live | None]:
+    """A lens with everything that can be known of it, surveyed first if that was not done yet.
+
+    Parameters
+    ----------
+    path
+        The folder of the lens.
+    clip
+        The model, if there is one to answer.
+    images
+        What `fit` takes: the pictures of the fit. The embedded models draw theirs anew.
+    say
+        Told, in a sentence, what takes time and what is missing.
+
+    Raises
+    ------
+    SecondLensError
+        No lens, another model's lens, or pictures that are not those of the fit.
+    """
+    lens = Lens.load(path)
+    if clip is not None:
+        lens.check_model(clip)
+    source = as_source(images) if images is not None else own_pictures(lens)
+    folder = path / FOLDER
+    seen = load_survey(folder, lens)
+    outdated = is_outdated(folder, lens)
+    if seen is None and clip is not None and source is not None and lens.codes:
+        again = " again: it was described again since it was surveyed" if outdated else " once"
+        say(f"Looking at the pictures of {path}{again}; what is found is kept in {folder}.")
+        seen = survey(clip, lens, source, progress=True)
+        seen.save(folder)
+    elif seen is None:
+        missing = [
+            what
+            for what, there in (
+                ("the model (--model)", clip),
+                ("the pictures of the fit (--images)", source),
+                ("a description (secondlens describe)", lens.codes),
+            )
+            if not there
+        ]
+        if outdated:
+            say(
+                f"{path} was described again since it was surveyed, and pages lack pictures: give "
+                f"{' and '.join(missing)} to look at its pictures again."
+            )
+        else:
+            wanted = " and ".join(missing)
+            say(f"{path} was not surveyed: pages lack pictures for want of {wanted}.")
+    layout = load_layout(folder / "layout.safetensors", lens)
+    if layout is None:
+        say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")
+        layout = lay_out(lens)
+        layout.save(folder / "layout.safetensors", lens)
+    atlas = Atlas(lens, seen, layout)
+    return atlas, None if clip is None else Live(clip=clip, atlas=atlas, source=source)
+
+
+def model_name(path: Path, given: str | None) -> str | None:
+    """The model to load for a lens: the one given, or the embedded one it was fitted on."""
+    if given is not None:
+        return given
+    name = Lens.load(path).model["name"]
+    return name if name in DEMOS else None
+
+
+def own_pictures(lens: Lens) -> ImageSource | None:
+    """The embedded pictures that a lens of an embedded model was fitted on, drawn from its ids."""
+    found = [_SCENE.fullmatch(each) for each in lens.image_ids]
+    if lens.model["name"] not in DEMOS or not all(found):
+        return None
+    from ..demo.scenes import Scenes, World
+
+    numbers = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(seeds := {seed for seed, _ in numbers}) != 1:
+        raise SecondLensError("this lens was fitted on scenes of several seeds: give --images")
+    world = World(planted=lens.model["name"] == "demo")
+    return Scenes(world, seeds.pop(), 1 + max(index for _, index in numbers))

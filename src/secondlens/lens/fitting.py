@@ -1,0 +1,314 @@
+"""Fit a lens: stream images through a model and keep what they show about each neuron.
+
+Images are cut into shards of consecutive positions. Each shard gives a part: means and covariances
+of its coordinates, and in a second pass its strongest images around the final mean. Parts are
+merged by trees that the plan settles (see `nodes`), so that a fit on many machines, or one that
+was interrupted and goes on from the parts that exist, ends with the same lens. Nothing that is held
+grows with the number of images but their ids, unless coordinates are kept.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..data.reader import Reader
+from ..data.sources import as_source, dataset_hash
+from ..engine.local import Local
+from ..engine.pool import Engine, Incomplete, Workers
+from ..errors import SecondLensError
+from ..models.view import Clip
+from ..storage.checkpoints import Checkpoints
+from ..storage.files import check_empty
+from .layer import Coordinates, LayerLens, layer_lens
+from .lens import Lens
+from .moments import top_count
+from .plan import Plan, make_plan
+from .shards import STAGES, Changed, Node, ShardWork, levels
+
+
+class NothingReadable(SecondLensError):
+    """None of the pictures could be read."""
+
+
+class Unfinished(SecondLensError):
+    """Some shards failed on every worker that tried them; all others are done."""
+
+    def __init__(self, failures: Mapping[Node, str], kept: str | None) -> None:
+        self.failures = dict(failures)
+        reasons = "".join(f"\n  {node}: {reason}" for node, reason in self.failures.items())
+        rest = (
+            "there is no lens"
+            if kept is None
+            else f"there is no lens yet, and the rest is kept in {kept}: the same call goes on"
+        )
+        count = "1 shard" if len(self.failures) == 1 else f"{len(self.failures)} shards"
+        super().__init__(f"{count} could not be done; {rest}{reasons}")
+
+
+class FitRun:
+    """Every node of a fit, made by the workers of an engine, and what follows from the roots."""
+
+    def __init__(self, shards: ShardWork, engine: Engine, bars: Progress) -> None:
+        self.shards, self.engine, self.bars = shards, engine, bars
+        self.plan, self.parts = shards.plan, shards.parts
+
+    def fit(self) -> tuple[dict[int, LayerLens], dict[str, Any]]:
+        """What both passes tell of each layer, and which pictures could be read."""
+        by_layer: dict[int, LayerLens] = {}
+        with self.engine.start(self.shards) as workers:
+            for group, layers in enumerate(self.plan.groups):
+                means, top_images = (self.shards.nodes.root(group, stage) for stage in STAGES)
+                self.make_tree(workers, means)
+                info = self.shards.nodes.info(means)
+                if not info["images"]:
+                    raise NothingReadable("none of the pictures could be read")
+                self.make_tree(workers, top_images)
+                unread = torch.tensor(info["unread"], dtype=torch.int64)
+                for layer in layers:
+                    by_layer[layer] = self._finished(means, top_images, layer, unread)
+        return by_layer, info
+
+    def coordinates(self) -> Coordinates:
+        """Of all images that could be read, where they were stored."""
+        z, basis = {}, {}
+        for layer in self.plan.layers:
+            numbers = self.shards.with_images(layer)
+            z[layer] = torch.cat([self.shards.stored(layer, number) for number in numbers])
+            basis[layer] = self.shards.basis(layer)
+        return Coordinates(z=z, basis=basis)
+
+    def make_tree(self, workers: Workers, root: Node) -> None:
+        """Make a stage's nodes that are missing, level by level."""
+        of = f" {root.group + 1}/{len(self.plan.groups)}" if len(self.plan.groups) > 1 else ""
+        for level, count in enumerate(levels(len(self.plan.shards))):
+            nodes = [replace(root, level=level, number=number) for number in range(count)]
+            there = self.parts.names()
+            missing = [node for node in nodes if node.name not in there]
+            title = f"{root.stage}{of}" if level == 0 else f"merging {root.stage}{of}"
+            bar = self.bars.add_task(title, total=count, completed=count - len(missing))
+            try:
+                for _ in workers.map(missing):
+                    self.bars.advance(bar)
+            except Incomplete as error:
+                raise Unfinished(error.failures, self.parts.folder) from error
+
+    def _finished(self, means: Node, top_images: Node, layer: int, unread: Tensor) -> LayerLens:
+        moments, sums = self.shards.nodes.layer_means(means, layer)
+        ranked = self.shards.nodes.ranked(top_images, layer)
+        fitted = layer_lens(moments, *ranked, self.shards.basis(layer), sums / moments.count)
+        # from positions in the source to positions among the images that could be read
+        before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
+        return replace(fitted, top_images=fitted.top_images - before)
+
+
+def shard_bars(progress: bool) -> Progress:
+    """Bars that count shards and merged nodes; none unless `progress`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=not progress,
+    )
+
+
+def fit(
+    clip: Clip,
+    images: Any,
+    layers: "Sequence[int] | Literal['all']" = "all",
+    *,
+    top: int | None = None,
+    out: str | Path | None = None,
+    convention: str = "exact",
+    store: str = "auto",
+    keep_coordinates: bool = False,
+    batch_size: int = 32,
+    workers: int = 0,
+    memory: int | None = None,
+    shard_size: int | None = None,
+    engine: Engine | None = None,
+    progress: bool = False,
+    announce: Callable[[Plan], None] | None = None,
+) -> Lens:
+    """Fit a lens: stream images through the model and keep what they show about each neuron.
+
+    All layers share a forward pass. Top images are exact around the final mean: from stored
+    coordinates where there is room, else in a second pass.
+
+    With `out`, finished parts are kept in the folder `out` + ".unfinished" until the lens is
+    written. The same call after an interruption, of whatever kind and with whatever engine, goes on
+    from them.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    images
+        What `images.as_source` takes: a folder of pictures, tar or Parquet files, PIL images, a
+        preprocessed tensor [images, 3, height, width], a data set, a stream, or an `ImageSource`.
+    layers
+        MLP layers, or "all" that have second-order effects.
+    top
+        Images that count as a neuron's top images; by default 2 %, at most 100 (the paper: 100 of
+        5,000).
+    out
+        A folder to save the lens in, here or in a store such as "s3://bucket/lens"; it must not
+        exist or be empty.
+    convention
+        "exact", or "official" to compare with published numbers.
+    store
+        Coordinates between the passes: "float32", "float16" (errors of about 1e-3 of a centred
+        effect), "never" for two passes, or "auto": float32 where there is room.
+    keep_coordinates
+        Keep every image's float32 coordinates in memory and in the lens, so that it can be
+        merged.
+    batch_size
+        Images in one forward pass.
+    workers
+        Processes that decode pictures.
+    memory
+        Bytes that may be used besides the model; by default half of what is free. Layers are
+        fitted in groups where it is short.
+    shard_size
+        Images that one worker reads before it writes what it found; by default `make_plan`'s.
+    engine
+        Where shards are read: by default in this process; `engine.Local` has others on this
+        machine, and `engine.Ray` those of a cluster. Means agree to rounding, and so does all else.
+    progress
+        Show progress bars, in shards.
+    announce
+        Called with the plan before work begins.
+
+    Raises
+    ------
+    SecondLensError
+        A layer without second-order effects, no readable image, `top` or a size out of range, a
+        folder that is not empty or cannot be written to, too little memory, or unfinished work with
+        other settings.
+    Unfinished
+        Some shards failed on every worker that tried them. All others are done: the same call
+        tries again what is missing, and there is no lens before nothing is.
+    """
+    chosen = _layers(clip, layers)
+    source = as_source(images)
+    top_of = partial(top_count, top)
+    most = top_of(len(source.ids))
+    if out is not None:
+        check_empty(out)
+    store = "float32" if keep_coordinates else store
+    plan = make_plan(
+        clip,
+        len(source.ids),
+        chosen,
+        top=most,
+        convention=convention,
+        batch_size=batch_size,
+        store=store,
+        keep_coordinates=keep_coordinates,
+        out=out,
+        memory=memory,
+        shard_size=shard_size,
+    )
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    model = describe_model(clip)
+    engine = engine or Local()
+    with ExitStack() as stack:
+        parts = Checkpoints(_work_folder(out, engine, stack))
+        work = {
+            "model": model,
+            "images": dataset_hash(source),
+            "layers": chosen,
+            "top": top,
+            "convention": convention,
+            "store": store,
+            "batch size": batch_size,
+        }
+        plan = _plan_from_json(plan, parts.claim(work, _plan_to_json(plan)))
+        if announce is not None:
+            announce(plan)
+        # elsewhere, nobody needs the bases
+        workers_plan = plan if engine.shared == "nobody" else replace(plan, keep_basis=False)
+        shards = ShardWork(clip, workers_plan, convention, reader, parts, top_of)
+        run = FitRun(shards, engine, stack.enter_context(shard_bars(progress)))
+        try:
+            by_layer, info = run.fit()
+        except (Changed, NothingReadable):
+            parts.drop()
+            raise
+        unread = set(info["unread"])
+        lens = Lens(
+            model=model,
+            convention=convention,
+            top=top_of(info["images"]),
+            image_ids=tuple(name for n, name in enumerate(source.ids) if n not in unread),
+            skipped=info["skipped"],
+            by_layer=dict(sorted(by_layer.items())),
+            coordinates=run.coordinates() if keep_coordinates else None,
+        )
+        if out is not None:
+            lens.save(out)
+        parts.drop()
+    return lens
+
+
+def _layers(clip: Clip, layers: Any) -> list[int]:
+    """The layers to fit, in order."""
+    if isinstance(layers, int) or (isinstance(layers, str) and layers != "all"):
+        raise SecondLensError(
+            f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
+        )
+    given = range(clip.layers - 1) if isinstance(layers, str) else layers
+    chosen = sorted({clip.check_layer(layer) for layer in given})
+    if not chosen:
+        raise SecondLensError("no layers to fit: name at least one, or all")
+    return chosen
+
+
+def describe_model(clip: Clip) -> dict[str, Any]:
+    """What a lens records about its model."""
+    return {
+        "name": clip.name,
+        "weights": clip.weights_hash,
+        "activation": clip.activation,
+        "layers": clip.layers,
+        "heads": clip.heads,
+        "neurons": clip.neurons,
+        "dim": clip.dim,
+        "grid": list(clip.grid),
+    }
+
+
+def _plan_to_json(plan: Plan) -> dict[str, Any]:
+    shards = [[shard.start, shard.stop] for shard in plan.shards]
+    groups = [list(group) for group in plan.groups]
+    return {"groups": groups, "shards": shards, "store": plan.store}
+
+
+def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
+    """The plan with the choices recorded when the work began: less may be free now."""
+    return replace(
+        plan,
+        groups=tuple(tuple(group) for group in recorded["groups"]),
+        shards=tuple(range(*shard) for shard in recorded["shards"]),
+        store=recorded["store"],
+    )
+
+
+def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:
+    """Where parts go: beside the lens; if it goes nowhere, where the workers can reach them."""
+    if out is not None:
+        return f"{out}.unfinished"
+    if engine.shared == "nobody":
+        return None
+    if engine.shared == "processes":
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="secondlens-"))
+        return f"{folder}/parts"
+    raise SecondLensError("workers on other machines need a folder that all reach: give out")

@@ -1,0 +1,257 @@
+"""What a fit will need before it starts: passes over the images, memory, disk.
+
+Sizes follow from the shapes alone. With K' extended coefficients a neuron and rank = min(K', d),
+an image's coordinates in one layer of N neurons take N * rank numbers, and a layer's covariances
+N * rank^2, whatever the number of images.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..effects.value_paths import check_convention
+from ..errors import SecondLensError
+from ..formatting import counted
+from ..models.view import Clip
+from ..storage.remote import is_remote
+
+STORES = ("auto", "float32", "float16", "never")
+"""How coordinates may be stored between the passes."""
+SHARE = 0.5
+"""Of the free memory and disk that a plan may count on."""
+BUFFER = 512 * 2**20
+"""Bytes of coordinates that a shard may gather before they are written."""
+IMAGES_PER_SHARD = 512
+"""At least, where coordinates are not stored."""
+MAX_SHARDS = 256
+MAX_PARTIALS = 4 * 2**30
+"""Bytes that the partial statistics of all shards of a group may take together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a fit will run."""
+
+    images: int
+    layers: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    """Layers that share their passes; more than one group where memory is short."""
+    shards: tuple[range, ...]
+    """Positions of the images, in the order in which statistics are reduced."""
+    store: str | None
+    """Dtype of stored coordinates, None if images pass a second time instead."""
+    keep_basis: bool
+    """Whether bases stay in memory; if not, they are computed again at the end."""
+    memory: int
+    """Bytes at the peak, besides the model's weights."""
+    disk: int
+    """Bytes of work files, removed at the end; in memory where nothing is written."""
+    lens: int
+    """Bytes of the finished lens."""
+    coordinates_per_image: dict[int, int]
+    """Bytes of one image's float32 coordinates, by layer."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of every image."""
+        return len(self.groups) * (1 if self.store else 2)
+
+    def __str__(self) -> str:
+        stored = (
+            f"coordinates stored in {self.store}"
+            if self.store
+            else "images pass again for the top images"
+        )
+        groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
+        return (
+            f"{counted(len(self.layers), 'layer')}{groups}, {counted(self.images, 'image')} in "
+            f"{counted(len(self.shards), 'shard')}, {counted(self.passes, 'forward pass')} an "
+            f"image ({stored}); up to {size(self.memory)} of memory besides the model, "
+            f"{size(self.disk)} of work files, {size(self.lens)} for the lens"
+        )
+
+
+def make_plan(
+    clip: Clip,
+    images: int,
+    layers: Iterable[int],
+    *,
+    top: int,
+    convention: str = "exact",
+    batch_size: int = 32,
+    store: str = "auto",
+    keep_coordinates: bool = False,
+    out: str | Path | None = None,
+    memory: int | None = None,
+    disk: int | None = None,
+    shard_size: int | None = None,
+) -> Plan:
+    """Decide how to fit.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    images
+        How many.
+    layers
+        MLP layers to fit.
+    top
+        Top images a neuron.
+    convention
+        "exact" or "official".
+    batch_size
+        Images in one forward pass.
+    store
+        "float32" or "float16": store coordinates, so that one pass is enough. "never": two
+        passes. "auto": float32 where there is room, else never.
+    keep_coordinates
+        Whether coordinates and bases of all layers are in memory at the end, for the lens.
+    out
+        Where the lens will be; work files stand beside it. None: all in memory.
+    memory, disk
+        Bytes that may be used; by default half of what is free.
+    shard_size
+        Images a shard, rounded up to whole batches; by default at most 256 shards.
+
+    Raises
+    ------
+    SecondLensError
+        No such convention or way to store, batches or shards without images, or too little memory
+        for even one layer.
+    """
+    check_convention(convention)
+    for what, count in (("batch", batch_size), ("shard", shard_size)):
+        if count is not None and count < 1:
+            raise SecondLensError(f"a {what} needs at least 1 image, and it has {count}")
+    if store not in STORES:
+        raise SecondLensError(f"no way to store {store!r}: choose one of {', '.join(STORES)}")
+    memory = int(SHARE * psutil.virtual_memory().available) if memory is None else memory
+    if disk is None:
+        disk = int(SHARE * _free(out)) if out else memory // 2
+    layers = tuple(sorted(layers))
+    shapes = {layer: _Shape.of(clip, layer, top, convention, batch_size) for layer in layers}
+    z_bytes = sum(shape.z for shape in shapes.values()) * images
+    if store == "auto":
+        store = "float32" if z_bytes <= disk else "never"
+    scale = {"float32": 1.0, "float16": 0.5, "never": 0.0}[store]
+    groups = _groups(shapes, memory)
+    largest = max(groups, key=lambda group: sum(shapes[n].working for n in group))
+    working = sum(shapes[n].working for n in largest)
+    keep_basis = working + sum(shapes[n].basis for n in largest) <= memory
+    shards = _shards(images, batch_size, shapes, largest, store != "never", shard_size)
+    partials = sum(shape.moments + shape.top for shape in shapes.values()) * len(shards)
+    return Plan(
+        images=images,
+        layers=layers,
+        groups=groups,
+        shards=shards,
+        store=None if store == "never" else store,
+        keep_basis=keep_basis,
+        memory=working
+        + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
+        + (max(shapes[n].basis for n in largest) * 2)
+        + (min(BUFFER, int(scale * z_bytes)) if store != "never" else 0)
+        + (z_bytes + sum(shape.basis for shape in shapes.values()) if keep_coordinates else 0),
+        disk=int(scale * z_bytes) + partials,
+        lens=sum(shape.lens for shape in shapes.values()),
+        coordinates_per_image={layer: shape.z for layer, shape in shapes.items()},
+    )
+
+
+def size(count: float | int) -> str:
+    """Bytes as people read them, such as "1.2 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """Bytes that one layer takes."""
+
+    z: int
+    basis: int
+    moments: int
+    top: int
+    working: int
+    lens: int
+
+    @classmethod
+    def of(cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int) -> "_Shape":
+        own = clip.heads * (clip.layers - 1 - layer)
+        extended = own if convention == "exact" else 3 * own + 3
+        rank, neurons = min(extended, clip.dim), clip.neurons
+        number = torch.finfo(clip.compute_dtype).bits // 8
+        z, basis = neurons * rank * number, neurons * clip.dim * rank * number
+        transform, scatter = neurons * rank * extended * number, neurons * rank * rank * number
+        moments = scatter + z + clip.tokens * neurons * number
+        ranked = neurons * top * (rank * number + 16)
+        activations = batch_size * clip.tokens * neurons * number
+        batch = activations + 3 * batch_size * neurons * extended * number
+        return cls(
+            z=z,
+            basis=basis,
+            moments=moments,
+            top=ranked,
+            # statistics are held twice while shards are reduced
+            working=transform + 3 * scatter + 2 * ranked + batch,
+            lens=neurons * ((2 * clip.dim + clip.tokens) * number + top * 16 + 400),
+        )
+
+
+def _groups(shapes: dict[int, _Shape], memory: int) -> tuple[tuple[int, ...], ...]:
+    """Consecutive layers, from the last one on, as many in a group as memory allows."""
+    groups: list[list[int]] = []
+    used = 0
+    for layer in sorted(shapes, reverse=True):
+        needed = shapes[layer].working
+        least = needed + 2 * shapes[layer].basis
+        if least > memory:
+            raise SecondLensError(
+                f"layer {layer} needs {size(least)} of memory and {size(memory)} may be used: "
+                "choose later layers, fewer top images or a smaller batch"
+            )
+        if not groups or used + needed + 2 * shapes[layer].basis > memory:
+            groups.append([])
+            used = 0
+        groups[-1].append(layer)
+        used += needed
+    return tuple(tuple(sorted(group)) for group in groups)
+
+
+def _shards(
+    images: int,
+    batch_size: int,
+    shapes: dict[int, _Shape],
+    group: tuple[int, ...],
+    stored: bool,
+    asked: int | None,
+) -> tuple[range, ...]:
+    """Whole batches a shard; few shards where their partial statistics are large."""
+    partial = sum(shapes[n].moments + shapes[n].top for n in group)
+    most = max(2, min(MAX_SHARDS, MAX_PARTIALS // partial))
+    per_shard = max(IMAGES_PER_SHARD, -(-images // most))
+    if stored:
+        per_shard = min(per_shard, max(1, BUFFER // sum(shapes[n].z for n in group)))
+    per_shard = max(batch_size, per_shard // batch_size * batch_size)
+    if asked is not None:
+        per_shard = -(-asked // batch_size) * batch_size
+    return tuple(
+        range(start, min(start + per_shard, images)) for start in range(0, images, per_shard)
+    )
+
+
+def _free(out: str | Path) -> int:
+    """Bytes that are free for coordinates where a folder will be."""
+    if is_remote(out):
+        # to send and fetch coordinates takes longer than to read the pictures again
+        return 0
+    existing = next(parent for parent in Path(out).absolute().parents if parent.is_dir())
+    return shutil.disk_usage(existing).free

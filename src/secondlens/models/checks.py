@@ -1,0 +1,223 @@
+"""Does the view of a model tell the truth? Rebuild what the model computes, and compare."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import SecondLensError, UnsupportedModel
+from .view import Block, Clip, class_token, hooked
+
+# float64: transformers' eager attention takes its softmax in float32 whatever the model's dtype
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def check_parity(clip: Clip, tolerance: float | None = None) -> float:
+    """Rebuild what every block adds to the class token from the view's weights, and compare.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    tolerance
+        On the largest of `parity_errors`; by default one for the model's dtype.
+
+    Returns
+    -------
+    The largest of `parity_errors`.
+
+    Raises
+    ------
+    SecondLensError
+        A weight of the model is NaN or infinite.
+    UnsupportedModel
+        The error is above the tolerance.
+    """
+    check_weights(clip)
+    if tolerance is None:
+        tolerance = TOLERANCES[clip.dtype]
+    errors = parity_errors(clip)
+    worst = max(errors, key=lambda where: errors[where])
+    if errors[worst] > tolerance:
+        raise UnsupportedModel(
+            f"{clip.name} cannot be explained: the {worst} differs from the one rebuilt from the "
+            f"weights by {errors[worst]:.1e} of its size, and {tolerance:.0e} is allowed"
+        )
+    return errors[worst]
+
+
+def check_weights(clip: Clip) -> None:
+    """Raise `SecondLensError` if a weight of either tower is NaN or infinite, and name it."""
+    for name, weight in clip.model.named_parameters():
+        # a sum is faster than looking at every weight, and shows any NaN or infinity
+        if not weight.sum().isfinite() and not weight.isfinite().all():
+            raise SecondLensError(
+                f"{clip.name} has NaN or infinity in {name}: get the checkpoint again, or use a "
+                "wider precision"
+            )
+
+
+def parity_errors(clip: Clip) -> dict[str, float]:
+    """Errors of what is rebuilt from the view's weights, by name.
+
+    Two random images run through the model. Attention: the folded attention row, W_V, W_O and
+    biases (Eq. 4); MLP: activations times neuron rows; embedding: `ln_post`, then the projection.
+    Each error is the largest absolute one over the largest absolute value.
+    """
+    seen: dict[nn.Module, Tensor] = {}
+
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen[module] = output.to(clip.compute_dtype)
+
+    read = [(b.ln_1, b.activation, b.attention_end, b.mlp_end) for b in clip.blocks]
+    images = torch.randn(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
+    with hooked((module, see) for modules in [*read, (clip.ln_post,)] for module in modules):
+        representation = clip.encode_image(images)
+    projected = class_token(seen[clip.ln_post]) @ clip.projection.to(clip.compute_dtype)
+    errors = {"embedding": relative_error(projected, representation)}
+    for j, (block, modules) in enumerate(zip(clip.blocks, read, strict=True)):
+        normalised, activation, attention, mlp = (clip.batch_major(seen[m]) for m in modules)
+        rebuilt = _attention_output(block, normalised)
+        errors[f"attention output of block {j}"] = relative_error(rebuilt, attention[:, 0])
+        rebuilt = activation[:, 0] @ block.neuron_rows.to(activation.dtype) + block.mlp_bias
+        errors[f"MLP output of block {j}"] = relative_error(rebuilt, mlp[:, 0])
+    return errors
+
+
+def _attention_output(block: Block, normalised: Tensor) -> Tensor:
+    """[images, width]: what attention adds to the class token (Eq. 4), biases included."""
+    dtype = normalised.dtype
+    mixed = torch.bmm(block.class_attention(normalised), normalised)
+    heads = torch.einsum("bhw,hew->bhe", mixed, block.value.to(dtype)) + block.value_bias
+    return torch.einsum("bhe,hew->bw", heads, block.output.to(dtype)) + block.output_bias
+
+
+def relative_error(rebuilt: Tensor, real: Tensor) -> float:
+    """Largest absolute error over the largest absolute value; infinite where either has NaN."""
+    error = (rebuilt - real).abs().max() / real.abs().max()
+    return float(error.nan_to_num(nan=torch.inf))
+
+
+Function = Callable[[Tensor], Tensor]
+
+FUNCTIONS: dict[str, Function] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+STATABLE = ("gelu", "quick_gelu")
+"""What open_clip can be told to build."""
+TOLERANCE = 1e-6
+"""Functions of one name agree to rounding; GELU and its tanh form differ by 5e-4."""
+
+PUBLISHED_HASH = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8})\.pth?$")
+"""SHA-256 of a checkpoint, or how it starts, in the address it was published at."""
+
+
+@torch.no_grad()
+def difference(one: Function, other: Function) -> float:
+    """Largest absolute difference of two functions between -8 and 8; outside, both are linear."""
+    grid = torch.linspace(-8, 8, 1601, dtype=torch.float64)
+    return float((one(grid) - other(grid)).abs().max())
+
+
+def activation_name(activation: nn.Module) -> str:
+    """The key of `FUNCTIONS` that a module computes, whatever its class, or else its class name."""
+    if next(activation.parameters(), None) is None:
+        for name, function in FUNCTIONS.items():
+            if difference(activation, function) <= TOLERANCE:
+                return name
+    return type(activation).__name__
+
+
+def activation_error(clip: Clip, trained_with: str) -> float:
+    """Largest absolute difference of any block's activation from the function of that name."""
+    function = FUNCTIONS[trained_with]
+    return max(difference(block.activation, function) for block in clip.blocks)
+
+
+def check_activation(clip: Clip, trained_with: str) -> None:
+    """Raise `UnsupportedModel` unless all blocks compute what the weights were trained with."""
+    error = activation_error(clip, trained_with)
+    if error > TOLERANCE:
+        raise UnsupportedModel(
+            f"{clip.name} computes {clip.activation}, and its weights are said to be trained with "
+            f"{trained_with}: an activation differs by up to {error:.1e}, and {TOLERANCE:.0e} is "
+            "allowed"
+        )
+
+
+def trained_activation(
+    name: str, pretrained: str | None, stated: str | None = None, check: bool = True
+) -> str | None:
+    """The function that open_clip weights were trained with, or None if nothing says it.
+
+    Three sources are heard, in this order: what the caller states; open_clip's own record, found
+    by the tag or, for a file, by a published SHA-256; and a model name that stands for QuickGELU.
+    `hf-hub:` and `local-dir:` models, and all that are not open_clip's, come with a configuration
+    that builds them, so only a statement is heard.
+
+    Parameters
+    ----------
+    name, pretrained
+        As `load` takes them.
+    stated
+        "gelu" or "quick_gelu".
+    check
+        Whether to raise.
+
+    Raises
+    ------
+    SecondLensError
+        The sources disagree, or no source knows the function of a checkpoint file.
+    """
+    config = open_clip.get_model_config(name.replace("/", "-")) if ":" not in name else None
+    if config is None:
+        return stated
+    record = None
+    if pretrained is not None and open_clip.is_pretrained_cfg(name.replace("/", "-"), pretrained):
+        record = _recorded(name.replace("/", "-"), pretrained)
+    elif pretrained is not None:
+        record = _published(Path(pretrained))
+    by_source = {
+        "activation": stated,
+        f"open_clip's record of {pretrained}": record,
+        f"the name {name}": "quick_gelu" if config.get("quick_gelu") else None,
+    }
+    known = {source: function for source, function in by_source.items() if function is not None}
+    if check and len(set(known.values())) > 1:
+        says = " and ".join(f"{source} says {function}" for source, function in known.items())
+        error = difference(FUNCTIONS["gelu"], FUNCTIONS["quick_gelu"])
+        raise SecondLensError(
+            f"{says}, which differ by up to {error:.1e}: give what the weights were trained with"
+        )
+    if check and pretrained is not None and not known:
+        raise SecondLensError(
+            f"{pretrained} does not say which activation function it was trained with: state "
+            "activation gelu or quick_gelu (weights that OpenAI trained need quick_gelu)"
+        )
+    return next(iter(known.values()), None)
+
+
+def _recorded(model: str, tag: str) -> str:
+    """What a tag was trained with: QuickGELU is recorded either with the tag or with the model."""
+    configs = open_clip.get_pretrained_cfg(model, tag), open_clip.get_model_config(model)
+    return "quick_gelu" if any(config.get("quick_gelu") for config in configs) else "gelu"
+
+
+def _published(checkpoint: Path) -> str | None:
+    """The same for the tag whose address holds the SHA-256 of this file, if there is one."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for model, tag in open_clip.list_pretrained():
+        found = PUBLISHED_HASH.search(open_clip.get_pretrained_cfg(model, tag).get("url", ""))
+        if found and digest.startswith(found[1] or found[2]):
+            return _recorded(model, tag)
+    return None

@@ -1,0 +1,252 @@
+"""Where a `Clip` comes from: the models shipped here, a name, a checkpoint, or a model in memory.
+
+Towers that compute anything the mathematics does not describe are refused with the reason, and
+every tower is checked against its own forward pass before it is handed out.
+"""
+
+import difflib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+import torch
+from PIL.Image import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import SecondLensError, UnsupportedModel
+from .checks import STATABLE, check_activation, trained_activation
+from .open_clip import from_open_clip
+from .transformers import COVERED, from_transformers
+from .view import Clip
+
+DEMOS = ("demo", "demo-twin")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StopIteration,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
+"""What open_clip and torch raise for files that are no checkpoints, or that fit another model."""
+
+
+def check_name(name: str, pretrained: str | None) -> None:
+    """Raise `SecondLensError` for a name or tag that open_clip does not know."""
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return
+    known = open_clip.list_models()
+    if name.replace("/", "-") not in known:
+        raise SecondLensError(f"no model is called {name!r}{_did_you_mean(name, [*known, *DEMOS])}")
+    if pretrained is None:
+        warnings.warn(f"{name} gets random weights: pass pretrained= to load some", stacklevel=3)
+        return
+    builtin = name.replace("/", "-")
+    if not open_clip.is_pretrained_cfg(builtin, pretrained) and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(builtin)
+        raise SecondLensError(
+            f"{name} has no pretrained tag {pretrained!r}{_did_you_mean(pretrained, tags)}, and no "
+            "file has that path"
+        )
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word.lower(), [each.lower() for each in known], n=3)
+    matches = [each for each in known if each.lower() in close]
+    return f" (did you mean {', '.join(matches)}?)" if matches else ""
+
+
+def load_open_clip(
+    name: str,
+    pretrained: str | None,
+    device: str | torch.device,
+    precision: str,
+    activation: str | None,
+) -> tuple[nn.Module, Callable[[Image], Tensor], Callable[..., Tensor]]:
+    """Model, inference transform and tokenizer, as open_clip makes them.
+
+    Raises
+    ------
+    SecondLensError
+        A checkpoint that is none, or that fits another model; or the weights cannot be fetched.
+    """
+    options: dict[str, bool] = {}
+    if activation is not None and ":" not in name:  # else the model's own configuration decides
+        quick = activation == "quick_gelu"
+        options = {"force_quick_gelu": True} if quick else {"quick_gelu": False}
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name,
+            pretrained=pretrained,
+            device=device,
+            precision=precision,
+            **options,
+        )
+        return model, preprocess, open_clip.get_tokenizer(name)
+    except UNREADABLE as error:
+        weights = f" with {pretrained}" if pretrained else ""
+        # torch would advise to unpickle it anyway, which runs whatever the file says
+        pickled = isinstance(error, UnpicklingError)
+        reason = "it is no file of weights" if pickled else str(error).strip().split("\n")[0]
+        raise SecondLensError(f"open_clip cannot load {name}{weights}: {reason}") from error
+
+
+def load_transformers(
+    name: str, device: str | torch.device, precision: str
+) -> tuple[nn.Module, Any, Any]:
+    """Model, image processor and tokenizer of a hub name or a folder; None for what it lacks.
+
+    Raises
+    ------
+    SecondLensError
+        transformers is missing, or cannot load the model or all of its weights.
+    UnsupportedModel
+        The model is no CLIP.
+    """
+    try:
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig, CLIPModel, CLIPVisionModelWithProjection
+    except ImportError as error:
+        raise SecondLensError(
+            f"hf:{name} needs transformers: pip install 'secondlens[hf]'"
+        ) from error
+    kinds = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind not in kinds:
+            raise UnsupportedModel(
+                f"hf:{name} cannot be explained: it is a {kind} model, and only transformers' "
+                f"{' and '.join(COVERED)} are covered"
+            )
+        model, report = kinds[kind].from_pretrained(name, output_loading_info=True)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SecondLensError(f"transformers cannot load hf:{name}: {reason}") from error
+    # transformers would make them up at random, with no more than a log message
+    if missing := sorted(report["missing_keys"]):
+        raise SecondLensError(
+            f"hf:{name} has no weights for {missing[0]} ({len(missing)} missing): choose a "
+            f"checkpoint of a whole {type(model).__name__}"
+        )
+    model = model.to(device=device, dtype=DTYPES[precision.removeprefix("pure_")]).eval()
+    return model, _image_processor(name), _tokenizer(name)
+
+
+def _image_processor(name: str) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):
+        return None
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        return None
+    # where there are no files, transformers may make up a tokenizer that knows no word
+    knows_words = len(tokenizer) > len(tokenizer.all_special_tokens)
+    return tokenizer if knows_words else None
+
+
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
+
+
+def load(
+    name: str,
+    pretrained: str | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    activation: str | None = None,
+    check: bool = True,
+) -> Clip:
+    """Load a CLIP by name, ready to explain.
+
+    Parameters
+    ----------
+    name
+        `"demo"` or `"demo-twin"`, the models shipped with this package; an open_clip name such as
+        `"ViT-B-32"`; or `"hf:"` and the hub name or folder of a transformers model, such as
+        `"hf:openai/clip-vit-base-patch32"`.
+    pretrained
+        An open_clip tag, such as `"openai"`, or the path of a checkpoint.
+    device
+        Where the model goes.
+    precision
+        Of the weights, one of open_clip's: fp32, fp16, bf16, pure_fp16, pure_bf16.
+    activation
+        The function that the weights were trained with, `"gelu"` or `"quick_gelu"`. Tags, published
+        files and models with a configuration of their own record it; any other checkpoint file
+        needs it, unless the name ends in `-quickgelu`.
+    check
+        Whether to run `check_parity`, and to refuse an activation function that is not known, or
+        about which two sources disagree. Without it, `activation` wins over open_clip's records.
+
+    Raises
+    ------
+    SecondLensError
+        No such name, tag, checkpoint, device, precision or activation function, transformers is
+        missing, the activation function of a checkpoint is not known or contradicted, or NaN or
+        infinite weights.
+    UnsupportedModel
+        The tower computes something that the effects do not describe, or another activation
+        function than the one stated.
+    """
+    if precision not in PRECISIONS:
+        raise SecondLensError(f"no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if activation not in (None, *STATABLE):
+        raise SecondLensError(f"no activation {activation!r}: choose {' or '.join(STATABLE)}")
+    _check_device(device)
+    trained_with = activation
+    if name.startswith("hf:"):
+        if pretrained is not None:
+            raise SecondLensError(f"{name} names its own weights: drop pretrained")
+        parts = load_transformers(name.removeprefix("hf:"), device, precision)
+        clip = from_transformers(*parts, name=name, check=check)
+    elif name in DEMOS:
+        if pretrained is not None or precision != "fp32":
+            raise SecondLensError(f"{name} has its own fp32 weights: drop pretrained and precision")
+        from ..demo.model import load as load_demo
+
+        model, preprocess, tokenizer = load_demo(name)
+        clip = from_open_clip(model.to(device), preprocess, tokenizer, name=name, check=check)
+    else:
+        check_name(name, pretrained)
+        trained_with = trained_activation(name, pretrained, activation, check)
+        model, preprocess, tokenizer = load_open_clip(
+            name, pretrained, device, precision, trained_with
+        )
+        clip = from_open_clip(model.eval(), preprocess, tokenizer, name=name, check=check)
+    if check and trained_with is not None:
+        check_activation(clip, trained_with)
+    return clip
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise `SecondLensError` for a device that torch does not know or cannot use here."""
+    try:
+        torch.zeros(1).to(device)
+    # AssertionError where torch was built without the device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SecondLensError(f"there is no device {str(device)!r} here: {reason}") from error

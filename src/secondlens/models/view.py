@@ -1,0 +1,328 @@
+"""One view over the image and text tower of a CLIP: its blocks, weights and encoders.
+
+The mathematics (`capture`, `effects`) reads a `Clip` and its `Block`s, never the model behind them,
+so another family of models needs no more than a function that builds a `Clip` (see `clip`).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from ..errors import SecondLensError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """One residual block: the modules whose outputs are read, and weights split by head.
+
+    Weights are views of the model's own where no LayerScale has to be folded in. They map a row
+    vector `x` of the residual stream by `x @ query[h].T + query_bias[h]` to a head, and a row
+    vector of a head by `v @ output[h]` back to the stream.
+    """
+
+    module: nn.Module
+    ln_1: nn.Module
+    activation: nn.Module
+    attention_end: nn.Module
+    """Its output is what attention adds to the residual stream."""
+    mlp_end: nn.Module
+    """Its output is what the MLP adds to the residual stream."""
+
+    gain: Float[Tensor, " width"]
+    """Of `ln_1`, as `bias` and `eps`."""
+    bias: Float[Tensor, " width"]
+    eps: float
+    query: Float[Tensor, "heads head_width width"]
+    key: Float[Tensor, "heads head_width width"]
+    value: Float[Tensor, "heads head_width width"]
+    query_bias: Float[Tensor, "heads head_width"]
+    key_bias: Float[Tensor, "heads head_width"]
+    value_bias: Float[Tensor, "heads head_width"]
+    output: Float[Tensor, "heads head_width width"]
+    """Layer scale included, as in every weight below."""
+    output_bias: Float[Tensor, " width"]
+    neuron_rows: Float[Tensor, "neurons width"]
+    """What one unit of each neuron's activation writes to the residual stream (w of Eq. 3)."""
+    mlp_bias: Float[Tensor, " width"]
+    mlp_half: Callable[[Tensor], Tensor] | None = None
+    """The second half of the block, x + mlp(ln_2(x)), for any number of tokens; None if it cannot
+    be run on its own."""
+
+    def class_attention(
+        self, normalised: Float[Tensor, "images tokens width"]
+    ) -> Float[Tensor, "images heads tokens"]:
+        """Attention of the class token to every token (a_i of Eq. 4), from the output of `ln_1`.
+
+        One query a head, folded into the keys' weights: no key is ever computed, and the key bias
+        shifts all scores of a head alike, so the softmax drops it. Computed in the dtype given.
+        """
+        dtype = normalised.dtype
+        query = torch.einsum("bw,hew->bhe", normalised[:, 0], self.query.to(dtype))
+        query = (query + self.query_bias.to(dtype)) * self.query.shape[1] ** -0.5
+        folded = torch.einsum("bhe,hew->bhw", query, self.key.to(dtype))
+        return torch.bmm(folded, normalised.mT).softmax(dim=-1)
+
+
+def is_affine(norm: nn.Module) -> bool:
+    """Whether it is a LayerNorm with gain and bias, the only norm that the effects describe."""
+    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
+
+
+Images = Tensor | Sequence[Image]
+"""Preprocessed images, float [images, 3, height, width], or PIL images; `Clip.prepare` checks."""
+
+TEXTS_PER_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Clip:
+    """A CLIP whose output is the class token, and what second-order effects need of it.
+
+    It reads weights as they were when it was made: move or convert a model first.
+    """
+
+    name: str
+    activation: str
+    """`"gelu"`, `"gelu_tanh"`, `"quick_gelu"`, or the class name of another function."""
+    blocks: tuple[Block, ...]
+    ln_post: nn.Module
+    post_gain: Float[Tensor, " width"]
+    post_bias: Float[Tensor, " width"]
+    post_eps: float
+    projection: Float[Tensor, "width dim"]
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    """Rows and columns of patches: tokens are the class token, then the patches row by row."""
+    batch_first: bool
+    """Whether blocks see [images, tokens, width] rather than [tokens, images, width]."""
+    dtype: torch.dtype
+    """Of the images that the image tower takes."""
+    model: nn.Module
+    image_tower: Callable[[Tensor], Tensor]
+    text_tower: Callable[[list[str]], Tensor] | None
+    preprocess: Callable[[Image], Tensor] | None
+    context_length: int = 77
+    """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Clip({self.name!r}, {self.layers} layers, {self.heads} heads, {self.neurons} neurons)"
+        )
+
+    @property
+    def layers(self) -> int:
+        """Blocks; each has one MLP layer."""
+        return len(self.blocks)
+
+    @property
+    def heads(self) -> int:
+        """Of one block's attention."""
+        return self.blocks[0].query.shape[0]
+
+    @property
+    def neurons(self) -> int:
+        """Of one MLP layer."""
+        return self.blocks[0].neuron_rows.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream (D)."""
+        return self.projection.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Of the embedding (d)."""
+        return self.projection.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """Of one image: the class token and the patches."""
+        return 1 + self.grid[0] * self.grid[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.projection.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Float32, or float64 for a float64 model: attention, scales and effects use it."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def last_effect_layer(self) -> int:
+        """The last MLP layer that a later attention layer reads."""
+        return self.layers - 2
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over names, shapes, dtypes and bytes of all weights of both towers."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(raw.numpy().data)
+        return digest.hexdigest()
+
+    def check_layer(self, layer: int, *, last: bool = False) -> int:
+        """Return `layer` if it has second-order effects (or, with `last`, if it exists).
+
+        Raises
+        ------
+        SecondLensError
+            No number, there is no such MLP layer, or no attention comes after it.
+        """
+        if not isinstance(layer, Integral):
+            raise SecondLensError(f"a layer is a whole number, and this is {layer!r}")
+        top = self.layers - 1 if last else self.last_effect_layer
+        if 0 <= layer <= top:
+            return layer
+        if layer == self.layers - 1:
+            raise SecondLensError(
+                f"layer {layer} is the last of {self.name}, and no later attention layer reads it: "
+                f"second-order effects exist for layers 0 to {top}"
+            )
+        raise SecondLensError(f"{self.name} has no layer {layer}: choose one of 0 to {top}")
+
+    def batch_major(self, states: Float[Tensor, "_ _ features"]) -> Float[Tensor, "_ _ features"]:
+        """What a module inside a block saw or returned, as [images, tokens, features].
+
+        Its own inverse: it also turns that layout into the module's.
+        """
+        return states if self.batch_first else states.transpose(0, 1)
+
+    def prepare(self, images: Images) -> Float[Tensor, "images 3 height width"]:
+        """Images as the image tower takes them: its shape, device and dtype.
+
+        Parameters
+        ----------
+        images
+            A float tensor already preprocessed, or PIL images, which the model's own inference
+            transform preprocesses.
+
+        Raises
+        ------
+        SecondLensError
+            No images, something else than a list or a tensor, a tensor of another shape or of
+            integers, or PIL images for a model that came without its transform.
+        """
+        if not isinstance(images, Tensor | Sequence) or isinstance(images, str):
+            raise SecondLensError(
+                f"images must be a list of PIL images or a tensor, and this is a "
+                f"{type(images).__name__}: put a single image into a list, and open files first"
+            )
+        if len(images) == 0:
+            raise SecondLensError(f"{self.name} got no images: give at least one")
+        if not isinstance(images, Tensor):
+            images = self._preprocessed(images)
+        if tuple(images.shape[1:]) != (3, *self.image_size) or not images.is_floating_point():
+            height, width = self.image_size
+            raise SecondLensError(
+                f"{self.name} takes preprocessed float images [images, 3, {height}, {width}], and "
+                f"these are {images.dtype} {list(images.shape)}"
+            )
+        return images.to(self.device, self.dtype)
+
+    def _preprocessed(self, images: Sequence[Image]) -> Tensor:
+        if self.preprocess is None:
+            raise SecondLensError(
+                f"{self.name} came without preprocessing: pass preprocess= when wrapping the "
+                "model, or give a float tensor of preprocessed images"
+            )
+        return torch.stack([self.preprocess(image) for image in images])
+
+    @torch.no_grad()
+    def encode_image(self, images: Images) -> Float[Tensor, "images dim"]:
+        """Representations r, before any normalisation, of images that `prepare` takes."""
+        check_eval(self.model)
+        return self.image_tower(self.prepare(images))
+
+    @contextmanager
+    def class_token_only(self) -> Iterator[None]:
+        """Inside the `with`, the last block is computed for the class token alone.
+
+        What reads the class token gets the same numbers, up to rounding, for less work: no keys
+        and values, and one token in the MLP. What reads patches of the last block must not use it.
+        A tower whose block cannot be run in halves is left as it is.
+        """
+        block = self.blocks[-1]
+        if block.mlp_half is None or "forward" in vars(block.module):
+            yield
+            return
+
+        def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+            assert block.mlp_half is not None
+            y = self.batch_major(block.ln_1(x))
+            mixed = torch.bmm(block.class_attention(y), y)
+            heads = torch.einsum("bhw,hew->bhe", mixed, block.value) + block.value_bias
+            attended = torch.einsum("bhe,hew->bw", heads, block.output) + block.output_bias
+            return block.mlp_half(x[class_rows] + self.batch_major(attended[:, None]))
+
+        class_rows = (slice(None), slice(1)) if self.batch_first else (slice(1),)
+        block.module.forward = forward
+        try:
+            yield
+        finally:
+            del block.module.forward
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """One unit row for each text, float32 (float64 for a float64 model).
+
+        Raises
+        ------
+        SecondLensError
+            A text alone and not in a list, or a model that came without a tokenizer or a text
+            tower.
+        """
+        check_eval(self.model)
+        if isinstance(texts, str):
+            raise SecondLensError(f"encode_text takes a list of texts, such as [{texts!r}]")
+        if self.text_tower is None:
+            raise SecondLensError(
+                f"{self.name} came without a tokenizer: pass tokenizer= when wrapping the model, "
+                "or put the tokenizer's files beside the weights"
+            )
+        starts = range(0, len(texts), TEXTS_PER_BATCH)
+        batches = (self.text_tower(list(texts[i : i + TEXTS_PER_BATCH])) for i in starts)
+        rows = [F.normalize(batch.to(self.compute_dtype), dim=-1) for batch in batches]
+        empty = torch.empty(0, self.dim, dtype=self.compute_dtype, device=self.device)
+        return torch.cat(rows) if rows else empty
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raise `SecondLensError` if any part of `model` is in training mode.
+
+    Dropout would make each pass another model; switching the mode is left to its owner.
+    """
+    if any(module.training for module in model.modules()):
+        raise SecondLensError("the model is in training mode: call model.eval() first")
+
+
+@contextmanager
+def hooked(
+    hooks: Iterable[tuple[nn.Module, Callable[..., Any]]],
+    before: Iterable[tuple[nn.Module, Callable[..., Any]]] = (),
+) -> Iterator[None]:
+    """Forward hooks, and hooks `before` a module runs, that live only inside the `with`."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        for module, hook in before:
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+        yield
+
+
+def class_token(states: Float[Tensor, "images *tokens width"]) -> Float[Tensor, "images width"]:
+    """The class token of what `ln_post` saw or returned: towers pool before it or after it."""
+    return states[:, 0] if states.dim() == 3 else states

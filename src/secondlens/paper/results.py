@@ -1,0 +1,142 @@
+"""What a reproduction found, and the one place that prints and writes it."""
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..formatting import fixed, number
+from ..report.page import data_uri, write_page
+from ..storage.files import save_csv, save_json, save_picture
+
+Row = dict[str, Any]
+"""A cell by column: text, numbers, or None where there is nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A choice that a number depends on, as it is here and in the paper."""
+
+    name: str
+    ours: str
+    paper: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.ours} (paper: {self.paper})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """A table or figure of the paper, measured again."""
+
+    name: str
+    """Such as "table1"; files are called so."""
+    title: str
+    rows: Sequence[Row]
+    """All with the same columns; those whose names begin with "paper" hold the paper's numbers."""
+    settings: Sequence[Setting]
+    notes: Sequence[str] = ()
+    """How to read it: one sentence each."""
+    picture: Image.Image | None = None
+    details: Sequence[Row] = field(default=())
+    """More than a page can show, such as a row for each neuron: a CSV of its own."""
+    compact: Sequence[Row] | None = None
+    """What a page has room for, where that is less than the rows."""
+
+    @property
+    def differing(self) -> list[Setting]:
+        """The settings that are not the paper's."""
+        return [each for each in self.settings if each.ours != each.paper]
+
+    @property
+    def shown(self) -> Sequence[Row]:
+        """What terminals and pages show."""
+        return self.rows if self.compact is None else self.compact
+
+
+def cell(value: Any) -> str:
+    """As a table shows it: one decimal, and two digits of what is below 1."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and abs(value) >= 1:
+        return fixed(value, 1)
+    return number(value)
+
+
+def show(result: Result, console: Console) -> None:
+    """Print a result as a table, with the settings that differ."""
+    table = Table(title=f"{result.name}: {escape(result.title)}")
+    columns = {name: [cell(row[name]) for row in result.shown] for name in result.shown[0]}
+    wanted = sum(3 + max(map(len, (name, *texts))) for name, texts in columns.items())
+    for name, texts in columns.items():
+        numeric = all(isinstance(row[name], int | float | None) for row in result.shown)
+        heading = name
+        if wanted >= console.width:  # or rich cuts words, where lines could be broken between
+            longest = max(map(len, (*name.split(), *texts)))
+            heading = textwrap.fill(name, longest, break_long_words=False)
+        table.add_column(escape(heading), justify="right" if numeric else "left")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, cells))
+    console.print(table)
+    for note in result.notes:
+        console.print(note, markup=False, highlight=False)
+    if result.differing:
+        console.print("Differs from the paper:")
+    for setting in result.differing:
+        console.print(f"  {setting}", markup=False, highlight=False)
+
+
+def as_document(result: Result) -> dict[str, Any]:
+    """For NAME.json."""
+    return {
+        "title": result.title,
+        "rows": [dict(row) for row in result.rows],
+        "notes": list(result.notes),
+        "settings": [asdict(each) for each in result.settings],
+    }
+
+
+def write(result: Result, out: Path) -> list[Path]:
+    """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder; each is whole or absent."""
+    paths = [out / f"{result.name}.csv", out / f"{result.name}.json"]
+    save_csv(paths[0], result.rows)
+    save_json(paths[1], as_document(result))
+    if result.details:
+        paths.append(out / f"{result.name}-details.csv")
+        save_csv(paths[-1], result.details)
+    if result.picture is not None:
+        paths.append(out / f"{result.name}.png")
+        save_picture(paths[-1], result.picture)
+    return paths
+
+
+def write_report(results: Iterable[Result], left_out: Mapping[str, str], path: Path) -> None:
+    """One page with every result that was made, and why the others were not."""
+    write_page(
+        path,
+        "reproduce.html",
+        title="The paper, reproduced",
+        results=[(each, _picture(each)) for each in results],
+        left_out=left_out,
+        cell=cell,
+    )
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """A matplotlib figure as a picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def _picture(result: Result) -> str | None:
+    return None if result.picture is None else data_uri(result.picture, "png")

@@ -1,0 +1,287 @@
+"""What reproductions have in common: a model, a lens on it, labelled pictures, and settings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..applications.ablation.accuracy import Ablation, ablate
+from ..applications.ablation.recoding import SIZES, TextCodes
+from ..data.labelled import TEMPLATE, Labelled, evenly, labelled, training_pictures
+from ..data.sources import ImageSource
+from ..data.vocabularies import Vocabulary, object_names, vocabulary
+from ..demo.scenes import Scenes, World
+from ..demo.world import NAMES
+from ..errors import SecondLensError
+from ..lens.fitting import fit
+from ..lens.lens import Lens
+from ..models.view import Clip
+from ..words.describing import default_size
+from .results import Setting
+
+TEST_SEED, LAYER_SEED, SHIFTED_SEED = 41, 42, 43
+"""Of scenes to test on, to choose a layer by, and in another style."""
+
+
+def scenes(seed: int, count: int, *, planted: bool, style: bool = False) -> Labelled:
+    """Single-object scenes of the embedded world, labelled with the object."""
+    world = World(planted=planted, split="style" if style else "train")
+    source = Scenes(world, seed, count, single=True)
+    labels = tuple(NAMES.index(source.scene(i).objects[0]) for i in range(count))
+    name = "unseen scenes in a held-out style" if style else "unseen scenes"
+    return Labelled(name=name, source=source, labels=labels, classes=object_names())
+
+
+PAPER_MODEL = "ViT-B-32 (openai)"
+PAPER_SECOND_MODEL = "ViT-L-14 (laion2b_s32b_b82k)"
+PAPER_LAYER = 9
+FIT_IMAGES = 5000
+
+DEMO_FIT_IMAGES = 1200
+DEMO_TEST_IMAGES = 600
+DEMO_LAYER_IMAGES = 200
+BUDGET_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """One model and its pictures; what takes time is made when it is first asked for.
+
+    Parameters
+    ----------
+    model
+        What results call it, such as "ViT-B-32 (openai)".
+    load
+        Loads it.
+    demo
+        Whether pictures are scenes of the embedded world.
+    images
+        ImageNet, or what `labelled` takes; to fit on, its training pictures are taken.
+    shifted
+        Pictures of another distribution, such as ImageNet-R.
+    lens_path
+        A lens that was fitted already.
+    out
+        Where results are written, and a lens that has to be fitted is kept.
+    subset
+        Take every so many-th test picture; by default the paper's choice for each result.
+    fit_images
+        Pictures to fit on, evenly spaced.
+    chosen_layer
+        By default the paper's, counted from the end; in the embedded world the layer that costs
+        most on scenes of their own.
+    sample
+        Neurons whose indirect effects are measured, drawn at random.
+    effect_images
+        Pictures of the fit that they are measured on.
+    pools
+        Texts to describe neurons with.
+    follow
+        Where the paper's text and its published code disagree, which one.
+    convention
+        Of a lens that has to be fitted.
+    """
+
+    model: str
+    load: Callable[[], Clip]
+    demo: bool
+    images: Path | None
+    shifted: Path | None
+    lens_path: Path | None
+    out: Path
+    subset: int | None
+    fit_images: int
+    chosen_layer: int | None
+    sample: int
+    effect_images: int
+    pools: tuple[str, ...]
+    follow: Literal["paper", "code"]
+    convention: str
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The model."""
+        return self.load()
+
+    @cached_property
+    def test(self) -> Labelled:
+        """The pictures that accuracies are measured on: all of them."""
+        if self.demo:
+            return self.scenes(TEST_SEED, DEMO_TEST_IMAGES)
+        if self.images is None:
+            raise SecondLensError("name pictures with --images, or take --demo")
+        return self.prompted(labelled(self.images))
+
+    @cached_property
+    def shifted_test(self) -> Labelled:
+        """Pictures of another distribution."""
+        if self.demo:
+            return self.scenes(SHIFTED_SEED, DEMO_TEST_IMAGES, style=True)
+        if self.shifted is None:
+            raise SecondLensError("name a folder such as ImageNet-R with --shifted")
+        return self.prompted(labelled(self.shifted, all_classes=self.follow == "code"))
+
+    def some(self, pictures: Labelled, paper: int) -> Labelled:
+        """Every `subset`-th picture, or every `paper`-th if nobody says; of scenes, all."""
+        return pictures.every(self.subset or (1 if self.demo else paper))
+
+    def scenes(self, seed: int, count: int, *, style: bool = False) -> Labelled:
+        """Single-object scenes of the embedded world, in the model's own kind of it."""
+        return scenes(seed, count, planted=self.clip.name == "demo", style=style)
+
+    def prompted(self, pictures: Labelled) -> Labelled:
+        """With the prompts of the paper's text or of its code."""
+        return pictures if self.follow == "code" else pictures.prompted([TEMPLATE])
+
+    def classifier(self, pictures: Labelled) -> Float[Tensor, "classes dim"]:
+        """Unit embeddings of the classes of some pictures."""
+        return pictures.classes.embed(self.clip, progress=not self.demo)
+
+    @cached_property
+    def fit_source(self) -> ImageSource:
+        """The pictures that a lens is fitted on."""
+        if self.demo:
+            from ..demo.scenes import FIT_SEED, Scenes, World
+
+            planted = self.clip.name == "demo"
+            return Scenes(World(planted=planted), FIT_SEED, self.fit_images)
+        if self.images is None:
+            raise SecondLensError("name ImageNet with --images, or a lens with --lens")
+        return evenly(training_pictures(self.images), self.fit_images)
+
+    @cached_property
+    def reference(self) -> ImageSource:
+        """Some of them, for the statistics of effects that a lens does not have."""
+        return evenly(self.fit_source, self.effect_images)
+
+    @cached_property
+    def budget_pictures(self) -> ImageSource:
+        """Unseen pictures that total effects are divided on: a run for each neuron and picture."""
+        return evenly(self.test.source, BUDGET_IMAGES)
+
+    @cached_property
+    def lens(self) -> Lens:
+        """The lens that was named; one that an earlier run has left; or a new one."""
+        kept = self.out / "lens" / self.model.replace("/", "-")
+        path = self.lens_path or (kept if (kept / "lens.json").is_file() else None)
+        if path is not None:
+            found = Lens.load(path)
+            found.check_model(self.clip)
+            if self.lens_path is not None or set(found.image_ids) <= set(self.fit_source.ids):
+                return found
+            raise SecondLensError(
+                f"{path} was fitted on other pictures: remove it, or name a new folder with --out"
+            )
+        return fit(self.clip, self.fit_source, convention=self.convention, out=kept, progress=True)
+
+    @cached_property
+    def layer(self) -> int:
+        """The layer that single-layer results are about."""
+        if self.chosen_layer is not None:
+            self.lens[self.chosen_layer]
+            return self.chosen_layer
+        if not self.demo:
+            layer = self.clip.layers - 12 + PAPER_LAYER
+            self.lens[layer]
+            return layer
+        found = self.ablate(self.scenes(LAYER_SEED, DEMO_LAYER_IMAGES))
+        return min(found.layers, key=lambda layer: found.accuracy(layer, "all"))
+
+    @cached_property
+    def texts(self) -> list[Vocabulary]:
+        """The vocabularies to describe neurons with."""
+        return [vocabulary(pool) for pool in self.pools]
+
+    @property
+    def atoms(self) -> str:
+        """How text embeddings become atoms: as they are, or as the published code scales them."""
+        return "unit" if self.follow == "paper" else "official"
+
+    def code_size(self, texts: Vocabulary) -> int:
+        """Texts in a description: the paper's 128 where the embedding is wide enough."""
+        return default_size(self.clip, texts)
+
+    def code_sizes(self, texts: Vocabulary) -> list[int]:
+        """Numbers of texts in Figure 4; those of a narrow embedding begin lower."""
+        most = min(len(texts), self.clip.dim)
+        return [size for size in (1, 2, *SIZES) if size <= most and (size >= 4 or most < 512)]
+
+    @cached_property
+    def ablation(self) -> Ablation:
+        """Second-order effects of every layer ablated, on the test pictures."""
+        return self.ablate(self.some(self.test, 1))
+
+    def ablate_codes(self, texts: Vocabulary, pictures: Labelled) -> Ablation:
+        """The one layer with its directions replaced by their codes."""
+        codes = TextCodes(self.clip, texts, self.code_sizes(texts), how=self.atoms)
+        return self.ablate(
+            pictures, layers=[self.layer], recode=codes, shrunk=self.follow == "code"
+        )
+
+    def ablate(self, pictures: Labelled, **options: Any) -> Ablation:
+        """`ablate` on these pictures."""
+        classifier = self.classifier(pictures)
+        return ablate(
+            *(self.clip, self.lens, pictures.source, pictures.labels, classifier),
+            progress=True,
+            **options,
+        )
+
+    @cached_property
+    def second(self) -> "Study":
+        """The study of another model: in the embedded world, of the twin; else this one."""
+        if not self.demo:
+            return self
+        from ..models.loading import load
+
+        return replace(self, model="demo-twin", load=lambda: load("demo-twin"), lens_path=None)
+
+    def settings(
+        self,
+        pictures: Labelled | None = None,
+        *,
+        model: str = PAPER_MODEL,
+        paper_pictures: str = "ImageNet validation",
+        layers: tuple[str, str] | None = None,
+        more: Sequence[Setting] = (),
+    ) -> list[Setting]:
+        """Settings that all results have in common, and more."""
+        found = [Setting(name="model", ours=self.model, paper=model)]
+        if pictures is not None:
+            prompts = len(pictures.classes.prompts[0])
+            templates = f'"{TEMPLATE}"' if prompts == 1 else f"{prompts} prompts a class"
+            found += [
+                Setting(name="pictures", ours=pictures.name, paper=paper_pictures),
+                Setting(
+                    name="classes",
+                    ours=f"{len(pictures.classes):,}",
+                    paper="1,000" if "validation" in paper_pictures else "not said",
+                ),
+                Setting(name="prompts", ours=templates, paper=f'"{TEMPLATE}"'),
+            ]
+        if layers is not None:
+            found.append(Setting(name="layers", ours=layers[0], paper=layers[1]))
+        count, lens = len(self.lens.image_ids), self.lens
+        about = 0.9 * FIT_IMAGES <= count <= 1.1 * FIT_IMAGES
+        return [
+            *found,
+            Setting(
+                name="pictures of the fit",
+                ours="about 5,000" if about else f"{count:,}",
+                paper="about 5,000",
+            ),
+            Setting(name="top images", ours=str(lens.top), paper="100"),
+            Setting(
+                name="LayerNorm",
+                ours={
+                    "exact": "means and biases with those they belong to",
+                    "official": "means and biases split equally",
+                }[lens.convention],
+                paper="means and biases split equally",
+            ),
+            *more,
+        ]

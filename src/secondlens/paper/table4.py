@@ -1,0 +1,407 @@
+"""The whole of Table 4 in one call: data, lens, tuning, measuring, writing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from ..applications.segmentation.heat_maps import grey, overlay
+from ..applications.segmentation.metrics import paired_differences, score
+from ..applications.segmentation.protocol import (
+    IMAGES_PER_BATCH,
+    OURS,
+    Classes,
+    MapBatch,
+    Measured,
+    Method,
+    MethodComparison,
+    Tuned,
+    batches,
+    heat_of,
+    measure,
+    table4_methods,
+    tune,
+)
+from ..data.masked import (
+    VOC,
+    ImageNetS,
+    ImageNetSegmentation,
+    MaskedImages,
+    MaskFolder,
+    Part,
+    WorldMasks,
+    split,
+)
+from ..data.vocabularies import Vocabulary, object_names, vocabulary
+from ..demo.scenes import FIT_SEED, Scenes, World
+from ..errors import SecondLensError
+from ..formatting import counted
+from ..lens.fitting import fit
+from ..lens.lens import Lens
+from ..models.view import Clip
+from ..storage.files import save_csv, save_json, save_picture
+from .results import Result, Row, Setting
+from .study import PAPER_MODEL, Study
+
+PAPER: dict[str, tuple[float, float, float]] = {
+    "Partial-LRP": (55.0, 35.5, 66.9),
+    "Rollout": (61.8, 42.6, 74.0),
+    "LRP": (62.9, 35.8, 68.5),
+    "GradCAM": (67.3, 39.3, 61.9),
+    "Chefer et al.": (68.9, 49.1, 79.7),
+    "Raw attention": (69.6, 49.8, 80.0),
+    "TextSpan": (76.5, 58.1, 84.1),
+    OURS: (78.1, 59.0, 84.9),
+}
+"""Pixel accuracy, mIoU and mAP in the paper's Table 4: ViT-B/32 on ImageNet-Segmentation."""
+
+METRICS = ("pixel accuracy", "mIoU", "mAP")
+
+CAPTION = (
+    "%; the paper's in brackets; below, ours − theirs, 95 % interval; cut: threshold, x in means "
+    "of the map, + if heat below 0 became 0"
+)
+
+GROUPS = {"all images": (1, 10**9), "one object": (1, 1), "several objects": (2, 10**9)}
+"""Images by their number of masks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRow:
+    """One method, one way to make masks, one group of images; shares in %."""
+
+    group: str
+    protocol: str
+    method: str
+    pixel_accuracy: float
+    miou: float
+    map: float
+    ahead: tuple[tuple[float, float], ...] | None
+    """95 % intervals of ours minus this method, in the order of `METRICS`; None for ours."""
+    paper: tuple[float, float, float] | None
+    variant: str
+    form: str
+    threshold: str
+    maps_per_second: float
+
+
+def rows(comparison: MethodComparison) -> list[MaskRow]:
+    """All rows, for every group that has maps."""
+    return [
+        row for group in GROUPS for way in ("same", "own") for row in _group(comparison, group, way)
+    ]
+
+
+def _group(comparison: MethodComparison, group: str, way: str) -> Iterator[MaskRow]:
+    fewest, most = GROUPS[group]
+    mine = [i for i, count in enumerate(comparison.objects) if fewest <= count <= most]
+    if not mine:
+        return
+    images = [comparison.images[i] for i in mine]
+    ours = next(each for each in comparison.methods if each.name == OURS)
+    for measured in comparison.methods:
+        found = score(getattr(measured, way)[mine])
+        ahead = None
+        if measured is not ours:
+            intervals = paired_differences(
+                getattr(ours, way)[mine], getattr(measured, way)[mine], images
+            )
+            ahead = tuple((100 * low, 100 * high) for low, high in intervals.tolist())
+        yield MaskRow(
+            group=group,
+            protocol=way,
+            method=measured.name,
+            pixel_accuracy=100 * found.pixel_accuracy,
+            miou=100 * found.miou,
+            map=100 * found.map,
+            ahead=ahead,
+            paper=PAPER.get(measured.name),
+            **_settings(measured, way),
+        )
+
+
+def _settings(measured: Measured, way: str) -> dict[str, Any]:
+    choice = measured.choice
+    tuned = way == "same"
+    return {
+        "variant": choice.variant if tuned else "as published",
+        "form": choice.form if tuned else "plain",
+        "threshold": _threshold(choice) if tuned else "own",
+        "maps_per_second": 1 / measured.seconds,
+    }
+
+
+def _threshold(choice: Tuned) -> str:
+    """Such as "0.45"; "1.2x" in means of the map; "1.2x+" if it is also cut at 0."""
+    value = f"{choice.threshold:.1f}x" if choice.relative else f"{choice.threshold:.2f}"
+    return f"{value}+" if choice.positive else value
+
+
+def tables(found: Sequence[MaskRow]) -> Iterator[Table]:
+    """Tables that fit a terminal, one for each group and way to make masks."""
+    for group, way in dict.fromkeys((row.group, row.protocol) for row in found):
+        how = "tuned, same post-processing" if way == "same" else "each paper's own"
+        table = Table(title=f"{group}, {how}", caption=CAPTION)
+        for name in ("method", "accuracy", "mIoU", "mAP", "cut", "maps/s"):
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for row in found:
+            if (row.group, row.protocol) == (group, way):
+                values = (row.pixel_accuracy, row.miou, row.map)
+                table.add_row(
+                    row.method,
+                    *(_cell(row, i, value) for i, value in enumerate(values)),
+                    row.threshold,
+                    f"{row.maps_per_second:.0f}",
+                )
+        yield table
+
+
+def _cell(row: MaskRow, metric: int, value: float) -> str:
+    cell = f"{value:.1f}"
+    if row.paper is not None:
+        cell += f" ({row.paper[metric]:.1f})"
+    if row.ahead is not None:
+        low, high = row.ahead[metric]
+        cell += f"\n{low:+.1f}…{high:+.1f}"
+    return cell
+
+
+def write(found: Sequence[MaskRow], grid: Image.Image, out: Path, facts: dict[str, Any]) -> None:
+    """`table4.csv`, `table4.json` and `table4.png` in the folder `out`; each is whole or absent."""
+    records = [asdict(row) for row in found]
+    save_csv(out / "table4.csv", list(map(_flat, records)))
+    save_picture(out / "table4.png", grid)
+    save_json(out / "table4.json", {**facts, "rows": records})
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record for a CSV: a column for each number."""
+    ahead = record["ahead"] or [("", "")] * len(METRICS)
+    paper = record["paper"] or [""] * len(METRICS)
+    plain = {key: value for key, value in record.items() if key not in ("ahead", "paper")}
+    for i, name in enumerate(METRICS):
+        plain[f"ours minus this, {name}, low"], plain[f"ours minus this, {name}, high"] = ahead[i]
+        plain[f"paper, {name}"] = paper[i]
+    return plain
+
+
+DEV_SEED, TEST_SEED = 21, 22
+"""Of scenes that nothing else is made from."""
+
+SHOWN = 8
+"""Images in the picture grid."""
+
+TEMPLATE = "a photo of a {}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What to segment: images to tune on, other images to test on, and their classes."""
+
+    name: str
+    dev: MaskedImages
+    test: MaskedImages
+    classes: Vocabulary
+
+
+def check_sources(*, demo: bool, model: str, data: Path | None, lens: Path | None) -> None:
+    """Raise `SecondLensError` unless there is the embedded world, or data and a lens."""
+    if demo and (data is not None or not model.startswith("demo")):
+        raise SecondLensError("--demo has its own model and data: drop --model and --images")
+    if not demo and (data is None or lens is None):
+        raise SecondLensError("name data with --images and a lens with --lens, or take --demo")
+
+
+def demo_work(*, images: int, dev: int) -> Task:
+    """Scenes of the embedded world, a mask for every visible object."""
+    world = World()
+    return Task(
+        name="embedded world",
+        dev=WorldMasks(world, DEV_SEED, dev),
+        test=WorldMasks(world, TEST_SEED, images),
+        classes=object_names(),
+    )
+
+
+def demo_lens(clip: Clip, images: int) -> Lens:
+    """A lens on scenes that are neither tuned nor tested on."""
+    return fit(clip, Scenes(World(), FIT_SEED, images), progress=True)
+
+
+def data_work(
+    path: Path,
+    layout: str,
+    *,
+    classes: Path | None,
+    names: Path | None,
+    ignore: int | None,
+    images: int,
+    dev: int,
+) -> Task:
+    """Images from files, some of them set aside for tuning.
+
+    Parameters
+    ----------
+    path, names, ignore
+        What the classes in `data` take.
+    layout
+        `imagenet-segmentation`, `voc`, `imagenet-s` or `folder`.
+    classes
+        A file with one class a line; by default the classes that the data name, each as "a photo
+        of a ...", or ImageNet's with their 80 prompts where the data name none.
+
+    Raises
+    ------
+    SecondLensError
+        Data that are not there or not laid out so, or too few images.
+    """
+    found: MaskedImages
+    labels: Sequence[str] = ()
+    if layout == "imagenet-segmentation":
+        found = ImageNetSegmentation(path)
+    elif layout == "voc":
+        found, labels = VOC(path), VOC.CLASSES
+    elif layout == "imagenet-s":
+        found = named = ImageNetS(path, names)
+        labels = list(named.names.values()) if named.names else ()
+    else:
+        found = folder = MaskFolder(path, ignore)
+        labels = sorted(folder.classes)
+    tuning, rest = split(found, dev)
+    if labels or classes is not None:
+        texts = vocabulary(classes or labels, templates=[TEMPLATE])
+    else:
+        texts = vocabulary("imagenet")
+    return Task(
+        name=f"{layout} in {path}",
+        dev=tuning,
+        test=Part(found, rest.positions[:images]),
+        classes=texts,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """All methods measured on some work."""
+
+    rows: list[MaskRow]
+    grid: Image.Image
+    """Some images with every method's mask."""
+    facts: dict[str, Any]
+    """What was measured on what, and what was chosen for each method."""
+
+
+def compare(clip: Clip, lens: Lens, work: Task, *, predicted: bool) -> Compared:
+    """Tune all methods on some images and measure them on others."""
+    methods = table4_methods(clip, lens)
+    classes = Classes(clip, work.classes, predicted)
+    with Progress() as progress:
+        steps = -(-len(work.dev) // IMAGES_PER_BATCH), -(-len(work.test) // IMAGES_PER_BATCH)
+        tuning = progress.track(
+            batches(clip, work.dev, classes), total=steps[0], description="tuning"
+        )
+        choices = tune(methods, tuning)
+        testing = progress.track(
+            batches(clip, work.test, classes), total=steps[1], description="testing"
+        )
+        comparison = measure(methods, choices, testing)
+    first = Part(work.test, range(min(SHOWN, len(work.test))))
+    shown = next(batches(clip, first, classes, size=SHOWN))
+    facts = {
+        "model": lens.model,
+        "data": work.name,
+        "dev images": len(work.dev),
+        "test images": len(set(comparison.images)),
+        "maps": len(comparison.images),
+        "predicted classes": predicted,
+        "choices": {name: asdict(choice) for name, choice in choices.items()},
+    }
+    grid = comparison_grid(methods, choices, shown)
+    return Compared(rows=rows(comparison), grid=grid, facts=facts)
+
+
+def run(
+    clip: Clip, lens: Lens, work: Task, out: Path, *, predicted: bool, console: Console
+) -> Compared:
+    """Tune, measure, print the tables, and write them and the picture grid into `out`."""
+    found = compare(clip, lens, work, predicted=predicted)
+    for table in tables(found.rows):
+        console.print(table)
+    write(found.rows, found.grid, out, found.facts)
+    console.print(f"{out}: table4.csv, table4.json, table4.png", markup=False, highlight=False)
+    return found
+
+
+DEV_IMAGES, TEST_IMAGES = 100, 200
+"""Fewer than the command `reproduce table4` takes: a page with everything must not take hours."""
+
+
+def table4(study: Study) -> Result:
+    """Zero-shot segmentation by neurons, beside every earlier method."""
+    work = demo_work(images=TEST_IMAGES, dev=DEV_IMAGES)
+    found = compare(study.clip, study.lens, work, predicted=False)
+    rows = []
+    for row in found.rows:
+        if row.group == "all images":
+            values = (row.pixel_accuracy, row.miou, row.map)
+            each: Row = {"method": row.method, "masks": row.protocol}
+            for metric, value, paper in zip(METRICS, values, row.paper or [None] * 3, strict=True):
+                each |= {f"{metric}, %": value, f"paper, {metric}": paper}
+            rows.append(each)
+    return Result(
+        name="table4",
+        title=f"zero-shot segmentation ({counted(found.facts['test images'], 'picture')})",
+        rows=rows,
+        settings=[
+            Setting(name="model", ours=study.model, paper=PAPER_MODEL),
+            Setting(name="pictures", ours=work.name, paper="ImageNet-Segmentation"),
+            Setting(name="classes", ours="given", paper="predicted, in the published code"),
+            Setting(
+                name="masks",
+                ours="tuned alike for every method (same), and each paper's own",
+                paper="each paper's own",
+            ),
+        ],
+        notes=["`secondlens reproduce table4` measures more pictures, with intervals."],
+        picture=found.grid,
+    )
+
+
+def comparison_grid(
+    methods: Sequence[Method], choices: Mapping[str, Tuned], batch: MapBatch, side: int = 112
+) -> Image.Image:
+    """Every method's heat-map over the same pictures, one picture a row; `side` in pixels."""
+    pictures = [_visible(pixels).resize((side, side), _SMOOTH) for pixels in batch.pixels.cpu()]
+    masks = [grey((mask == 1).float()).resize((side, side)) for mask in batch.masks]
+    columns = {"picture": pictures, "mask": masks}
+    for method in methods:
+        choice = choices[method.name]
+        grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
+        heat = heat_of(grid.cpu(), (side, side), choice.positive).float()
+        columns[method.name] = [overlay(p, h) for p, h in zip(pictures, heat, strict=True)]
+    header, step = 16, side + 4
+    sheet = Image.new("RGB", (len(columns) * step, header + len(pictures) * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, (name, column) in enumerate(columns.items()):
+        draw.text((x * step + 2, 2), name, fill="black")
+        for y, tile in enumerate(column):
+            sheet.paste(tile, (x * step, header + y * step))
+    return sheet
+
+
+_SMOOTH = Image.Resampling.BICUBIC
+
+
+def _visible(pixels: Float[Tensor, "3 height width"]) -> Image.Image:
+    """A preprocessed image with its values stretched to what a picture can show."""
+    spread = (pixels.max() - pixels.min()).clamp(min=torch.finfo(pixels.dtype).eps)
+    channels = (255 * (pixels - pixels.min()) / spread).round().byte()
+    return Image.fromarray(channels.permute(1, 2, 0).numpy())

@@ -1,1 +1,0 @@
-"""Measuring segmentation: images with masks, metrics, and one protocol for all methods."""

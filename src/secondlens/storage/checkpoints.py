@@ -1,0 +1,137 @@
+"""Tensors on disk: single files, and checkpoints of long work.
+
+A checkpoint is written once, whole or not at all, and never changed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import SecondLensError
+from . import remote
+from .files import read_json, save_json, whole
+
+
+def save_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file."""
+    on_cpu = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    with whole(path) as partial:
+        save_file(on_cpu, partial, metadata)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises
+    ------
+    OSError, SafetensorError
+        There is none, or it is damaged; the message names it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise SafetensorError(f"{path.name}: {error}") from error
+
+
+class Checkpoints:
+    """Named tensors with some JSON beside them, in a folder, or in memory where there is none.
+
+    A folder, here or in a store, belongs to one piece of work, which its `work.json` describes.
+    Opening it again for the same work finds the parts that exist. The JSON is written after the
+    tensors and says that the part is whole. Several processes may write the same part: all of them
+    write the same.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else str(folder)
+        self._in_memory: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+
+    def claim(self, work: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+        """The plan that this work goes by: the recorded one if it began earlier, else `plan`.
+
+        Raises
+        ------
+        SecondLensError
+            The folder holds something else, or other work.
+        """
+        if self.folder is None:
+            return plan
+        record, there = f"{self.folder}/work.json", self._files()
+        if "work.json" not in there:
+            if there:
+                raise SecondLensError(f"{self.folder} holds other files: remove it first")
+            save_json(record, {"work": work, "plan": plan})
+            return plan
+        try:
+            found = read_json(record)
+            differing = [key for key in work if found["work"].get(key) != work[key]]
+            earlier: dict[str, Any] = found["plan"]
+            if set(earlier) != set(plan):
+                raise ValueError("its plan is another one")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
+        if differing:
+            raise SecondLensError(
+                f"{self.folder} holds unfinished work with another {differing[0]}: finish it with "
+                "the settings it began with, or remove it"
+            )
+        return earlier
+
+    def names(self) -> set[str]:
+        """Of the parts that exist now."""
+        if self.folder is None:
+            return set(self._in_memory)
+        return {name.removesuffix(".json") for name in self._files() if name.endswith(".json")}
+
+    def save(self, name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Write a part."""
+        if self.folder is None:
+            self._in_memory[name] = (tensors, info)
+            return
+        save_tensors(f"{self.folder}/{name}.safetensors", tensors)
+        save_json(f"{self.folder}/{name}.json", info)
+
+    def info(self, name: str) -> dict[str, Any]:
+        """The JSON beside the tensors of a part."""
+        if self.folder is None:
+            return self._in_memory[name][1]
+        return read_json(f"{self.folder}/{name}.json")
+
+    def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
+        """Those whose name begins with `prefix`, which the keys returned lack."""
+        if self.folder is None:
+            stored = self._in_memory[name][0]
+            return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+        with self._file(name) as path, safe_open(path, framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+
+    def drop(self) -> None:
+        """Remove all parts, and the folder."""
+        self._in_memory.clear()
+        if self.folder is not None:
+            remote.remove(self.folder)
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        place = f"{self.folder}/{name}.safetensors"
+        if remote.is_remote(place):
+            with remote.fetched(place) as copy:
+                yield copy
+        else:
+            yield Path(place)
+
+    def _files(self) -> set[str]:
+        assert self.folder is not None
+        if remote.is_remote(self.folder):
+            return remote.names(self.folder)
+        folder = Path(self.folder)
+        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()

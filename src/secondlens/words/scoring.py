@@ -1,0 +1,382 @@
+"""Are descriptions any good? How well a few words predict on which unseen images a neuron acts.
+
+The top 2 % of unseen images by the projection of a neuron's effect on its direction have to be
+told from the others, given the words of the description alone. A referee says how well each word
+matches each image: the true labels of the images, alone or with credit for related words, or
+another CLIP. The explained model must not be the judge, because the effect is part of the embedding
+that it would judge by. The words are those of the code of 8 texts, what a person would read: the
+coefficients of longer codes mostly make up for each other.
+
+The two sides of a direction are two claims, scored on their own: positive words are to find the
+largest projections, negative words the most negative ones.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from rich.table import Table
+from torch import Tensor
+
+from ..data.embedding import normalise
+from ..data.sources import ImageSource, as_source
+from ..data.vocabularies import Vocabulary
+from ..effects.projections import Projector, embed, project
+from ..effects.value_paths import OFFICIAL_SCALE, chunks
+from ..errors import SecondLensError
+from ..intervals import of_median
+from ..lens.codes import CONTROLS, SIDES, Codes, Scores
+from ..lens.lens import Lens
+from ..lens.moments import top_count
+from ..models.view import Clip
+from ..sparse.pursuit import omp
+from .searching import description_by
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Area:
+    """Areas under ROC curves, and their 95 % intervals over the images."""
+
+    auc: Float[Tensor, " predictors"]
+    low: Float[Tensor, " predictors"]
+    high: Float[Tensor, " predictors"]
+
+
+def area_under_roc(
+    positives: Float[Tensor, "predictors positives"],
+    negatives: Float[Tensor, "predictors negatives"],
+    z: float = 1.959964,
+) -> Area:
+    """The chance that a positive is predicted above a negative, ties counted half.
+
+    The interval is that of DeLong, DeLong and Clarke-Pearson (1988): it is exact in what it
+    counts and draws nothing, so that thousands of neurons cost two sorts. It is cut at 0 and 1,
+    and has no width where positives and negatives separate perfectly.
+
+    Parameters
+    ----------
+    positives, negatives
+        What is predicted for images of either class; at least two of each.
+    z
+        Half width of the interval in standard errors; 95 % by default.
+    """
+    of_positives = _share_below(positives, negatives)
+    of_negatives = 1 - _share_below(negatives, positives)
+    auc = of_positives.mean(1)
+    variance = of_positives.var(1) / positives.shape[1] + of_negatives.var(1) / negatives.shape[1]
+    spread = z * variance.sqrt()
+    return Area(auc=auc, low=(auc - spread).clamp(min=0), high=(auc + spread).clamp(max=1))
+
+
+def _share_below(
+    values: Float[Tensor, "predictors values"], others: Float[Tensor, "predictors others"]
+) -> Float[Tensor, "predictors values"]:
+    """For each value the share of the others that lie below it; equal ones count half."""
+    ordered, values = others.sort(dim=1).values, values.contiguous()
+    below = torch.searchsorted(ordered, values)
+    not_above = torch.searchsorted(ordered, values, right=True)
+    return (below + not_above).to(values.dtype) / (2 * others.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Referee:
+    """Says how well words match images: `images[b] . words[t]`."""
+
+    name: str
+    images: Float[Tensor, "images features"]
+    words: Float[Tensor, "texts features"]
+
+
+def model_as_referee(
+    referee: Clip, clip: Clip, texts: Vocabulary, source: ImageSource, batch_size: int, workers: int
+) -> Referee:
+    """The cosine of a CLIP's embeddings, its mean text subtracted. `clip` is what is explained."""
+    name = referee.name
+    if referee.weights_hash == clip.weights_hash:
+        name += " itself, without the neuron's own effect"
+    rows = embed(referee, source, batch_size=batch_size, workers=workers)
+    return Referee(name=name, images=rows, words=normalise(texts.embed(referee), "centred"))
+
+
+def labels_as_referee(
+    labels: Sequence[Collection[str]],
+    clip: Clip,
+    texts: Vocabulary,
+    source: ImageSource,
+    related: Clip | None,
+) -> Referee:
+    """The texts that are true of each image, with credit for `related` ones if a CLIP says how
+    much; it must not be `clip`, which is explained.
+
+    Raises
+    ------
+    SecondLensError
+        Labels that do not fit the images, or the explained model to say what is related.
+    """
+    if len(labels) != len(source.ids):
+        raise SecondLensError(
+            f"there are {len(source.ids)} images and labels of {len(labels)}: give those of each"
+        )
+    if any(isinstance(true, str) for true in labels):
+        raise SecondLensError(
+            "labels are texts, not sets of texts: give a set of texts for each image"
+        )
+    held = torch.tensor([[text in true for text in texts.labels] for true in labels]).float()
+    if related is None:
+        return Referee(name="true labels", images=held, words=torch.eye(len(texts)))
+    if related.weights_hash == clip.weights_hash:
+        raise SecondLensError(
+            "the explained model cannot say which words are related: give another one"
+        )
+    rows = normalise(texts.embed(related), "centred").float()
+    name = f"true labels, related words by {related.name}"
+    return Referee(name=name, images=held @ rows, words=rows)
+
+
+NEURONS_PER_CHUNK = 256
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WordSides:
+    """The words that speak for either side of each neuron's direction."""
+
+    texts: Int[Tensor, "neurons words"]
+    weights: Float[Tensor, "neurons 2 words"]
+    """Not negative; a word speaks for one side."""
+
+    def rows(self, words: Float[Tensor, "texts features"]) -> Float[Tensor, "neurons 2 features"]:
+        """Weighted sums of what stands for the words."""
+        return torch.bmm(self.weights.to(words), words[self.texts])
+
+
+def score(
+    clip: Clip,
+    lens: Lens,
+    texts: Vocabulary,
+    images: Any,
+    referee: Clip | Sequence[Collection[str]],
+    *,
+    related: Clip | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Scores:
+    """Score the descriptions of all neurons of a lens, and put the scores into the lens.
+
+    A neuron's prediction for an image is the sum of its description's weights times the referee's
+    matches, over the words of one side. Its score is the area under the ROC curve of that
+    prediction against the top 2 % of the images on that side. Four controls are scored alike: the
+    description of another neuron of the layer; the code of a random direction; random words with
+    the neuron's weights; and the one text most similar to the direction.
+
+    Parameters
+    ----------
+    clip
+        The model the lens was fitted on.
+    lens
+        With a description by `texts`.
+    texts
+        The vocabulary of the description.
+    images
+        What `fit` takes, but other images than those of the fit.
+    referee
+        The texts that are true of each image; or another CLIP, which matches by the cosine of its
+        embeddings, its mean text subtracted. The explained model itself is accepted too: each
+        neuron's own effect is then subtracted from the embedding, and the scores are labelled so.
+    related
+        With true labels: another CLIP, whose texts say how much a word that is not true of an image
+        is like one that is (cosine, mean text subtracted). Few images hold any given object, so
+        without it a description that names a neuron's objects in part finds hardly anything.
+    seed
+        Of the controls.
+
+    Raises
+    ------
+    SecondLensError
+        Another model's lens, a lens without that description, labels that do not fit the images,
+        too few readable images, or the explained model as `related`.
+    """
+    lens.check_model(clip)
+    codes = description_by(lens, texts)
+    source = as_source(images)
+    if isinstance(referee, Clip):
+        judge = model_as_referee(referee, clip, texts, source, batch_size, workers)
+    else:
+        judge = labels_as_referee(referee, clip, texts, source, related)
+    itself = isinstance(referee, Clip) and referee.weights_hash == clip.weights_hash
+    rivals = _descriptions(clip, lens, codes, texts, seed)
+    projectors = {}
+    for layer, descriptions in rivals.items():
+        vectors = lens[layer].directions[:, None]
+        if itself:
+            own = [description.rows(judge.words) for description in descriptions]
+            vectors = torch.cat([vectors, *own], dim=1)
+        projectors[layer] = Projector(clip, layer, vectors, lens.convention)
+    seen = project(
+        clip, source, projectors, batch_size=batch_size, workers=workers, progress=progress
+    )
+    count = len(seen.positions)
+    if count < 4:
+        raise SecondLensError(f"{count} readable images are too few to score on: give at least 4")
+    top = top_count(None, count)
+    unit = OFFICIAL_SCALE if lens.convention == "official" else 1.0
+    areas = {
+        layer: _areas(judge, descriptions, seen.positions, seen.products[layer], unit, top)
+        for layer, descriptions in rivals.items()
+    }
+    scores = Scores(
+        vocabulary=texts.name,
+        referee=judge.name,
+        images=count,
+        top=top,
+        auc={layer: of[0][:, :, 0] for layer, of in areas.items()},
+        low={layer: of[1][:, :, 0] for layer, of in areas.items()},
+        high={layer: of[2][:, :, 0] for layer, of in areas.items()},
+        controls={layer: of[0][:, :, 1:] for layer, of in areas.items()},
+    )
+    lens.scores[scores.name] = scores
+    return scores
+
+
+def _descriptions(
+    clip: Clip, lens: Lens, codes: Codes, texts: Vocabulary, seed: int
+) -> dict[int, list[WordSides]]:
+    """By layer ours, then the controls in the order of `CONTROLS`."""
+    generator = torch.Generator().manual_seed(seed)
+    like = lens[lens.layers[0]].directions
+    neurons, words = len(like), codes.brief[lens.layers[0]].shape[1]
+    atoms = normalise(texts.embed(clip), codes.normalise).to(like)
+    gaussian = torch.randn(like.shape, generator=generator).to(like)
+    # one set for all layers: sparse coding is the dearest part of scoring
+    of_random_directions = sides(*omp(F.normalize(gaussian, dim=1), atoms, words))
+
+    def of_layer(layer: int) -> list[WordSides]:
+        ours = sides(codes.indices[layer], codes.brief[layer])
+        order = torch.randperm(neurons, generator=generator)
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)
+        any_texts = torch.randint(len(atoms), ours.texts.shape, generator=generator)
+        similarity = lens[layer].directions @ F.normalize(atoms, dim=1).T
+        ends = torch.stack([similarity.argmax(1), similarity.argmin(1)], dim=1)
+        return [
+            ours,
+            WordSides(texts=ours.texts[other], weights=ours.weights[other]),
+            of_random_directions,
+            WordSides(texts=any_texts, weights=ours.weights),
+            WordSides(texts=ends, weights=torch.eye(2).expand(neurons, 2, 2)),
+        ]
+
+    return {layer: of_layer(layer) for layer in lens.layers}
+
+
+def sides(
+    indices: Int[Tensor, "neurons k"], coefficients: Float[Tensor, "neurons words"]
+) -> WordSides:
+    """The words of brief codes, each for the side that its sign names."""
+    return WordSides(
+        texts=indices[:, : coefficients.shape[1]].clamp(min=0),
+        weights=torch.stack([coefficients.clamp(min=0), (-coefficients).clamp(min=0)], dim=1),
+    )
+
+
+def _areas(
+    judge: Referee,
+    descriptions: Sequence[WordSides],
+    positions: list[int],
+    products: Float[Tensor, "images neurons vectors"],
+    unit: float,
+    top: int,
+) -> Float[Tensor, "3 neurons 2 descriptions"]:
+    """Area, low and high end of its interval, of every description of a layer."""
+    images = judge.images[positions]
+    projection, own = products[:, :, 0], products[:, :, 1:] / unit
+    areas = torch.empty(3, projection.shape[1], 2, len(descriptions))
+    for side, chunk in _work(projection.shape[1]):
+        largest_first = projection[:, chunk] * (1 - 2 * side)
+        order = largest_first.argsort(dim=0, descending=True, stable=True).T
+        for which, description in enumerate(descriptions):
+            rows = description.rows(judge.words)[chunk, side]
+            predicted = images @ rows.T
+            if own.shape[2]:
+                predicted = predicted - own[:, chunk, 2 * which + side].to(predicted)
+            ranked = predicted.T.gather(1, order)
+            area = area_under_roc(ranked[:, :top], ranked[:, top:])
+            found = torch.stack([area.auc, area.low, area.high]).float()
+            wordless = description.weights[chunk, side].sum(-1) == 0
+            areas[:, chunk, side, which] = found.masked_fill(wordless, torch.nan)
+    return areas
+
+
+def _work(neurons: int) -> Iterator[tuple[int, slice]]:
+    return ((side, chunk) for side in range(2) for chunk in chunks(neurons, NEURONS_PER_CHUNK))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlComparison:
+    """Descriptions against one control, over the neurons where both have a score."""
+
+    side: str
+    control: str
+    neurons: int
+    ours: float
+    """Median, as `theirs`."""
+    theirs: float
+    difference: float
+    """Median of ours minus theirs, neuron by neuron."""
+    low: float
+    high: float
+    """Its 95 % bootstrap interval over the neurons. They share their images: it says nothing
+    about other images."""
+
+
+def compare(scores: Scores, layers: Sequence[int] | None = None) -> list[ControlComparison]:
+    """Ours against every control on either side, over the neurons of some layers (or all).
+
+    A side on which no neuron has words is left out.
+    """
+    chosen = sorted(scores.auc) if layers is None else layers
+    ours = torch.cat([scores.auc[layer] for layer in chosen])
+    theirs = torch.cat([scores.controls[layer] for layer in chosen])
+    found = []
+    for side, name in enumerate(SIDES):
+        for which, control in enumerate(CONTROLS):
+            both = torch.stack([ours[:, side], theirs[:, side, which]]).numpy()
+            both = both[:, np.isfinite(both).all(0)]
+            if both.shape[1] == 0:
+                continue
+            difference = both[0] - both[1]
+            low, high = of_median(difference)
+            medians = [float(np.median(each)) for each in (*both, difference)]
+            found.append(
+                ControlComparison(
+                    side=name,
+                    control=control,
+                    neurons=both.shape[1],
+                    ours=medians[0],
+                    theirs=medians[1],
+                    difference=medians[2],
+                    low=low,
+                    high=high,
+                )
+            )
+    return found
+
+
+def score_table(scores: Scores) -> Table:
+    """Medians over all neurons, and the differences to every control, for a terminal."""
+    table = Table(
+        title=f"{scores.vocabulary}, judged by {scores.referee}: area under ROC against the top "
+        f"{scores.top} of {scores.images} unseen images"
+    )
+    for name in ("side", "neurons", "ours", "control", "its median", "difference [95 %]"):
+        table.add_column(name, justify="left" if name in ("side", "control") else "right")
+    for each in compare(scores):
+        difference = f"{each.difference:+.3f} [{each.low:+.3f}, {each.high:+.3f}]"
+        numbers = f"{each.ours:.3f}", each.control, f"{each.theirs:.3f}", difference
+        table.add_row(each.side, str(each.neurons), *numbers)
+    return table

@@ -294,7 +294,7 @@ def test_any_list_of_texts_is_read_or_refused(tmp_path_factory, content, suffix)
 
 
 RUNS_WHAT_IT_READS = {
-    "engine/protocol.py": "hands this process's own work to workers that it started",
+    "engine/pool.py": "hands this process's own work to workers that it started",
 }
 """Modules that may, and why."""
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secondlens.errors import SecondLensError
 from secondlens.sparse import dictionary, pursuit
-from secondlens.sparse.lasso import lasso
+from secondlens.sparse.l1 import lasso
 from secondlens.sparse.pursuit import omp, omp_path
 
 GOLDEN = Path(__file__).parent / "golden" / "components-and-codes.safetensors"

@@ -3,9 +3,9 @@
     python tools/ways.py            # every way, one line each
     python tools/ways.py --files    # the files of each way, in the order of their first call
 
-A file counts if a function of it runs. A call goes back up if its caller stands on a lower floor of
-the tree than what it calls; floors are those of the layers in `pyproject.toml`, and every pair of
-files counts once. Each way runs in a process of its own, on the embedded model.
+A file counts if a function of it runs. A call goes back if what it calls ran for the first time
+before its caller did; every pair of files counts once. Each way runs in a process of its own, on
+the embedded model.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 import secondlens as sl
 
 ROOT = Path(sl.__file__).parent
-LAYERS = Path(__file__).parent.parent / "pyproject.toml"
 
 
 class Calls:
@@ -58,7 +56,8 @@ class Calls:
 
 def _name(frame: FrameType) -> str | None:
     path = frame.f_code.co_filename
-    return path[len(str(ROOT)) + 1 :] if path.startswith(str(ROOT) + "/") else None
+    own = path.startswith(str(ROOT) + "/") and path.endswith(".py")  # templates have frames too
+    return path[len(str(ROOT)) + 1 :] if own else None
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -67,17 +66,6 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def floors() -> dict[str, int]:
-    """Return the floor of each package and top module, 0 at the bottom."""
-    contracts = tomllib.loads(LAYERS.read_text())["tool"]["importlinter"]["contracts"]
-    layers = contracts[0]["layers"]
-    return {
-        name.strip(): floor
-        for floor, line in enumerate(reversed(layers))
-        for name in line.split("|")
-    }
 
 
 def effect() -> Callable[[], Any]:
@@ -118,17 +106,18 @@ def gallery() -> Callable[[], Any]:
 def page() -> Callable[[], Any]:
     """A folder of a lens to the page of one of its neurons, served."""
     from fastapi.testclient import TestClient
-    from secondlens.explorer.opened import open_lens
 
     from secondlens.explorer.app import make_app
+    from secondlens.explorer.opening import open_lens
     from secondlens.explorer.pages import Pages
 
     folder = _lens()
 
     def run() -> None:
         atlas, live = open_lens(folder, sl.load("demo"))
-        with TestClient(make_app(Pages(atlas, live))) as browser:
-            assert browser.get("/neuron/5/3").is_success
+        app = make_app(Pages(atlas, live=live is not None), live)
+        with TestClient(app) as browser:
+            assert browser.get("/neuron/5/3/").is_success
 
     return run
 
@@ -154,9 +143,7 @@ def _pictures(count: int) -> list[Any]:
 
 def _lens() -> Path:
     """Return the folder of a small described lens on the embedded model."""
-    from secondlens.demo.pictures import Scenes
-
-    from secondlens.demo.scenes import World
+    from secondlens.demo.scenes import Scenes, World
 
     clip, folder = sl.load("demo"), Path(tempfile.mkdtemp()) / "lens"
     lens = sl.fit(clip, Scenes(World(), 1, 60), layers=[5], out=folder)
@@ -166,25 +153,13 @@ def _lens() -> Path:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return the files of a way, and the pairs of them whose call goes back up."""
-    way, calls, floor = WAYS[name](), Calls(), floors()
+    """Return the files of a way, and the pairs of them whose call goes back."""
+    way, calls = WAYS[name](), Calls()
     with calls.traced():
         way()
-
-    def of(file: str) -> int:
-        return floor.get(file.split("/")[0].removesuffix(".py"), -1)
-
-    order = {file: i for i, file in enumerate(calls.files)}
-    print(
-        "BACK",
-        sum(order[a] > order[b] for a, b in calls.pairs),
-        "pairs",
-        len(calls.pairs),
-        sum(1 for f in calls.files if f.endswith(".py")),
-        file=sys.stderr,
-    )
-    up = sorted(pair for pair in calls.pairs if of(pair[0]) < of(pair[1]))
-    return {"files": list(calls.files), "pairs": len(calls.pairs), "up": up}
+    order = {file: number for number, file in enumerate(calls.files)}
+    back = sorted(pair for pair in calls.pairs if order[pair[0]] > order[pair[1]])
+    return {"files": list(calls.files), "back": back}
 
 
 if __name__ == "__main__":
@@ -197,13 +172,12 @@ if __name__ == "__main__":
         sys.exit()
     for name, way in WAYS.items():
         child = [sys.executable, __file__, "--one", name]
-        told = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout
+        told = subprocess.run(child, check=True, capture_output=True, text=True).stdout
         found = json.loads(told.splitlines()[-1])
-        print(
-            f"{name:8} {len(found['files']):3} files, {len(found['up']):3} calls back up  {way.__doc__}"
-        )
+        counts = f"{len(found['files']):3} files, {len(found['back']):3} calls back"
+        print(f"{name:8} {counts}  {way.__doc__}")
         if arguments.files:
             for file in found["files"]:
                 print("   ", file)
-            for pair in found["up"]:
-                print("    up:", *pair)
+            for pair in found["back"]:
+                print("    back:", *pair)

@@ -1,5 +1,6 @@
 """The public names of the library, and where each is at home."""
 
+from . import sparse as sparse
 from .applications.ablation.accuracy import ablate as ablate
 from .applications.ablation.attention import ablate_attention as ablate_attention
 from .applications.ablation.budget import budget as budget

@@ -1,0 +1,5 @@
+"""The command line, as `python -m secondlens`."""
+
+from .commands import main
+
+main(prog_name="secondlens")

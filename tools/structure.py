@@ -1,0 +1,74 @@
+"""Prints how the library is cut into files, beside other libraries of the field.
+
+    python tools/structure.py                 # this library
+    python tools/structure.py PATH [PATH …]   # any other package, beside it
+
+A row has the number of files, their lines, the median and the longest, how many files are imported
+by exactly one other, and the share of lines that are import statements. Commands are members of a
+registry: the one file that lists them is not counted as their reader.
+"""
+
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+OWN = Path(__file__).parent.parent / "src" / "secondlens"
+LISTS = ("commands.group", "paper.registry")
+"""Modules that list the members of a registry."""
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Return the files of a package by dotted name; packages have the names of their folders."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        found[name.removesuffix("__init__").rstrip(".")] = path
+    return found
+
+
+def imported(name: str, path: Path, package: str, known: dict[str, Path]) -> set[str]:
+    """Return the modules that a file imports, inside functions and for type-checking too."""
+    own = name.split(".") if name else []
+    here = own if path.name == "__init__.py" else own[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            asked = node.module.split(".") if node.module else []
+            if node.level:
+                asked = here[: len(here) - node.level + 1] + asked
+            elif asked[:1] == [package]:
+                asked = asked[1:]
+            else:
+                continue
+            for each in node.names:
+                inner = ".".join([*asked, each.name])
+                found.add(inner if inner in known else ".".join(asked))
+    return found & set(known) - {name}
+
+
+def row(root: Path) -> tuple[str, int, int, float, int, int, str]:
+    """Return the numbers of one package."""
+    known = modules(root)
+    sources = {name: path.read_text(encoding="utf-8") for name, path in known.items()}
+    lengths = [len(text.splitlines()) for text in sources.values()]
+    readers: dict[str, set[str]] = defaultdict(set)
+    statements = 0
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                statements += (node.end_lineno or node.lineno) - node.lineno + 1
+        for each in imported(name, path, root.name, known):
+            if name not in LISTS:
+                readers[each].add(name)
+    once = sum(len(each) == 1 for each in readers.values())
+    share = f"{100 * statements / sum(lengths):.1f} %"
+    return root.name, len(known), sum(lengths), median(lengths), max(lengths), once, share
+
+
+if __name__ == "__main__":
+    heads = ("package", "files", "lines", "median", "longest", "read once", "imports")
+    print("{:12} {:>6} {:>7} {:>7} {:>8} {:>10} {:>8}".format(*heads))
+    for root in (OWN, *map(Path, sys.argv[1:])):
+        print("{:12} {:>6} {:>7} {:>7.0f} {:>8} {:>10} {:>8}".format(*row(root)))

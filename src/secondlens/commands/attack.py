@@ -1,4 +1,4 @@
-"""Options that say who filters words, writes, draws and checks in an attack."""
+"""`secondlens attack`, and the options that say who does the steps of an attack."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -1,4 +1,4 @@
-"""What commands share: options and where they print."""
+"""What commands share: options, checks that need no torch, and where they print."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
 """Of what is divided by."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
-"""Of weights, see `clip`."""
+"""Of weights, see `models`."""
 STORES = ("auto", "float32", "float16", "never")
 """Dtypes of stored coordinates, see `plan`."""
 

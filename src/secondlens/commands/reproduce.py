@@ -1,4 +1,4 @@
-"""Options of a study, which all reproductions of the paper have in common."""
+"""`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
 
 from collections.abc import Callable
 from dataclasses import asdict

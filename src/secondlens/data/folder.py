@@ -1,4 +1,4 @@
-"""Pictures as files in folders."""
+"""Pictures as files in folders, here or in an object store."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The vocabularies that have a name."""
+"""Texts with labels and prompts: from files, tables, memory, or under a name of their own."""
 
 import csv
 import difflib

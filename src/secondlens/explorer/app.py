@@ -1,4 +1,4 @@
-"""The explorer as a web application."""
+"""The explorer as a web application, and what it answers where nothing is."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence

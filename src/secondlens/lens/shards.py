@@ -1,4 +1,4 @@
-"""What a fit does with a shard of its images, in each of its two passes."""
+"""What a fit does with its images, shard by shard, and how what it found is put together."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

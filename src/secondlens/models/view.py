@@ -1,7 +1,7 @@
 """One view over the image and text tower of a CLIP: its blocks, weights and encoders.
 
 The mathematics (`capture`, `effects`) reads a `Clip` and its `Block`s, never the model behind them,
-so another family of models needs no more than a function that builds a `Clip` (see `clip`).
+so another family of models needs no more than a function that builds a `Clip` (see `open_clip`).
 """
 
 import hashlib

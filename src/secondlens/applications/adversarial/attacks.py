@@ -1,4 +1,4 @@
-"""`attack`: one pair of classes, or every ordered pair of a list."""
+"""Attacks on one pair of classes, or on every ordered pair of a list, and what these share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Pairs of pictures that differ in a cue alone, where pictures can be drawn."""
+"""Drawn pictures that show what a cue does: with it and without it, usual places and others."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

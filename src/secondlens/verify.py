@@ -1,7 +1,8 @@
 """Whether this version is right about a model: parity, activation function and effects, by dtype.
 
 Effects are compared with a second implementation that shares nothing with `capture` and
-`value_paths`: the sums of Eq. 5 (arXiv 2406.04341) as they are written, a block, a head and a neuron at a time.
+`value_paths`: the sums of Eq. 5 (arXiv 2406.04341) as they are written, a block, a head and a
+neuron at a time.
 """
 
 import copy

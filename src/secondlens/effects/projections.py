@@ -1,7 +1,8 @@
 """Products of effects with vectors, for every neuron and image, without any effect in memory.
 
 An effect is scale * c . U (see `value_paths`), so its product with a vector v is
-scale * c . (U v): a neuron needs K numbers for each of its vectors, and an image one product of K numbers.
+scale * c . (U v): a neuron needs K numbers for each of its vectors, and an image one product of
+K numbers.
 """
 
 from collections.abc import Mapping, Sequence

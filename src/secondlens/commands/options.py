@@ -1,4 +1,8 @@
-"""What commands share: options, checks that need no torch, and where they print."""
+"""What commands share: options, checks that need no torch, and where they print.
+
+Some mistakes are told before torch is imported, which takes seconds. What is read or written
+afterwards is checked there once more, and more thoroughly.
+"""
 
 import json
 import logging

@@ -1,5 +1,8 @@
 """Sets of images with masks: the embedded world, ImageNet-Segmentation, Pascal VOC, ImageNet-S and
 plain folders.
+
+A set is anything with `len` and `[index]` that gives an `Example`. Masks hold 1 where the object
+is, 0 where it is not, and -1 (`IGNORE`) where nobody has said.
 """
 
 from collections import defaultdict

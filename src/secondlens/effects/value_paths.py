@@ -1,4 +1,4 @@
-"""The data-independent half of second-order effects: how each neuron's row reaches the output.
+"""Second-order and direct effects by value paths: how each neuron's row reaches the output.
 
 The second-order effect of neuron n is linear in its output row w_n, so it factors exactly:
 
@@ -17,6 +17,10 @@ c. This is Eq. 5 of arXiv 2406.04341, with LayerNorm as in its appendix A.6, in 
 g(image) is itself linear in 2K+3 data-independent rows, so both conventions are one product,
 extended coefficients [images, K', N] times extended U [N, K', d]: K' = K when exact, 3K+3 when
 official.
+
+`second_order` and `direct` materialise effects for images at hand, as section 3 of arXiv 2406.04341
+defines them, each divided by the norm of the representation r: they are parts of the unit embedding
+that similarities with texts are computed from. `ablated_runs` measures the whole network.
 """
 
 from collections.abc import Iterator, Sequence

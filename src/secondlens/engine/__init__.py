@@ -4,3 +4,9 @@ An engine maps a `Work` over tasks; which worker does which task, and when, chan
 what comes out. `Local` and `Ray` start workers, and a `Pool` keeps them busy: a worker that dies is
 replaced, a task that fails is tried again, and what always fails is reported when the rest is done.
 """
+
+from .local import Local
+from .pool import Engine
+from .ray import Ray
+
+__all__ = ["Engine", "Local", "Ray"]

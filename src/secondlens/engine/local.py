@@ -71,8 +71,8 @@ class Local:
         with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
             file = Path(folder) / "work"
             pack(work, file)
-            with Pool(lambda: _Process(file, threads), self.workers, self.retries) as crew:
-                yield crew
+            with Pool(lambda: _Process(file, threads), self.workers, self.retries) as pool:
+                yield pool
 
 
 class _Here:

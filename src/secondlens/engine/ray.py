@@ -68,14 +68,14 @@ class Ray:
             pack(work, packed)
             content = ray.put(packed.getvalue())
             device = "cuda" if self.gpus else None
-            # a lost actor is replaced by the crew, which knows what it was doing
+            # a lost actor is replaced by the pool, which knows what it was doing
             actor = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0)(_Holder)
 
             def hire() -> _Actor:
                 return _Actor(actor.remote(content, device))
 
-            with Pool(hire, self.workers or room, self.retries) as crew:
-                yield crew
+            with Pool(hire, self.workers or room, self.retries) as pool:
+                yield pool
         finally:
             if own:
                 ray.shutdown()

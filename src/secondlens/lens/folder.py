@@ -3,6 +3,9 @@
 There is one file of tensors for each layer, for each vocabulary, for each score and comparison of
 halves, and for the coordinates of each layer if they were kept. The format has a page of its own in
 the documentation. Lenses come from strangers too: what is read is checked.
+
+A folder is data and nothing else: regular files inside it, tensors of the declared kinds with sizes
+that agree, positions that exist, and finite numbers where nothing else makes sense.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""Lenses on the Hugging Face hub: sent with a card in one commit, fetched as mere files."""
+"""Lenses on the Hugging Face hub: sent with a card in one commit, fetched as mere files.
+
+Who one is, the hub's own library knows, from `hf auth login` or `HF_TOKEN`: no token passes through
+here.
+"""
 
 import re
 import shutil

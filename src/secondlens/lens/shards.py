@@ -1,4 +1,9 @@
-"""What a fit does with its images, shard by shard, and how what it found is put together."""
+"""What a fit does with its images, shard by shard, and how what it found is put together.
+
+There are two stages, "means" and "top images", and each is a tree. A leaf tells of one shard; every
+node above merges up to `FAN_IN` nodes below, in their order. The trees follow from the plan alone,
+so whoever makes a node, and whenever, it is the same; and nobody ever holds more than two of them.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

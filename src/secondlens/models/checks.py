@@ -1,4 +1,11 @@
-"""Does the view of a model tell the truth? Rebuild what the model computes, and compare."""
+"""Checks at load: whether a view tells the truth of its model, and which activation it has.
+
+What the model computes is rebuilt from the view and compared.
+
+OpenAI's weights, and some others, were trained with QuickGELU. Run with plain GELU they work, and
+every activation and every text embedding is slightly wrong: so an activation function that is not
+known, or about which two sources disagree, is refused.
+"""
 
 import hashlib
 import re

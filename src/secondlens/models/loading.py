@@ -2,6 +2,9 @@
 
 Towers that compute anything the mathematics does not describe are refused with the reason, and
 every tower is checked against its own forward pass before it is handed out.
+
+Models come by name as open_clip and transformers make them, with what prepares their inputs.
+transformers is imported only when one of its models is loaded: it is an extra, and takes seconds.
 """
 
 import difflib

@@ -1,4 +1,10 @@
-"""What sparse coding takes."""
+"""Atoms, and the search for the one that correlates most with a residual, among very many.
+
+The search is nearly all the work of orthogonal matching pursuit: one product a step, all atoms by
+all residuals. Bounds on how far a residual has moved cannot spare it: with unit atoms a step moves
+it by at least the strongest correlation, so that any atom may be the next. But a product of low
+precision is enough to find the few atoms that are worth an exact look.
+"""
 
 import timeit
 from functools import cache, partial

@@ -1,4 +1,13 @@
-"""A neuron's words as concepts: groups of texts that are more alike than texts usually are."""
+"""A neuron's words as concepts, groups of texts that are alike, and the images that prove each.
+
+Whether a concept is real is asked of the images: a top image belongs to the concept that it shows
+far more of than random images do, and to none if it shows no concept more than random images show
+some concept.
+
+Effects of one neuron are nearly rank one, so the effect of an image does not say which concept
+caused it. The embedding does; the neuron's own effect is taken out of it first, because it writes
+its own words there.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -3,6 +3,10 @@
 That is how large every effect is, how far it goes along some vectors, and the sum of those that
 are chosen in each image. For second-order effects none of it needs the effects themselves: norms
 and products are those of coordinates, and a sum over neurons goes through each head once.
+
+A lens knows means, directions and thresholds of second-order effects only. For direct and indirect
+effects, the same statistics are taken over the pictures of a reference, which is held in memory as
+coordinates.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,10 @@
-"""The drawer of the embedded world: cut-outs on a drawn background, and exact truth about them."""
+"""The drawer of the embedded world: cut-outs on a drawn background, and exact truth about them.
+
+Which words are too close to a class, families say: those of a picture dictionary. Two members of a
+family could be taken for each other by a person who glances at a 64-pixel drawing, or one could be
+said to be the other; words of the wrong class's family would make an attack cheap, so they are
+removed for every method.
+"""
 
 from collections.abc import Sequence
 from typing import Final

@@ -1,4 +1,7 @@
-"""Drawn pictures that show what a cue does: with it and without it, usual places and others."""
+"""Drawn pictures that show what a cue does: with it and without it, usual places and others.
+
+Planted places say what a picture is drawn with, and nothing about any model.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

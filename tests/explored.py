@@ -82,7 +82,7 @@ def write_runs(folder):
     pictures.mkdir(parents=True)
     Pictures().load(0).save(pictures / "0.png")
     Pictures().load(1).save(folder / "outside.png")
-    shot = Sample(
+    sample = Sample(
         file="images/0.png",
         plain_file="images/0.png",
         caption="a dog and <b>snow</b>",
@@ -95,10 +95,13 @@ def write_runs(folder):
         plain_best="dog",
         counted=True,
     )
-    outside = replace(shot, file="../outside.png", plain_file="/etc/hostname")
+    outside = replace(sample, file="../outside.png", plain_file="/etc/hostname")
     word = RankedWord(text="snow", score=0.3, neurons=((0, 5, 0.2),))
     report = Report(
-        pair=Pair(draw="dog", mistake_for="deer"), settings={}, words=(word,), shots=(shot, outside)
+        pair=Pair(draw="dog", mistake_for="deer"),
+        settings={},
+        words=(word,),
+        samples=(sample, outside),
     )
     save_json(folder / "a" / "report.json", report.as_json())
     effect = torch.tensor([[0.2, -0.1], [float("nan"), 0.05]])

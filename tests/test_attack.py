@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from secondlens import attack
 from secondlens.applications.adversarial.attacks import attack_pairs, attacker
@@ -18,7 +19,7 @@ from secondlens.applications.adversarial.captioning import (
 )
 from secondlens.applications.adversarial.generation import METADATA, GeneratedImage, picture
 from secondlens.applications.adversarial.judging import ExactJudge, RefereeJudge, Verdict, Zeroshot
-from secondlens.applications.adversarial.runs import Report, Sample
+from secondlens.applications.adversarial.runs import OLD_NAMES, Report, Sample
 from secondlens.applications.adversarial.selection import (
     NothingLeft,
     Pair,
@@ -227,7 +228,7 @@ class Says:
 
 
 def test_captions_that_may_be_used_are_kept():
-    writer = Says(
+    captioner = Says(
         "a cow beside a lamp",
         "a cow, a lamp and a lioness of a lion",
         "a lamp",
@@ -235,14 +236,14 @@ def test_captions_that_may_be_used_are_kept():
         "a cow",
         "a cow beside a lamp",
     )
-    kept = captions(writer, PAIR, ["lamp", "key"], 2, 0)
+    kept = captions(captioner, PAIR, ["lamp", "key"], 2, 0)
     assert kept == [
         Caption(text="a cow beside a lamp", plain="a photo of a cow", words=("lamp",)),
         Caption(text="cows under lamps and keys", plain="a photo of a cow", words=("lamp", "key")),
     ]
-    assert writer.asked == 1
-    assert len(captions(writer, PAIR, ["lamp", "key"], 3, 0)) == 2
-    assert writer.asked == 4
+    assert captioner.asked == 1
+    assert len(captions(captioner, PAIR, ["lamp", "key"], 3, 0)) == 2
+    assert captioner.asked == 4
 
 
 def test_all_captions_filtered_out():
@@ -263,11 +264,11 @@ def test_lists_in_replies():
 
 
 def test_without_the_words_all_else_is_equal():
-    drawer = SpriteGenerator()
+    generator = SpriteGenerator()
     for seed in range(12):
-        plain = drawer.draw("a photo of a cow", "cow", seed)
-        with_lamp = drawer.draw("a lamp beside a cow", "cow", seed)
-        on_sea = drawer.draw("a photo of a cow and a lamp in the sea", "cow", seed)
+        plain = generator.draw("a photo of a cow", "cow", seed)
+        with_lamp = generator.draw("a lamp beside a cow", "cow", seed)
+        on_sea = generator.draw("a photo of a cow and a lamp in the sea", "cow", seed)
         assert plain.shows[-1] == with_lamp.shows[-1]
         assert on_sea.shows[-1] == "sea"
         assert "cow" in plain.shows and "cow" in with_lamp.shows
@@ -276,19 +277,21 @@ def test_without_the_words_all_else_is_equal():
         )
         # the lamp is in one place, so much of the picture is as it was
         assert 0.01 < changed.float().mean() < 0.5
-        assert drawer.draw("a lamp beside a cow", "cow", seed).image == with_lamp.image
+        assert generator.draw("a lamp beside a cow", "cow", seed).image == with_lamp.image
 
 
 def test_what_is_shown_is_what_is_mentioned():
-    drawer = SpriteGenerator()
-    shown = drawer.draw("a red cow, two owls and keys on a blue background", "cow", 3).shows
+    generator = SpriteGenerator()
+    shown = generator.draw("a red cow, two owls and keys on a blue background", "cow", 3).shows
     assert shown[-1] == "blue"
     assert {"cow"} <= set(shown) <= {"cow", "owl", "key", "blue"}
 
 
 def test_covered_objects_are_not_said_to_be_seen():
-    drawer = SpriteGenerator()
-    seen = [drawer.draw("a cow, a key, an owl and a lamp", "cow", seed).shows for seed in range(30)]
+    generator = SpriteGenerator()
+    seen = [
+        generator.draw("a cow, a key, an owl and a lamp", "cow", seed).shows for seed in range(30)
+    ]
     assert all("cow" in shows for shows in seen)
     counts = [len(shows) for shows in seen]
     assert max(counts) == 5
@@ -296,19 +299,19 @@ def test_covered_objects_are_not_said_to_be_seen():
 
 def test_pictures_are_read_again_only_if_they_are_the_same(tmp_path):
     path = tmp_path / "one.png"
-    drawer = Counting()
-    drawn = picture(drawer, "a cow", "cow", 4, path)
-    again = picture(drawer, "a cow", "cow", 4, path)
-    assert drawer.drawn == 1
+    generator = Counting()
+    drawn = picture(generator, "a cow", "cow", 4, path)
+    again = picture(generator, "a cow", "cow", 4, path)
+    assert generator.drawn == 1
     assert (again.image.tobytes(), again.shows) == (drawn.image.tobytes(), ("cow", "sea"))
     with Image.open(path) as file:
         written = json.loads(file.info[METADATA])
     assert written["caption"] == "a cow"
     assert written["seed"] == 4
-    picture(drawer, "a cow", "cow", 5, path)
+    picture(generator, "a cow", "cow", 5, path)
     path.write_bytes(path.read_bytes()[:40])
-    picture(drawer, "a cow", "cow", 5, path)
-    assert drawer.drawn == 3
+    picture(generator, "a cow", "cow", 5, path)
+    assert generator.drawn == 3
     assert [each.name for each in tmp_path.iterdir()] == ["one.png"]
 
 
@@ -350,13 +353,13 @@ def test_checks():
 def test_the_referee_says_what_it_sees():
     twin = load("demo-twin")
     referee = RefereeJudge(twin, NAMES, object_names().embed(twin))
-    drawer, pair = SpriteGenerator(), Pair(draw="cow", mistake_for="ship")
-    cows = [drawer.draw("a cow", "cow", seed) for seed in range(8)]
-    ships = [drawer.draw("a ship", "ship", seed) for seed in range(8)]
+    generator, pair = SpriteGenerator(), Pair(draw="cow", mistake_for="ship")
+    cows = [generator.draw("a cow", "cow", seed) for seed in range(8)]
+    ships = [generator.draw("a ship", "ship", seed) for seed in range(8)]
     assert sum(referee(cows, pair)) > sum(referee(ships, pair)) + 4
 
 
-def shot(margin, plain_margin, best="cow", counted=True):
+def sample(margin, plain_margin, best="cow", counted=True):
     return Sample(
         file="", plain_file="", caption="", plain="", words=(), seed=0, margin=margin,
         plain_margin=plain_margin, best=best, plain_best="cow", counted=counted,
@@ -364,14 +367,14 @@ def shot(margin, plain_margin, best="cow", counted=True):
 
 
 def test_rates_are_of_pictures_that_count():
-    shots = (
-        shot(0.1, -0.1, "lion"),
-        shot(0.1, 0.1),
-        shot(-0.1, 0.1),
-        shot(-0.1, -0.1),
-        shot(0.1, -0.1, counted=False),
+    samples = (
+        sample(0.1, -0.1, "lion"),
+        sample(0.1, 0.1),
+        sample(-0.1, 0.1),
+        sample(-0.1, -0.1),
+        sample(0.1, -0.1, counted=False),
     )
-    report = Report(pair=PAIR, settings={}, words=(), shots=shots)
+    report = Report(pair=PAIR, settings={}, words=(), samples=samples)
     assert repr(report).endswith("2 of 4 pictures fool)")
     rates = report.rates()
     counts = {name: (rate["count"], rate["of"]) for name, rate in rates.items()}
@@ -390,22 +393,30 @@ def test_rates_are_of_pictures_that_count():
 def test_a_run_is_in_its_folder_and_goes_on(demo, tmp_path):
     clip, lens = demo
     out = tmp_path / "run"
-    drawer = Interrupted(after=5)
+    generator = Interrupted(after=5)
+    asked = {"images": 6, "captions": 2, "image_generator": generator}
     with pytest.raises(KeyboardInterrupt):
-        attack(clip, lens, "cow", "lion", out, images=6, captions=2, drawer=drawer)
+        attack(clip, lens, "cow", "lion", out, **asked)
     assert len(list(out.rglob("*.png"))) == 5
     assert not (out / "report.json").exists()
-    drawer.left = 100
-    report = attack(clip, lens, "cow", "lion", out, images=6, captions=2, drawer=drawer)
-    assert drawer.left == 100 - 7
+    generator.left = 100
+    report = attack(clip, lens, "cow", "lion", out, **asked)
+    assert generator.left == 100 - 7
     whole = attack(
-        clip, lens, "cow", "lion", tmp_path / "whole", images=6, captions=2, drawer=drawer
+        clip,
+        lens,
+        "cow",
+        "lion",
+        tmp_path / "whole",
+        images=6,
+        captions=2,
+        image_generator=generator,
     )
-    assert whole.shots == report.shots
-    assert attack(clip, lens, "cow", "lion", out, images=6, captions=2, drawer=drawer) == report
+    assert whole.samples == report.samples
+    assert attack(clip, lens, "cow", "lion", out, **asked) == report
     with (out / "images.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["margin"]) for row in rows] == [shot.margin for shot in report.shots]
+    assert [float(row["margin"]) for row in rows] == [sample.margin for sample in report.samples]
     written = json.loads((out / "report.json").read_text())
     assert written["rates"]["flipped"]["count"] == sum(s.flipped for s in report.counted)
     page = (out / "gallery.html").read_text()
@@ -434,8 +445,10 @@ def test_a_step_can_be_run_again_with_other_words(demo, tmp_path):
     words["words"] = [{"text": "lamp", "score": 1.0, "neurons": []}]
     (tmp_path / "run" / "words.json").write_text(json.dumps(words))
     second = attack(clip, lens, "cow", "lion", tmp_path / "run", images=2, captions=2)
-    assert {shot.caption for shot in second.shots} == {"a photo of a cow and a lamp"}
-    assert [shot.plain_margin for shot in second.shots] == [s.plain_margin for s in first.shots]
+    assert {sample.caption for sample in second.samples} == {"a photo of a cow and a lamp"}
+    assert [sample.plain_margin for sample in second.samples] == [
+        s.plain_margin for s in first.samples
+    ]
 
 
 def test_deleted_pictures_are_drawn_again(demo, tmp_path):
@@ -461,7 +474,7 @@ def test_texts_are_escaped_on_the_page(demo, tmp_path):
         images=1,
         captions=1,
         words=200,
-        writer=Says(evil),
+        captioner=Says(evil),
     )
     page = (tmp_path / "run" / "gallery.html").read_text()
     assert "<script" not in page
@@ -471,7 +484,7 @@ def test_texts_are_escaped_on_the_page(demo, tmp_path):
 def test_every_pair(demo, tmp_path):
     clip, lens = demo
     made = attacker(clip, lens, images=1, captions=1)
-    stubborn = replace(made, parts=replace(made.parts, writer=NeverLions()))
+    stubborn = replace(made, steps=replace(made.steps, captioner=NeverLions()))
     reports, left_out = attack_pairs(stubborn, ["cow", "lion", "owl"], tmp_path / "all")
     assert len(reports) == 4
     assert {pair.draw for pair in left_out} == {"lion"}
@@ -531,7 +544,7 @@ def test_another_attack_in_the_folder(demo, tmp_path):
     for name, damage in (
         *(("words", text) for text in ("{", "[]", '{"words": [{"text": "lamp"}]}')),
         *(("captions", text) for text in ("[1]", "{}")),
-        *(("verdicts", text) for text in ("1", '{"shots": [{}]}')),
+        *(("verdicts", text) for text in ("1", '{"samples": [{}]}')),
         ("attack", "[]"),
     ):
         path = tmp_path / "run" / f"{name}.json"
@@ -578,12 +591,12 @@ class Later(TemplateCaptioner):
 
 def test_table3_of_runs_that_are_not_whole(demo, tmp_path):
     clip, lens = demo
-    made = attacker(clip, lens, images=1, captions=1, writer=Later({1}))
+    made = attacker(clip, lens, images=1, captions=1, captioner=Later({1}))
     result = table3(made, [("cow", "lion")], tmp_path / "some", seeds=2)
     assert result.rows[0]["method"] == OURS
     assert len(list((tmp_path / "some").rglob("seed-1/second-order/gallery.html"))) == 1
     assert not list((tmp_path / "some").rglob("seed-0/second-order/gallery.html"))
-    silent = attacker(clip, lens, images=1, captions=1, writer=Later(()))
+    silent = attacker(clip, lens, images=1, captions=1, captioner=Later(()))
     with pytest.raises(SecondLensError, match="none of the pairs could be attacked"):
         table3(silent, [("cow", "lion")], tmp_path / "none", seeds=1)
 
@@ -591,7 +604,7 @@ def test_table3_of_runs_that_are_not_whole(demo, tmp_path):
 def test_methods_on_other_pairs_have_no_difference_to_ours(demo):
     made = attacker(*demo, images=1, captions=1)
     reports = {
-        pair: [Report(pair=pair, settings={}, words=(), shots=(shot(0.1, -0.1),))]
+        pair: [Report(pair=pair, settings={}, words=(), samples=(sample(0.1, -0.1),))]
         for pair in (PAIR, Pair(draw="owl", mistake_for="lion"))
     }
     ours, other = ({pair: reports[pair]} for pair in reports)
@@ -604,3 +617,40 @@ def test_other_models_need_parts(demo, tmp_path):
     stranger = replace(clip, name="ViT-B-32")
     with pytest.raises(SecondLensError, match="an attack on ViT-B-32 needs classes"):
         attack(stranger, lens, "cow", "lion", tmp_path / "out")
+
+
+def test_old_names_work_and_say_the_new_ones(demo, tmp_path):
+    clip, lens = demo
+    with pytest.warns(FutureWarning, match="option drawer of attack is called image_generator"):
+        report = attack(
+            *(clip, lens, "cow", "lion", tmp_path / "run"),
+            images=1,
+            captions=1,
+            drawer=SpriteGenerator(),
+        )
+    with pytest.warns(FutureWarning, match="called report.samples now"):
+        assert report.shots == report.samples
+
+
+def test_a_run_folder_of_version_0_1_goes_on(demo, tmp_path):
+    """Its files have the old keys, and its pictures say who drew them under the old one."""
+    clip, lens = demo
+    asked = {"images": 2, "captions": 1}
+    new = attack(clip, lens, "cow", "lion", tmp_path / "run", **asked)
+    back = {new: old for old, new in OLD_NAMES.items()}
+    for name in ("attack", "verdicts"):
+        path = tmp_path / "run" / f"{name}.json"
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps({back.get(key, key): value for key, value in document.items()}))
+    for path in (tmp_path / "run").rglob("*.png"):
+        with Image.open(path) as image:
+            facts = json.loads(image.info["secondlens"])
+            facts["drawer"] = facts.pop("image_generator")
+            text = PngInfo()
+            text.add_itxt("secondlens", json.dumps(facts))
+            image.save(path, pnginfo=text)
+    (tmp_path / "run" / "images" / "00000.png").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.png")}
+    again = attack(clip, lens, "cow", "lion", tmp_path / "run", **asked)
+    assert again == new
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())

@@ -65,8 +65,11 @@ def test_pairs_with_a_referee(lenses, tmp_path):
     assert result.exit_code == 0
     assert (tmp_path / "all" / "index.html").is_file()
     settings = json.loads((tmp_path / "all" / "cow-as-lion" / "attack.json").read_text())
-    assert settings["check"] == "referee:demo-twin"
+    assert settings["judge"] == "referee:demo-twin"
     assert settings["selector"] == "similar words"
+
+
+AS_OWL = ("LENS", "--draw", "cow", "--mistake-for", "owl")
 
 
 @pytest.mark.parametrize(
@@ -81,25 +84,25 @@ def test_pairs_with_a_referee(lenses, tmp_path):
         (["LENS", "--pairs", "all", "--among", "cow"], "two different classes"),
         (["BARE", *("--draw", "cow", "--mistake-for", "owl")], "no description yet"),
         (["NOWHERE", *("--draw", "cow", "--mistake-for", "owl")], "holds no lens"),
-        (["LENS", *("--draw", "cow", "--mistake-for", "owl", "--layers", "6")], "layer 6"),
-        (["LENS", *("--draw", "cow", "--mistake-for", "owl", "--writer", "me")], "no writer 'me'"),
+        ([*AS_OWL, "--layers", "6"], "layer 6"),
         (
-            ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--writer", "http://localhost:1")],
-            "--writer-model",
+            [*AS_OWL, "--captioner", "me"],
+            "no captioner 'me'",
         ),
         (
-            ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--drawer", "diffusers:any")],
+            [*AS_OWL, "--captioner", "http://localhost:1"],
+            "--captioner-model",
+        ),
+        (
+            [*AS_OWL, "--image-generator", "diffusers:any"],
             "does not say what its pictures show",
         ),
         (
-            [
-                *("LENS", "--draw", "cow", "--mistake-for", "owl", "--drawer", "pencil"),
-                *("--referee", "demo-twin"),
-            ],
-            "no drawer 'pencil'",
+            [*AS_OWL, "--image-generator", "pencil", "--referee", "demo-twin"],
+            "no image generator 'pencil'",
         ),
         (
-            ["LENS", *("--draw", "cow", "--mistake-for", "owl", "--model", "demo-twin")],
+            [*AS_OWL, "--model", "demo-twin"],
             "other weights",
         ),
     ],
@@ -113,10 +116,23 @@ def test_mistakes_are_one_sentence_and_exit_2(arguments, message, lenses, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_options_of_version_0_1_are_understood_and_say_their_new_names(lenses, tmp_path):
+    arguments = ("attack", lenses / "lens", "--draw", "cow", "--mistake-for", "lion")
+    arguments += ("--out", tmp_path / "run", "--images", 1, "--captions", 1)
+    result = run(*arguments, "--drawer", "sprites", "--writer=template", "--json")
+    assert result.exit_code == 0
+    assert "--drawer is called --image-generator now" in result.stderr
+    assert "--writer is called --captioner now" in result.stderr
+    (pair,) = json.loads(result.stdout)["pairs"]
+    assert pair["shots"] == pair["samples"] and len(pair["samples"]) == 1
+    assert pair["settings"]["drawer"] == pair["settings"]["image_generator"] == "sprites:train"
+    assert pair["settings"]["check"] == pair["settings"]["judge"] == "exact"
+
+
 def test_an_endpoint_that_is_down_leaves_what_exists(lenses, tmp_path):
     arguments = ("attack", lenses / "lens", "--draw", "cow", "--mistake-for", "lion")
     arguments += ("--out", tmp_path / "run", "--images", 2, "--captions", 1)
-    down = run(*arguments, "--writer", "http://127.0.0.1:9/v1", "--writer-model", "m")
+    down = run(*arguments, "--captioner", "http://127.0.0.1:9/v1", "--captioner-model", "m")
     assert down.exit_code == 2
     assert "cannot be reached" in down.stderr
     assert {each.name for each in (tmp_path / "run").iterdir()} >= {"attack.json", "words.json"}

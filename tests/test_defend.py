@@ -243,19 +243,19 @@ def test_command(on_disk, tmp_path):
 
 def test_attacks_are_defended_against(on_disk, tmp_path):
     report = json.loads((on_disk / "attack" / "report.json").read_text())
-    counted = [shot for shot in report["shots"] if shot["counted"]]
+    counted = [sample for sample in report["samples"] if sample["counted"]]
     found = attacked(on_disk, object_names())
     assert {NAMES[label] for label in found.pictures.labels} == {"lion"}
     assert {NAMES[rival] for rival in found.rivals} == {"cow"}
     assert found.words == tuple(sorted(word["text"] for word in report["words"]))
-    assert list(found.pictures.source.ids) == [f"attack/{shot['file']}" for shot in counted]
+    assert list(found.pictures.source.ids) == [f"attack/{sample['file']}" for sample in counted]
     shown = found.pictures.source.load(1)
     with Image.open(on_disk / "attack" / counted[1]["file"]) as image:
         assert shown.tobytes() == image.convert("RGB").tobytes()
     arguments = ["defend", on_disk / "attack", on_disk / "lens", "--images", 24, "--indirect", 2]
     assert run(*arguments, "--out", tmp_path / "out").exit_code == 0
     defence = json.loads((tmp_path / "out" / "defence.json").read_text())
-    odd = [shot["margin"] > 0 for shot in counted][1::2]
+    odd = [sample["margin"] > 0 for sample in counted][1::2]
     assert defence["before"]["fooled"] == pytest.approx(sum(odd) / len(odd))
     assert "by indirect effect" in {point["method"] for point in defence["points"]}
 
@@ -265,7 +265,7 @@ def test_attacks_are_defended_against(on_disk, tmp_path):
     [
         ({"draw": "gnu"}, "attack on other classes"),
         ({"words": 3}, "damaged"),
-        ({"shots": []}, "passed its check"),
+        ({"samples": []}, "passed its check"),
     ],
 )
 def test_attacks_that_cannot_be_used(on_disk, tmp_path, change, message):

@@ -366,7 +366,7 @@ def test_pairs_are_attacked_by_several_processes(tmp_path):
     lens = fit(demo, Scenes(World(), 31, 60), [4, 5])
     describe(demo, lens, world_vocabulary(), 12)
     made = attacker(demo, lens, images=1, captions=1)
-    stubborn = replace(made, parts=replace(made.parts, writer=NeverLions()))
+    stubborn = replace(made, steps=replace(made.steps, captioner=NeverLions()))
     names = ["cow", "lion", "owl"]
     alone, left_out = attack_pairs(stubborn, names, tmp_path / "alone")
     engine = Local(workers=2)

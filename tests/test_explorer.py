@@ -372,14 +372,14 @@ def test_the_lab_attacks_and_keeps_nothing(embedded, exact, monkeypatch):
     packed = gzip.decompress(client.get("/data/runs.json.gz").content)
     assert json.loads(packed)["classes"] == list(NAMES)
     report = client.post("/live/attack?draw=cow&mistake_for=lion").json()
-    assert (report["draw"], report["planned"], len(report["shots"])) == ("cow", 2, 2)
+    assert (report["draw"], report["planned"], len(report["samples"])) == ("cow", 2, 2)
     assert all(word["score"] > 0 for word in report["words"])
-    for shot in report["shots"]:
-        for picture in (shot["picture"], shot["plain"]):
+    for sample in report["samples"]:
+        for picture in (sample["picture"], sample["plain"]):
             kind, _, content = picture.partition(",")
             assert kind == "data:image/webp;base64"
             assert Image.open(io.BytesIO(base64.b64decode(content))).size == (64, 64)
-        assert not Path(shot["file"]).exists()
+        assert not Path(sample["file"]).exists()
     for draw, message in (("lion", "cannot be mistaken for itself"), ("yeti", "no class 'yeti'")):
         answer = client.post(f"/live/attack?draw={draw}&mistake_for=lion")
         assert answer.status_code == 400 and message in answer.json()["detail"]

@@ -326,7 +326,7 @@ def test_runs_are_known_and_their_pictures_stay_inside(tmp_path):
     runs = load_runs([tmp_path])
     assert {each["kind"] for each in runs.reports} == {"attack", "audit", "defence"}
     (attack,) = (each for each in runs.reports if each["kind"] == "attack")
-    shot, outside = attack["shots"]
+    shot, outside = attack["samples"]
     assert runs.pictures[shot["picture"]].read_bytes() == (tmp_path / "a/images/0.png").read_bytes()
     assert outside["picture"] is None and outside["plain"] is None
     json.dumps(runs.reports, allow_nan=False)

@@ -534,7 +534,10 @@ def an_old_attack():
             images=8,
             neurons=20,
             words=3,
-            **{each: _Named(asked[each]) for each in ("too_close", "writer", "drawer", "check")},
+            too_close=_Named(asked["too_close"]),
+            captioner=_Named(asked["writer"]),
+            image_generator=_Named(asked["drawer"]),
+            judge=_Named(asked["check"]),
         )
         return {"report": report, "files": contents(run), "rates": report.rates()}
 

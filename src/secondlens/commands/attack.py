@@ -1,7 +1,6 @@
-"""`secondlens attack`, and the options that say who does the steps of an attack."""
+"""`secondlens attack`, and the options that say who does its steps."""
 
-from collections.abc import Callable
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,148 +12,113 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     POSITIVE,
+    ChosenEngine,
     ChosenModel,
     check_lens,
     check_trained,
     console,
+    grouped,
     json_option,
     layer_numbers,
     note,
+    option,
     print_json,
     with_engine,
     with_model,
 )
 
 if TYPE_CHECKING:
-    from ..applications.adversarial.captioning import Captioner
-    from ..applications.adversarial.generation import ImageGenerator
     from ..applications.adversarial.judging import RefereeJudge
     from ..applications.adversarial.runs import Report
     from ..data.vocabularies import Vocabulary
-    from ..engine.pool import Engine
 
-OPTIONS = (
-    click.option("--classes", type=PATH, help="A file with one class a line."),
-    click.option("--sentences", help="A sentence-transformers model that filters words."),
-    click.option(
-        "--writer",
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSteps:
+    """Who filters words, writes captions, draws them and judges pictures."""
+
+    classes: Path | None = option(type=PATH, help="A file with one class a line.")
+    sentences: str | None = option(help="A sentence-transformers model that filters words.")
+    captioner: str = option(
         default="template",
-        show_default=True,
         help='"template"; "chat:" and a model of transformers; or the address of an '
         "OpenAI-compatible endpoint, whose key is read from OPENAI_API_KEY.",
-    ),
-    click.option("--writer-model", help="The endpoint's name of a model."),
-    click.option(
-        "--timeout", type=POSITIVE, default=120.0, show_default=True, help="Seconds a call."
-    ),
-    click.option(
-        "--drawer",
-        default="sprites",
-        show_default=True,
-        help='"sprites", or "diffusers:" and a pipeline\'s hub name or folder.',
-    ),
-    click.option("--drawer-dtype", default="float32", show_default=True),
-    click.option(
-        "--offload",
-        type=click.Choice(["none", "model", "sequential"]),
-        default="none",
-        show_default=True,
-        help="Of the pipeline, to main memory.",
-    ),
-    click.option("--steps", type=click.IntRange(1), help="Of denoising."),
-    click.option("--guidance", type=click.FloatRange(0)),
-    click.option("--size", type=click.IntRange(8), help="Pixels a side of what is drawn."),
-    click.option(
-        "--referee",
-        help="Another model that checks pictures; with sprites, what is drawn is known.",
-    ),
-    click.option("--referee-pretrained", help="Its open_clip tag or checkpoint."),
-)
-
-
-def with_parts(command: Callable[..., Any]) -> Any:
-    """Options that say who filters, writes, draws and checks.
-
-    The command gets one argument, `parts`: a function of the device that makes keyword arguments
-    of `attack` from them.
-    """
-
-    @wraps(command)
-    def parsed(
-        *,
-        classes: Path | None,
-        sentences: str | None,
-        writer: str,
-        writer_model: str | None,
-        timeout: float,
-        drawer: str,
-        drawer_dtype: str,
-        offload: Any,
-        steps: int | None,
-        guidance: float | None,
-        size: int | None,
-        referee: str | None,
-        referee_pretrained: str | None,
-        **others: Any,
-    ) -> Any:
-        def parts(device: str) -> dict[str, Any]:
-            from ..data.vocabularies import vocabulary
-
-            made: dict[str, Any] = {}
-            if classes is not None:
-                made["classes"] = vocabulary(classes, templates=["a photo of a {}"])
-            if sentences is not None:
-                from ..applications.adversarial.sentences import Sentences
-
-                made["too_close"] = Sentences(sentences)
-            made["writer"] = _writer(writer, writer_model, timeout, device)
-            if drawer != "sprites":
-                if referee is None:
-                    raise SecondLensError(
-                        "a pipeline does not say what its pictures show: name a model with "
-                        "--referee that looks at them"
-                    )
-                options = {"dtype": drawer_dtype, "offload": offload, "steps": steps}
-                options |= {"guidance": guidance, "size": size}
-                made["drawer"] = _drawer(drawer, device, **options)
-            if referee is not None:
-                made["check"] = _referee(referee, referee_pretrained, device, made.get("classes"))
-            return made
-
-        return command(parts=parts, **others)
-
-    for option in reversed(OPTIONS):
-        parsed = option(parsed)
-    return parsed
-
-
-def _writer(writer: str, model: str | None, timeout: float, device: str) -> "Captioner":
-    if writer == "template":
-        from ..applications.adversarial.captioning import TemplateCaptioner
-
-        return TemplateCaptioner()
-    if writer.startswith("chat:"):
-        from ..applications.adversarial.chat import ChatModel
-
-        return ChatModel(writer.removeprefix("chat:"), device=device)
-    if writer.startswith(("http://", "https://")):
-        from ..applications.adversarial.endpoint import Endpoint
-
-        if model is None:
-            raise SecondLensError(f"name the model that {writer} shall use with --writer-model")
-        return Endpoint(writer, model, timeout=timeout)
-    raise SecondLensError(
-        f"no writer {writer!r}: take template, chat:MODEL, or the address of an endpoint"
     )
+    captioner_model: str | None = option(help="The endpoint's name of a model.")
+    timeout: float = option(default=120.0, type=POSITIVE, help="Seconds a call of the endpoint.")
+    image_generator: str = option(
+        default="sprites", help='"sprites", or "diffusers:" and a pipeline\'s hub name or folder.'
+    )
+    image_generator_dtype: str = option(
+        default="float32", help="Number format of the pipeline's weights."
+    )
+    offload: str = option(
+        default="none",
+        type=click.Choice(["none", "model", "sequential"]),
+        help="What of the pipeline stays in main memory until it is needed.",
+    )
+    steps: int | None = option(
+        type=click.IntRange(1), help="Denoising steps; by default the pipeline's own."
+    )
+    guidance: float | None = option(
+        type=click.FloatRange(0), help="Guidance scale; by default the pipeline's own."
+    )
+    size: int | None = option(type=click.IntRange(8), help="Pixels a side of what is drawn.")
+    referee: str | None = option(
+        help="Another model that judges pictures; with sprites, what is drawn is known."
+    )
+    referee_pretrained: str | None = option(help="Its open_clip tag or checkpoint.")
+
+    def make(self, device: str) -> dict[str, Any]:
+        """Keyword arguments of `attacker`, with models on the device.
+
+        Raises
+        ------
+        SecondLensError
+            A name that is not registered, a pipeline without a referee, or what a step raises.
+        """
+        from ..applications.adversarial import captioners, image_generators
+        from ..data.vocabularies import vocabulary
+
+        made: dict[str, Any] = {}
+        if self.classes is not None:
+            made["classes"] = vocabulary(self.classes, templates=["a photo of a {}"])
+        if self.sentences is not None:
+            from ..applications.adversarial.sentences import Sentences
+
+            made["too_close"] = Sentences(self.sentences)
+        made["captioner"] = captioners[_kind(self.captioner)](
+            self.captioner, device=device, model=self.captioner_model, timeout=self.timeout
+        )
+        generator = image_generators[_kind(self.image_generator)]
+        if self.image_generator != "sprites":
+            if self.referee is None:
+                raise SecondLensError(
+                    "a pipeline does not say what its pictures show: name a model with "
+                    "--referee that looks at them"
+                )
+            made["image_generator"] = generator(
+                self.image_generator,
+                device=device,
+                dtype=self.image_generator_dtype,
+                offload=self.offload,
+                steps=self.steps,
+                guidance=self.guidance,
+                size=self.size,
+            )
+        if self.referee is not None:
+            made["judge"] = _referee(
+                self.referee, self.referee_pretrained, device, made.get("classes")
+            )
+        return made
 
 
-def _drawer(drawer: str, device: str, **options: Any) -> "ImageGenerator":
-    from ..applications.adversarial.diffusion import DiffusionGenerator
+with_steps = grouped("steps", AttackSteps)
+"""Options that say who does the steps of an attack; the command gets one argument, `steps`."""
 
-    kind, _, pipeline = drawer.partition(":")
-    if kind != "diffusers" or not pipeline:
-        raise SecondLensError(f"no drawer {drawer!r}: take sprites or diffusers:PIPELINE")
-    return DiffusionGenerator(pipeline, device=device, **options)
+
+def _kind(chosen: str) -> str:
+    return chosen.partition(":")[0]
 
 
 def _referee(
@@ -194,7 +158,7 @@ METHODS = ("second order", "random neurons", "similar words", "random words")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_option
 @with_engine
-@with_parts
+@with_steps
 @with_model
 def attack(
     lens: Path,
@@ -207,8 +171,8 @@ def attack(
     texts: str | None,
     layers: str | None,
     as_json: bool,
-    engine: Callable[[], "Engine"],
-    parts: Callable[[str], dict[str, Any]],
+    engine: ChosenEngine,
+    steps: AttackSteps,
     model: ChosenModel,
     **numbers: Any,
 ) -> None:
@@ -230,6 +194,7 @@ def attack(
     chosen = None if layers is None else layer_numbers(layers)
     check_lens(lens)
     from ..applications.adversarial.attacks import attack_pairs, attacker
+    from ..applications.adversarial.runs import with_old_names
     from ..applications.adversarial.selection import Pair
     from ..lens.lens import Lens
 
@@ -241,7 +206,7 @@ def attack(
         texts=texts,
         method=by,
         layers=None if chosen == "all" else chosen,
-        **parts(model.device),
+        **steps.make(model.device),
         **numbers,
     )
     left_out: dict[Pair, str] = {}
@@ -250,14 +215,14 @@ def attack(
         reports = [made(Pair(draw=draw, mistake_for=mistake_for), out, progress=True)]
     else:
         names = made.classes.labels if among is None else [n.strip() for n in among.split(",")]
-        reports, left_out = attack_pairs(made, names, out, engine=engine(), progress=True)
+        reports, left_out = attack_pairs(made, names, out, engine=engine.make(), progress=True)
         for pair, reason in left_out.items():
             line = f"{pair.draw}, {pair.mistake_for} is left out: {reason}"
             note(line)
     page = out / ("gallery.html" if pairs is None else "index.html")
     if as_json:
         skipped = [vars(pair) | {"reason": reason} for pair, reason in left_out.items()]
-        made_pairs = [report.as_json() for report in reports]
+        made_pairs = [with_old_names(report.as_json()) for report in reports]
         print_json({"pairs": made_pairs, "left_out": skipped, "gallery": page})
         return
     console.print(summary(reports))
@@ -278,7 +243,7 @@ def summary(reports: "list[Report]") -> Table:
         )
         table.add_row(
             escape(f"{report.pair.draw}, {report.pair.mistake_for}"),
-            f"{len(report.counted)} of {len(report.shots)}",
+            f"{len(report.counted)} of {len(report.samples)}",
             *cells,
             escape(", ".join(word.text for word in report.words)),
         )

@@ -10,6 +10,7 @@ from rich.table import Table
 from ..errors import SecondLensError
 from .options import (
     PATH,
+    ChosenEngine,
     ChosenModel,
     check_lens,
     check_parents,
@@ -21,9 +22,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..engine.pool import Engine
     from ..lens.codes import Codes
     from ..lens.lens import Lens
 
@@ -63,7 +61,7 @@ def describe(
     how: str,
     parquet_file: Path | None,
     as_json: bool,
-    engine: "Callable[[], Engine]",
+    engine: ChosenEngine,
     model: ChosenModel,
 ) -> None:
     """Describe every neuron of a LENS with texts, and save the descriptions in it.
@@ -83,7 +81,7 @@ def describe(
     if twice := {name for name in names if names.count(name) > 1}:
         raise SecondLensError(f"two vocabularies are called {min(twice)}: rename one of the files")
     clip = model.load()
-    runs = engine()
+    runs = engine.make()
     found = {
         texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=runs, progress=True)
         for texts in vocabularies

@@ -4,39 +4,52 @@ import gc
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import SecondLensError
-from .options import PATH, ChosenModel, check_lens, checkpoint_options, console, note
+from .options import PATH, ChosenModel, Weights, check_lens, console, grouped, note, option
 from .process import give_back_memory
 
 LOCAL = ("127.0.0.1", "localhost")
 
 
-def opening_options(command: Any) -> Any:
-    """Options that name what is shown beside the lens: model, pictures."""
-    for option in (
-        click.option(
-            "--runs",
-            type=PATH,
-            multiple=True,
-            help="A folder with finished attacks, audits or defences; repeatable.",
-        ),
-        click.option(
-            "--no-model", is_flag=True, help="Show what was surveyed, and answer nothing."
-        ),
-        click.option(
-            "--images",
-            type=click.Path(),
-            help="The pictures of the fit; embedded ones are drawn anew.",
-        ),
-        click.option("--model", help="As for fit; by default, of a demo lens, its own."),
-    ):
-        command = option(command)
-    return checkpoint_options(command)
+@dataclass(frozen=True, kw_only=True)
+class Opening(Weights):
+    """What is shown beside a lens: its model and pictures, and finished runs."""
+
+    model: str | None = option(help="As for fit; by default, of a demo lens, its own.")
+    images: str | None = option(
+        type=click.Path(), help="The pictures of the fit; embedded ones are drawn anew."
+    )
+    no_model: bool = option(
+        default=False, is_flag=True, help="Show what was surveyed, and answer nothing."
+    )
+    runs: tuple[Path, ...] = option(
+        default=(),
+        type=PATH,
+        multiple=True,
+        help="A folder with finished attacks, audits or defences; repeatable.",
+    )
+
+    def lens_with_model(self, lens: Path) -> tuple[Any, Any]:
+        """The atlas of a lens, and the live model or None."""
+        from ..data.sources import as_source
+        from ..explorer.opening import model_name, open_lens
+
+        source = None if self.images is None else as_source(self.images)
+        name = None if self.no_model else model_name(lens, self.model)
+        if name is None:
+            return open_lens(lens, None, source, say=note)
+        weights = {each.name: getattr(self, each.name) for each in fields(Weights)}
+        return open_lens(lens, ChosenModel(model=name, **weights).load(), source, say=note)
+
+
+with_opening = grouped("opening", Opening)
+"""Options that say what is shown beside a lens; the command gets one argument, `opening`."""
 
 
 @click.command()
@@ -49,7 +62,7 @@ def opening_options(command: Any) -> Any:
 @click.option(
     "--framed-by", multiple=True, help="Address whose pages may show it in a frame; repeatable."
 )
-@opening_options
+@with_opening
 def explore(
     lens: Path,
     host: str,
@@ -58,8 +71,7 @@ def explore(
     show: bool,
     address: str,
     framed_by: tuple[str, ...],
-    runs: tuple[Path, ...],
-    **named: Any,
+    opening: Opening,
 ) -> None:
     """Show the neurons of a LENS in the browser, with the model alive if it is there.
 
@@ -76,11 +88,11 @@ def explore(
         from ..explorer.runs import load_runs
 
     with _bound(host, port) as listening:
-        found = load_runs(runs)
-        atlas, live = opened(lens, **named)
+        found = load_runs(opening.runs)
+        atlas, live = opening.lens_with_model(lens)
         other = None
         if beside is not None:
-            theirs, alive = opened(beside, **named | {"model": None, "images": None})
+            theirs, alive = replace(opening, model=None, images=None).lens_with_model(beside)
             other = make_app(Pages(theirs, live=alive is not None), alive)
         pages = Pages(
             atlas,
@@ -134,16 +146,3 @@ def needing_extra() -> Iterator[None]:
         raise SecondLensError(
             f"the explorer needs {error.name}: pip install 'secondlens[explore]'"
         ) from None
-
-
-def opened(
-    lens: Path, *, model: str | None, images: str | None, no_model: bool, **weights: Any
-) -> tuple[Any, Any]:
-    """The atlas of a lens, and the live model or None."""
-    from ..data.sources import as_source
-    from ..explorer.opening import model_name, open_lens
-
-    source = None if images is None else as_source(images)
-    name = None if no_model else model_name(lens, model)
-    clip = None if name is None else ChosenModel(model=name, **weights).load()
-    return open_lens(lens, clip, source, say=note)

@@ -1,11 +1,10 @@
 """`secondlens export`."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from .explore import needing_extra, opened, opening_options
+from .explore import Opening, needing_extra, with_opening
 from .options import PATH, check_lens, check_new, console
 
 SPACE = """---
@@ -25,10 +24,8 @@ Every neuron of a CLIP, by its second-order effects: made with secondlens.
 @click.argument("site", type=PATH)
 @click.option("--address", default="", help="Where it will be found, for link previews.")
 @click.option("--space", is_flag=True, help="Also the settings of a static Hugging Face Space.")
-@opening_options
-def export(
-    lens: Path, site: Path, address: str, space: bool, runs: tuple[Path, ...], **named: Any
-) -> None:
+@with_opening
+def export(lens: Path, site: Path, address: str, space: bool, opening: Opening) -> None:
     """Write the explorer of a LENS as a static folder SITE, for any web server.
 
     Example: secondlens export secondlens-demo/lens site
@@ -39,8 +36,8 @@ def export(
         from ..explorer.export import export as write
         from ..explorer.runs import load_runs
 
-    found = load_runs(runs)
-    atlas, _ = opened(lens, **named)
+    found = load_runs(opening.runs)
+    atlas, _ = opening.lens_with_model(lens)
     write(atlas, site, address=address, runs=found, progress=True)
     if space:
         (site / "README.md").write_text(SPACE, encoding="utf-8")

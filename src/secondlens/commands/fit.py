@@ -1,12 +1,13 @@
 """`secondlens fit`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .options import (
     POSITIVE,
     STORES,
+    ChosenEngine,
     ChosenModel,
     check_new,
     check_pictures,
@@ -19,11 +20,6 @@ from .options import (
     with_engine,
     with_model,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..engine.pool import Engine
 
 
 @click.command()
@@ -79,7 +75,7 @@ def fit(
     memory: float | None,
     decoders: int,
     as_json: bool,
-    engine: "Callable[[], Engine]",
+    engine: ChosenEngine,
     model: ChosenModel,
     **settings: Any,
 ) -> None:
@@ -114,7 +110,7 @@ def fit(
         chosen,
         out=out,
         memory=None if memory is None else int(memory * 1e9),
-        engine=engine(),
+        engine=engine.make(),
         announce=lambda plan: note(str(plan)),
         workers=decoders,
         progress=True,

@@ -20,6 +20,7 @@ from .discover import discover
 from .explore import explore
 from .export import export
 from .fit import fit
+from .options import note
 from .plan import plan
 from .process import keep_freed_memory, told
 from .reproduce import reproduce
@@ -49,11 +50,30 @@ EVERYWHERE = ("--quiet", "--verbose")
 """Options that may stand after the command too."""
 
 
+RENAMED = {
+    "--drawer": "--image-generator",
+    "--drawer-dtype": "--image-generator-dtype",
+    "--writer": "--captioner",
+    "--writer-model": "--captioner-model",
+}
+"""Options of version 0.1, which are understood until 0.3."""
+
+
+def _new_name(argument: str) -> str:
+    """An argument with today's name of its option, and a note if that is another one."""
+    option, equals, value = argument.partition("=")
+    if option not in RENAMED:
+        return argument
+    note(f"{option} is called {RENAMED[option]} now; the old name ends with 0.3")
+    return RENAMED[option] + equals + value
+
+
 class _Group(click.Group):
     """Says a user's mistake and an interruption in one sentence each."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
+        args = [*map(_new_name, args[:end]), *args[end:]]
         first = [each for each in args[:end] if each in EVERYWHERE]
         others = [each for each in args[:end] if each not in EVERYWHERE]
         return super().parse_args(ctx, [*first, *others, *args[end:]])

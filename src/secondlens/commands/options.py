@@ -8,9 +8,9 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,8 +44,15 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 STORES = ("auto", "float32", "float16", "never")
 """Dtypes of stored coordinates, see `plan`."""
 
+CONVENTIONS = ("exact", "official")
+CONVENTION_HELP = "How effects are computed: exactly, or as the published code does."
+
 convention_option = click.option(
-    "--convention", type=click.Choice(["exact", "official"]), default="exact", show_default=True
+    "--convention",
+    type=click.Choice(CONVENTIONS),
+    default="exact",
+    show_default=True,
+    help=CONVENTION_HELP,
 )
 
 json_option = click.option(
@@ -89,15 +96,70 @@ def _plain(content: Any) -> Any:
     return [_plain(each) for each in content] if isinstance(content, Sequence) else str(content)
 
 
+def option(*, help: str, default: Any = None, flag: str | None = None, **settings: Any) -> Any:
+    """A field of a group of options, see `grouped`.
+
+    Parameters
+    ----------
+    help
+        What the value is, its unit, and the default where that is not a value.
+    default
+        Of the field and of the option; shown in the help unless it is empty.
+    flag
+        The option's name; by default the field's.
+    settings
+        What `click.option` takes.
+    """
+    if default not in (None, ()):
+        settings |= {"default": default, "show_default": bool(default)}
+    return field(default=default, metadata={"flag": flag, "settings": {**settings, "help": help}})
+
+
+def grouped(argument: str, group: type) -> Callable[[Any], Any]:
+    """A decorator that gives a command an option for each field of a dataclass.
+
+    The command gets them as one argument, an instance of the group; what the group refuses in
+    `__post_init__` is told as a mistake. Fields of the group itself come before inherited ones.
+    """
+    own = sorted(fields(group), key=lambda each: each.name not in group.__annotations__)
+
+    def decorate(command: Any) -> Any:
+        @wraps(command)
+        def parsed(**given: Any) -> Any:
+            values = {each.name: given.pop(each.name) for each in own}
+            return command(**given, **{argument: group(**values)})
+
+        for each in reversed(own):
+            flag = each.metadata["flag"] or f"--{each.name.replace('_', '-')}"
+            parsed = click.option(flag, each.name, **each.metadata["settings"])(parsed)
+        return parsed
+
+    return decorate
+
+
 @dataclass(frozen=True, kw_only=True)
-class ChosenModel:
+class Weights:
+    """Which weights of a model, and where they go."""
+
+    pretrained: str | None = option(help="open_clip tag, or the path of a checkpoint.")
+    activation: str | None = option(
+        type=click.Choice(["gelu", "quick_gelu"]),
+        help="What the weights were trained with, if nothing records it.",
+    )
+    device: str = option(default="cpu", help="Where the model runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenModel(Weights):
     """The model that options name. Loading it is left to the command, after cheaper checks."""
 
-    model: str
-    pretrained: str | None
-    precision: str = "fp32"
-    activation: str | None
-    device: str
+    model: str = option(
+        default="demo",
+        help='"demo", an open_clip name, or "hf:" and a transformers name or folder.',
+    )
+    precision: str = option(
+        default="fp32", type=click.Choice(PRECISIONS), help="Number format of the weights."
+    )
 
     def load(self, *, untrained: bool = False) -> "Clip":
         """The model itself; `untrained` if its weights may be random.
@@ -118,6 +180,61 @@ class ChosenModel:
             precision=self.precision,
             activation=self.activation,
         )
+
+
+with_model = grouped("model", ChosenModel)
+"""Options that name a model; the command gets one argument, `model`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenEngine:
+    """Where work runs. Making the engine is left to the command, after cheaper checks."""
+
+    engine: str = option(
+        default="local",
+        type=click.Choice(["local", "ray"]),
+        help="Processes of this machine, or a Ray cluster.",
+    )
+    workers: int | None = option(
+        type=click.IntRange(1),
+        help="At a time; by default this process, or all that a Ray cluster has room for.",
+    )
+    address: str | None = option(help='Address of a Ray cluster, such as "auto".')
+    worker_cpus: float = option(
+        default=1, type=click.FloatRange(0), help="Processors of each Ray worker."
+    )
+    worker_gpus: float = option(
+        default=0, type=click.FloatRange(0), help="GPUs of each Ray worker; by default none."
+    )
+    retries: int = option(
+        default=3,
+        type=click.IntRange(0),
+        help="Times that a failed task is tried again.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine == "local" and (self.address is not None or self.worker_gpus):
+            raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
+
+    def make(self) -> "Engine":
+        """The engine itself."""
+        if self.engine == "local":
+            from ..engine.local import Local
+
+            return Local(workers=self.workers or 0, retries=self.retries)
+        from ..engine.ray import Ray
+
+        return Ray(
+            address=self.address,
+            workers=self.workers,
+            cpus=self.worker_cpus,
+            gpus=self.worker_gpus,
+            retries=self.retries,
+        )
+
+
+with_engine = grouped("engine", ChosenEngine)
+"""Options that say where work runs; the command gets one argument, `engine`."""
 
 
 def check_trained(model: str, pretrained: str | None, option: str = "--pretrained") -> None:
@@ -156,121 +273,6 @@ def _is_random(model: str, pretrained: str | None) -> bool:
     """Whether open_clip would make up the weights: the embedded models, and those whose name says
     where they are, have their own."""
     return pretrained is None and not model.startswith("demo") and ":" not in model
-
-
-def with_model(command: Any) -> Any:
-    """`model_options`, which the command gets as one argument, `model`: a `ChosenModel`."""
-
-    @wraps(command)
-    def parsed(
-        *,
-        model: str,
-        pretrained: str | None,
-        precision: str,
-        activation: str | None,
-        device: str,
-        **others: Any,
-    ) -> Any:
-        chosen = ChosenModel(
-            model=model,
-            pretrained=pretrained,
-            precision=precision,
-            activation=activation,
-            device=device,
-        )
-        return command(model=chosen, **others)
-
-    return model_options(parsed)
-
-
-def with_engine(command: Any) -> Any:
-    """Options that say where work runs. The command gets one argument, `engine`: a function
-    that makes it, after cheaper checks."""
-
-    @wraps(command)
-    def parsed(
-        *,
-        engine: str,
-        workers: int | None,
-        address: str | None,
-        worker_cpus: float,
-        worker_gpus: float,
-        retries: int,
-        **others: Any,
-    ) -> Any:
-        if engine == "local" and (address is not None or worker_gpus):
-            raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
-
-        def chosen() -> "Engine":
-            from ..engine.local import Local
-            from ..engine.ray import Ray
-
-            if engine == "local":
-                return Local(workers=workers or 0, retries=retries)
-            return Ray(
-                address=address,
-                workers=workers,
-                cpus=worker_cpus,
-                gpus=worker_gpus,
-                retries=retries,
-            )
-
-        return command(engine=chosen, **others)
-
-    for option in (
-        click.option("--retries", type=click.IntRange(0), default=3, show_default=True),
-        click.option("--worker-gpus", type=click.FloatRange(0), default=0, help="Of a Ray worker."),
-        click.option(
-            "--worker-cpus", type=click.FloatRange(0), default=1, show_default=True, help="As well."
-        ),
-        click.option("--address", help='Of a Ray cluster, such as "auto".'),
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="At a time; by default this process, or all that a Ray cluster has room for.",
-        ),
-        click.option(
-            "--engine",
-            type=click.Choice(["local", "ray"]),
-            default="local",
-            show_default=True,
-            help="Processes of this machine, or a Ray cluster.",
-        ),
-    ):
-        parsed = option(parsed)
-    return parsed
-
-
-def model_options(command: Any) -> Any:
-    """Options that name a model: model, pretrained, activation, precision, device."""
-    command = click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        default="fp32",
-        show_default=True,
-        help="Of the weights.",
-    )(checkpoint_options(command))
-    return click.option(
-        "--model",
-        default="demo",
-        show_default=True,
-        help='"demo", an open_clip name, or "hf:" and a transformers name or folder.',
-    )(command)
-
-
-def checkpoint_options(command: Any) -> Any:
-    """Options that say which weights of a model, and where: pretrained, activation, device."""
-    for option in (
-        click.option("--device", default="cpu", show_default=True, help="Where the model runs."),
-        click.option(
-            "--activation",
-            type=click.Choice(["gelu", "quick_gelu"]),
-            help="What the weights were trained with, if nothing records it.",
-        ),
-        click.option("--pretrained", help="open_clip tag, or the path of a checkpoint."),
-    ):
-        command = option(command)
-    return command
 
 
 def layer_numbers(text: str) -> "list[int] | Literal['all']":

@@ -1,7 +1,7 @@
 """`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,128 +9,115 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..errors import SecondLensError
-from .attack import with_parts
+from .attack import AttackSteps, with_steps
 from .options import (
+    CONVENTION_HELP,
+    CONVENTIONS,
     PATH,
     ChosenModel,
     check_class_folders,
     check_lens,
     check_new,
     console,
-    convention_option,
+    grouped,
     json_option,
+    option,
     print_json,
     tables,
     with_model,
 )
 
-OPTIONS = (
-    click.option("--demo", is_flag=True, help="On the embedded world: no data needed."),
-    click.option(
-        "--images", type=PATH, help="ImageNet, CIFAR-10, or a folder with one for each class."
-    ),
-    click.option("--shifted", type=PATH, help="Shifted pictures, such as ImageNet-R."),
-    click.option(
-        "--lens", type=PATH, help="Of the model; fitted on training pictures if not given."
-    ),
-    click.option("--subset", type=click.IntRange(1), help="Take every so many-th test picture."),
-    click.option(
-        "--layer",
-        type=click.IntRange(0),
-        help="By default the paper's; with --demo, the deciding one.",
-    ),
-    click.option(
-        "--neurons",
-        type=click.IntRange(1),
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """What a study of the paper's claims is made with."""
+
+    demo: bool = option(default=False, is_flag=True, help="On the embedded world: no data needed.")
+    images: Path | None = option(
+        type=PATH, help="ImageNet, CIFAR-10, or a folder with one for each class."
+    )
+    shifted: Path | None = option(type=PATH, help="Shifted pictures, such as ImageNet-R.")
+    lens: Path | None = option(
+        type=PATH, help="Of the model; fitted on training pictures if not given."
+    )
+    subset: int | None = option(type=click.IntRange(1), help="Take every N-th test picture.")
+    layer: int | None = option(
+        type=click.IntRange(0), help="By default the paper's; with --demo, the deciding one."
+    )
+    neurons: int = option(
         default=64,
-        show_default=True,
+        type=click.IntRange(1),
         help="Drawn at random, whose indirect effects are measured.",
-    ),
-    click.option(
-        "--fit-images",
+    )
+    fit_images: int | None = option(
         type=click.IntRange(50),
         help="To fit a lens on; by default 5000, with --demo 1200.",
-    ),
-    click.option(
-        "--effect-images",
-        type=click.IntRange(10),
+    )
+    effect_images: int = option(
         default=200,
-        show_default=True,
+        type=click.IntRange(10),
         help="Of these, for statistics of direct and indirect effects.",
-    ),
-    click.option(
-        "--texts",
-        "pools",
+    )
+    pools: tuple[str, ...] = option(
+        default=(),
+        flag="--texts",
         multiple=True,
         help="As for describe; repeatable. By default english-30k, with --demo world.",
-    ),
-    click.option(
-        "--follow",
-        type=click.Choice(["paper", "code"]),
+    )
+    follow: Literal["paper", "code"] = option(
         default="paper",
-        show_default=True,
+        type=click.Choice(["paper", "code"]),
         help="The paper's text or its published code, where they disagree.",
-    ),
-    convention_option,
-    click.option("--out", type=PATH, default=Path("secondlens-paper"), show_default=True),
-)
+    )
+    convention: str = option(default="exact", type=click.Choice(CONVENTIONS), help=CONVENTION_HELP)
+    out: Path = option(default=Path("secondlens-paper"), type=PATH, help="Folder of all files.")
 
+    def make(self, model: ChosenModel) -> "Study":
+        """The study itself, of a model that is loaded when it is needed.
 
-def with_study(command: Callable[..., Any]) -> Any:
-    """The options of a study, which the command gets as one argument, `study`."""
-
-    @wraps(command)
-    def parsed(
-        *,
-        model: ChosenModel,
-        demo: bool,
-        images: Path | None,
-        shifted: Path | None,
-        lens: Path | None,
-        subset: int | None,
-        layer: int | None,
-        neurons: int,
-        fit_images: int | None,
-        effect_images: int,
-        pools: tuple[str, ...],
-        follow: Literal["paper", "code"],
-        convention: str,
-        out: Path,
-        **others: Any,
-    ) -> Any:
-        if demo and (images is not None or not model.model.startswith("demo")):
+        Raises
+        ------
+        SecondLensError
+            Options that exclude each other, no pictures, or a folder that holds none.
+        """
+        if self.demo and (self.images is not None or not model.model.startswith("demo")):
             raise SecondLensError(
                 "--demo has its own model and pictures: drop --model and --images"
             )
-        if not demo and images is None:
+        if not self.demo and self.images is None:
             raise SecondLensError("name pictures with --images, or take --demo")
-        check_lens(lens)
-        check_class_folders(images, shifted)
+        check_lens(self.lens)
+        check_class_folders(self.images, self.shifted)
         from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
 
         weights = f" ({model.pretrained})" if model.pretrained else ""
-        study = Study(
+        return Study(
             model=f"{model.model}{weights}",
             load=model.load,
-            demo=demo,
-            images=images,
-            shifted=shifted,
-            lens_path=lens,
-            out=out,
-            subset=subset,
-            fit_images=fit_images or (DEMO_FIT_IMAGES if demo else FIT_IMAGES),
-            chosen_layer=layer,
-            sample=neurons,
-            effect_images=effect_images,
-            pools=pools or (("world",) if demo else ("english-30k",)),
-            follow=follow,
-            convention=convention,
+            demo=self.demo,
+            images=self.images,
+            shifted=self.shifted,
+            lens_path=self.lens,
+            out=self.out,
+            subset=self.subset,
+            fit_images=self.fit_images or (DEMO_FIT_IMAGES if self.demo else FIT_IMAGES),
+            chosen_layer=self.layer,
+            sample=self.neurons,
+            effect_images=self.effect_images,
+            pools=self.pools or (("world",) if self.demo else ("english-30k",)),
+            follow=self.follow,
+            convention=self.convention,
         )
-        return command(study=study, **others)
 
-    for option in reversed(OPTIONS):
-        parsed = option(parsed)
-    return with_model(parsed)
+
+def with_study(command: Callable[..., Any]) -> Any:
+    """Options of a model and a study; the command gets one argument, `study`."""
+
+    @wraps(command)
+    def parsed(*, model: ChosenModel, options: StudyOptions, **others: Any) -> Any:
+        return command(study=options.make(model), **others)
+
+    return with_model(grouped("options", StudyOptions)(parsed))
 
 
 if TYPE_CHECKING:
@@ -291,7 +278,7 @@ def table4(
     help="For directions of indirect effects; 0 leaves that baseline out.",
 )
 @json_option
-@with_parts
+@with_steps
 @with_model
 def table3(
     demo: bool,
@@ -304,7 +291,7 @@ def table3(
     fit_images: int,
     effect_images: int,
     as_json: bool,
-    parts: Callable[[str], dict[str, Any]],
+    steps: AttackSteps,
     model: ChosenModel,
 ) -> None:
     """Semantic adversarial images, second-order effects against every baseline.
@@ -320,7 +307,7 @@ def table3(
 
     result = reproduce_table3(
         model.load,
-        parts(model.device),
+        steps.make(model.device),
         demo=demo,
         model=model.model,
         lens_path=lens,

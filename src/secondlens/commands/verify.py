@@ -5,16 +5,14 @@ from dataclasses import asdict
 import click
 from rich.table import Table
 
-from .options import checkpoint_options, console, json_option, print_json, shape_alone
+from .options import Weights, console, grouped, json_option, print_json, shape_alone
 
 
 @click.command()
 @click.argument("model")
 @json_option
-@checkpoint_options
-def verify(
-    model: str, as_json: bool, pretrained: str | None, activation: str | None, device: str
-) -> None:
+@grouped("weights", Weights)
+def verify(model: str, as_json: bool, weights: Weights) -> None:
     """Check what this program knows of MODEL: parity, activation function, effects, by dtype.
 
     MODEL is "demo", an open_clip name, or "hf:" and the name or folder of a transformers model.
@@ -27,9 +25,10 @@ def verify(
     from ..verify import DTYPES
     from ..verify import verify as verify_clip
 
-    with shape_alone(model, pretrained):
-        clip = load(model, pretrained, device, activation=activation, check=False)
-    checks = list(verify_clip(clip, trained_activation(model, pretrained, activation)))
+    with shape_alone(model, weights.pretrained):
+        clip = load(model, **vars(weights), check=False)
+    stated = trained_activation(model, weights.pretrained, weights.activation)
+    checks = list(verify_clip(clip, stated))
     failed = [check for check in checks if not check.passed]
     if as_json:
         rows = [asdict(check) | {"passed": check.passed} for check in checks]

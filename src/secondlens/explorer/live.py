@@ -152,9 +152,9 @@ def small_attack(clip: Clip, lens: Lens, draw: str, mistake_for: str) -> dict[st
         report = attack_lens(
             *(clip, lens, draw, mistake_for, out), captions=PICTURES // 2, images=PICTURES
         ).as_json()
-        for shot in report["shots"]:
-            shot["picture"] = _inline(out / shot["file"])
-            shot["plain"] = _inline(out / shot["plain_file"])
+        for sample in report["samples"]:
+            sample["picture"] = _inline(out / sample["file"])
+            sample["plain"] = _inline(out / sample["plain_file"])
     shown: dict[str, Any] = json_ready(report)
     return shown
 

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..applications.adversarial.runs import new_names
 from ..errors import SecondLensError
 from .numbers import json_ready, short
 
 KINDS: Mapping[str, frozenset[str]] = {
-    "attack": frozenset({"draw", "mistake_for", "shots", "rates"}),
+    "attack": frozenset({"draw", "mistake_for", "samples", "rates"}),
     "audit": frozenset({"classes", "cues", "effect", "spread", "neurons", "images"}),
     "defence": frozenset({"before", "points", "results", "neurons"}),
 }
 """The keys by which a report is known for what it is."""
+SAMPLE_KEYS = ("caption", "words", "best", "plain_best", "counted")
+"""What is shown of each sample of an attack as it stands there."""
 SUFFIXES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
 
 
@@ -53,8 +56,8 @@ def _read(path: Path, runs: Runs) -> None:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read: {error}") from error
-    keys = report.keys() if isinstance(report, dict) else set()
-    kind = next((kind for kind, needed in KINDS.items() if needed <= keys), None)
+    report = new_names(report) if isinstance(report, dict) else {}
+    kind = next((kind for kind, needed in KINDS.items() if needed <= report.keys()), None)
     if kind is None:
         return
     try:
@@ -78,15 +81,15 @@ def _attack(report: dict[str, Any], folder: Path, runs: Runs) -> dict[str, Any]:
         runs.pictures.append(path)
         return len(runs.pictures) - 1
 
-    shots = [
+    samples = [
         {
-            **{name: shot[name] for name in ("caption", "words", "best", "plain_best", "counted")},
-            "margin": short(shot["margin"]),
-            "plain_margin": short(shot["plain_margin"]),
-            "picture": number(shot["file"]),
-            "plain": number(shot["plain_file"]),
+            **{name: sample[name] for name in SAMPLE_KEYS},
+            "margin": short(sample["margin"]),
+            "plain_margin": short(sample["plain_margin"]),
+            "picture": number(sample["file"]),
+            "plain": number(sample["plain_file"]),
         }
-        for shot in report["shots"]
+        for sample in report["samples"]
     ]
     kept = ("draw", "mistake_for", "rates", "planned", "counted", "words", "settings")
-    return {name: report[name] for name in kept} | {"shots": shots}
+    return {name: report[name] for name in kept} | {"samples": samples}

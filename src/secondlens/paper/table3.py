@@ -1,6 +1,7 @@
 """Table 3 of the paper: attacks by second-order effects beside every baseline.
 
-All methods share pool, filter, number of words, writer, drawer, check, layouts and seeds; they
+All methods share pool, filter, number of words, captioner, image generator, judge, layouts and
+seeds; they
 differ in which words they choose. Runs resume, one for each pair, seed and method.
 """
 
@@ -93,7 +94,7 @@ def result_of(made: Attacker, runs: Runs, seeds: int) -> Result:
             "chosen of all, %": fmean(_rates(reports, "chosen of all")),
             "fooled without words, %": fmean(_rates(reports, "fooled without words")),
             "counted": sum(len(report.counted) for report in reports),
-            "of": sum(len(report.shots) for report in reports),
+            "of": sum(len(report.samples) for report in reports),
             "paper, fooled, %": PAPER.get((pair.draw, pair.mistake_for), {}).get(name),
             "words": ", ".join(word.text for word in reports[0].words),
         }
@@ -103,29 +104,29 @@ def result_of(made: Attacker, runs: Runs, seeds: int) -> Result:
         for mean in [fmean(flipped)]
     ]
     rows = [_row(name, runs) for name in runs if runs[name]]
-    parts, settings = made.parts, made.settings
+    steps, settings = made.steps, made.settings
     return Result(
         name="table3",
         title=f"semantic adversarial images ({counted(len(runs[OURS]), 'pair')}, "
-        f"{counted(seeds, 'run')} of {counted(parts.images, 'image')})",
+        f"{counted(seeds, 'run')} of {counted(steps.images, 'image')})",
         rows=rows,
         compact=[_compact(row) for row in rows],
         details=details,
         settings=[
             Setting(name="model", ours=str(settings["model"]), paper="ViT-B-32 (openai)"),
             Setting(
-                name="words", ours=f"{parts.words} of {settings['texts']}", paper="25 of 30,000"
+                name="words", ours=f"{steps.words} of {settings['texts']}", paper="25 of 30,000"
             ),
             Setting(name="codes", ours="brief; whole ones in a row of their own", paper="whole"),
             Setting(name="layers", ours=str(settings["layers"]), paper="[8, 9, 10]"),
             Setting(name="neurons", ours=str(settings["neurons"]), paper="100"),
-            Setting(name="writer", ours=parts.writer.name, paper="Llama 3"),
-            Setting(name="drawer", ours=parts.drawer.name, paper="DeepFloyd IF"),
-            Setting(name="check", ours=parts.check.name, paper="by hand"),
+            Setting(name="captioner", ours=steps.captioner.name, paper="Llama 3"),
+            Setting(name="image generator", ours=steps.image_generator.name, paper="DeepFloyd IF"),
+            Setting(name="judge", ours=steps.judge.name, paper="by hand"),
         ],
         notes=[
             "Flipped: right without the words, wrong with them, same layout and seed; fooled: the "
-            "wrong class of the two, the paper's measure. Shares of pictures that pass the check.",
+            "wrong class of the two, the paper's measure. Shares of pictures that pass the judge.",
             "Differences are ours minus the method's, with 95 % bootstrap intervals over pairs.",
         ],
     )
@@ -142,7 +143,7 @@ def _row(name: str, runs: Runs) -> Row:
     low, high = of_mean(list(rates["flipped"].values()))
     less, more = of_mean(away) if compared else (None, None)
     counted = [len(report.counted) for reports in runs[name].values() for report in reports]
-    planned = [len(report.shots) for reports in runs[name].values() for report in reports]
+    planned = [len(report.samples) for reports in runs[name].values() for report in reports]
     of_paper = [by_method[name] for by_method in PAPER.values() if name in by_method]
     return {
         "method": name,
@@ -202,13 +203,13 @@ def table3(
     Raises
     ------
     SecondLensError
-        No pair has a word and a caption by second-order effects, or a part that fails.
+        No pair has a word and a caption by second-order effects, or a step that fails.
     """
     runs = attack_all(made, pairs, out, seeds, indirect_from, progress)
     if not runs[OURS]:
         raise SecondLensError(
             "none of the pairs could be attacked by second-order effects: describe the lens with "
-            "more texts, or take another writer"
+            "more texts, or take another captioner"
         )
     texts = made.classes.embed(made.clip)
     for pair, (report, *_) in runs[OURS].items():
@@ -248,12 +249,12 @@ def attack_all(
         chosen = fixed.get(name) or selector(
             name, clip, lens, made.texts, codes, seed=seed, **shared
         )
-        judge = Zeroshot(clip, made.classes.labels, texts, pair)
+        zeroshot = Zeroshot(clip, made.classes.labels, texts, pair)
         try:
             report = run(
                 pair,
-                replace(made.parts, selector=chosen, seed=seed),
-                judge,
+                replace(made.steps, selector=chosen, seed=seed),
+                zeroshot,
                 _folder(out, pair, seed, name),
                 plain="../plain",
                 settings=settings | {"whole_codes": name == WHOLE},
@@ -284,12 +285,12 @@ def reproduce_table3(
     effect_images: int,
     console: Console,
 ) -> Result:
-    """Measure table 3 on the embedded world, or with parts of one's own; print and write it.
+    """Measure table 3 on the embedded world, or with steps of one's own; print and write it.
 
     Raises
     ------
     SecondLensError
-        Neither the embedded world nor a lens, or a part that fails.
+        Neither the embedded world nor a lens, or a step that fails.
     """
     if demo != model.startswith("demo"):
         raise SecondLensError("--demo goes with the embedded models: drop it, or --model")

@@ -1,5 +1,6 @@
 """Attacks on one pair of classes, or on every ordered pair of a list, and what these share."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from . import gallery
 from .captioning import Captioner, TemplateCaptioner
 from .generation import ImageGenerator
 from .judging import ExactJudge, Judge, Zeroshot
-from .runs import Report, Steps, folder_name, run
+from .runs import OLD_NAMES, Report, Steps, folder_name, new_names, run
 from .selection import METHODS, NEURONS, NothingLeft, Pair, TooClose, selector
 from .sprites import SpriteGenerator, Taxonomy
 
@@ -40,7 +41,7 @@ class Attacker:
     lens: Lens
     texts: Vocabulary
     classes: Vocabulary
-    parts: Steps
+    steps: Steps
     settings: dict[str, Any]
 
     def __call__(self, pair: Pair, out: str | Path, *, progress: bool = False) -> Report:
@@ -55,9 +56,11 @@ class Attacker:
         if pair.draw == pair.mistake_for:
             raise SecondLensError(f"{pair.draw} cannot be mistaken for itself: name two classes")
         texts = self.classes.embed(self.clip)
-        judge = Zeroshot(self.clip, self.classes.labels, texts, pair)
-        report = run(pair, self.parts, judge, Path(out), settings=self.settings, progress=progress)
-        gallery.write(self.clip, self.lens, report, judge.v, Path(out))
+        zeroshot = Zeroshot(self.clip, self.classes.labels, texts, pair)
+        report = run(
+            pair, self.steps, zeroshot, Path(out), settings=self.settings, progress=progress
+        )
+        gallery.write(self.clip, self.lens, report, zeroshot.v, Path(out))
         return report
 
 
@@ -76,15 +79,16 @@ def attacker(
     images: int = 100,
     seed: int = 0,
     too_close: TooClose | None = None,
-    writer: Captioner | None = None,
-    drawer: ImageGenerator | None = None,
-    check: Judge | None = None,
+    captioner: Captioner | None = None,
+    image_generator: ImageGenerator | None = None,
+    judge: Judge | None = None,
 ) -> Attacker:
     """An `Attacker` with the defaults of `attack`, which explains the parameters."""
     lens.check_model(clip)
     embedded = clip.name in DEMOS
     if not embedded:
-        missing = {"classes": classes, "too_close": too_close, "drawer": drawer, "check": check}
+        missing: dict[str, Any] = {"classes": classes, "too_close": too_close}
+        missing |= {"image_generator": image_generator, "judge": judge}
         if unnamed := [name for name, given in missing.items() if given is None]:
             raise SecondLensError(
                 f"an attack on {clip.name} needs {unnamed[0].replace('_', ' ')}: only the embedded "
@@ -93,7 +97,7 @@ def attacker(
     pool, codes = _described(lens, texts)
     if (wanted := _words(words, len(pool))) < 1 or min(captions, images) < 1:
         raise SecondLensError("an attack needs at least one word, one caption and one image")
-    parts = Steps(
+    steps = Steps(
         selector=selector(
             method,
             clip,
@@ -106,9 +110,9 @@ def attacker(
             seed=seed,
         ),
         too_close=too_close or Taxonomy(),
-        writer=writer or TemplateCaptioner(),
-        drawer=drawer or SpriteGenerator(),
-        check=check or ExactJudge(),
+        captioner=captioner or TemplateCaptioner(),
+        image_generator=image_generator or SpriteGenerator(),
+        judge=judge or ExactJudge(),
         words=wanted,
         captions=captions,
         images=images,
@@ -124,7 +128,7 @@ def attacker(
         "neurons": neurons,
     }
     names = object_names() if classes is None else vocabulary(classes)
-    return Attacker(clip=clip, lens=lens, texts=pool, classes=names, parts=parts, settings=settings)
+    return Attacker(clip=clip, lens=lens, texts=pool, classes=names, steps=steps, settings=settings)
 
 
 def _described(lens: Lens, texts: Any) -> tuple[Vocabulary, Codes]:
@@ -160,7 +164,7 @@ def attack(
     """Pictures of `draw` that the model takes for `mistake_for`, and how many of them it does.
 
     For the embedded models all parts have defaults; any other model needs `classes`, `too_close`,
-    `drawer` and `check`. An attack that was interrupted goes on when called again.
+    `image_generator` and `judge`. An attack that was interrupted goes on when called again.
 
     Parameters
     ----------
@@ -179,18 +183,26 @@ def attack(
           brief ones;
         - `words`: to keep, by default 25 and at most 1 in 32 of the pool; `captions`, 10;
           `images`, 100; `seed`;
-        - `too_close`, `writer`, `drawer`, `check`: who filters words, writes, draws, and says
-          whether a picture counts.
+        - `too_close`, `captioner`, `image_generator`, `judge`: who filters words, writes captions,
+          draws them, and says whether a picture counts.
 
     Raises
     ------
     SecondLensError
         The same class twice, an unknown class, another model's lens, one without a description,
-        a folder that holds something else, no word or caption that may be used, or a part that
+        a folder that holds something else, no word or caption that may be used, or a step that
         fails.
     """
-    made = attacker(clip, lens, **options)
+    made = attacker(clip, lens, **_new_options(options))
     return made(Pair(draw=draw, mistake_for=mistake_for), out, progress=progress)
+
+
+def _new_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options under today's names, with a warning for each old one."""
+    for old in options.keys() & OLD_NAMES.keys():
+        message = f"the option {old} of attack is called {OLD_NAMES[old]} now; {old} ends with 0.3"
+        warnings.warn(message, FutureWarning, stacklevel=3)
+    return new_names(options)
 
 
 def attack_pairs(

@@ -1,25 +1,25 @@
 """Step 2: captions that show the class to draw and as many of the words as possible.
 
-A `Writer` proposes texts; `captions` keeps those that may be used, whoever wrote them.
+A `Captioner` proposes texts; `captions` keeps those that may be used, whoever wrote them.
 """
 
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ...demo.world import COLOURS, PLACES, with_article
 from .selection import NothingLeft, Pair, mentions
 
 WORDS_IN_A_PICTURE = 3
-"""Of the template writer."""
+"""Of the template captioner."""
 
 PROPOSED = 5
 """Captions asked of a language model for each one kept: the paper asks 50 for 10."""
 
 ROUNDS = 3
-"""Times a writer is asked again when too few captions can be kept."""
+"""Times a captioner is asked again when too few captions can be kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +48,19 @@ def plain(pair: Pair) -> str:
 
 
 def captions(
-    writer: Captioner, pair: Pair, words: Sequence[str], count: int, seed: int
+    captioner: Captioner, pair: Pair, words: Sequence[str], count: int, seed: int
 ) -> list[Caption]:
     """`count` captions that mention the class to draw and a word at least, and not the wrong class.
 
     Raises
     ------
     NothingLeft
-        None of what the writer proposed can be used.
+        None of what the captioner proposed can be used.
     """
     kept: dict[str, Caption] = {}
     dropped = {f"without {pair.draw}": 0, f"with {pair.mistake_for}": 0, "without any word": 0}
     for again in range(ROUNDS):
-        for text in writer.write(pair, words, count, seed + 1_000_003 * again):
+        for text in captioner.write(pair, words, count, seed + 1_000_003 * again):
             shown = tuple(word for word in words if mentions(text, word))
             if not mentions(text, pair.draw):
                 dropped[f"without {pair.draw}"] += 1
@@ -75,8 +75,8 @@ def captions(
     if not kept:
         counts = ", ".join(f"{number} {why}" for why, number in dropped.items())
         raise NothingLeft(
-            f"none of the captions by {writer.name} can be used ({counts}): try another writer or "
-            "other words"
+            f"none of the captions by {captioner.name} can be used ({counts}): try another "
+            "captioner or other words"
         )
     return list(kept.values())[:count]
 
@@ -108,6 +108,11 @@ class TemplateCaptioner:
         if ground is None:
             return text
         return f"{text} {PLACES.get(ground, f'on a {ground} background')}"
+
+
+def template(chosen: str, **_: Any) -> TemplateCaptioner:
+    """The member "template" of `captioners`."""
+    return TemplateCaptioner()
 
 
 def instructions(pair: Pair, words: Sequence[str], count: int) -> str:

@@ -1,6 +1,7 @@
-"""A writer that runs here: any chat model of transformers."""
+"""A captioner that runs here: any chat model of transformers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -59,3 +60,17 @@ class ChatModel:
             )
         start = inputs["input_ids"].shape[1]
         return listed(self._tokenizer.decode(reply[0, start:], skip_special_tokens=True))
+
+
+def chat(chosen: str, *, device: str, **_: Any) -> ChatModel:
+    """The member "chat" of `captioners`, such as "chat:folder/of/a/model".
+
+    Raises
+    ------
+    SecondLensError
+        No model is named, or what `ChatModel` raises.
+    """
+    model = chosen.partition(":")[2]
+    if not model:
+        raise SecondLensError("chat names no model: give its hub name or folder, as chat:MODEL")
+    return ChatModel(model, device=device)

@@ -1,4 +1,4 @@
-"""A drawer for any text-to-image pipeline of diffusers."""
+"""An image generator for any text-to-image pipeline of diffusers."""
 
 import warnings
 from collections.abc import Sequence
@@ -93,3 +93,19 @@ class DiffusionGenerator:
             warnings.filterwarnings("ignore", "invalid value encountered in cast")
             image = self._pipeline(caption, generator=noise, **self._options).images[0]
         return GeneratedImage(image=image.convert("RGB"))
+
+
+def diffusers(chosen: str, **options: Any) -> DiffusionGenerator:
+    """The member "diffusers" of `image_generators`, such as "diffusers:folder/of/a/pipeline".
+
+    Raises
+    ------
+    SecondLensError
+        No pipeline is named, or what `DiffusionGenerator` raises.
+    """
+    pipeline = chosen.partition(":")[2]
+    if not pipeline:
+        raise SecondLensError(
+            "diffusers names no pipeline: give its hub name or folder, as diffusers:PIPELINE"
+        )
+    return DiffusionGenerator(pipeline, **options)

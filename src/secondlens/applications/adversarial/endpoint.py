@@ -1,4 +1,4 @@
-"""A writer behind an OpenAI-compatible endpoint: vLLM, Ollama, or a hosted one."""
+"""A captioner behind an OpenAI-compatible endpoint: vLLM, Ollama, or a hosted one."""
 
 import json
 import os
@@ -150,3 +150,16 @@ _ADVICE = {
     404: "check the address and the model's name",
     429: "it limits the rate of calls, so wait, then give the same command again",
 }
+
+
+def endpoint(chosen: str, *, model: str | None, timeout: float, **_: Any) -> Endpoint:
+    """The members "http" and "https" of `captioners`.
+
+    Raises
+    ------
+    SecondLensError
+        No model is named, or the client library is missing.
+    """
+    if model is None:
+        raise SecondLensError(f"name the model that {chosen} shall use with --captioner-model")
+    return Endpoint(chosen, model, timeout=timeout)

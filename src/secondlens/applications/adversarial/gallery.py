@@ -24,8 +24,8 @@ LARGEST = 256
 """Pixels on the longer side of a picture."""
 
 
-PARTS = ("selector", "writer", "drawer", "check")
-"""Of a run; its settings hold their names."""
+STEPS = ("selector", "captioner", "image_generator", "judge")
+"""Who did what in a run; its settings hold their names."""
 NAMED = {
     "second order": "second-order effects",
     "template": "templates",
@@ -38,14 +38,14 @@ KINDS = {
     "endpoint": "the language model {}",
     "diffusion": "the pipeline {}",
 }
-"""What people call parts, by name, or by what stands before the colon in it."""
+"""What people call them, by name, or by what stands before the colon in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryItem:
     """A picture on the page."""
 
-    shot: Sample
+    sample: Sample
     picture: str
     """Data URI, as the three below."""
     plain: str
@@ -57,17 +57,15 @@ class GalleryItem:
 
 def write(clip: Clip, lens: Lens, report: Report, v: Float[Tensor, " dim"], out: Path) -> None:
     """`gallery.html` in a run folder: self-contained, all that comes from texts escaped."""
-    order = sorted(report.shots, key=lambda shot: (-shot.counted, -shot.flipped, -shot.margin))[
-        :SHOWN
-    ]
+    ranked = sorted(report.samples, key=lambda each: (-each.counted, -each.flipped, -each.margin))
     write_page(
         out / "gallery.html",
         "gallery.html",
         title=f"{report.pair.draw}, mistaken for {report.pair.mistake_for}",
         report=report,
         rates=report.rates(),
-        made={part: _in_words(report.settings[part]) for part in PARTS},
-        cards=_cards(clip, lens, report, order, v, out),
+        made={part: _in_words(report.settings[part]) for part in STEPS},
+        cards=_cards(clip, lens, report, ranked[:SHOWN], v, out),
         words={word.text: word for word in report.words},
         clip=clip,
     )
@@ -95,7 +93,7 @@ def write_index(reports: Sequence[Report], left_out: Mapping[Pair, str], out: Pa
 
 
 def _cards(
-    clip: Clip, lens: Lens, report: Report, shots: Sequence[Sample], v: Tensor, out: Path
+    clip: Clip, lens: Lens, report: Report, samples: Sequence[Sample], v: Tensor, out: Path
 ) -> list[GalleryItem]:
     layers = tuple(report.settings["layers"])
     # what the neurons along v add to <image, v> at each patch, on all second-order paths
@@ -104,14 +102,14 @@ def _cards(
     segmenter = Segmenter(clip, lens, recipe)
     view = model_view(clip)
     cards = []
-    for shot in shots:
-        picture, plain = (_open(out / file) for file in (shot.file, shot.plain_file))
+    for sample in samples:
+        picture, plain = (_open(out / file) for file in (sample.file, sample.plain_file))
         pixels = clip.prepare(whole(clip, [picture]))
         maps = segmenter.heat_maps(encode(clip, pixels, layers), v.expand(1, 1, -1))
         pushed = maps[0, 0].clamp(min=0).float().cpu()
         cards.append(
             GalleryItem(
-                shot=shot,
+                sample=sample,
                 picture=_small(picture),
                 plain=_small(plain),
                 seen=_small(view(pixels[0])),

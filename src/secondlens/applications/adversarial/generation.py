@@ -1,7 +1,8 @@
 """Step 3: pictures of captions.
 
-A `Drawer` makes a picture a function of its caption and seed. The same seed gives the same layout,
-as far as the drawer has one, so that a caption and its plain form differ in the words alone.
+An `ImageGenerator` makes a picture a function of its caption and seed. The same seed gives the same
+layout, as far as the generator has one, so that a caption and its plain form differ in the words
+alone.
 """
 
 import json
@@ -20,7 +21,7 @@ METADATA = "secondlens"
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedImage:
-    """A picture, and what is true of it where the drawer knows."""
+    """A picture, and what is true of it where the generator knows."""
 
     image: Image.Image
     shows: tuple[str, ...] | None = None
@@ -46,21 +47,23 @@ class Facts:
     caption: str
     subject: str
     seed: int
-    drawer: str
+    image_generator: str
     shows: tuple[str, ...] | None = None
 
 
 def picture(
-    drawer: ImageGenerator, caption: str, subject: str, seed: int, path: Path
+    generator: ImageGenerator, caption: str, subject: str, seed: int, path: Path
 ) -> GeneratedImage:
-    """The drawing in a PNG file if it is there and of this caption, seed and drawer; else drawn
-    anew and written."""
-    wanted = Facts(caption=caption, subject=subject, seed=seed, drawer=drawer.name)
+    """The picture in a PNG file if it is there and of this caption, seed and generator.
+
+    Else it is drawn anew and written there.
+    """
+    wanted = Facts(caption=caption, subject=subject, seed=seed, image_generator=generator.name)
     if (known := _read(path, wanted)) is not None:
         return known
-    drawing = drawer.draw(caption, subject, seed)
-    _write(path, drawing, wanted)
-    return drawing
+    generated = generator.draw(caption, subject, seed)
+    _write(path, generated, wanted)
+    return generated
 
 
 def _read(path: Path, wanted: Facts) -> GeneratedImage | None:
@@ -71,13 +74,15 @@ def _read(path: Path, wanted: Facts) -> GeneratedImage | None:
     except (OSError, SyntaxError, ValueError, KeyError):
         return None
     shows = found.pop("shows", None)
+    if "drawer" in found:  # as version 0.1 called it
+        found["image_generator"] = found.pop("drawer")
     if found != {key: value for key, value in asdict(wanted).items() if key != "shows"}:
         return None
     return GeneratedImage(image=image, shows=None if shows is None else tuple(shows))
 
 
-def _write(path: Path, drawing: GeneratedImage, facts: Facts) -> None:
+def _write(path: Path, generated: GeneratedImage, facts: Facts) -> None:
     text = PngImagePlugin.PngInfo()
-    shown = asdict(facts) | {"shows": drawing.shows}
+    shown = asdict(facts) | {"shows": generated.shows}
     text.add_itxt(METADATA, json.dumps(shown, ensure_ascii=False))
-    save_picture(path, drawing.image, pnginfo=text)
+    save_picture(path, generated.image, pnginfo=text)

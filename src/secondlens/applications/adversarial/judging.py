@@ -98,34 +98,34 @@ class Judge(Protocol):
 
     name: str
 
-    def __call__(self, drawings: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
-        """For each drawing."""
+    def __call__(self, generated: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
+        """For each image."""
 
 
 class ExactJudge:
-    """By what the drawer knows to be visible."""
+    """By what the image generator knows to be visible."""
 
     name = "exact"
 
-    def __call__(self, drawings: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
-        """For each drawing.
+    def __call__(self, generated: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
+        """For each image.
 
         Raises
         ------
         SecondLensError
-            A drawing whose drawer does not know what it shows.
+            An image whose generator does not know what it shows.
         """
         return [
             pair.draw in self._shown(each) and pair.mistake_for not in self._shown(each)
-            for each in drawings
+            for each in generated
         ]
 
-    def _shown(self, drawing: GeneratedImage) -> tuple[str, ...]:
-        if drawing.shows is None:
+    def _shown(self, generated: GeneratedImage) -> tuple[str, ...]:
+        if generated.shows is None:
             raise SecondLensError(
-                "only the drawer of the embedded world knows what it shows: name a referee"
+                "only the image generator of the embedded world knows what it shows: name a referee"
             )
-        return drawing.shows
+        return generated.shows
 
 
 class RefereeJudge:
@@ -146,7 +146,7 @@ class RefereeJudge:
         self.name = f"referee:{clip.name}"
         self._clip, self._classes, self._texts = clip, classes, texts
 
-    def __call__(self, drawings: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
-        """For each drawing."""
+    def __call__(self, generated: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
+        """For each image."""
         judge = Zeroshot(self._clip, self._classes, self._texts, pair)
-        return [not verdict.wrong for verdict in judge([each.image for each in drawings])]
+        return [not verdict.wrong for verdict in judge([each.image for each in generated])]

@@ -1,9 +1,9 @@
 """An attack from words to verdicts, in one run folder that resumes.
 
-    attack.json    what was asked for, the model's hash and the names of all parts
+    attack.json    what was asked for, the model's hash and the names of all who do the steps
     words.json     step 1
     captions.json  step 2
-    images/        step 3: a PNG for each picture, with caption, seed and drawer in it
+    images/        step 3: a PNG for each picture, with caption, seed and image generator in it
     plain/         the same pictures without the words
     verdicts.json  step 4
     report.json, images.csv, gallery.html
@@ -13,7 +13,8 @@ deleted is made anew, and so is what follows from it if it changes.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,35 +72,42 @@ class Report:
     pair: Pair
     settings: dict[str, Any]
     words: tuple[RankedWord, ...]
-    shots: tuple[Sample, ...]
+    samples: tuple[Sample, ...]
 
     def __repr__(self) -> str:
-        fooled = sum(shot.fooled for shot in self.counted)
+        fooled = sum(sample.fooled for sample in self.counted)
         return (
             f"Report({self.pair.draw!r} as {self.pair.mistake_for!r}, "
             f"{fooled} of {len(self.counted)} pictures fool)"
         )
 
     @property
+    def shots(self) -> tuple[Sample, ...]:
+        """The samples, as version 0.1 called them; the name ends with 0.3."""
+        message = "report.shots is called report.samples now; the old name ends with 0.3"
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        return self.samples
+
+    @property
     def counted(self) -> list[Sample]:
-        """Pictures that passed the check."""
-        return [shot for shot in self.shots if shot.counted]
+        """Pictures that passed the judge."""
+        return [sample for sample in self.samples if sample.counted]
 
     def rates(self) -> dict[str, dict[str, Any]]:
         """Count, share and 95 % Wilson interval of each kind of success."""
-        shots = self.counted
+        samples = self.counted
         successes = {
-            "fooled": sum(shot.fooled for shot in shots),
-            "flipped": sum(shot.flipped for shot in shots),
-            "chosen of all": sum(shot.best == self.pair.mistake_for for shot in shots),
-            "fooled without words": sum(shot.plain_margin > 0 for shot in shots),
+            "fooled": sum(sample.fooled for sample in samples),
+            "flipped": sum(sample.flipped for sample in samples),
+            "chosen of all": sum(sample.best == self.pair.mistake_for for sample in samples),
+            "fooled without words": sum(sample.plain_margin > 0 for sample in samples),
         }
         return {
             name: {
                 "count": count,
-                "of": len(shots),
-                "share": count / len(shots) if shots else float("nan"),
-                "interval": list(wilson(count, len(shots))),
+                "of": len(samples),
+                "share": count / len(samples) if samples else float("nan"),
+                "interval": list(wilson(count, len(samples))),
             }
             for name, count in successes.items()
         }
@@ -109,19 +117,44 @@ class Report:
         return {
             **asdict(self.pair),
             "settings": self.settings,
-            "planned": len(self.shots),
+            "planned": len(self.samples),
             "counted": len(self.counted),
             "rates": self.rates() if self.counted else {},
             "words": [asdict(word) for word in self.words],
-            "shots": [asdict(shot) for shot in self.shots],
+            "samples": [asdict(sample) for sample in self.samples],
         }
+
+
+OLD_NAMES: Mapping[str, str] = {
+    "shots": "samples",
+    "writer": "captioner",
+    "drawer": "image_generator",
+    "check": "judge",
+}
+"""What version 0.1 called keys of its files and options of `attack`, which are read until 0.3."""
+
+
+def new_names(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of a run, or options, with today's keys; those of its settings as well."""
+    found = {OLD_NAMES[key]: value for key, value in document.items() if key in OLD_NAMES}
+    found |= {key: value for key, value in document.items() if key not in OLD_NAMES}
+    if isinstance(found.get("settings"), dict):
+        found["settings"] = new_names(found["settings"])
+    return found
+
+
+def with_old_names(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with the keys of version 0.1 beside today's, for programs that read those."""
+    settings = report["settings"]
+    old = {key: settings[name] for key, name in OLD_NAMES.items() if name in settings}
+    return {**report, "settings": {**settings, **old}, "shots": report["samples"]}
 
 
 def write_csv(report: Report, path: Path) -> None:
     """A row for each picture: `images.csv`."""
     rows = [
-        {**asdict(shot), "words": " ".join(shot.words), "flipped": shot.flipped}
-        for shot in report.shots
+        {**asdict(sample), "words": " ".join(sample.words), "flipped": sample.flipped}
+        for sample in report.samples
     ]
     save_csv(path, rows)
 
@@ -135,9 +168,9 @@ class Steps:
 
     selector: Selector
     too_close: TooClose
-    writer: Captioner
-    drawer: ImageGenerator
-    check: Judge
+    captioner: Captioner
+    image_generator: ImageGenerator
+    judge: Judge
     words: int
     captions: int
     images: int
@@ -150,8 +183,8 @@ class Steps:
 
 def run(
     pair: Pair,
-    parts: Steps,
-    judge: Zeroshot,
+    steps: Steps,
+    zeroshot: Zeroshot,
     out: Path,
     *,
     plain: str = "plain",
@@ -162,7 +195,7 @@ def run(
 
     Parameters
     ----------
-    judge
+    zeroshot
         The attacked model's decisions for the pair.
     out
         The run folder.
@@ -177,14 +210,14 @@ def run(
     SecondLensError
         `out` holds something else, or a step has nothing to go on with; what was made stays.
     """
-    asked = {**asdict(pair), **parts.settings(), **(settings or {})}
+    asked = {**asdict(pair), **steps.settings(), **(settings or {})}
     _begin(out, asked)
-    words = _words(pair, parts, judge, out)
-    written = _captions(pair, parts, words, out)
-    shots = _shots(pair, parts, judge, written, out, plain, progress)
-    report = Report(pair=pair, settings=asked, words=tuple(words), shots=tuple(shots))
+    words = _words(pair, steps, zeroshot, out)
+    written = _captions(pair, steps, words, out)
+    samples = _samples(pair, steps, zeroshot, written, out, plain, progress)
+    report = Report(pair=pair, settings=asked, words=tuple(words), samples=tuple(samples))
     write_csv(report, out / "images.csv")
-    save_json(out / "report.json", report.as_json())
+    save_json(out / "report.json", with_old_names(report.as_json()))
     return report
 
 
@@ -209,11 +242,16 @@ def _begin(out: Path, asked: dict[str, Any]) -> None:
     save_json(out / "attack.json", asked)
 
 
-def _words(pair: Pair, parts: Steps, judge: Zeroshot, out: Path) -> list[RankedWord]:
+def _words(pair: Pair, steps: Steps, zeroshot: Zeroshot, out: Path) -> list[RankedWord]:
     path = out / "words.json"
     if not path.is_file():
         found = choose(
-            parts.selector, judge.v, pair, parts.too_close, parts.words, parts.drawer.knows
+            steps.selector,
+            zeroshot.v,
+            pair,
+            steps.too_close,
+            steps.words,
+            steps.image_generator.knows,
         )
         save_json(path, {"words": [asdict(word) for word in found]})
     with _intact(path):
@@ -223,7 +261,7 @@ def _words(pair: Pair, parts: Steps, judge: Zeroshot, out: Path) -> list[RankedW
         ]
 
 
-def _captions(pair: Pair, parts: Steps, words: Sequence[RankedWord], out: Path) -> list[Caption]:
+def _captions(pair: Pair, steps: Steps, words: Sequence[RankedWord], out: Path) -> list[Caption]:
     path, texts = out / "captions.json", [word.text for word in words]
     if path.is_file():
         with _intact(path):
@@ -233,15 +271,15 @@ def _captions(pair: Pair, parts: Steps, words: Sequence[RankedWord], out: Path) 
                     Caption(**{**caption, "words": tuple(caption["words"])})
                     for caption in known["captions"]
                 ]
-    found = captions(parts.writer, pair, texts, parts.captions, parts.seed)
+    found = captions(steps.captioner, pair, texts, steps.captions, steps.seed)
     save_json(path, {"words": texts, "captions": [asdict(caption) for caption in found]})
     return found
 
 
-def _shots(
+def _samples(
     pair: Pair,
-    parts: Steps,
-    judge: Zeroshot,
+    steps: Steps,
+    zeroshot: Zeroshot,
     written: Sequence[Caption],
     out: Path,
     plain: str,
@@ -255,51 +293,53 @@ def _shots(
             "caption": written[i % len(written)].text,
             "plain": written[i % len(written)].plain,
             "words": list(written[i % len(written)].words),
-            "seed": parts.seed * SEEDS_PER_RUN + i,
+            "seed": steps.seed * SEEDS_PER_RUN + i,
         }
-        for i in range(parts.images)
+        for i in range(steps.images)
     ]
     path = out / "verdicts.json"
-    drawn = all((out / shot[of]).is_file() for shot in plan for of in ("file", "plain_file"))
+    drawn = all((out / sample[of]).is_file() for sample in plan for of in ("file", "plain_file"))
     if drawn and path.is_file():
         with _intact(path):
-            found = load_json(path)["shots"]
-            if [{key: shot[key] for key in plan[0]} for shot in found] == plan:
-                return [Sample(**{**shot, "words": tuple(shot["words"])}) for shot in found]
+            found = load_json(path)["samples"]
+            if [{key: sample[key] for key in plan[0]} for sample in found] == plan:
+                return [Sample(**{**sample, "words": tuple(sample["words"])}) for sample in found]
     shown = track(plan, f"{pair.draw} as {pair.mistake_for}") if progress else plan
     attacked: list[GeneratedImage] = []
     controls: list[GeneratedImage] = []
-    for shot in shown:
-        for text, file, drawings in (
-            (shot["caption"], shot["file"], attacked),
-            (shot["plain"], shot["plain_file"], controls),
+    for sample in shown:
+        for text, file, generated in (
+            (sample["caption"], sample["file"], attacked),
+            (sample["plain"], sample["plain_file"], controls),
         ):
-            drawings.append(picture(parts.drawer, text, pair.draw, shot["seed"], out / file))
-    shots = _judged(pair, parts, judge, plan, attacked, controls)
-    save_json(path, {"shots": [asdict(shot) for shot in shots]})
-    return shots
+            generated.append(
+                picture(steps.image_generator, text, pair.draw, sample["seed"], out / file)
+            )
+    samples = _judged(pair, steps, zeroshot, plan, attacked, controls)
+    save_json(path, {"samples": [asdict(sample) for sample in samples]})
+    return samples
 
 
 def _judged(
     pair: Pair,
-    parts: Steps,
-    judge: Zeroshot,
+    steps: Steps,
+    zeroshot: Zeroshot,
     plan: Sequence[dict[str, Any]],
     attacked: Sequence[GeneratedImage],
     controls: Sequence[GeneratedImage],
 ) -> list[Sample]:
-    passed = (parts.check(drawings, pair) for drawings in (attacked, controls))
-    said = (judge([each.image for each in drawings]) for drawings in (attacked, controls))
+    passed = (steps.judge(generated, pair) for generated in (attacked, controls))
+    said = (zeroshot([each.image for each in generated]) for generated in (attacked, controls))
     return [
         Sample(
-            **{**shot, "words": tuple(shot["words"])},
+            **{**sample, "words": tuple(sample["words"])},
             margin=verdict.margin,
             plain_margin=plain.margin,
             best=verdict.best,
             plain_best=plain.best,
             counted=ok and plain_ok,
         )
-        for shot, verdict, plain, ok, plain_ok in zip(plan, *said, *passed, strict=True)
+        for sample, verdict, plain, ok, plain_ok in zip(plan, *said, *passed, strict=True)
     ]
 
 
@@ -315,7 +355,7 @@ def load_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError("the file holds no object")
-        return found
+        return new_names(found)
 
 
 @contextmanager
@@ -369,7 +409,7 @@ def attacked(folder: str | Path, classes: Vocabulary) -> Attacked:
         try:
             drawn, wrong = row[report["draw"]], row[report["mistake_for"]]
             words |= {str(word["text"]) for word in report["words"]}
-            files = [(inside / shot["file"]).as_posix() for shot in _counted(report)]
+            files = [(inside / sample["file"]).as_posix() for sample in _counted(report)]
             positions += [place[file] for file in files]
         except (KeyError, TypeError) as error:
             raise SecondLensError(
@@ -386,4 +426,4 @@ def attacked(folder: str | Path, classes: Vocabulary) -> Attacked:
 
 
 def _counted(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [shot for shot in report["shots"] if shot["counted"]]
+    return [sample for sample in report["samples"] if sample["counted"]]

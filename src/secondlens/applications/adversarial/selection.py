@@ -117,7 +117,7 @@ def choose(
     count
         Words to keep, at most.
     drawable
-        Words that the drawer knows; by default it can draw anything.
+        Words that the image generator knows; by default it can draw anything.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The drawer of the embedded world: cut-outs on a drawn background, and exact truth about them.
+"""The image generator of the embedded world: cut-outs on a background, and exact truth about them.
 
 Which words are too close to a class, families say: those of a picture dictionary. Two members of a
 family could be taken for each other by a person who glances at a 64-pixel drawing, or one could be
@@ -7,7 +7,7 @@ removed for every method.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
@@ -56,8 +56,8 @@ class SpriteGenerator:
         """
         if subject not in NAMES:
             raise NothingLeft(
-                f"the drawer of the embedded world cannot draw {subject!r}: choose one of its "
-                "objects"
+                f"the image generator of the embedded world cannot draw {subject!r}: choose one of "
+                "its objects"
             )
         others, ground = _mentioned(caption, subject)
         ground = ground or BACKGROUNDS[np.random.default_rng((seed, 0)).integers(len(BACKGROUNDS))]
@@ -86,6 +86,11 @@ class SpriteGenerator:
         size = tuple(max(4, round(length * scale)) for length in sprite.image.size)
         image = sprite.image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def sprites(chosen: str, **_: Any) -> SpriteGenerator:
+    """The member "sprites" of `image_generators`."""
+    return SpriteGenerator()
 
 
 def _mentioned(caption: str, subject: str) -> tuple[list[str], str | None]:

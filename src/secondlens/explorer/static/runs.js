@@ -11,11 +11,11 @@ function attackParts(report) {
   const wrong = margin => margin > 0;
   return [
     step(how("push", `1 Words that push “${report.draw}” towards “${report.mistake_for}”`), h("ul", {class: "rows wraps"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, number(word.score)))))),
-    step("2 Captions", h("ul", {class: "rows"}, [...new Set(report.shots.map(shot => shot.caption))].slice(0, 12).map(caption => h("li", {}, caption)))),
+    step("2 Captions", h("ul", {class: "rows"}, [...new Set(report.samples.map(sample => sample.caption))].slice(0, 12).map(caption => h("li", {}, caption)))),
     step(how("margin", "3 Pictures, and what the model says of them"), h("p", {class: "quiet"}, "Each beside the same picture without the words. A margin above 0 is a mistake."),
-      h("div", {class: "concepts"}, report.shots.slice(0, 60).map(shot => h("figure", {class: "pair"},
-        h("div", {}, [["picture", shot.caption], ["plain", "the same without the words"]].map(([key, about]) => shot[key] === null ? null : h("img", {src: source(shot[key]), alt: about, loading: "lazy"}))),
-        h("figcaption", {}, shot.caption, h("br"), h("small", {class: wrong(shot.margin) ? "minus" : ""}, `${shot.best}, margin ${number(shot.margin)}`), h("small", {}, ` · without: ${shot.plain_best}, ${number(shot.plain_margin)}${shot.counted ? "" : " · not counted"}`)))))),
+      h("div", {class: "concepts"}, report.samples.slice(0, 60).map(sample => h("figure", {class: "pair"},
+        h("div", {}, [["picture", sample.caption], ["plain", "the same without the words"]].map(([key, about]) => sample[key] === null ? null : h("img", {src: source(sample[key]), alt: about, loading: "lazy"}))),
+        h("figcaption", {}, sample.caption, h("br"), h("small", {class: wrong(sample.margin) ? "minus" : ""}, `${sample.best}, margin ${number(sample.margin)}`), h("small", {}, ` · without: ${sample.plain_best}, ${number(sample.plain_margin)}${sample.counted ? "" : " · not counted"}`)))))),
     step(how("success", "4 Success"), Object.keys(report.rates).length ? h("dl", {class: "facts"}, Object.entries(report.rates).map(([name, rate]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, percent(rate.share ?? 0)), h("small", {}, `${rate.count} of ${rate.of} [${percent(rate.interval[0])}, ${percent(rate.interval[1])}]`))))) : h("p", {class: "quiet"}, "No picture passed the check.")),
   ];
 }

@@ -173,10 +173,10 @@ class Refuses:
 
 
 def test_faults_of_the_client_library_quote_nothing():
-    writer = endpoint("http://localhost:1/v1")
-    writer._client = Refuses()
+    captioner = endpoint("http://localhost:1/v1")
+    captioner._client = Refuses()
     with pytest.raises(SecondLensError, match=r"1/v1 fails: OpenAIError$"):
-        writer.write(PAIR, ["lamp"], 1, 0)
+        captioner.write(PAIR, ["lamp"], 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def parrot(tmp_path_factory):
 
 
 def test_a_chat_model_answers_alike_for_the_same_seed(parrot):
-    writer = ChatModel(str(parrot), tokens=40)
+    captioner = ChatModel(str(parrot), tokens=40)
     before = torch.random.get_rng_state()
-    one, again = (writer.write(PAIR, ["lamp"], 1, 3) for _ in range(2))
+    one, again = (captioner.write(PAIR, ["lamp"], 1, 3) for _ in range(2))
     assert one == again
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -335,9 +335,9 @@ def pipeline(tmp_path_factory):
 
 
 def test_diffusion_draws_by_caption_and_seed(pipeline):
-    drawer = DiffusionGenerator(str(pipeline), steps=2, size=16)
+    generator = DiffusionGenerator(str(pipeline), steps=2, size=16)
     one, again, other_seed, other_words = (
-        drawer.draw(caption, "cow", seed).image
+        generator.draw(caption, "cow", seed).image
         for caption, seed in (
             ("a photo of a cow", 1),
             ("a photo of a cow", 1),
@@ -349,8 +349,8 @@ def test_diffusion_draws_by_caption_and_seed(pipeline):
     assert one == again
     assert one != other_seed
     assert one != other_words
-    assert drawer.name.endswith("tiny,height=16,num_inference_steps=2,width=16")
-    assert drawer.draw("a cow", "cow", 0).shows is None
+    assert generator.name.endswith("tiny,height=16,num_inference_steps=2,width=16")
+    assert generator.draw("a cow", "cow", 0).shows is None
 
 
 def test_pipelines_that_cannot_be_had(tmp_path, pipeline):

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import SecondLensError
-from .decoding import decode
+from .decoding import Unreadable, decode
 
 
 class HuggingFace:
@@ -52,8 +52,9 @@ class HuggingFace:
         datasets = _datasets()
         try:
             loaded = datasets.load_from_disk(str(folder))
-        except (OSError, ValueError, KeyError) as error:
-            raise SecondLensError(f"{folder} holds a damaged dataset: {error}") from error
+        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise SecondLensError(f"{folder} holds a damaged dataset: {reason}") from error
         if isinstance(loaded, datasets.DatasetDict):
             raise SecondLensError(f"{folder} has several splits: name one of {', '.join(loaded)}")
         return cls(loaded)
@@ -63,6 +64,9 @@ class HuggingFace:
         encoded = _bytes_or_path(self._rows[index][self.column])
         if isinstance(encoded, bytes):
             return decode(io.BytesIO(encoded))
+        # a pipe would be waited for, and a device never ends
+        if encoded.exists() and not encoded.is_file():
+            raise Unreadable("it is no file")
         with encoded.open("rb") as file:
             return decode(file)
 

@@ -17,30 +17,17 @@ from typing import Any
 import open_clip
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
 from .checks import STATABLE, check_activation, trained_activation
 from .open_clip import from_open_clip
+from .strangers import UNLOADABLE, check_model, check_open_clip_model, no_code_runs
 from .transformers import COVERED, from_transformers
 from .view import Clip
 
 DEMOS = ("demo", "demo-twin")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    StopIteration,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-)
-"""What open_clip and torch raise for files that are no checkpoints, or that fit another model."""
 
 
 def check_name(name: str, pretrained: str | None) -> None:
@@ -80,27 +67,38 @@ def load_open_clip(
     Raises
     ------
     SecondLensError
-        A checkpoint that is none, or that fits another model; or the weights cannot be fetched.
+        A checkpoint that is none, or that fits another model; the weights cannot be fetched; or a
+        configuration names code to run.
     """
     options: dict[str, bool] = {}
     if activation is not None and ":" not in name:  # else the model's own configuration decides
         quick = activation == "quick_gelu"
         options = {"force_quick_gelu": True} if quick else {"quick_gelu": False}
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name,
-            pretrained=pretrained,
-            device=device,
-            precision=precision,
-            **options,
-        )
-        return model, preprocess, open_clip.get_tokenizer(name)
-    except UNREADABLE as error:
+        if ":" in name:
+            check_open_clip_model(name)
+        with no_code_runs():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name,
+                pretrained=pretrained,
+                device=device,
+                precision=precision,
+                weights_only=True,
+                **options,
+            )
+            return model, preprocess, open_clip.get_tokenizer(name)
+    except UNLOADABLE as error:
         weights = f" with {pretrained}" if pretrained else ""
-        # torch would advise to unpickle it anyway, which runs whatever the file says
-        pickled = isinstance(error, UnpicklingError)
-        reason = "it is no file of weights" if pickled else str(error).strip().split("\n")[0]
-        raise SecondLensError(f"open_clip cannot load {name}{weights}: {reason}") from error
+        raise SecondLensError(f"open_clip cannot load {name}{weights}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    # torch would advise to unpickle it anyway, which runs whatever the file says
+    if isinstance(error, UnpicklingError):
+        return "it is no file of weights"
+    if "TorchScript archive" in str(error):
+        return "it is a TorchScript archive, which holds code: save its state_dict instead"
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def load_transformers(
@@ -111,7 +109,8 @@ def load_transformers(
     Raises
     ------
     SecondLensError
-        transformers is missing, or cannot load the model or all of its weights.
+        transformers is missing, or cannot load the model or all of its weights; or a configuration
+        names code to run.
     UnsupportedModel
         The model is no CLIP.
     """
@@ -124,22 +123,19 @@ def load_transformers(
         ) from error
     kinds = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        check_model(name)
+        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if kind not in kinds:
             raise UnsupportedModel(
                 f"hf:{name} cannot be explained: it is a {kind} model, and only transformers' "
                 f"{' and '.join(COVERED)} are covered"
             )
-        model, report = kinds[kind].from_pretrained(name, output_loading_info=True)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-        StrictDataclassError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0]
+        with no_code_runs():
+            model, report = kinds[kind].from_pretrained(
+                name, output_loading_info=True, trust_remote_code=False
+            )
+    except (*UNLOADABLE, StrictDataclassError) as error:
+        reason = _reason(error)
         raise SecondLensError(f"transformers cannot load hf:{name}: {reason}") from error
     # transformers would make them up at random, with no more than a log message
     if missing := sorted(report["missing_keys"]):
@@ -148,15 +144,16 @@ def load_transformers(
             f"checkpoint of a whole {type(model).__name__}"
         )
     model = model.to(device=device, dtype=DTYPES[precision.removeprefix("pure_")]).eval()
-    return model, _image_processor(name), _tokenizer(name)
+    with no_code_runs():
+        return model, _image_processor(name), _tokenizer(name)
 
 
 def _image_processor(name: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except UNLOADABLE:
         return None
 
 
@@ -164,8 +161,8 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except UNLOADABLE:
         return None
     # where there are no files, transformers may make up a tokenizer that knows no word
     knows_words = len(tokenizer) > len(tokenizer.all_special_tokens)

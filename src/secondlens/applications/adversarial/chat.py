@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import torch
 
 from ...errors import SecondLensError
+from ...models.strangers import UNLOADABLE, check_model, no_code_runs
 from .captioning import PROPOSED, instructions, listed
 from .selection import Pair
 
@@ -23,7 +25,8 @@ class ChatModel:
     Raises
     ------
     SecondLensError
-        transformers is missing, there is no such model, or it has no chat template.
+        transformers is missing, there is no such model, it has no chat template, or it names code
+        to run.
     """
 
     def __init__(self, model: str, *, device: str = "cpu", tokens: int = 1024) -> None:
@@ -34,9 +37,12 @@ class ChatModel:
                 "a local chat model needs transformers: pip install 'secondlens[attack]'"
             ) from None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
-            self._model = AutoModelForCausalLM.from_pretrained(model).to(device).eval()
-        except (OSError, ValueError) as error:
+            check_model(model)
+            with no_code_runs():
+                self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+                network = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=False)
+            self._model = network.to(device).eval()
+        except UNLOADABLE as error:
             raise SecondLensError(
                 f"{model} is no chat model that can be loaded: name a folder or a hub name"
             ) from error
@@ -48,11 +54,21 @@ class ChatModel:
 
     @torch.no_grad()
     def write(self, pair: Pair, words: Sequence[str], count: int, seed: int) -> list[str]:
-        """The captions of one reply; the same ones for the same seed."""
+        """The captions of one reply; the same ones for the same seed.
+
+        Raises
+        ------
+        SecondLensError
+            The chat template fails, or reaches for what a template may not.
+        """
         asked = [{"role": "user", "content": instructions(pair, words, PROPOSED * count)}]
-        inputs = self._tokenizer.apply_chat_template(
-            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        ).to(self._model.device)
+        try:
+            inputs = self._tokenizer.apply_chat_template(
+                asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            ).to(self._model.device)
+        except (jinja2.TemplateError, *UNLOADABLE) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise SecondLensError(f"the chat template of {self.name} fails: {reason}") from error
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             reply = self._model.generate(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ...errors import SecondLensError
+from ...models.strangers import UNLOADABLE, check_model, no_code_runs
 from .generation import GeneratedImage
 
 Offload = Literal["none", "model", "sequential"]
@@ -30,7 +31,8 @@ class DiffusionGenerator:
     Raises
     ------
     SecondLensError
-        diffusers is missing, or there is no such pipeline, dtype or offloading.
+        diffusers is missing, there is no such pipeline, dtype or offloading, or it names code to
+        run.
     """
 
     knows: Sequence[str] | None = None
@@ -55,8 +57,12 @@ class DiffusionGenerator:
         if not isinstance(precision := getattr(torch, dtype, None), torch.dtype):
             raise SecondLensError(f"there is no dtype {dtype!r}: name one such as float16")
         try:
-            self._pipeline: Any = AutoPipelineForText2Image.from_pretrained(model, dtype=precision)
-        except (OSError, ValueError) as error:
+            check_model(model)
+            with no_code_runs():
+                self._pipeline: Any = AutoPipelineForText2Image.from_pretrained(
+                    model, dtype=precision, trust_remote_code=False
+                )
+        except UNLOADABLE as error:
             raise SecondLensError(
                 f"{model} is no text-to-image pipeline that can be loaded: name a folder or a hub "
                 "name"

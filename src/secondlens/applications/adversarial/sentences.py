@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ...errors import SecondLensError
+from ...models.strangers import UNLOADABLE, check_model, no_code_runs
 
 THRESHOLD = 0.6
 """Cosine from which on the published code counts words as close; its model is
@@ -20,7 +21,7 @@ class Sentences:
     Raises
     ------
     SecondLensError
-        sentence-transformers is missing, or there is no such model.
+        sentence-transformers is missing, there is no such model, or it names code to run.
     """
 
     def __init__(self, model: str, threshold: float = THRESHOLD) -> None:
@@ -31,8 +32,10 @@ class Sentences:
                 "a sentence model needs sentence-transformers: pip install 'secondlens[attack]'"
             ) from None
         try:
-            self._model = SentenceTransformer(model)
-        except (OSError, ValueError) as error:
+            check_model(model)
+            with no_code_runs():
+                self._model = SentenceTransformer(model, trust_remote_code=False)
+        except UNLOADABLE as error:
             raise SecondLensError(
                 f"{model} is no sentence model that can be loaded: name a folder or a hub name"
             ) from error

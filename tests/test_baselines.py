@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from models import sequence_first, tiny_images, tiny_model
 from oracle import Run, split_heads
 
-from secondlens.applications.segmentation.baselines import METHODS
+from secondlens.applications.segmentation.baselines import baselines
 from secondlens.applications.segmentation.baselines.attention import raw_attention, rollout
 from secondlens.applications.segmentation.baselines.first_order import textspan
 from secondlens.applications.segmentation.baselines.gradients import chefer, grad_cam
@@ -272,12 +272,12 @@ def test_the_spelt_out_tower_computes_the_same_and_leaves_no_hooks(clip, images,
     assert torch.equal(clip.encode_image(images), before)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_images_of_a_batch_do_not_touch_one_another(clip, images, texts, name):
-    together = METHODS[name](clip, images, texts)
+@pytest.mark.parametrize("method", baselines, ids=baselines.names)
+def test_images_of_a_batch_do_not_touch_one_another(clip, images, texts, method):
+    together = method(clip, images, texts)
     assert together.shape == (2, 2, 2)
     assert not together.requires_grad
-    alone = METHODS[name](clip, images[1:], texts[1:])
+    alone = method(clip, images[1:], texts[1:])
     torch.testing.assert_close(together[1:], alone, **CLOSE)
 
 

@@ -29,12 +29,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from secondlens.commands.explore import LOCAL
 from secondlens.commands.group import main
 from secondlens.errors import SecondLensError
-from secondlens.explorer import safety
+from secondlens.explorer import page_kinds, safety
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.export import export
 from secondlens.explorer.live import Live
-from secondlens.explorer.pages import PLAIN, SECURITY, Pages, static_files
+from secondlens.explorer.pages import SECURITY, Pages, static_files
 from secondlens.explorer.runs import load_runs
 from secondlens.explorer.safety import LARGEST_UPLOAD, MOST_PIXELS, UPLOADS, Uploads
 
@@ -68,7 +68,8 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-PAGES = ["/", *(f"/{name}/" for name in PLAIN), "/layer/1/", "/neuron/0/5/", "/beside/neuron/0/5/"]
+PAGES = ["/", *(f"/{name}/" for name in page_kinds.names)]
+PAGES += ["/layer/1/", "/neuron/0/5/", "/beside/neuron/0/5/"]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -362,7 +363,7 @@ def site(made, tmp_path_factory):
 
 def test_export_holds_every_page_and_nothing_dangling(site):
     pages = list(site.rglob("*.html"))
-    assert len(pages) == 1 + len(PLAIN) + len(LAYERS) * 49
+    assert len(pages) == 1 + len(page_kinds) + len(LAYERS) * 49
     for page in pages:
         for _, attrs in Tags(page.read_text()).tags:
             for name in ("src", "href", "action"):

@@ -342,7 +342,7 @@ def test_refusals(clip, other, unseen, scored):
     texts, labels, lens, _ = scored
     with pytest.raises(SecondLensError, match="cannot say which words are related"):
         score(clip, lens, texts, unseen, labels, related=clip)
-    with pytest.raises(SecondLensError, match="no description by the texts 'else'"):
+    with pytest.raises(SecondLensError, match="no description 'else': choose one of planted"):
         score(clip, lens, vocabulary(["a"], name="else"), unseen, labels)
     with pytest.raises(SecondLensError, match="400 images and labels of 3"):
         score(clip, lens, texts, unseen, labels[:3])

@@ -288,7 +288,7 @@ def test_mask_folder_takes_classes_from_folders(tmp_path):
     source = MaskFolder(tmp_path)
     assert [example.labels for example in iterate(source)] == [(None,), ("dog",)]
     assert source[1].masks.tolist() == [[[0, 1, 1], [0, 0, 1]]]
-    assert source.classes == {"dog"}
+    assert source.classes == ["dog"]
     assert MaskFolder(tmp_path, ignore=7)[1].masks.tolist() == [[[0, 1, -1], [0, 0, 1]]]
     picture(tmp_path / "masks" / "2.png")
     assert MaskFolder(tmp_path)[0].masks.all()

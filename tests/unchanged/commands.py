@@ -31,7 +31,7 @@ CASES = {}
 
 VOLATILE = {
     "versions",  # of libraries
-    *("seconds", "seconds_per_image_and_pass"),  # how fast this machine is
+    *("seconds", "seconds_per_image_and_pass", "idle"),  # how fast this machine is
     "memory",  # how much of it is free
     *("eigen", "merge"),  # rates that were measured
     *("maps_per_second",),

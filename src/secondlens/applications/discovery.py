@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from ..data.vocabularies import BUILTIN, Vocabulary, vocabulary
+from ..data.vocabularies import Vocabulary, vocabulary
 from ..effects.capture import Capture, Pooled
 from ..effects.value_paths import PathFactors, path_factors
 from ..errors import SecondLensError
@@ -32,7 +32,7 @@ from ..lens.lens import Lens
 from ..models.view import Clip, Images
 from ..sparse.pursuit import omp
 from ..words.concepts import group
-from ..words.searching import description_of
+from ..words.describing import described
 
 RIDGE = 0.3
 """Added to every direction of the neurons' metric, in its mean eigenvalue, so that directions in
@@ -213,8 +213,12 @@ class Discoverer:
         lens.check_model(clip)
         lens.check_exact()
         self.clip, self.lens, self.paper = clip, lens, paper
-        self.texts = _texts_of(lens, texts)
-        self.codes = _codes_of(lens, self.texts) if paper else None
+        self.codes: Codes | None = None
+        if texts is None or paper:
+            self.texts, codes = described(lens, texts)
+            self.codes = codes if paper else None
+        else:
+            self.texts = vocabulary(texts)
         self.factors: dict[int, PathFactors] = {n: path_factors(clip, n) for n in lens.layers}
         self.scale = metric(lens)
         rows = self.texts.embed(clip).to(self.scale)
@@ -355,24 +359,3 @@ class Discoverer:
                 f"top must lie between 1 and {most}, the smaller of the number of words and the "
                 f"width of the embedding, and it is {top}"
             )
-
-
-def _texts_of(lens: Lens, texts: "str | Path | Iterable[str] | Vocabulary | None") -> Vocabulary:
-    """The vocabulary of that name or content, or that of the lens's first description."""
-    if texts is not None:
-        return vocabulary(texts)
-    codes = description_of(lens)
-    name = next(name for name, each in lens.codes.items() if each is codes)
-    if name in BUILTIN and (known := BUILTIN[name]()).labels == codes.labels:
-        return known
-    prompts = tuple((label,) for label in codes.labels)
-    return Vocabulary(name=name, labels=codes.labels, prompts=prompts)
-
-
-def _codes_of(lens: Lens, texts: Vocabulary) -> Codes:
-    codes = description_of(lens, texts.name)
-    if codes.labels != texts.labels:
-        raise SecondLensError(
-            f"the lens was described with other texts of the name {texts.name}: describe it again"
-        )
-    return codes

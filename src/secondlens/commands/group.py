@@ -20,7 +20,8 @@ from .discover import discover
 from .explore import explore
 from .export import export
 from .fit import fit
-from .options import note
+from .list import list_members
+from .options import Group, note
 from .plan import plan
 from .process import keep_freed_memory, told
 from .reproduce import reproduce
@@ -68,7 +69,7 @@ def _new_name(argument: str) -> str:
     return RENAMED[option] + equals + value
 
 
-class _Group(click.Group):
+class _Group(Group):
     """Says a user's mistake and an interruption in one sentence each."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -113,7 +114,7 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, reproduce, explore, export, share, pull),
+    *(audit, defend, ablate, budget, reproduce, explore, export, share, pull, list_members),
 )
 for command in COMMANDS:
     main.add_command(command)

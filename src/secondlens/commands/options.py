@@ -44,6 +44,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 STORES = ("auto", "float32", "float16", "never")
 """Dtypes of stored coordinates, see `plan`."""
 
+LONGEST_SENTENCE = 1000
+"""Characters of a command's first sentence, of which none is cut."""
+
 CONVENTIONS = ("exact", "official")
 CONVENTION_HELP = "How effects are computed: exactly, or as the published code does."
 
@@ -94,6 +97,17 @@ def _plain(content: Any) -> Any:
     if hasattr(content, "tolist"):  # tensors, arrays and their scalars
         return _plain(content.tolist())
     return [_plain(each) for each in content] if isinstance(content, Sequence) else str(content)
+
+
+class Group(click.Group):
+    """Commands that are listed with the whole first sentence of their help, on several lines."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line or more for each command."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, each.get_short_help_str(LONGEST_SENTENCE)) for name, each in found if each]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def option(*, help: str, default: Any = None, flag: str | None = None, **settings: Any) -> Any:

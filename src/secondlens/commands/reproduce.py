@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..data import masked_sets
 from ..errors import SecondLensError
 from .attack import AttackSteps, with_steps
 from .options import (
@@ -15,6 +16,7 @@ from .options import (
     CONVENTIONS,
     PATH,
     ChosenModel,
+    Group,
     check_class_folders,
     check_lens,
     check_new,
@@ -124,7 +126,7 @@ if TYPE_CHECKING:
     from ..paper.study import Study
 
 
-@click.group()
+@click.group(cls=Group)
 def reproduce() -> None:
     """Reproduce a table or figure of the paper, with the paper's numbers beside.
 
@@ -191,14 +193,17 @@ def everything(study: "Study", as_json: bool) -> None:
         console.print(f"Report: {page}", markup=False, highlight=False)
 
 
-LAYOUTS = ("imagenet-segmentation", "voc", "imagenet-s", "folder")
-
-
 @reproduce.command()
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
 @click.option("--lens", type=PATH, help="Of the model; with --demo, one is fitted if not given.")
 @click.option("--images", type=PATH, help="A file or folder of images with masks.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True)
+@click.option(
+    "--layout",
+    type=click.Choice(masked_sets.names),
+    default=masked_sets.names[0],
+    show_default=True,
+    help="How images and masks are laid out; secondlens list masked-sets says more.",
+)
 @click.option("--names", type=PATH, help="For imagenet-s: a file with a wnid and name a line.")
 @click.option("--ignore", type=click.IntRange(0), help="For folder: the value of ignored pixels.")
 @click.option("--classes", type=PATH, help="A file with one class a line; by default the data's.")

@@ -36,9 +36,9 @@ def search(
     like = None if neuron is None else _layer_and_neuron(neuron)
     check_lens(lens)
     from ..lens.lens import Lens
-    from ..words.describing import signed
-    from ..words.searching import description_of, similar
+    from ..words.describing import description_of, signed
     from ..words.searching import search as search_lens
+    from ..words.searching import similar
 
     fitted = Lens.load(lens)
     if like is not None:

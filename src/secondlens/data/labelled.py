@@ -1,7 +1,7 @@
 """Labelled pictures for zero-shot classification: ImageNet, ImageNet-R, CIFAR-10, class folders."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import SecondLensError
+from . import labelled_sets
 from .folder import Folder, ImageFolder
 from .sources import ImageSource, Subset, TorchDataset, as_source
 from .vocabularies import Vocabulary, class_names, read_lines, vocabulary
@@ -81,20 +82,26 @@ def labelled(
     root = Path(path)
     if not root.is_dir():
         raise SecondLensError(f"there is no folder {root} with labelled pictures: {STRUCTURE}")
-    known = any((root / name).is_dir() for name in (CIFAR, "val", "train"))
-    if known and classes is not None:
-        raise SecondLensError(
-            f"{root} is laid out as ImageNet or CIFAR-10, whose classes are known: drop the list "
-            "of classes, or name the folder in it that holds a folder for each class"
-        )
-    if (root / CIFAR).is_dir():
-        return _cifar(root)
-    if known:
-        return _imagenet(root)
+    wanted = None if classes is None else Path(classes)
+    asked = reversed([*labelled_sets])
+    sets: Iterator[Labelled | None] = (
+        each(root, classes=wanted, all_classes=all_classes) for each in asked
+    )
+    return next(found for found in sets if found is not None)
+
+
+def class_folders(root: Path, *, classes: Path | None, all_classes: bool) -> Labelled:
+    """The member "class-folders" of `labelled_sets`, which takes any folder.
+
+    Raises
+    ------
+    SecondLensError
+        As `labelled`.
+    """
     found = ImageFolder(root)
     _check_no_empty(root, found.classes)
     if classes is not None:
-        names = _listed(Path(classes), found.classes)
+        names = _listed(classes, found.classes)
     elif any(WNID.fullmatch(name) for name in found.classes):
         names = _wordnet_names(found.classes, root)
         if all_classes:
@@ -172,7 +179,25 @@ def check_labels(labels: Sequence[int], images: int, classes: int) -> None:
         )
 
 
-def _imagenet(root: Path) -> Labelled:
+def _refuse_list(root: Path, classes: Path | None) -> None:
+    if classes is not None:
+        raise SecondLensError(
+            f"{root} is laid out as ImageNet or CIFAR-10, whose classes are known: drop the list "
+            "of classes, or name the folder in it that holds a folder for each class"
+        )
+
+
+def imagenet(root: Path, *, classes: Path | None, **_: Any) -> Labelled | None:
+    """The member "imagenet" of `labelled_sets`: a folder with val or train in it.
+
+    Raises
+    ------
+    SecondLensError
+        A list of classes, no val, or a class without a folder or that is not ImageNet's.
+    """
+    if not any((root / name).is_dir() for name in ("val", "train")):
+        return None
+    _refuse_list(root, classes)
     if not (root / "val").is_dir():
         raise SecondLensError(f"{root} has no folder val: {STRUCTURE}")
     found = ImageFolder(root / "val")
@@ -192,7 +217,17 @@ def _imagenet(root: Path) -> Labelled:
     )
 
 
-def _cifar(root: Path) -> Labelled:
+def cifar_10(root: Path, *, classes: Path | None, **_: Any) -> Labelled | None:
+    """The member "cifar-10" of `labelled_sets`: a folder with cifar-10-batches-py in it.
+
+    Raises
+    ------
+    SecondLensError
+        A list of classes, or files that are missing or damaged.
+    """
+    if not (root / CIFAR).is_dir():
+        return None
+    _refuse_list(root, classes)
     data = _cifar_part(root, train=False)
     if without := sorted(set(range(len(data.classes))) - set(data.targets)):
         raise SecondLensError(f"{root / CIFAR} has no pictures of {data.classes[without[0]]}")

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -70,6 +70,15 @@ class MaskedImages(Protocol):
 
     def __getitem__(self, index: int, /) -> Example:
         """Image `index` with its masks."""
+
+
+@runtime_checkable
+class MaskedSet(MaskedImages, Protocol):
+    """A set of examples that says what is labelled in it."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of all labels, in the set's order; none if it does not say."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,8 @@ class ImageNetSegmentation:
         No such file, another file, or h5py is not installed.
     """
 
+    classes: Sequence[str] = ()
+
     def __init__(self, path: str | Path) -> None:
         try:
             import h5py
@@ -183,7 +194,7 @@ class VOC:
         A part of the layout is missing.
     """
 
-    CLASSES = (
+    classes: Sequence[str] = (
         *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
         *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
         *("train", "tvmonitor"),
@@ -203,11 +214,11 @@ class VOC:
     def __getitem__(self, index: int) -> Example:
         name = self.ids[index]
         values = _values(self.root / "SegmentationClass" / f"{name}.png")
-        found = [value for value in np.unique(values).tolist() if 1 <= value <= len(self.CLASSES)]
+        found = [value for value in np.unique(values).tolist() if 1 <= value <= len(self.classes)]
         return Example(
             id=name,
             image=open_picture(self.root / "JPEGImages" / f"{name}.jpg"),
-            labels=tuple(self.CLASSES[value - 1] for value in found),
+            labels=tuple(self.classes[value - 1] for value in found),
             masks=_stack([_known(values, value, values != 255) for value in found], values),
         )
 
@@ -245,6 +256,7 @@ class ImageNetS:
         self.masks = sorted(masks.glob("*/*.png"))
         self.wnids = sorted(folder.name for folder in masks.iterdir() if folder.is_dir())
         self.names = None if names is None else _wnid_names(Path(names), self.wnids)
+        self.classes = list(self.names.values()) if self.names else []
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -287,9 +299,10 @@ class MaskFolder:
         self.pictures = [self._picture_of(mask, by_name) for mask in self.masks]
 
     @property
-    def classes(self) -> set[str]:
-        """Names of all folders that masks are in."""
-        return {mask.parent.name for mask in self.masks if mask.parent != self.root / "masks"}
+    def classes(self) -> Sequence[str]:
+        """Names of all folders that masks are in, sorted."""
+        folders = {mask.parent for mask in self.masks} - {self.root / "masks"}
+        return sorted({folder.name for folder in folders})
 
     def _picture_of(self, mask: Path, by_name: Mapping[Path, list[Path]]) -> Path:
         place = self.root / "images" / mask.relative_to(self.root / "masks").with_suffix("")
@@ -313,6 +326,26 @@ class MaskFolder:
             labels=(folder or None,),
             masks=_known((values != 0).astype(np.uint8), 1, known)[None],
         )
+
+
+def imagenet_segmentation(path: Path, **_: Any) -> ImageNetSegmentation:
+    """The member "imagenet-segmentation" of `masked_sets`."""
+    return ImageNetSegmentation(path)
+
+
+def voc(path: Path, **_: Any) -> VOC:
+    """The member "voc" of `masked_sets`."""
+    return VOC(path)
+
+
+def imagenet_s(path: Path, *, names: Path | None, **_: Any) -> ImageNetS:
+    """The member "imagenet-s" of `masked_sets`."""
+    return ImageNetS(path, names)
+
+
+def mask_folder(path: Path, *, ignore: int | None, **_: Any) -> MaskFolder:
+    """The member "folder" of `masked_sets`."""
+    return MaskFolder(path, ignore)
 
 
 def _known(values: np.ndarray, object_value: int, known: np.ndarray) -> np.ndarray:

@@ -1,14 +1,11 @@
 """Texts with labels and prompts: from files, tables, memory, or under a name of their own."""
 
 import csv
-import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +13,7 @@ from torch import Tensor
 from ..demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES, with_article
 from ..errors import SecondLensError
 from ..models.view import Clip
+from . import named_vocabularies
 from .embedding import embed
 
 TABLES = (".csv", ".parquet")
@@ -160,6 +158,16 @@ def english(count: int, name: str) -> Vocabulary:
     return Vocabulary(name=name, labels=words, prompts=tuple((word,) for word in words))
 
 
+def english_10k() -> Vocabulary:
+    """The 10,000 most common English words."""
+    return english(10_000, "english-10k")
+
+
+def english_30k() -> Vocabulary:
+    """The 30,000 most common English words."""
+    return english(30_000, "english-30k")
+
+
 def imagenet() -> Vocabulary:
     """The 1,000 classes of ImageNet in their order."""
     from open_clip import IMAGENET_CLASSNAMES
@@ -174,14 +182,6 @@ def class_names(name: str, labels: Iterable[str]) -> Vocabulary:
     labels = tuple(labels)
     prompts = tuple(tuple(fill(label) for fill in OPENAI_IMAGENET_TEMPLATES) for label in labels)
     return Vocabulary(name=name, labels=labels, prompts=prompts)
-
-
-BUILTIN: Final[Mapping[str, Callable[[], Vocabulary]]] = {
-    "english-10k": partial(english, 10_000, "english-10k"),
-    "english-30k": partial(english, 30_000, "english-30k"),
-    "imagenet": imagenet,
-    "world": world_vocabulary,
-}
 
 
 def vocabulary(
@@ -241,13 +241,12 @@ def _find(texts: "str | Path | Iterable[str] | Vocabulary") -> Vocabulary:
     table = Path(place)
     if table.suffix.lower() in TABLES and column:
         return _from_texts(f"{table.stem}:{column}", read_column(table, column))
-    if str(texts) in BUILTIN:
-        return BUILTIN[str(texts)]()
-    close = difflib.get_close_matches(str(texts).lower(), BUILTIN)
-    hint = f" (did you mean {', '.join(close)}?)" if close else ""
+    if str(texts) in named_vocabularies:
+        return named_vocabularies[str(texts)]()
+    hint = named_vocabularies.near(str(texts))
     raise SecondLensError(
         f"there is no file {texts} and no vocabulary of that name{hint}: name a text file with "
-        f"one text a line, table.csv:column, or one of {', '.join(BUILTIN)}"
+        f"one text a line, table.csv:column, or one of {', '.join(named_vocabularies.names)}"
     )
 
 

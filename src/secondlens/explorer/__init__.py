@@ -4,4 +4,34 @@
 `atlas` answers every question of the pages from the lens and that survey; `live` answers those
 that need the model itself. `pages` turns answers into HTML, `app` serves them, `export` writes
 them to a folder.
+
+Pages that need nothing but their name are registered here.
 """
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from .pages import Pages
+
+page_kinds: Registry[str] = Registry("page", "pages")
+"""Factories of `(pages)`, which give HTML; a page is at its name, and its help is its title."""
+
+
+def _page(name: str, pages: "Pages") -> str:
+    return pages.titled(name)
+
+
+for _name, _title in (
+    ("neurons", "Neurons"),
+    ("map", "Map"),
+    ("search", "Search"),
+    ("image", "Images"),
+    ("compare", "Compare"),
+    ("lists", "Lists"),
+    ("runs", "Runs"),
+    ("how", "How it is computed"),
+):
+    page_kinds.register(_name, partial(_page, _name), help=_title)

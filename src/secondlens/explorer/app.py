@@ -19,8 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..errors import SecondLensError
+from . import page_kinds
 from .live import LONGEST_TEXT, Live
-from .pages import PACKS, PLAIN, Pages, preview, static_files
+from .pages import PACKS, Pages, preview, static_files
 from .runs import SUFFIXES
 from .safety import Heads, SecurityHeaders, Uploads
 
@@ -158,7 +159,7 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
         return page
 
     app.get("/", name="home", **_PAGE)(constant(pages.home()))
-    for name in PLAIN:
+    for name in page_kinds.names:
         page = constant(pages.plain(name))
         app.get(f"/{name}/", name=name, **_PAGE)(page)
 

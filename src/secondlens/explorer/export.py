@@ -6,8 +6,9 @@ from pathlib import Path
 from rich.progress import track
 
 from ..storage.files import check_empty, whole_folder
+from . import page_kinds
 from .atlas import Atlas
-from .pages import PACKS, PLAIN, Pages, packed, static_files
+from .pages import PACKS, Pages, packed, static_files
 from .runs import Runs
 
 PACK = 64
@@ -51,7 +52,7 @@ def export(
 def _files(atlas: Atlas, pages: Pages) -> Iterator[tuple[str, bytes]]:
     """Every file of the folder: its name and content."""
     yield "index.html", pages.home().encode()
-    for name in PLAIN:
+    for name in page_kinds.names:
         yield f"{name}/index.html", pages.plain(name).encode()
     for name, what in PACKS.items():
         yield f"data/{name}.json.gz", getattr(pages, what)

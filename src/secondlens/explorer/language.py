@@ -9,25 +9,15 @@ from rich.progress import track
 from torch import Tensor
 
 from ..data.embedding import normalise
-from ..data.vocabularies import BUILTIN, Vocabulary, vocabulary
 from ..effects.value_paths import chunks
-from ..lens.codes import Codes
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..words.describing import texts_of
 from . import records
 
 NEURONS_PER_CHUNK = 256
 SIZES = 16
 """Texts, at most, of the codes that pages show."""
-
-
-def texts_of(name: str, codes: Codes) -> Vocabulary:
-    """The vocabulary of a description: the built-in one of that name, or its labels as texts."""
-    if name in BUILTIN:
-        known = vocabulary(name)
-        if known.labels == codes.labels:
-            return known
-    return vocabulary(codes.labels, name=name)
 
 
 def triangles(

@@ -13,22 +13,11 @@ import orjson
 from PIL import Image, ImageDraw, ImageFont
 
 from ..formatting import counted, number
+from . import page_kinds
 from .atlas import TEXTS, Atlas
 from .profile import Profiles
 from .records import GROUPS
 from .runs import Runs
-
-PLAIN: Mapping[str, str] = {
-    "neurons": "Neurons",
-    "map": "Map",
-    "search": "Search",
-    "image": "Images",
-    "compare": "Compare",
-    "lists": "Lists",
-    "runs": "Runs",
-    "how": "How it is computed",
-}
-"""Pages that need nothing but their name: path and title."""
 
 PACKS: Mapping[str, str] = {
     "model": "model",
@@ -93,7 +82,7 @@ class Pages:
             "live": live,
             "served": served,
             "beside": beside,
-            "plain": PLAIN,
+            "plain": {each.name: each.help for each in page_kinds},
             "policy": SECURITY,
             "version": version("secondlens"),
         }
@@ -118,8 +107,13 @@ class Pages:
         )
 
     def plain(self, name: str) -> str:
-        """One of `PLAIN`."""
-        return self._page(f"{name}.html", "../", PLAIN[name], PLAIN[name], here=name)
+        """A page that needs nothing but its name: a member of `page_kinds`."""
+        return page_kinds[name](self)
+
+    def titled(self, name: str) -> str:
+        """The template NAME.html under the title that `page_kinds` has for it."""
+        title = page_kinds[name].help
+        return self._page(f"{name}.html", "../", title, title, here=name)
 
     def layer(self, layer: int) -> str:
         """A layer's numbers and its neurons.

@@ -26,9 +26,10 @@ from ..lens.lens import Lens
 from ..models.view import Clip
 from ..report.page import model_view
 from ..words.concepts import Proof, prove
+from ..words.describing import texts_of
 from ..words.summary import NeuronSummary, neurons_in_words
 from . import records
-from .language import class_changes, texts_of, triangles
+from .language import class_changes, triangles
 from .projections import Projections
 from .records import GROUPS, LIGHT, LayerSurvey, Survey, fingerprint
 

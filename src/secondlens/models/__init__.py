@@ -6,4 +6,25 @@ computes.
 
 A tower that computes anything else than the mathematics describes is refused, with the reason, and
 every view is checked against the model's own forward pass before it is handed out.
+
+Ways to name a model are registered here; `loading.load` says what their factories get.
 """
+
+from typing import TYPE_CHECKING
+
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from .view import Clip
+
+named_models: Registry["Clip"] = Registry("model", "models")
+"""Factories of `(name, *, pretrained, device, precision, activation, check)`, by a whole name or by
+what stands before the colon in it; every other name is open_clip's."""
+
+for _name, _function, _help in (
+    ("demo", "demo", "the embedded model: drawn scenes"),
+    ("demo-twin", "demo", "the same without planted cues: the referee of demo"),
+    ("hf", "hugging_face", "hf:MODEL, a CLIP of transformers by hub name or folder"),
+    ("open_clip", "by_open_clip", "any other name, such as ViT-B-32 with --pretrained openai"),
+):
+    named_models.register(_name, f"{__name__}.loading:{_function}", help=_help)

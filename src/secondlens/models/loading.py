@@ -20,6 +20,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
+from . import named_models
 from .checks import STATABLE, check_activation, trained_activation
 from .open_clip import from_open_clip
 from .strangers import UNLOADABLE, check_model, check_open_clip_model, no_code_runs
@@ -217,28 +218,88 @@ def load(
     if activation not in (None, *STATABLE):
         raise SecondLensError(f"no activation {activation!r}: choose {' or '.join(STATABLE)}")
     _check_device(device)
-    trained_with = activation
-    if name.startswith("hf:"):
-        if pretrained is not None:
-            raise SecondLensError(f"{name} names its own weights: drop pretrained")
-        parts = load_transformers(name.removeprefix("hf:"), device, precision)
-        clip = from_transformers(*parts, name=name, check=check)
-    elif name in DEMOS:
-        if pretrained is not None or precision != "fp32":
-            raise SecondLensError(f"{name} has its own fp32 weights: drop pretrained and precision")
-        from ..demo.model import load as load_demo
+    kinds = [each for each in (name, name.partition(":")[0]) if each in named_models]
+    clip = named_models[kinds[0] if kinds else "open_clip"](
+        name,
+        pretrained=pretrained,
+        device=device,
+        precision=precision,
+        activation=activation,
+        check=check,
+    )
+    if check and activation is not None:
+        check_activation(clip, activation)
+    return clip
 
-        model, preprocess, tokenizer = load_demo(name)
-        clip = from_open_clip(model.to(device), preprocess, tokenizer, name=name, check=check)
-    else:
-        check_name(name, pretrained)
-        trained_with = trained_activation(name, pretrained, activation, check)
-        model, preprocess, tokenizer = load_open_clip(
-            name, pretrained, device, precision, trained_with
-        )
-        clip = from_open_clip(model.eval(), preprocess, tokenizer, name=name, check=check)
-    if check and trained_with is not None:
-        check_activation(clip, trained_with)
+
+def demo(
+    name: str,
+    *,
+    pretrained: str | None,
+    device: str | torch.device,
+    precision: str,
+    check: bool,
+    **_: Any,
+) -> Clip:
+    """The members "demo" and "demo-twin" of `named_models`.
+
+    Raises
+    ------
+    SecondLensError
+        Other weights or another precision are asked for.
+    """
+    if pretrained is not None or precision != "fp32":
+        raise SecondLensError(f"{name} has its own fp32 weights: drop pretrained and precision")
+    from ..demo.model import load as load_demo
+
+    model, preprocess, tokenizer = load_demo(name)
+    return from_open_clip(model.to(device), preprocess, tokenizer, name=name, check=check)
+
+
+def hugging_face(
+    name: str,
+    *,
+    pretrained: str | None,
+    device: str | torch.device,
+    precision: str,
+    check: bool,
+    **_: Any,
+) -> Clip:
+    """The member "hf" of `named_models`.
+
+    Raises
+    ------
+    SecondLensError
+        Other weights are asked for, or what `load_transformers` raises.
+    """
+    if pretrained is not None:
+        raise SecondLensError(f"{name} names its own weights: drop pretrained")
+    parts = load_transformers(name.removeprefix("hf:"), device, precision)
+    return from_transformers(*parts, name=name, check=check)
+
+
+def by_open_clip(
+    name: str,
+    *,
+    pretrained: str | None,
+    device: str | torch.device,
+    precision: str,
+    activation: str | None,
+    check: bool,
+) -> Clip:
+    """The member "open_clip" of `named_models`, which takes every name that no other one has.
+
+    Raises
+    ------
+    SecondLensError
+        What `check_name`, `trained_activation` and `load_open_clip` raise.
+    """
+    check_name(name, pretrained)
+    known = trained_activation(name, pretrained, activation, check)
+    model, preprocess, tokenizer = load_open_clip(name, pretrained, device, precision, known)
+    clip = from_open_clip(model.eval(), preprocess, tokenizer, name=name, check=check)
+    if check and known is not None:
+        check_activation(clip, known)
     return clip
 
 

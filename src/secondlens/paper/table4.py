@@ -30,12 +30,9 @@ from ..applications.segmentation.protocol import (
     table4_methods,
     tune,
 )
+from ..data import masked_sets
 from ..data.masked import (
-    VOC,
-    ImageNetS,
-    ImageNetSegmentation,
     MaskedImages,
-    MaskFolder,
     Part,
     WorldMasks,
     split,
@@ -251,9 +248,9 @@ def data_work(
     Parameters
     ----------
     path, names, ignore
-        What the classes in `data` take.
+        What the members of `masked_sets` take.
     layout
-        `imagenet-segmentation`, `voc`, `imagenet-s` or `folder`.
+        A member of `masked_sets`.
     classes
         A file with one class a line; by default the classes that the data name, each as "a photo
         of a ...", or ImageNet's with their 80 prompts where the data name none.
@@ -263,21 +260,10 @@ def data_work(
     SecondLensError
         Data that are not there or not laid out so, or too few images.
     """
-    found: MaskedImages
-    labels: Sequence[str] = ()
-    if layout == "imagenet-segmentation":
-        found = ImageNetSegmentation(path)
-    elif layout == "voc":
-        found, labels = VOC(path), VOC.CLASSES
-    elif layout == "imagenet-s":
-        found = named = ImageNetS(path, names)
-        labels = list(named.names.values()) if named.names else ()
-    else:
-        found = folder = MaskFolder(path, ignore)
-        labels = sorted(folder.classes)
+    found = masked_sets[layout](path, names=names, ignore=ignore)
     tuning, rest = split(found, dev)
-    if labels or classes is not None:
-        texts = vocabulary(classes or labels, templates=[TEMPLATE])
+    if found.classes or classes is not None:
+        texts = vocabulary(classes or found.classes, templates=[TEMPLATE])
     else:
         texts = vocabulary("imagenet")
     return Task(

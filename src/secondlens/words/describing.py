@@ -9,6 +9,7 @@ from jaxtyping import Float
 from rich.progress import track
 from torch import Tensor
 
+from ..data import named_vocabularies
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..engine.local import Local
@@ -170,3 +171,57 @@ def rebuild(
 def signed(words: Sequence[tuple[str, float]]) -> str:
     """Texts with the signs of their coefficients, such as "+dog +wolf −sea"."""
     return " ".join(f"{'+' if weight > 0 else '−'}{text}" for text, weight in words)
+
+
+def description_of(lens: Lens, name: str | None = None) -> Codes:
+    """The description of a lens of that name, or its first one.
+
+    Raises
+    ------
+    SecondLensError
+        The lens has no such description.
+    """
+    if not lens.codes:
+        raise SecondLensError("this lens has no description yet: run secondlens describe first")
+    if name is not None and name not in lens.codes:
+        raise SecondLensError(
+            f"this lens has no description {name!r}: choose one of {', '.join(lens.codes)}"
+        )
+    return lens.codes[name or next(iter(lens.codes))]
+
+
+def described(
+    lens: Lens, texts: "str | Path | Iterable[str] | Vocabulary | None" = None
+) -> tuple[Vocabulary, Codes]:
+    """The texts that a lens was described with, and its description in them.
+
+    Parameters
+    ----------
+    texts
+        What `vocabulary` takes; by default those of the first description: the registered
+        vocabulary of its name if that has the same labels, else the labels as they stand. No file
+        is looked for then, even if there is one of that name.
+
+    Raises
+    ------
+    SecondLensError
+        The lens has no such description, or one by other texts of that name.
+    """
+    pool = None if texts is None else vocabulary(texts)
+    codes = description_of(lens, None if pool is None else pool.name)
+    if pool is None:
+        name = next(name for name, each in lens.codes.items() if each is codes)
+        return texts_of(name, codes), codes
+    if pool.labels != codes.labels:
+        raise SecondLensError(
+            f"the lens was described with other texts of the name {pool.name}: describe it again"
+        )
+    return pool, codes
+
+
+def texts_of(name: str, codes: Codes) -> Vocabulary:
+    """The vocabulary of a description: the registered one of that name, or its labels as texts."""
+    if name in named_vocabularies and (known := named_vocabularies[name]()).labels == codes.labels:
+        return known
+    prompts = tuple((label,) for label in codes.labels)
+    return Vocabulary(name=name, labels=codes.labels, prompts=prompts)

@@ -13,8 +13,7 @@ from ..lens.codes import Codes, Stability
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
-from .describing import describe
-from .searching import description_by
+from .describing import describe, described
 
 
 def stability(
@@ -52,7 +51,7 @@ def stability(
         Another model's lens, no description by these texts, or fewer than 8 images.
     """
     lens.check_model(clip)
-    codes = description_by(lens, texts)
+    _, codes = described(lens, texts)
     source = as_source(images)
     count = len(source.ids)
     if count < 8:

@@ -34,7 +34,7 @@ from ..lens.lens import Lens
 from ..lens.moments import top_count
 from ..models.view import Clip
 from ..sparse.pursuit import omp
-from .searching import description_by
+from .describing import described
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,7 +202,7 @@ def score(
         too few readable images, or the explained model as `related`.
     """
     lens.check_model(clip)
-    codes = description_by(lens, texts)
+    _, codes = described(lens, texts)
     source = as_source(images)
     if isinstance(referee, Clip):
         judge = model_as_referee(referee, clip, texts, source, batch_size, workers)

@@ -12,12 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.embedding import embed_texts
-from ..data.vocabularies import Vocabulary
 from ..errors import SecondLensError
-from ..lens.codes import Codes
 from ..lens.layer import NeuronId
 from ..lens.lens import Lens
 from ..models.view import Clip
+from .describing import description_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,38 +101,6 @@ def similar(lens: Lens, layer: int, neuron: int, top: int = 20) -> list[Match]:
     # it comes first or, among equal directions, after others: one more than wanted is enough
     found = strongest(_directions(lens), directions[neuron], top + 1 if top > 0 else top)
     return [match for match in found if (match.layer, match.neuron) != (layer, neuron)][:top]
-
-
-def description_of(lens: Lens, name: str | None = None) -> Codes:
-    """The description of a lens of that name, or its first one.
-
-    Raises
-    ------
-    SecondLensError
-        The lens has no such description.
-    """
-    if not lens.codes:
-        raise SecondLensError("this lens has no description yet: run secondlens describe first")
-    if name is not None and name not in lens.codes:
-        raise SecondLensError(
-            f"this lens has no description {name!r}: choose one of {', '.join(lens.codes)}"
-        )
-    return lens.codes[name or next(iter(lens.codes))]
-
-
-def description_by(lens: Lens, texts: Vocabulary) -> Codes:
-    """The description of a lens by these very texts.
-
-    Raises
-    ------
-    SecondLensError
-        The lens has none, or one by other texts of that name.
-    """
-    if texts.name not in lens.codes or lens.codes[texts.name].labels != texts.labels:
-        raise SecondLensError(
-            f"this lens has no description by the texts {texts.name!r}: describe it with them first"
-        )
-    return lens.codes[texts.name]
 
 
 @torch.no_grad()

@@ -12,12 +12,11 @@ from ...data.vocabularies import Vocabulary, object_names, vocabulary
 from ...engine.local import Local
 from ...engine.pool import Engine
 from ...errors import SecondLensError
-from ...lens.codes import Codes
 from ...lens.lens import Lens
 from ...models.loading import DEMOS
 from ...models.view import Clip
 from ...storage.files import check_empty, save_json
-from ...words.searching import description_of
+from ...words.describing import described
 from . import gallery
 from .captioning import Captioner, TemplateCaptioner
 from .generation import ImageGenerator
@@ -94,7 +93,7 @@ def attacker(
                 f"an attack on {clip.name} needs {unnamed[0].replace('_', ' ')}: only the embedded "
                 "models have a world of their own"
             )
-    pool, codes = _described(lens, texts)
+    pool, codes = described(lens, texts)
     if (wanted := _words(words, len(pool))) < 1 or min(captions, images) < 1:
         raise SecondLensError("an attack needs at least one word, one caption and one image")
     steps = Steps(
@@ -129,22 +128,6 @@ def attacker(
     }
     names = object_names() if classes is None else vocabulary(classes)
     return Attacker(clip=clip, lens=lens, texts=pool, classes=names, steps=steps, settings=settings)
-
-
-def _described(lens: Lens, texts: Any) -> tuple[Vocabulary, Codes]:
-    """The pool, and the description of the lens in its words."""
-    from ...data.vocabularies import BUILTIN
-
-    pool = None if texts is None else vocabulary(texts)
-    codes = description_of(lens, None if pool is None else pool.name)
-    if pool is None:
-        name = next(name for name, each in lens.codes.items() if each is codes)
-        pool = BUILTIN[name]() if name in BUILTIN else vocabulary(codes.labels, name=name)
-    if pool.labels != codes.labels:
-        raise SecondLensError(
-            f"the lens was described with other texts of the name {pool.name}: describe it again"
-        )
-    return pool, codes
 
 
 def _words(asked: int | None, pool: int) -> int:

@@ -27,7 +27,7 @@ from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
 from ...lens.lens import Lens
 from ...models.view import Clip
-from . import baselines
+from .baselines import baselines
 from .heat_maps import standardise
 from .metrics import scores, statistics
 from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode, quarter
@@ -156,7 +156,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BaselineMaps:
-    """One of `baselines.METHODS` with its options."""
+    """One of `baselines` with its options."""
 
     name: str
     clip: Clip
@@ -263,14 +263,14 @@ def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
     blind = ("Rollout", "Raw attention")
     methods: list[Method] = [
         BaselineMaps(
-            name=name,
+            name=each.name,
             clip=clip,
-            heat_maps=heat_maps,
-            own=Own(positive=name == "TextSpan"),
-            reads_text=name not in blind,
-            **({"options": options[name]} if name in options else {}),
+            heat_maps=each,
+            own=Own(positive=each.name == "TextSpan"),
+            reads_text=each.name not in blind,
+            **({"options": options[each.name]} if each.name in options else {}),
         )
-        for name, heat_maps in baselines.METHODS.items()
+        for each in baselines
     ]
     return [*methods, NeuronMaps(clip, lens, recipes(clip, lens)), CeilingMaps(grid=clip.grid)]
 

@@ -10,40 +10,21 @@ a paper leaves open are keyword arguments, and their defaults are the paper's. B
 does not have raise `SecondLensError`.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-from .attention import raw_attention, rollout
-from .first_order import textspan
-from .gradients import chefer, grad_cam
-from .relevance import lrp, partial_lrp
-from .similarity import patch_similarity
+from ....registry import Registry
 
-HeatMaps = Callable[..., Tensor]
-"""`heat_maps(clip, images, texts)`, see above."""
-
-METHODS: dict[str, HeatMaps] = {
-    "Partial-LRP": partial_lrp,
-    "Rollout": rollout,
-    "LRP": lrp,
-    "GradCAM": grad_cam,
-    "Chefer et al.": chefer,
-    "Raw attention": raw_attention,
-    "TextSpan": textspan,
-    "Patch similarity": patch_similarity,
-}
+baselines: Registry[Tensor] = Registry("baseline", "baselines")
 """By the name in the paper's Table 4, in its order; the last one is not in it."""
 
-__all__ = [
-    "METHODS",
-    "HeatMaps",
-    "chefer",
-    "grad_cam",
-    "lrp",
-    "partial_lrp",
-    "patch_similarity",
-    "raw_attention",
-    "rollout",
-    "textspan",
-]
+for _name, _function, _help in (
+    ("Partial-LRP", "relevance:partial_lrp", "relevance through the last block (Voita et al.)"),
+    ("Rollout", "attention:rollout", "products of all blocks' attention (Abnar and Zuidema)"),
+    ("LRP", "relevance:lrp", "relevance through all blocks (Binder et al.)"),
+    ("GradCAM", "gradients:grad_cam", "gradients times the last attention (Selvaraju et al.)"),
+    ("Chefer et al.", "gradients:chefer", "gradients times attention of all blocks"),
+    ("Raw attention", "attention:raw_attention", "the last block's attention (Caron et al.)"),
+    ("TextSpan", "first_order:textspan", "direct effects of late heads (Gandelsman et al.)"),
+    ("Patch similarity", "similarity:patch_similarity", "patches compared with the text"),
+):
+    baselines.register(_name, f"{__name__}.{_function}", help=_help)

@@ -22,7 +22,7 @@ from secondlens.applications.adversarial.attacks import attack_pairs, attacker
 from secondlens.commands.group import main
 from secondlens.data.vocabularies import vocabulary, world_vocabulary
 from secondlens.demo.scenes import Scenes, World
-from secondlens.engine import local, pool
+from secondlens.engine import pool
 from secondlens.engine.local import Local
 from secondlens.engine.pool import Incomplete, Pool, perform
 from secondlens.engine.ray import Ray
@@ -32,6 +32,7 @@ from secondlens.lens.lens import Lens
 from secondlens.lens.shards import FAN_IN, levels
 from secondlens.models.loading import load
 from secondlens.models.open_clip import from_open_clip
+from secondlens.processes.server import IMPORTED
 from secondlens.storage.remote import Unreachable
 from secondlens.words.describing import describe
 
@@ -212,7 +213,7 @@ def test_workers_that_never_start():
 
 
 def test_what_processes_import_beforehand_exists():
-    assert all(find_spec(f"secondlens.{name}") for name in local.PRELOADED)
+    assert all(find_spec(f"secondlens.{name}") for name in IMPORTED)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from hypothesis import given, settings
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from secondlens.commands.explore import LOCAL
 from secondlens.commands.group import main
 from secondlens.errors import SecondLensError
 from secondlens.explorer import page_kinds, safety
@@ -36,7 +35,7 @@ from secondlens.explorer.export import export
 from secondlens.explorer.live import Live
 from secondlens.explorer.pages import SECURITY, Pages, static_files
 from secondlens.explorer.runs import load_runs
-from secondlens.explorer.safety import LARGEST_UPLOAD, MOST_PIXELS, UPLOADS, Uploads
+from secondlens.explorer.safety import LARGEST_UPLOAD, LOOPBACK, MOST_PIXELS, UPLOADS, Uploads
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +271,7 @@ def test_a_picture_that_does_not_come_is_given_up(monkeypatch):
 
 def test_other_names_for_this_machine_are_refused(made):
     _, _, lens, seen, layout = made
-    app = make_app(Pages(Atlas(lens, seen, layout)), hosts=LOCAL)
+    app = make_app(Pages(Atlas(lens, seen, layout)), hosts=LOOPBACK)
     for host, status in (("127.0.0.1:8000", 200), ("localhost", 200), ("evil.example", 400)):
         answer = TestClient(app).get("/", headers={"host": host})
         assert answer.status_code == status

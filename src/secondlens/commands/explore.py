@@ -14,7 +14,8 @@ from ..errors import SecondLensError
 from .options import PATH, ChosenModel, Weights, check_lens, console, grouped, note, option
 from .process import give_back_memory
 
-LOCAL = ("127.0.0.1", "localhost")
+LONGEST_GOODBYE = 2
+"""Seconds that answers and uploads may go on when the server is told to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,7 @@ def explore(
         from ..explorer.app import make_app
         from ..explorer.pages import Pages
         from ..explorer.runs import load_runs
+        from ..explorer.safety import served_names
 
     with _bound(host, port) as listening:
         found = load_runs(opening.runs)
@@ -103,7 +105,12 @@ def explore(
             classes=live.classes if live else (),
         )
         app = make_app(
-            pages, live, other, hosts=LOCAL if host in LOCAL else ("*",), framed_by=framed_by
+            pages,
+            live,
+            other,
+            hosts=served_names(listening.getsockname()[0], address),
+            address=address,
+            framed_by=framed_by,
         )
         name = "127.0.0.1" if host in ("0.0.0.0", "") else f"[{host}]" if ":" in host else host
         shown = f"http://{name}:{listening.getsockname()[1]}/"
@@ -112,7 +119,10 @@ def explore(
             click.launch(shown)
         gc.freeze()  # what is loaded stays: no need to look through it again and again
         give_back_memory()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        config = uvicorn.Config(
+            app, log_level="warning", server_header=False, timeout_graceful_shutdown=LONGEST_GOODBYE
+        )
+        server = uvicorn.Server(config)
         with suppress(KeyboardInterrupt):  # how it is meant to end
             server.run(sockets=[listening])
 

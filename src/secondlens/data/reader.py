@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import SecondLensError
 from ..models.view import Clip
+from ..processes.watching import end_with_parent
 from .decoding import Unreadable, upright_rgb
 from .sources import UNREADABLE, FileSource, ImageSource
 
@@ -64,6 +65,7 @@ class Reader:
             batch_size=None,
             num_workers=min(self.workers, len(decoder)),
             collate_fn=_unchanged,
+            worker_init_fn=end_with_parent,
         )
         for decoded in loader:
             if isinstance(decoded, SecondLensError):

@@ -3,29 +3,22 @@
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import (
-    get_all_start_methods,
-    get_context,
-    parent_process,
-    set_forkserver_preload,
-)
+from multiprocessing import get_all_start_methods, get_context, set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from ..processes.watching import end_with_parent
 from .pool import Pool, Task, Work, Workers, check_least, pack, perform, unpack
 
 START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-PRELOADED = ("lens.shards", "words.describing", "applications.adversarial.attacks")
-"""What work is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +59,7 @@ class Local:
             return
         # where there is one, a server that has imported everything once; forked from this process,
         # a worker would inherit locks that its threads hold
-        set_forkserver_preload([f"secondlens.{name}" for name in PRELOADED])
+        set_forkserver_preload(["secondlens.processes.server"])
         threads = max(1, torch.get_num_threads() // self.workers)
         with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
             file = Path(folder) / "work"
@@ -88,9 +81,7 @@ class _Process:
     """An executor with one process: if that dies, it is known which task it had."""
 
     def __init__(self, file: Path, threads: int) -> None:
-        self.executor = ProcessPoolExecutor(
-            1, get_context(START_METHOD), initializer=_leave_interrupts
-        )
+        self.executor = ProcessPoolExecutor(1, get_context(START_METHOD), initializer=_begin)
         self.opened = self.executor.submit(_open, str(file), threads, dict(os.environ))
 
     def ready(self) -> "Future[Any]":
@@ -114,16 +105,17 @@ class _Process:
 _work: Callable[[Any], Any]
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal: the one that gave the work ends its workers."""
+def _begin() -> None:
+    """Ctrl-C reaches every process of a terminal: the one that gave the work ends its workers. If
+    it is killed, they end by themselves, also before they have any work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _open(file: str, threads: int, environment: dict[str, str]) -> int:
     """Take up the work; the number of this process."""
     global _work
     os.environ.update(environment)  # the server has that of the time when it was started
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _work = unpack(file)
     return os.getpid()
@@ -131,11 +123,3 @@ def _open(file: str, threads: int, environment: dict[str, str]) -> int:
 
 def _perform(task: Any, pause: float) -> Any:
     return perform(_work, task, pause)
-
-
-def _end_with_parent() -> None:
-    """Executors leave their processes behind when their own is killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

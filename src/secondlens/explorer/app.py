@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Path, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import (
     http_exception_handler,
     request_validation_exception_handler,
@@ -16,14 +15,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from PIL import Image
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from ..errors import SecondLensError
 from . import page_kinds
 from .live import LONGEST_TEXT, Live
 from .pages import PACKS, Pages, preview, static_files
 from .runs import SUFFIXES
-from .safety import Heads, SecurityHeaders, Uploads
+from .safety import Busy, Desk, Goodbye, Heads, HostGuard, OwnPages, SecurityHeaders, Uploads
 
 FILES = ("/data/", "/live/", "/static/", "/pictures/", "/preview/", "/runs/pictures/")
 """Addresses that scripts and pages ask for; all others are those of pages."""
@@ -38,7 +37,12 @@ def add_errors(app: FastAPI, pages: Pages) -> None:
     """Let an application tell errors as pages in the look of the others, or as JSON."""
 
     async def told(request: Request, error: Exception) -> Response:
+        if isinstance(error, Busy):
+            return JSONResponse({"detail": str(error)}, 503, {"retry-after": "2"})
         return _wrong(pages, request, 404 if isinstance(error, NotFound) else 400, str(error))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
 
     async def of_another_form(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -53,6 +57,7 @@ def add_errors(app: FastAPI, pages: Pages) -> None:
         return await http_exception_handler(request, error)
 
     app.add_exception_handler(SecondLensError, told)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(RequestValidationError, of_another_form)
     app.add_exception_handler(HTTPException, refused)
 
@@ -119,6 +124,7 @@ def make_app(
     beside: FastAPI | None = None,
     *,
     hosts: Sequence[str] = ("*",),
+    address: str = "",
     framed_by: Sequence[str] = (),
 ) -> FastAPI:
     """The application. What all visitors share is made now, so that none of them waits for it.
@@ -132,14 +138,18 @@ def make_app(
     beside
         The application of a second lens, served under `/beside`.
     hosts
-        Names that it answers to: a page elsewhere may point a name of its own at this machine.
+        Names and networks that it answers to, as `HostGuard` takes them.
+    address
+        Where visitors find it, if a proxy stands before it.
     framed_by
         Addresses whose pages may show these in a frame.
     """
     app = FastAPI(title="secondlens explorer", docs_url=None, redoc_url=None, responses=_ERRORS)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(OwnPages, address=address)
+    app.add_middleware(HostGuard, hosts=hosts)
     app.add_middleware(SecurityHeaders, framed_by=framed_by)
     app.add_middleware(Heads)
+    app.add_middleware(Goodbye)
     add_errors(app, pages)
     _add_pages(app, pages)
     _add_files(app, pages)
@@ -175,7 +185,8 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
 
 
 def _add_files(app: FastAPI, pages: Pages) -> None:
-    atlas, found, of_runs = pages.atlas, static_files(), pages.runs.pictures
+    atlas, found, runs = pages.atlas, static_files(), pages.runs
+    drawing = Desk()
 
     @app.get("/static/{name}", **_holding(*TYPES.values()))
     async def static(request: Request, name: str) -> Response:
@@ -203,16 +214,20 @@ def _add_files(app: FastAPI, pages: Pages) -> None:
         return _kept(request, content, "image/webp")
 
     @app.get("/preview/{layer}/{neuron}.png", **_holding("image/png"))
-    def link_preview(layer: Number, neuron: Number) -> Response:
+    async def link_preview(request: Request, layer: Number, neuron: Number) -> Response:
         with _missing():
-            return Response(preview(atlas, layer, neuron), media_type="image/png")
+            atlas.check(layer, neuron)
+        drawn = await drawing.do(request, lambda: preview(atlas, layer, neuron))
+        return Response(drawn, media_type="image/png")
 
     @app.get("/runs/pictures/{picture}", **_holding(*SUFFIXES.values()))
     def run_picture(request: Request, picture: Number) -> Response:
-        if picture >= len(of_runs):
+        if picture >= len(runs.pictures):
             raise NotFound(f"no run has a picture {picture}")
-        path = of_runs[picture]
-        return _kept(request, path.read_bytes(), SUFFIXES[path.suffix])
+        if (found := runs.picture(picture)) is None:
+            raise NotFound(f"the picture {picture} of a run is gone, or is no picture")
+        content, suffix = found
+        return _kept(request, content, SUFFIXES[suffix])
 
 
 def _add_data(app: FastAPI, pages: Pages) -> None:
@@ -228,7 +243,11 @@ def _add_data(app: FastAPI, pages: Pages) -> None:
 
 
 def _add_live(app: FastAPI, live: Live) -> None:
-    uploads = Uploads()
+    desk = Desk()
+    uploads = Uploads(desk)
+
+    async def worked(request: Request, work: Callable[[], Any]) -> Response:
+        return _json(await desk.do(request, work))
 
     async def answered(
         request: Request, at: int | None, answer: Callable[[Image.Image], Any]
@@ -238,23 +257,23 @@ def _add_live(app: FastAPI, live: Live) -> None:
             return _json(await uploads.use(request, answer))
         with _missing():
             live.atlas.image(at)
-        return _json(await run_in_threadpool(lambda: answer(live.picture(at))))
+        return await worked(request, lambda: answer(live.picture(at)))
 
     @app.get("/live/search", **_JSON)
-    def search(text: Text) -> Response:
-        return _json(live.search(text))
+    async def search(request: Request, text: Text) -> Response:
+        return await worked(request, lambda: live.search(text))
 
     @app.get("/live/wall/{layer}/{neuron}", **_JSON)
-    def wall(layer: Number, neuron: Number, text: Text) -> Response:
+    async def wall(request: Request, layer: Number, neuron: Number, text: Text) -> Response:
         with _missing():
             live.atlas.check(layer, neuron)
-        return _json(live.wall(layer, neuron, text))
+        return await worked(request, lambda: live.wall(layer, neuron, text))
 
     @app.get("/live/budget/{layer}/{neuron}", **_JSON)
-    def budget(layer: Number, neuron: Number) -> Response:
+    async def budget(request: Request, layer: Number, neuron: Number) -> Response:
         with _missing():
             live.atlas.check(layer, neuron)
-        return _json(live.budget(layer, neuron))
+        return await worked(request, lambda: live.budget(layer, neuron))
 
     @app.post("/live/image", openapi_extra=_UPLOAD, **_JSON)
     async def image(request: Request, at: At = None) -> Response:
@@ -271,8 +290,8 @@ def _add_live(app: FastAPI, live: Live) -> None:
     if live.classes:
 
         @app.post("/live/attack", **_JSON)
-        def attack(draw: Text, mistake_for: Text) -> Response:
-            return _json(live.attack(draw, mistake_for))
+        async def attack(request: Request, draw: Text, mistake_for: Text) -> Response:
+            return await worked(request, lambda: live.attack(draw, mistake_for))
 
 
 def _json(content: Any) -> Response:

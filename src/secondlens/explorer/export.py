@@ -67,8 +67,10 @@ def _files(atlas: Atlas, pages: Pages) -> Iterator[tuple[str, bytes]]:
             for neuron in some:
                 page = pages.neuron(layer, neuron).encode()
                 yield f"neuron/{layer}/{neuron}/index.html", page
-    for number, path in enumerate(pages.runs.pictures):
-        yield f"runs/pictures/{number}", path.read_bytes()
+    for number in range(len(pages.runs.pictures)):
+        # with a suffix: a server of files would guess what a file without one is
+        if found := pages.runs.picture(number):
+            yield f"runs/pictures/{number}{found[1]}", found[0]
     images = range(len(atlas.lens.image_ids))
     for start in range(0, len(images), PACK):
         pack = packed([atlas.image(position) for position in images[start : start + PACK]])

@@ -1,9 +1,13 @@
 """From what the command line names to what can be shown."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
 
 from ..data.sources import ImageSource, as_source
 from ..errors import SecondLensError
@@ -18,6 +22,7 @@ from .survey import survey
 
 FOLDER = "explorer"
 """Beside the files of the lens."""
+Read = TypeVar("Read")
 _SCENE = re.compile(r"scene-(\d+)-(\d+)")
 
 
@@ -46,7 +51,7 @@ def open_lens(
     SecondLensError
         No lens, another model's lens, or pictures that are not those of the fit.
     """
-    lens = Lens.load(path)
+    lens = held(replace(Lens.load(path), coordinates=None))  # which can be large, and no page shows
     if clip is not None:
         lens.check_model(clip)
     source = as_source(images) if images is not None else own_pictures(lens)
@@ -81,8 +86,28 @@ def open_lens(
         say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")
         layout = lay_out(lens)
         layout.save(folder / "layout.safetensors", lens)
-    atlas = Atlas(lens, seen, layout)
+    atlas = Atlas(lens, held(seen), held(layout))
     return atlas, None if clip is None else Live(clip=clip, atlas=atlas, source=source)
+
+
+def held(read: Read) -> Read:
+    """The same with copies of all tensors and arrays.
+
+    What was read from a file is a view of it: if somebody writes into that file later, it changes,
+    and if the file is cut off, the process is ended by the system.
+    """
+    found: Any = read
+    if isinstance(read, Tensor):
+        found = read.clone()
+    elif isinstance(read, np.ndarray):
+        found = read.copy()
+    elif isinstance(read, Mapping):
+        found = {key: held(value) for key, value in read.items()}
+    elif is_dataclass(read) and not isinstance(read, type):
+        changed = {each.name: held(getattr(read, each.name)) for each in fields(read)}
+        found = replace(read, **changed)
+    same: Read = found
+    return same
 
 
 def model_name(path: Path, given: str | None) -> str | None:

@@ -180,7 +180,8 @@ class Pages:
     @cached_property
     def reports(self) -> bytes:
         """`data/runs.json.gz`: finished runs, and the classes of the attack lab."""
-        return packed({"reports": self.runs.reports, "classes": list(self.classes)})
+        reports = self.runs.reports if self.served else self.runs.exported()
+        return packed({"reports": reports, "classes": list(self.classes)})
 
     @cached_property
     def words(self) -> bytes:

@@ -1,10 +1,13 @@
 """Finished attacks, audits and defences, read from the files that they wrote."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from ..applications.adversarial.runs import new_names
 from ..errors import SecondLensError
@@ -19,6 +22,9 @@ KINDS: Mapping[str, frozenset[str]] = {
 SAMPLE_KEYS = ("caption", "words", "best", "plain_best", "counted")
 """What is shown of each sample of an attack as it stands there."""
 SUFFIXES = {".png": "image/png", ".webp": "image/webp", ".jpg": "image/jpeg"}
+FORMATS = {"PNG": ".png", "WEBP": ".webp", "JPEG": ".jpg"}
+LARGEST = 2**26
+"""Bytes of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,42 @@ class Runs:
     reports: list[dict[str, Any]] = field(default_factory=list)
     """Each with its `kind` and `folder`; pictures are numbers into `pictures`."""
     pictures: list[Path] = field(default_factory=list)
+
+    def picture(self, number: int) -> tuple[bytes, str] | None:
+        """A picture's file and the suffix of what it holds, whatever its name says; None if it is
+        gone since, or no picture."""
+        path = self.pictures[number]
+        try:
+            # a pipe would be waited for
+            if not path.is_file() or path.stat().st_size > LARGEST:
+                return None
+            content = path.read_bytes()
+            with Image.open(io.BytesIO(content), formats=list(FORMATS)) as opened:
+                return content, FORMATS[str(opened.format)]
+        # whatever a damaged header makes Pillow raise
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return None
+
+    def exported(self) -> list[dict[str, Any]]:
+        """Reports in which pictures are files of an exported folder."""
+        names = {number: self.name(number) for number in range(len(self.pictures))}
+        return [
+            report
+            | {
+                "shots": [
+                    shot | {key: names.get(shot[key]) for key in ("picture", "plain")}
+                    for shot in report["shots"]
+                ]
+            }
+            if report["kind"] == "attack"
+            else report
+            for report in self.reports
+        ]
+
+    def name(self, number: int) -> str | None:
+        """Of a picture in an exported folder."""
+        found = self.picture(number)
+        return None if found is None else f"runs/pictures/{number}{found[1]}"
 
 
 def load_runs(folders: Iterable[Path]) -> Runs:

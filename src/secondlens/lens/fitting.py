@@ -27,6 +27,7 @@ from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_empty
+from ..storage.locks import locked
 from .layer import Coordinates, LayerLens, layer_lens
 from .lens import Lens
 from .moments import top_count
@@ -191,8 +192,8 @@ def fit(
     ------
     SecondLensError
         A layer without second-order effects, no readable image, `top` or a size out of range, a
-        folder that is not empty or cannot be written to, too little memory, or unfinished work with
-        other settings.
+        folder that is not empty, is being written by another process or cannot be written to, too
+        little memory, or unfinished work with other settings.
     Unfinished
         Some shards failed on every worker that tried them. All others are done: the same call
         tries again what is missing, and there is no lens before nothing is.
@@ -221,6 +222,9 @@ def fit(
     model = describe_model(clip)
     engine = engine or Local()
     with ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(locked(out))
+            check_empty(out)  # again: another process may have been done in this moment
         parts = Checkpoints(_work_folder(out, engine, stack))
         work = {
             "model": model,

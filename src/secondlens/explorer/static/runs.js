@@ -2,7 +2,7 @@
 import {ask, h, how, live, message, neuronLink, number, packed, params, percent, root, setParams, svg} from "./common.js";
 
 const place = document.getElementById("runs");
-const source = picture => typeof picture === "number" ? `${root}runs/pictures/${picture}` : picture;
+const source = picture => typeof picture === "number" ? `${root}runs/pictures/${picture}` : picture.startsWith("data:") ? picture : root + picture;
 const step = (title, ...content) => h("section", {class: "card"}, h("h2", {}, title), content);
 const signed = value => (value > 0 ? "+" : "") + number(value);
 const between = ([value, low, high]) => value === null ? "–" : `${signed(value)} [${signed(low)}, ${signed(high)}]`;

@@ -1,0 +1,215 @@
+"""Workers end with their parent, and two processes never write one output."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+from models import tiny_images, tiny_model
+
+from secondlens.errors import SecondLensError
+from secondlens.lens.fitting import fit
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+from secondlens.storage.locks import locked
+
+FITTING = """
+import sys, time, torch
+from models import tiny_images, tiny_model
+from secondlens.engine import Local, Ray
+from secondlens.errors import SecondLensError
+from secondlens.lens.fitting import fit
+from secondlens.models.open_clip import from_open_clip
+
+out, kind, seconds = sys.argv[1:]
+
+class Slow:
+    def __init__(self, images):
+        self.images, self.ids = images, [str(i) for i in range(len(images))]
+
+    def load(self, index):
+        time.sleep(float(seconds))
+        return self.images[index]
+
+if __name__ == "__main__":
+    engine = {"engine": Local(workers=3), "both": Local(workers=2)}.get(kind)
+    if kind == "ray":
+        engine = Ray(workers=1)
+    clip = from_open_clip(tiny_model(layers=4), name="tiny")
+    print("ready", flush=True)
+    try:
+        fit(clip, Slow(tiny_images(clip, 24)), [1, 2], top=5, batch_size=2, shard_size=4,
+            store="never", out=out, engine=engine,
+            workers=2 if kind in ("decoders", "both") else 0)
+    except SecondLensError as error:
+        print(error)
+        sys.exit(2)
+"""
+
+
+class Fitting:
+    """A process that fits, and all processes that came of it, which its environment marks."""
+
+    def __init__(self, folder, kind="alone", seconds=0.3):
+        self.mark = uuid.uuid4().hex
+        script = folder / "fitting.py"
+        script.write_text(FITTING)
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MARK": self.mark}
+        self.process = subprocess.Popen(
+            [sys.executable, script, str(folder / "lens"), kind, str(seconds)],
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert self.process.stdout.readline() == "ready\n"
+
+    def family(self):
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("MARK") == self.mark:
+                    found.append(process)
+            except psutil.Error:
+                pass
+        return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+
+    def kill(self):
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def orphans(self, seconds):
+        """What is left after that time at the latest; it is ended."""
+        deadline = time.monotonic() + seconds
+        while (left := self.family()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for each in left:
+            each.kill()
+        return left
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [("engine", 0.2), ("engine", 2.5), ("engine", 6.0), ("decoders", 2.5), ("both", 6.0)],
+)
+def test_no_worker_outlives_its_parent(tmp_path, kind, after):
+    """Killed while workers start, import, read, and wait."""
+    fitting = Fitting(tmp_path, kind)
+    time.sleep(after)
+    assert len(fitting.family()) > 1
+    fitting.kill()
+    assert fitting.orphans(5) == []
+
+
+def test_no_actor_outlives_its_driver(tmp_path):
+    pytest.importorskip("ray")
+    fitting = Fitting(tmp_path, "ray")
+    time.sleep(8)
+    assert len(fitting.family()) > 1
+    fitting.kill()
+    assert fitting.orphans(15) == []
+
+
+def test_of_two_fits_one_is_refused(tmp_path):
+    first = Fitting(tmp_path, seconds=0.2)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "lens.lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = Fitting(tmp_path, seconds=0.2)
+    said, errors = second.process.communicate()
+    assert second.process.returncode == 2
+    assert f"lens is being written by process {first.process.pid}: wait until" in said
+    assert "Traceback" not in errors
+    assert first.process.wait(120) == 0
+    first.process.communicate()
+    assert Lens.load(tmp_path / "lens").layers == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fitting.py", "lens"]
+
+
+def test_a_killed_fit_holds_nothing(tmp_path):
+    """And its decoders, which were forked from it, do not hold it either."""
+    fitting = Fitting(tmp_path, "decoders", seconds=0.2)
+    deadline = time.monotonic() + 60
+    while len(fitting.family()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    fitting.kill()
+    again = Fitting(tmp_path, "alone", seconds=0)
+    said, errors = again.process.communicate()
+    assert again.process.returncode == 0, said + errors
+    assert not (tmp_path / "lens.lock").exists()
+
+
+# -- the lock ----------------------------------------------------------------------------------
+
+
+def test_threads_of_one_process(tmp_path):
+    out = tmp_path / "new" / "lens"
+    with locked(out):
+        assert out.with_name("lens.lock").read_text() == f"process {os.getpid()}"
+        with pytest.raises(SecondLensError, match="is being written by process"), locked(out):
+            pass
+        with locked(tmp_path / "other"):
+            pass
+    with locked(out):
+        pass
+    assert list(out.parent.iterdir()) == []
+
+
+HOLDING = """
+import random, sys, time
+from pathlib import Path
+from secondlens.errors import SecondLensError
+from secondlens.storage.locks import locked
+out, inside = Path(sys.argv[1]), Path(sys.argv[2])
+done = 0
+while done < 150:
+    try:
+        with locked(out):
+            inside.touch(exist_ok=False)  # fails if another one is inside
+            time.sleep(random.random() / 1000)
+            inside.unlink()
+            done += 1
+    except SecondLensError:
+        time.sleep(random.random() / 1000)
+"""
+
+
+def test_never_two_at_a_time(tmp_path):
+    """Also while the file is removed and made again."""
+    command = [sys.executable, "-c", HOLDING, tmp_path / "out", tmp_path / "inside"]
+    several = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for each in several:
+        _, errors = each.communicate()
+        assert each.returncode == 0, errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_none_can_be_held(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SecondLensError, match="cannot be written to"), locked(tmp_path / "file/a"):
+        pass
+
+
+def test_stores_have_no_locks():
+    with locked("memory://bucket/lens"), locked("memory://bucket/lens"):
+        pass
+
+
+def test_a_fit_that_came_second_finds_what_the_first_has_written(tmp_path, monkeypatch):
+    """It looked before the first was done, and held the output after."""
+    clip = from_open_clip(tiny_model(layers=3), name="tiny")
+    out = tmp_path / "lens"
+    looks = []
+
+    def check(place):
+        looks.append(place)
+        if len(looks) == 2:
+            raise SecondLensError("exists already")
+
+    monkeypatch.setattr("secondlens.lens.fitting.check_empty", check)
+    with pytest.raises(SecondLensError, match="exists already"):
+        fit(clip, tiny_images(clip, 6), out=out)
+    assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,11 @@ from math import sqrt
 
 import numpy as np
 
+Z = 1.959964
+"""Standard deviations on each side of a normal mean that hold 95 %."""
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson(successes: int, trials: int, z: float = Z) -> tuple[float, float]:
     """Wilson's score interval of a share; 95 % by default, (0, 1) without trials."""
     if trials == 0:
         return 0.0, 1.0

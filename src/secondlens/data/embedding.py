@@ -12,12 +12,12 @@ import platformdirs
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from rich.progress import track
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SecondLensError
 from ..models.view import TEXTS_PER_BATCH, Clip
+from ..progress import tracked
 from ..storage.checkpoints import load_tensors, save_tensors
 
 NORMALISATIONS = ("unit", "centred", "official")
@@ -75,7 +75,7 @@ def _embed(clip: Clip, prompts: Prompts, progress: bool) -> tuple[Tensor, int]:
     starts = range(0, len(flat), TEXTS_PER_BATCH)
     batches = [
         clip.encode_text(flat[start : start + TEXTS_PER_BATCH])
-        for start in (track(starts, "texts") if progress else starts)
+        for start in (tracked(starts, "texts", progress))
     ]
     rows = torch.cat(batches)
     means = [each.mean(dim=0) for each in rows.split([len(of_text) for of_text in prompts])]

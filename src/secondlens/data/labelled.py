@@ -1,7 +1,7 @@
 """Labelled pictures for zero-shot classification: ImageNet, ImageNet-R, CIFAR-10, class folders."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,18 @@ def check_labels(labels: Sequence[int], images: int, classes: int) -> None:
         raise SecondLensError(
             f"labels must lie between 0 and {classes - 1}, the classes of the classifier, and one "
             f"is {wrong}"
+        )
+
+
+def check_label_sets(labels: Sequence[Collection[str]], images: int, of: str) -> None:
+    """Raise `SecondLensError` unless each image has a set of texts, such as classes."""
+    if len(labels) != images:
+        raise SecondLensError(
+            f"there are {images} images and labels of {len(labels)}: give those of each"
+        )
+    if any(isinstance(each, str) for each in labels):
+        raise SecondLensError(
+            f"labels are texts, not sets of texts: give a set of {of} for each image"
         )
 
 

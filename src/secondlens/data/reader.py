@@ -16,6 +16,9 @@ from ..processes.watching import end_with_parent
 from .decoding import Unreadable, upright_rgb
 from .sources import UNREADABLE, FileSource, ImageSource
 
+FEW_IMAGES = 16
+"""Images a batch where something is kept of every token or pixel."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

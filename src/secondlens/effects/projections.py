@@ -12,14 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor
 
 from ..data.reader import Reader
 from ..data.sources import as_source
 from ..errors import SecondLensError
 from ..models.view import Clip
-from .capture import Capture, Pooled
+from .capture import Pooled
+from .streaming import stream
 from .value_paths import extended_coefficients, image_scale, path_factors
 
 
@@ -110,14 +110,11 @@ def project(
     positions: list[int] = []
     embeddings: list[Tensor] = []
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
-    with Capture(clip, projectors) as capture:
-        for batch in track(reader, "projections", len(reader)) if progress else reader:
-            representation = clip.encode_image(batch.pixels)
-            pooled = capture.pool(representation)
-            positions += batch.positions
-            embeddings.append(F.normalize(representation.to(clip.compute_dtype), dim=-1))
-            for layer, projector in projectors.items():
-                products[layer].append(projector(pooled))
+    for batch in stream(clip, reader, projectors, what="projections", progress=progress):
+        positions += batch.positions
+        embeddings.append(batch.embedding)
+        for layer, projector in projectors.items():
+            products[layer].append(projector(batch.pooled))
     if not positions:
         raise SecondLensError("none of the pictures could be read")
     return Projected(

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.progress import track
-
+from ..progress import tracked
 from ..storage.files import check_empty, whole_folder
 from . import page_kinds
 from .atlas import Atlas
@@ -43,7 +42,7 @@ def export(
     pages = Pages(atlas, served=False, address=address, runs=runs)
     written = _files(atlas, pages)
     with whole_folder(out) as folder:
-        for name, content in track(written, "pages") if progress else written:
+        for name, content in tracked(written, "pages", progress):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)

@@ -5,17 +5,16 @@ import warnings
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from ..data.embedding import normalise
-from ..effects.value_paths import chunks
+from ..effects.value_paths import NEURONS_PER_CHUNK, chunks
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..progress import tracked
 from ..words.describing import texts_of
 from . import records
 
-NEURONS_PER_CHUNK = 256
 SIZES = 16
 """Texts, at most, of the codes that pages show."""
 
@@ -36,7 +35,7 @@ def triangles(
         warnings.simplefilter("ignore")  # describe has told of prompts that were cut
         rows = texts_of(name, codes).embed(clip, progress=progress)
     atoms, found = normalise(rows, codes.normalise).cpu(), {}
-    for layer in track(lens.layers, "words") if progress else lens.layers:
+    for layer in tracked(lens.layers, "words", progress):
         texts = codes.indices[layer][:, :SIZES].clamp(min=0)
         size = texts.shape[1]
         upper = torch.triu_indices(size, size)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from ..lens.lens import Lens
 from ..storage.checkpoints import load_tensors, save_tensors
-from ..storage.files import save_json
+from ..storage.files import read_json, save_json
 
 FORMAT = 1
 
@@ -125,7 +125,7 @@ class Survey:
 def load_survey(folder: Path, lens: Lens) -> Survey | None:
     """The survey in a folder; None if there is none, or one of another lens."""
     try:
-        manifest = json.loads((folder / "survey.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "survey.json")
         if (manifest["format"], manifest["lens"]) != (FORMAT, fingerprint(lens)):
             return None
         layers, names = {}, manifest["vocabularies"]
@@ -150,7 +150,7 @@ def load_survey(folder: Path, lens: Lens) -> Survey | None:
 def is_outdated(folder: Path, lens: Lens) -> bool:
     """Whether a folder has a survey of the lens as it was before, with other words."""
     try:
-        manifest = json.loads((folder / "survey.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "survey.json")
         return bool(manifest["lens"] != fingerprint(lens))
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -1,7 +1,6 @@
 """Finished attacks, audits and defences, read from the files that they wrote."""
 
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 
 from ..applications.adversarial.runs import new_names
 from ..errors import SecondLensError
+from ..storage.files import read_json
 from .numbers import json_ready, short
 
 KINDS: Mapping[str, frozenset[str]] = {
@@ -95,10 +95,10 @@ def _read(path: Path, runs: Runs) -> None:
     if path.stem not in ("report", "audit", "defence"):
         return
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
     except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read: {error}") from error
-    report = new_names(report) if isinstance(report, dict) else {}
+    report = new_names(report)
     kind = next((kind for kind, needed in KINDS.items() if needed <= report.keys()), None)
     if kind is None:
         return

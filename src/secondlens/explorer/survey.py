@@ -5,7 +5,7 @@ neuron's concepts its top images show, the third reads where neurons fire on the
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import FEW_IMAGES, Reader
 from ..data.sources import ImageSource, with_ids
-from ..effects.capture import Capture
+from ..effects.streaming import Encoded, stream
 from ..effects.value_paths import OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
 from ..lens.codes import WORDS_THAT_COUNT
@@ -151,7 +150,6 @@ class ImageRecords:
 
 SURVEYED = 5000
 """Images, at most, that bands and histograms come from: the paper's number."""
-BATCH_SIZE = 16
 PROOF_NUMBERS = 2**27
 """Products of images and concepts in memory, about."""
 THUMBNAIL = 160
@@ -248,27 +246,24 @@ def _first_look(
 ) -> _Looked:
     """Effects and peaks on all surveyed images; leaves the mean of the parts in `readers`."""
     ids = [lens.image_ids[position] for position in sample.tolist()]
-    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
+    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=FEW_IMAGES)
     effects: dict[int, list[Tensor]] = {layer: [] for layer in readers}
     peaks: dict[int, list[Tensor]] = {layer: [] for layer in readers}
     most = min(records.RESPONDING, clip.neurons * len(readers))
     responding = np.full((len(lens.image_ids), most), -1, dtype=np.int32)
     response = np.zeros((len(lens.image_ids), most), dtype=np.float32)
     energy = torch.cat([lens[layer].energy for layer in lens.layers]).sqrt().clamp(min=1e-12)
-    reading = Capture(clip, readers, keep_activations=True)
-    with clip.class_token_only(), reading as capture:
-        for batch in track(reader, "effects", len(reader)) if progress else reader:
-            pooled = capture.pool(clip.encode_image(batch.pixels))
-            for layer, projections in readers.items():
-                parts = projections.parts(pooled)
-                projections.mean_parts += parts.sum(0) / len(ids)
-                effects[layer].append((parts.sum(1) - projections.mean).cpu())
-                peaks[layer].append(pooled.activations[layer][:, 1:].amax(1).float().cpu())
-            standard = torch.cat([effects[layer][-1] for layer in lens.layers], dim=1) / energy
-            top = standard.abs().topk(most, dim=1).indices
-            rows = sample[batch.positions].numpy()
-            responding[rows] = top.int().numpy()
-            response[rows] = standard.gather(1, top).float().numpy()
+    for batch in _streamed(clip, reader, readers, "effects", progress):
+        for layer, projections in readers.items():
+            parts = projections.parts(batch.pooled)
+            projections.mean_parts += parts.sum(0) / len(ids)
+            effects[layer].append((parts.sum(1) - projections.mean).cpu())
+            peaks[layer].append(batch.pooled.activations[layer][:, 1:].amax(1).float().cpu())
+        standard = torch.cat([effects[layer][-1] for layer in lens.layers], dim=1) / energy
+        top = standard.abs().topk(most, dim=1).indices
+        rows = sample[batch.positions].numpy()
+        responding[rows] = top.int().numpy()
+        response[rows] = standard.gather(1, top).float().numpy()
     reader.check_read()
     return _Looked(
         effects={layer: torch.cat(parts) for layer, parts in effects.items()},
@@ -293,22 +288,32 @@ def _second_look(
     wanted = torch.cat([each.flatten() for each in chosen.values()]).unique()
     wanted = wanted[wanted >= 0].tolist()
     ids = [lens.image_ids[position] for position in wanted]
-    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=BATCH_SIZE)
+    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=FEW_IMAGES)
     view, pictures = model_view(clip), {}
     seen = {layer: ImageRecords(clip, images, readers[layer]) for layer, images in chosen.items()}
-    reading = Capture(clip, readers, keep_activations=True)
-    with clip.class_token_only(), reading as capture:
-        for batch in track(reader, "heat maps", len(reader)) if progress else reader:
-            pooled = capture.pool(clip.encode_image(batch.pixels))
-            parts = {layer: projections.parts(pooled) for layer, projections in readers.items()}
-            for row, index in enumerate(batch.positions):
-                position = wanted[index]
-                pictures[position] = _webp(view(batch.pixels[row]))
-                for layer, slots in seen.items():
-                    activation = pooled.activations[layer][row, 1:].float().cpu()
-                    slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
+    for batch in _streamed(clip, reader, readers, "heat maps", progress):
+        pooled = batch.pooled
+        parts = {layer: projections.parts(pooled) for layer, projections in readers.items()}
+        for row, index in enumerate(batch.positions):
+            position = wanted[index]
+            pictures[position] = _webp(view(batch.pixels[row]))
+            for layer, slots in seen.items():
+                activation = pooled.activations[layer][row, 1:].float().cpu()
+                slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
     reader.check_read()
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures
+
+
+def _streamed(
+    clip: Clip, reader: Reader, layers: Iterable[int], what: str, progress: bool
+) -> Iterator[Encoded]:
+    return stream(
+        *(clip, reader, layers),
+        keep_activations=True,
+        class_token_only=True,
+        what=what,
+        progress=progress,
+    )
 
 
 def _proofs(

@@ -8,7 +8,6 @@ A folder is data and nothing else: regular files inside it, tensors of the decla
 that agree, positions that exist, and finite numbers where nothing else makes sense.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from ..storage.checkpoints import load_tensors, save_tensors
-from ..storage.files import save_json
+from ..storage.files import read_json, save_json
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
 from .layer import Coordinates, LayerLens
 
@@ -207,7 +206,7 @@ def read(folder: Path) -> Contents:
         raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
     try:
         check_files(folder)
-        written = json.loads((folder / "lens.json").read_text(encoding="utf-8"))
+        written = read_json(folder / "lens.json")
         if written["format"] != FORMAT:
             raise SecondLensError(
                 f"the lens in {folder} has format {written['format']}, and this version reads "
@@ -229,7 +228,7 @@ def _reason(error: Exception) -> str:
 
 def _contents(folder: Path, written: dict[str, Any]) -> Contents:
     _check_manifest(written)
-    images = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+    images = read_json(folder / "images.json")
     check_keys(images, {"ids": list, "skipped": dict}, "images.json")
     check_text(images["ids"], "the ids of images")
     check_keys(images["skipped"], dict.fromkeys(images["skipped"], str), "the skipped images")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.reader import Reader
-from ..effects.capture import Capture
+from ..effects.streaming import stream
 from ..effects.value_paths import (
     coordinates,
     extended_coefficients,
@@ -363,20 +363,20 @@ class ShardWork:
             del self._transforms[layer]
         for layer in layers:
             self._isometry(layer, keep_basis=False)
-        shortcut = self.clip.class_token_only()
-        with shortcut, Capture(self.clip, layers, keep_activations=activations) as capture:
-            for batch in reader:
-                pooled = capture.pool(self.clip.encode_image(batch.pixels))
-                scale = image_scale(pooled, self.convention)
-                z = {
-                    layer: coordinates(
-                        self._transforms[layer],
-                        extended_coefficients(pooled, layer, self.convention),
-                        scale,
-                    )
-                    for layer in layers
-                }
-                yield batch.positions, z, {n: a.sum(0) for n, a in pooled.activations.items()}
+        for batch in stream(
+            self.clip, reader, layers, keep_activations=activations, class_token_only=True
+        ):
+            pooled = batch.pooled
+            scale = image_scale(pooled, self.convention)
+            z = {
+                layer: coordinates(
+                    self._transforms[layer],
+                    extended_coefficients(pooled, layer, self.convention),
+                    scale,
+                )
+                for layer in layers
+            }
+            yield batch.positions, z, {n: a.sum(0) for n, a in pooled.activations.items()}
 
     def _isometry(self, layer: int, *, keep_basis: bool) -> None:
         if layer in self._transforms and not keep_basis:

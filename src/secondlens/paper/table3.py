@@ -12,7 +12,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from ..applications.adversarial import gallery
 from ..applications.adversarial.attacks import Attacker, attacker
@@ -37,6 +36,7 @@ from ..intervals import of_mean
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..progress import tracked
 from ..storage.files import check_empty
 from ..words.describing import describe
 from .results import Result, Row, Setting, show, write
@@ -245,7 +245,7 @@ def attack_all(
         for s in range(seeds)
         for name in runs
     ]
-    for name, pair, seed in track(work, "table 3") if progress else work:
+    for name, pair, seed in tracked(work, "table 3", progress):
         chosen = fixed.get(name) or selector(
             name, clip, lens, made.texts, codes, seed=seed, **shared
         )

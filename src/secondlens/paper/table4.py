@@ -16,7 +16,6 @@ from torch import Tensor
 from ..applications.segmentation.heat_maps import grey, overlay
 from ..applications.segmentation.metrics import paired_differences, score
 from ..applications.segmentation.protocol import (
-    IMAGES_PER_BATCH,
     OURS,
     Classes,
     MapBatch,
@@ -37,6 +36,7 @@ from ..data.masked import (
     WorldMasks,
     split,
 )
+from ..data.reader import FEW_IMAGES
 from ..data.vocabularies import Vocabulary, object_names, vocabulary
 from ..demo.scenes import FIT_SEED, Scenes, World
 from ..errors import SecondLensError
@@ -290,7 +290,7 @@ def compare(clip: Clip, lens: Lens, work: Task, *, predicted: bool) -> Compared:
     methods = table4_methods(clip, lens)
     classes = Classes(clip, work.classes, predicted)
     with Progress() as progress:
-        steps = -(-len(work.dev) // IMAGES_PER_BATCH), -(-len(work.test) // IMAGES_PER_BATCH)
+        steps = -(-len(work.dev) // FEW_IMAGES), -(-len(work.test) // FEW_IMAGES)
         tuning = progress.track(
             batches(clip, work.dev, classes), total=steps[0], description="tuning"
         )

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import FEW_IMAGES, Reader
 from ..data.sources import ImageSource, with_ids
-from ..effects.capture import Capture
+from ..effects.streaming import stream
 from ..errors import SecondLensError
 from ..lens.codes import Codes
 from ..lens.lens import Lens
@@ -179,8 +178,6 @@ def _bars(counts: list[int], start: float, end: float) -> str:
 THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
 
-BATCH_SIZE = 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
@@ -282,19 +279,20 @@ def _look(
             viewers.setdefault(position, []).append(neuron)
     wanted = sorted(viewers)
     subset = with_ids(source, [lens.image_ids[position] for position in wanted])
-    reader = Reader(source=subset, clip=clip, batch_size=BATCH_SIZE)
+    reader = Reader(source=subset, clip=clip, batch_size=FEW_IMAGES)
     view = model_view(clip)
     pictures: dict[int, str] = {}
     seen: Seen = {}
-    with Capture(clip, {each.layer for each in shown}, keep_activations=True) as capture:
-        for batch in track(reader, "pictures", len(reader)) if progress else reader:
-            pooled = capture.pool(clip.encode_image(batch.pixels))
-            for row, index in enumerate(batch.positions):
-                position = wanted[index]
-                pictures[position] = _picture(view(batch.pixels[row]))
-                for neuron in viewers[position]:
-                    patches = pooled.activations[neuron.layer][row, 1:, neuron.neuron]
-                    seen[neuron, position] = patches.float().cpu().reshape(clip.grid)
+    layers = {each.layer for each in shown}
+    for batch in stream(
+        clip, reader, layers, keep_activations=True, what="pictures", progress=progress
+    ):
+        for row, index in enumerate(batch.positions):
+            position = wanted[index]
+            pictures[position] = _picture(view(batch.pixels[row]))
+            for neuron in viewers[position]:
+                patches = batch.pooled.activations[neuron.layer][row, 1:, neuron.neuron]
+                seen[neuron, position] = patches.float().cpu().reshape(clip.grid)
     reader.check_read()
     return pictures, seen
 

@@ -57,7 +57,8 @@ def _taken(path: Path, out: str | Path) -> IO[bytes]:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
         except OSError as error:
-            raise SecondLensError(f"{path.parent} cannot be written to: {error}") from error
+            reason = error.strerror or str(error)
+            raise SecondLensError(f"{path.parent} cannot be written to: {reason}") from error
         if not _lock(file):
             with file:
                 file.seek(0)

@@ -11,14 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from ..data.embedding import normalise
-from ..data.reader import Reader
-from ..data.sources import as_source
 from ..data.vocabularies import Vocabulary
-from ..effects.capture import Capture
+from ..effects.streaming import stream
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
 from ..lens.codes import Codes
@@ -64,16 +61,19 @@ def dissect(
         Another model's lens, or fewer readable images than the lens has top images.
     """
     lens.check_model(clip)
-    reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
     embeddings: list[Tensor] = []
     means: dict[int, list[Tensor]] = {layer: [] for layer in lens.layers}
-    with Capture(clip, lens.layers, keep_activations=True) as capture:
-        for batch in track(reader, "activations", len(reader)) if progress else reader:
-            representation = clip.encode_image(batch.pixels)
-            pooled = capture.pool(representation)
-            embeddings.append(F.normalize(representation.to(clip.compute_dtype), dim=-1))
-            for layer, activation in pooled.activations.items():
-                means[layer].append(activation.mean(1))
+    for batch in stream(
+        *(clip, images, lens.layers),
+        batch_size=batch_size,
+        workers=workers,
+        keep_activations=True,
+        what="activations",
+        progress=progress,
+    ):
+        embeddings.append(batch.embedding)
+        for layer, activation in batch.pooled.activations.items():
+            means[layer].append(activation.mean(1))
     count = sum(map(len, embeddings))
     if count < lens.top:
         raise SecondLensError(

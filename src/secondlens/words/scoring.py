@@ -23,12 +23,13 @@ from rich.table import Table
 from torch import Tensor
 
 from ..data.embedding import normalise
+from ..data.labelled import check_label_sets
 from ..data.sources import ImageSource, as_source
 from ..data.vocabularies import Vocabulary
 from ..effects.projections import Projector, embed, project
-from ..effects.value_paths import OFFICIAL_SCALE, chunks
+from ..effects.value_paths import NEURONS_PER_CHUNK, OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
-from ..intervals import of_median
+from ..intervals import Z, of_median
 from ..lens.codes import CONTROLS, SIDES, Codes, Scores
 from ..lens.lens import Lens
 from ..lens.moments import top_count
@@ -49,7 +50,7 @@ class Area:
 def area_under_roc(
     positives: Float[Tensor, "predictors positives"],
     negatives: Float[Tensor, "predictors negatives"],
-    z: float = 1.959964,
+    z: float = Z,
 ) -> Area:
     """The chance that a positive is predicted above a negative, ties counted half.
 
@@ -117,14 +118,7 @@ def labels_as_referee(
     SecondLensError
         Labels that do not fit the images, or the explained model to say what is related.
     """
-    if len(labels) != len(source.ids):
-        raise SecondLensError(
-            f"there are {len(source.ids)} images and labels of {len(labels)}: give those of each"
-        )
-    if any(isinstance(true, str) for true in labels):
-        raise SecondLensError(
-            "labels are texts, not sets of texts: give a set of texts for each image"
-        )
+    check_label_sets(labels, len(source.ids), "texts")
     held = torch.tensor([[text in true for text in texts.labels] for true in labels]).float()
     if related is None:
         return Referee(name="true labels", images=held, words=torch.eye(len(texts)))
@@ -135,9 +129,6 @@ def labels_as_referee(
     rows = normalise(texts.embed(related), "centred").float()
     name = f"true labels, related words by {related.name}"
     return Referee(name=name, images=held @ rows, words=rows)
-
-
-NEURONS_PER_CHUNK = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

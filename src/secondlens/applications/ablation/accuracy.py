@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from ...data.labelled import check_labels, ranks
@@ -24,6 +23,7 @@ from ...errors import SecondLensError
 from ...intervals import of_mean
 from ...lens.lens import Lens
 from ...models.view import Clip
+from ...progress import tracked
 from ...storage.checkpoints import load_tensors, save_tensors
 from .readings import Direct, Effects, Indirect, Reading, SecondOrder, Together
 
@@ -240,7 +240,7 @@ def ablate(
             }
         )
         with effects:
-            for batch in track(reader, f"{effect} ablations", len(reader)) if progress else reader:
+            for batch in tracked(reader, f"{effect} ablations", progress):
                 embedding, readings = effects.read(batch.pixels)
                 if number == 0:
                     tally.see(BASELINE, embedding, batch.positions)

@@ -14,12 +14,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ...effects.ablated_runs import IMAGES_PER_PASS
 from ...errors import SecondLensError
 from ...models.view import Clip
 from .generation import GeneratedImage
 from .selection import Pair
-
-IMAGES_PER_PASS = 64
 
 
 @dataclass(frozen=True, kw_only=True)

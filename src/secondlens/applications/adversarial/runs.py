@@ -12,7 +12,6 @@ Each step reads the file of the one before. What is there already is used again;
 deleted is made anew, and so is what follows from it if it changes.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from ...data.folder import Folder
 from ...data.labelled import Labelled
 from ...data.sources import Subset
 from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
 from ...intervals import wilson
-from ...storage.files import check_empty, save_csv, save_json
+from ...progress import tracked
+from ...storage.files import check_empty, read_json, save_csv, save_json
 from .captioning import Caption, Captioner, captions
 from .generation import GeneratedImage, ImageGenerator, picture
 from .judging import Judge, Zeroshot
@@ -304,7 +302,7 @@ def _samples(
             found = load_json(path)["samples"]
             if [{key: sample[key] for key in plan[0]} for sample in found] == plan:
                 return [Sample(**{**sample, "words": tuple(sample["words"])}) for sample in found]
-    shown = track(plan, f"{pair.draw} as {pair.mistake_for}") if progress else plan
+    shown = tracked(plan, f"{pair.draw} as {pair.mistake_for}", progress)
     attacked: list[GeneratedImage] = []
     controls: list[GeneratedImage] = []
     for sample in shown:
@@ -352,10 +350,7 @@ def load_json(path: Path) -> dict[str, Any]:
         It is damaged.
     """
     with _intact(path):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("the file holds no object")
-        return new_names(found)
+        return new_names(read_json(path))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...data.embedding import normalise
-from ...data.reader import Reader
+from ...data.reader import FEW_IMAGES, Reader
 from ...data.sources import ImageSource
 from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
@@ -270,7 +270,6 @@ METHODS = ("second order", "random neurons", "similar words", "random words")
 
 INDIRECT = "indirect effect"
 
-BATCH_SIZE = 16
 
 Coded = dict[int, tuple[Int[Tensor, "neurons k"], Float[Tensor, "neurons k"]]]
 """Positions of words, and their coefficients, for every neuron, by layer."""
@@ -354,7 +353,7 @@ def indirect(
     The network runs on from each layer once for every neuron and picture of `source`;
     `indirect_seconds` of `secondlens.effects.ablated_runs` tells how long one of these takes.
     """
-    reader = Reader(source=source, clip=clip, batch_size=BATCH_SIZE)
+    reader = Reader(source=source, clip=clip, batch_size=FEW_IMAGES)
     batches = [batch.pixels for batch in reader]
     everyone, directions, coded = list(range(clip.neurons)), {}, {}
     atoms = normalise(texts.embed(clip), codes.normalise)

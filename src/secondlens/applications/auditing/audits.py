@@ -6,7 +6,6 @@ far the class falls behind the others is what the cue did for it. Where pictures
 same is asked of pairs of pictures that differ in the cue alone.
 """
 
-import json
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Tensor
 
-from ...data.reader import Reader
+from ...data.labelled import check_label_sets
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
-from ...effects.capture import Capture
+from ...effects.streaming import stream
 from ...errors import SecondLensError
+from ...intervals import Z
 from ...lens.lens import Lens
 from ...models.view import Clip
-from ...storage.files import save_csv, save_json
+from ...storage.files import read_json, save_csv, save_json
 from .ablated_clip import GroupEffects
 
-Z = 1.959964
 """Standard errors in half of a 95 % interval."""
 
 
@@ -177,7 +175,7 @@ class Audit:
         if not path.is_file():
             raise SecondLensError(f"{folder} holds no audit: there is no audit.json in it")
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path)
             matrices = {
                 name: torch.tensor(
                     [[float("nan") if v is None else v for v in row] for row in kept[name]]
@@ -249,33 +247,27 @@ def audit(
         raise SecondLensError("a classifier needs at least two classes: give more")
     source = as_source(images)
     if shown is not None:
-        if len(shown) != len(source.ids):
-            raise SecondLensError(
-                f"there are {len(source.ids)} images and labels of {len(shown)}: give those of each"
-            )
-        if any(isinstance(there, str) for there in shown):
-            raise SecondLensError(
-                "labels are texts, not sets of texts: give a set of classes for each image"
-            )
+        check_label_sets(shown, len(source.ids), "classes")
     classifier, rows = names.embed(clip), words.embed(clip)
     everything = torch.cat([classifier, rows])
     centred = F.normalize(rows - everything.mean(0), dim=1)
     neurons = cue_neurons(lens, centred, random)
     effects = GroupEffects(clip, lens, neurons)
-    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     top = max(2, round(SHARE_OF_IMAGES * len(source.ids)))
     clearest = Exemplars.none(len(words), clip.dim, like=rows)
     predicted: dict[int, int] = {}
-    with Capture(clip, lens.layers) as capture:
-        for batch in track(reader, "audit", len(reader)) if progress else reader:
-            representation = clip.encode_image(batch.pixels)
-            pooled = capture.pool(representation)
-            embedding = F.normalize(representation.to(rows), dim=-1)
-            best = (embedding @ classifier.T).argmax(1).tolist()
-            predicted |= dict(zip(batch.positions, best, strict=True))
-            clearest = clearest.see(
-                embedding @ rows.T, effects(pooled), torch.tensor(batch.positions), top
-            )
+    for batch in stream(
+        *(clip, source, lens.layers),
+        batch_size=batch_size,
+        workers=workers,
+        what="audit",
+        progress=progress,
+    ):
+        best = (batch.embedding @ classifier.T).argmax(1).tolist()
+        predicted |= dict(zip(batch.positions, best, strict=True))
+        clearest = clearest.see(
+            batch.embedding @ rows.T, effects(batch.pooled), torch.tensor(batch.positions), top
+        )
     if not predicted:
         raise SecondLensError("none of the pictures could be read")
     absent = torch.ones(len(source.ids), len(names), dtype=torch.bool, device=rows.device)

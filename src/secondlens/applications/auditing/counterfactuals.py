@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from ...data.labelled import Labelled
@@ -19,6 +18,7 @@ from ...data.vocabularies import Vocabulary, object_names
 from ...demo.scenes import Scenes, World, object_on
 from ...demo.world import NAMES, PREFERENCE
 from ...models.view import Clip
+from ...progress import tracked
 from .audits import margins
 
 Painter = Callable[[str, str | None, int], Image.Image]
@@ -39,7 +39,7 @@ def drawn(
     rows = margins(classes.embed(clip))
     gained = rows.new_empty(len(classes), len(cues), len(seeds))
     names = list(enumerate(classes.labels))
-    for row, name in track(names, "drawn pictures") if progress else names:
+    for row, name in tracked(names, "drawn pictures", progress):
         pictures = [painter(name, cue, seed) for seed in seeds for cue in (None, *cues.labels)]
         embedding = F.normalize(clip.encode_image(pictures).to(rows), dim=-1)
         ahead = (embedding @ rows[row]).unflatten(0, (len(seeds), -1))

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
 from ...effects.ablated_runs import indirect
-from ...effects.capture import Capture, Pooled
+from ...effects.capture import Pooled
+from ...effects.streaming import stream
 from ...effects.value_paths import path_factors
 from ...errors import SecondLensError
 from ...intervals import of_mean
@@ -224,17 +224,14 @@ def rival_margins(
     for pictures in kinds:
         half = range(0, len(pictures), 2)
         reader = Reader(source=pictures.source, clip=clip, batch_size=batch_size, positions=half)
-        with Capture(clip, lens.layers) as capture:
-            for batch in track(reader, "harm", len(reader)) if progress else reader:
-                representation = clip.encode_image(batch.pixels)
-                pooled = capture.pool(representation)
-                labels = torch.tensor([pictures.labels[p] for p in batch.positions])
-                scores = F.normalize(representation.to(classifier), dim=-1) @ classifier.T
-                towards = _rivals(scores, labels.to(scores.device), classifier)
-                for layer, own in factors.items():
-                    found = _products(pooled, layer, own.inner, own.outer, towards)
-                    found -= towards @ lens[layer].mean.to(towards).T
-                    total[layer] += found.sum(0) / len(half)
+        for batch in stream(clip, reader, lens.layers, what="harm", progress=progress):
+            labels = torch.tensor([pictures.labels[p] for p in batch.positions])
+            scores = batch.embedding @ classifier.T
+            towards = _rivals(scores, labels.to(scores.device), classifier)
+            for layer, own in factors.items():
+                found = _products(batch.pooled, layer, own.inner, own.outer, towards)
+                found -= towards @ lens[layer].mean.to(towards).T
+                total[layer] += found.sum(0) / len(half)
     return {
         (layer, n): value
         for layer, values in total.items()
@@ -448,11 +445,9 @@ def _removed(
     effects = GroupEffects(clip, lens, list(groups.values()))
     reader = Reader(source=pictures.source, clip=clip, batch_size=batch_size)
     embeddings, removed = [], []
-    with Capture(clip, lens.layers) as capture:
-        for batch in track(reader, "cuts", len(reader)) if progress else reader:
-            representation = clip.encode_image(batch.pixels)
-            embeddings.append(F.normalize(representation.to(clip.compute_dtype), dim=-1))
-            removed.append(effects(capture.pool(representation)))
+    for batch in stream(clip, reader, lens.layers, what="cuts", progress=progress):
+        embeddings.append(batch.embedding)
+        removed.append(effects(batch.pooled))
     reader.check_read()
     return torch.cat(embeddings), dict(zip(groups, torch.cat(removed).unbind(1), strict=True))
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...data.decoding import whole
 from ...data.masked import Example, MaskedImages, iterate
+from ...data.reader import FEW_IMAGES
 from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
 from ...lens.lens import Lens
@@ -31,8 +32,6 @@ from .baselines import baselines
 from .heat_maps import standardise
 from .metrics import scores, statistics
 from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode, quarter
-
-IMAGES_PER_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +90,7 @@ class Classes:
 
 
 def batches(
-    clip: Clip, images: MaskedImages, classes: Classes, size: int = IMAGES_PER_BATCH
+    clip: Clip, images: MaskedImages, classes: Classes, size: int = FEW_IMAGES
 ) -> Iterator[MapBatch]:
     """Maps to make, `size` images at a time."""
     examples = iterate(images)

@@ -1,0 +1,31 @@
+"""Progress of long work, on standard error; the command line chooses the console."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
+
+Item = TypeVar("Item")
+
+
+def tracked(items: Iterable[Item], what: str, shown: bool) -> Iterable[Item]:
+    """The same items, with a bar that counts them if it shall be shown."""
+    return track(items, what) if shown else items
+
+
+def bars(shown: bool) -> Progress:
+    """Bars that are advanced by hand; none if they shall not be shown."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=not shown,
+    )

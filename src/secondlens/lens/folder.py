@@ -9,13 +9,14 @@ that agree, positions that exist, and finite numbers where nothing else makes se
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import msgspec
 from jaxtyping import jaxtyped
 from safetensors import SafetensorError
 from torch import Tensor
@@ -38,23 +39,6 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{path.name} is a link that leads out of the folder")
         if path.suffix in (".json", ".safetensors") and not path.is_file():
             raise ValueError(f"{path.name} is no file")
-
-
-def check_keys(value: Any, kinds: Mapping[str, type], what: str) -> None:
-    """Raise `TypeError` unless a value is an object with these keys, each of its kind."""
-    if not isinstance(value, dict):
-        raise TypeError(f"{what} is no object")
-    for key, kind in kinds.items():
-        if type(value.get(key)) is not kind:
-            raise TypeError(f"{key} of {what} is no {kind.__name__}")
-
-
-def check_text(value: Any, what: str) -> None:
-    """Raise `TypeError` unless a value is a list of texts, none of them twice."""
-    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise TypeError(f"{what} are no list of texts")
-    if len(set(value)) < len(value):
-        raise TypeError(f"{what} have the same text twice")
 
 
 def check_tensors(kept: Any, **sizes: int) -> None:
@@ -107,14 +91,99 @@ def check_positions(positions: Tensor, below: int, what: str, least: int = 0) ->
 
 FORMAT = 2
 
-_MANIFEST = {"model": dict, "convention": str, "top": int, "layers": list, "codes": list}
-_MODEL = dict.fromkeys(("name", "weights", "activation"), str) | dict.fromkeys(
-    ("layers", "heads", "neurons", "dim"), int
-)
-_CODES = {"name": str, "normalise": str, "labels": list}
-_SCORES = {"vocabulary": str, "referee": str, "images": int, "top": int}
-_STABILITY = {"vocabulary": str, "images": int}
-"""What keys of the manifest hold."""
+Kind = TypeVar("Kind")
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+"""Of an axis. What a stranger writes is bounded before it is used."""
+Texts = Annotated[tuple[str, ...], msgspec.Meta(max_length=2**27)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """The model of a lens, as its manifest names it."""
+
+    name: str
+    weights: str
+    activation: str
+    layers: Size
+    heads: Size
+    neurons: Size
+    dim: Size
+    grid: tuple[Size, Size]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodesEntry:
+    """A description, whose tensors are in a file of their own."""
+
+    name: str
+    normalise: str
+    labels: Texts
+
+    def __post_init__(self) -> None:
+        _check_unlike(self.labels, "the texts of a description")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresEntry:
+    """Scores of a description, whose tensors are in a file of their own."""
+
+    vocabulary: str
+    referee: str
+    images: Size
+    top: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityEntry:
+    """Two halves compared, whose tensors are in a file of their own."""
+
+    vocabulary: str
+    images: Size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `lens.json` holds; other keys say nothing to this version.
+
+    Raises
+    ------
+    ValueError
+        Layers that are not the model's, or a name or text twice.
+    """
+
+    format: int
+    model: ModelEntry
+    convention: str
+    top: Size
+    layers: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=2**16)]
+    codes: tuple[CodesEntry, ...]
+    scores: tuple[ScoresEntry, ...] = ()
+    stability: tuple[StabilityEntry, ...] = ()
+    coordinates: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= min(self.layers) <= max(self.layers) < self.model.layers:
+            raise ValueError("it has layers that its model has not")
+        _check_unlike(self.layers, "its layers")
+        _check_unlike([each.name for each in self.codes], "its descriptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What `images.json` holds."""
+
+    ids: Texts
+    skipped: dict[str, str]
+
+    def __post_init__(self) -> None:
+        _check_unlike(self.ids, "the ids of images")
+
+
+def _check_unlike(values: Sequence[object], what: str) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{what} have the same twice")
+
 
 _DAMAGED = (
     *(KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError),
@@ -226,15 +295,26 @@ def _reason(error: Exception) -> str:
     return f"it lacks {error}" if isinstance(error, KeyError) else f"{error or repr(error)}"
 
 
+def _checked(content: dict[str, Any], kind: type[Kind], file: str) -> Kind:
+    """What a file holds, as its dataclass says it must.
+
+    Raises
+    ------
+    ValueError
+        A key is missing, or holds something else.
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
 def _contents(folder: Path, written: dict[str, Any]) -> Contents:
-    _check_manifest(written)
-    images = read_json(folder / "images.json")
-    check_keys(images, {"ids": list, "skipped": dict}, "images.json")
-    check_text(images["ids"], "the ids of images")
-    check_keys(images["skipped"], dict.fromkeys(images["skipped"], str), "the skipped images")
-    layers = written["layers"]
+    found = _checked(written, Manifest, "lens.json")
+    images = _checked(read_json(folder / "images.json"), Images, "images.json")
+    layers = found.layers
     coordinates = None
-    if written["coordinates"]:
+    if found.coordinates:
         kept = {n: load_tensors(folder / f"coordinates-{n:02}.safetensors") for n in layers}
         coordinates = Coordinates(
             z={n: tensors["z"] for n, tensors in kept.items()},
@@ -242,50 +322,30 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         )
     scores, stability = (
         [
-            join(entry, load_tensors(folder / f"{kind}-{number:02}.safetensors"))
-            for number, entry in enumerate(written.get(kind, []))
+            join(vars(entry), load_tensors(folder / f"{kind}-{number:02}.safetensors"))
+            for number, entry in enumerate(getattr(found, kind))
         ]
         for kind in ("scores", "stability")
     )
     return Contents(
         model=written["model"],
-        convention=written["convention"],
-        top=written["top"],
-        image_ids=tuple(images["ids"]),
-        skipped=images["skipped"],
+        convention=found.convention,
+        top=found.top,
+        image_ids=images.ids,
+        skipped=images.skipped,
         by_layer={
             n: LayerLens(**load_tensors(folder / f"layer-{n:02}.safetensors")) for n in layers
         },
         codes={
-            entry["name"]: codes_from_tensors(
-                entry, load_tensors(folder / f"codes-{number:02}.safetensors")
+            entry.name: codes_from_tensors(
+                vars(entry), load_tensors(folder / f"codes-{number:02}.safetensors")
             )
-            for number, entry in enumerate(written["codes"])
+            for number, entry in enumerate(found.codes)
         },
         scores={each.name: each for each in (Scores(**each) for each in scores)},
         stability={each.name: each for each in (Stability(**each) for each in stability)},
         coordinates=coordinates,
     )
-
-
-def _check_manifest(written: dict[str, Any]) -> None:
-    """Raise `ValueError` or `TypeError` for a manifest that no fit wrote."""
-    check_keys(written, _MANIFEST, "the manifest")
-    model = written["model"]
-    check_keys(model, _MODEL, "the model")
-    if not (isinstance(model["grid"], list) and list(map(type, model["grid"])) == [int, int]):
-        raise TypeError("the grid of the model is not two numbers")
-    layers = written["layers"]
-    if not layers:
-        raise ValueError("it has no layer")
-    if set(map(type, layers)) != {int} or not set(layers) <= set(range(model["layers"])):
-        raise ValueError("it has layers that its model has not")
-    for entry in written["codes"]:
-        check_keys(entry, _CODES, "a description")
-        check_text(entry["labels"], "the texts of a description")
-    for kind, keys in (("scores", _SCORES), ("stability", _STABILITY)):
-        for entry in written.get(kind, []):
-            check_keys(entry, keys, kind)
 
 
 def _check(found: Contents) -> None:

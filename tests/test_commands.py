@@ -179,7 +179,7 @@ LENS = "secondlens-demo/lens"
                 *("reproduce", "table4", "--demo", "--lens", LENS, "--out", "table4"),
                 *("--test-images", 1, "--dev", 1),
             ),
-            {"choices", "rows", "files"},
+            {"title", "rows", "notes", "settings", "facts", "choices", "files"},
         ),
         (
             ("reproduce", "fig3", "--demo", "--lens", LENS, "--subset", 60, "--out", "paper"),
@@ -508,7 +508,8 @@ def test_exit_codes_and_completion_are_named_in_the_help():
 
 
 def test_the_shell_completes_commands_without_torch():
-    code = "import sys, secondlens.commands; assert not {'torch', 'open_clip'} & set(sys.modules)"
+    heavy = "{'torch', 'open_clip', 'matplotlib'}"
+    code = f"import sys, secondlens.commands; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     words = {"COMP_WORDS": "secondlens se", "COMP_CWORD": "1"}
     environment = os.environ | {"_SECONDLENS_COMPLETE": "bash_complete"} | words

@@ -62,7 +62,8 @@ from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
-from secondlens.paper.table4 import METRICS, Task, check_sources, data_work, rows, run
+from secondlens.paper.results import publish
+from secondlens.paper.table4 import METRICS, Task, check_sources, compare, data_work, rows
 
 
 def maps_and_masks(seed, maps=4, side=6, ignored=True):
@@ -454,12 +455,15 @@ def test_the_whole_table(clip, lens, tmp_path):
         classes=vocabulary(["cat", "dog", "sea"]),
     )
     out = tmp_path / "table"
+    result = compare(clip, lens, work, model="demo", predicted=False)
     with (tmp_path / "said.txt").open("w") as said:
-        run(clip, lens, work, out, predicted=False, console=Console(file=said, width=120))
+        publish(result, out, Console(file=said, width=80))
     methods = [method.name for method in table4_methods(clip, lens)]
     assert len(methods) == 10 and {OURS, CEILING} <= set(methods)
     found = json.loads((out / "table4.json").read_text())
-    assert (found["test images"], found["maps"]) == (6, 9)
+    for place in (found["facts"], found):  # where they are, and were
+        assert (place["test images"], place["maps"]) == (6, 9)
+        assert set(place["choices"]) == set(methods)
     with (out / "table4.csv").open() as file:
         flat = list(csv.DictReader(file))
     assert len(flat) == len(found["rows"]) == 2 * 3 * len(methods)
@@ -481,7 +485,8 @@ def test_the_whole_table(clip, lens, tmp_path):
     with Image.open(out / "table4.png") as grid:
         assert grid.width == (2 + len(methods)) * 116
     text = (tmp_path / "said.txt").read_text()
-    assert "several objects" in text and "78.1" in text
+    assert "several objects" in text and "(78.1)" in text and "…" in text
+    assert text.count("│ Neurons ") == 2 * 3
     assert not list(out.glob("*.partial"))
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 
 OWN = Path(__file__).parent.parent / "src" / "secondlens"
-LISTS = ("commands.group", "paper.registry")
-"""Modules that list the members of a registry."""
+LISTS = ("commands.group",)
+"""Modules that list the members of a registry by importing them."""
 
 
 def modules(root: Path) -> dict[str, Path]:

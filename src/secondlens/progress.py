@@ -15,9 +15,14 @@ from rich.progress import (
 Item = TypeVar("Item")
 
 
-def tracked(items: Iterable[Item], what: str, shown: bool) -> Iterable[Item]:
-    """The same items, with a bar that counts them if it shall be shown."""
-    return track(items, what) if shown else items
+def tracked(
+    items: Iterable[Item], what: str, shown: bool, total: int | None = None
+) -> Iterable[Item]:
+    """The same items, with a bar that counts them if it shall be shown.
+
+    `total` is their number where the items do not know it.
+    """
+    return track(items, what, total) if shown else items
 
 
 def bars(shown: bool) -> Progress:

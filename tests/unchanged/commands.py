@@ -350,6 +350,20 @@ def case(function):
     return function
 
 
+TABLE_4 = ("model", "data", "dev images", "test images", "maps", "predicted classes", "choices")
+TABLE_4_ROW = (
+    *("group", "protocol", "method", "pixel_accuracy", "miou", "map", "ahead", "paper"),
+    *("variant", "form", "threshold"),
+)
+"""Keys of version 0.1, which stand beside those of other results until 0.3."""
+
+
+def _as_then(document):
+    """Table 4 as version 0.1 wrote it, in its order."""
+    rows = [{key: row[key] for key in TABLE_4_ROW} for row in document["rows"]]
+    return {key: document[key] for key in TABLE_4} | {"rows": rows}
+
+
 @case
 def table_4():
     """Its numbers go on from how pixels are ranked, and thresholds chosen, by rounding errors."""
@@ -358,7 +372,10 @@ def table_4():
         "--out paper --json"
     )
     table = found["files"]["paper/table4.csv"]
-    kept = found["files"]["paper/table4.json"]
+    written = found["files"]["paper/table4.json"]
+    kept = found["files"]["paper/table4.json"] = _as_then(written)
+    assert found["said"][0]["json"] == "as in paper/table4.json"
+    found["said"][0]["json"] = kept | {"files": written["files"]}
     return {
         "code": found["said"][0]["code"],
         "table": table[0],

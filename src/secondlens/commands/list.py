@@ -21,6 +21,7 @@ REGISTRIES = {
     "captioners": "applications.adversarial:captioners",
     "image-generators": "applications.adversarial:image_generators",
     "pages": "explorer:page_kinds",
+    "results": "paper.registry:results",
 }
 """Where each registry is."""
 

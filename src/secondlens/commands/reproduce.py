@@ -1,7 +1,8 @@
 """`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
 
+import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ import click
 
 from ..data import masked_sets
 from ..errors import SecondLensError
+from ..paper.registry import results
 from .attack import AttackSteps, with_steps
 from .options import (
     CONVENTION_HELP,
@@ -92,9 +94,8 @@ class StudyOptions:
         check_class_folders(self.images, self.shifted)
         from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
 
-        weights = f" ({model.pretrained})" if model.pretrained else ""
         return Study(
-            model=f"{model.model}{weights}",
+            model=_called(model),
             load=model.load,
             demo=self.demo,
             images=self.images,
@@ -122,11 +123,57 @@ def with_study(command: Callable[..., Any]) -> Any:
     return with_model(grouped("options", StudyOptions)(parsed))
 
 
+def _called(model: ChosenModel) -> str:
+    """What results call a model, such as "ViT-B-32 (openai)"."""
+    return f"{model.model} ({model.pretrained})" if model.pretrained else model.model
+
+
 if TYPE_CHECKING:
+    from ..paper.results import Result
     from ..paper.study import Study
+    from ..registry import Member
 
 
-@click.group(cls=Group)
+class _Results(Group):
+    """Has a command for each result of the registry, whenever it was registered."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self.complete()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        self.complete()
+        return super().get_command(ctx, cmd_name)
+
+    def complete(self) -> None:
+        """Make the commands of results that have none yet: those that take a study."""
+        for member in results:
+            if member.name not in self.commands:
+                self.add_command(_command(member))
+
+
+def _command(member: "Member[Result]") -> click.Command:
+    example = f"Example: secondlens reproduce {member.name} --demo"
+
+    @click.command(member.name, help=f"{member.help}\n\n{example}")
+    @json_option
+    @with_study
+    def command(study: "Study", as_json: bool) -> None:
+        _publish(member(study), study.out, as_json)
+
+    return command
+
+
+def _publish(result: "Result", out: Path, as_json: bool) -> None:
+    """Print a result, as tables or as JSON, and write its files."""
+    from ..paper.results import as_document, publish
+
+    publish(result, out, tables(as_json))
+    if as_json:
+        print_json(as_document(result))
+
+
+@click.group(cls=_Results)
 def reproduce() -> None:
     """Reproduce a table or figure of the paper, with the paper's numbers beside.
 
@@ -138,42 +185,6 @@ def reproduce() -> None:
     """
 
 
-TITLES = {
-    "table1": "Accuracy without direct, indirect and second-order effects, and their rank.",
-    "table2": "The strongest texts of four neurons.",
-    "table5": "The strongest texts of four more neurons.",
-    "fig3": "Accuracy without second-order effects, layer by layer.",
-    "fig4": "Accuracy with directions replaced by sparse texts.",
-    "fig5": "The pictures on which the effects of neurons are largest.",
-    "fig8": "Concepts in pictures, in words of their active neurons.",
-    "fig9": "Figure 3 for a second model: name it; with --demo, the twin.",
-    "fig10": "Figure 3 on shifted pictures: name them with --shifted.",
-    "fig11": "Accuracy without direct effects of attention layers.",
-    "fig12": "Figure 11 for a second model: name it; with --demo, the twin.",
-    "distributions": "Quantiles over neurons of what the paper claims of them, with nulls.",
-    "budget": "How much of total effects is direct, second-order, and neither.",
-}
-
-
-def _add(name: str, title: str) -> None:
-    twin = " --model demo-twin" if name in ("fig9", "fig12") else ""
-
-    @reproduce.command(name, help=f"{title}\n\nExample: secondlens reproduce {name} --demo{twin}")
-    @json_option
-    @with_study
-    def command(study: "Study", as_json: bool) -> None:
-        from ..paper.registry import reproduce as make
-        from ..paper.results import as_document
-
-        result = make(name, study, tables(as_json))
-        if as_json:
-            print_json(as_document(result))
-
-
-for _name, _title in TITLES.items():
-    _add(_name, _title)
-
-
 @reproduce.command("all")
 @json_option
 @with_study
@@ -182,18 +193,25 @@ def everything(study: "Study", as_json: bool) -> None:
 
     Example: secondlens reproduce all --demo
     """
-    from ..paper.registry import reproduce_all
+    from ..paper.everything import reproduce_all
     from ..paper.results import as_document
 
-    results, left_out, page = reproduce_all(study, tables(as_json))
+    made, left_out, page = reproduce_all(study, tables(as_json))
     if as_json:
-        found = [as_document(result) for result in results]
+        found = [as_document(result) for result in made]
         print_json({"results": found, "left_out": left_out, "report": page})
     else:
         console.print(f"Report: {page}", markup=False, highlight=False)
 
 
-@reproduce.command()
+def _with_own_options(function: Callable[..., None]) -> click.Command:
+    """The command of a result; what its function says goes on from the help of the registry."""
+    name = function.__name__
+    more = inspect.cleandoc(function.__doc__ or "")
+    return reproduce.command(name, help=f"{results[name].help}\n\n{more}")(function)
+
+
+@_with_own_options
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
 @click.option("--lens", type=PATH, help="Of the model; with --demo, one is fitted if not given.")
 @click.option("--images", type=PATH, help="A file or folder of images with masks.")
@@ -232,17 +250,15 @@ def table4(
     as_json: bool,
     model: ChosenModel,
 ) -> None:
-    """Zero-shot segmentation, neurons against every earlier method.
-
-    Variants and thresholds of every method are tuned on --dev images and measured on --test-images
-    others.
+    """Variants and thresholds of every method are tuned on --dev images and measured on
+    --test-images others.
 
     Example: secondlens reproduce table4 --demo
     """
     check_new(out)
     check_lens(lens)
     from ..lens.lens import Lens
-    from ..paper.table4 import check_sources, data_work, demo_lens, demo_work, run
+    from ..paper.table4 import check_sources, compare, data_work, demo_lens, demo_work
 
     check_sources(demo=demo, model=model.model, data=images, lens=lens)
     if images is None:
@@ -261,12 +277,12 @@ def table4(
     clip = model.load()
     if fitted is None:
         fitted = demo_lens(clip, fit_images)
-    found = run(clip, fitted, work, out, predicted=predicted, console=tables(as_json))
-    if as_json:
-        print_json(found.facts | {"rows": [asdict(row) for row in found.rows], "files": out})
+    found = compare(clip, fitted, work, model=_called(model), predicted=predicted)
+    found = replace(found, earlier={**found.earlier, "files": str(out)})
+    _publish(found, out, as_json)
 
 
-@reproduce.command()
+@_with_own_options
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
 @click.option("--lens", type=PATH, help="Described; with --demo, one is fitted if not given.")
 @click.option("--images", type=PATH, help="Pictures for the baseline of indirect effects.")
@@ -299,18 +315,13 @@ def table3(
     steps: AttackSteps,
     model: ChosenModel,
 ) -> None:
-    """Semantic adversarial images, second-order effects against every baseline.
-
-    With --demo: the ten pairs of the embedded world that nothing was tuned on. A run that was
+    """With --demo: the ten pairs of the embedded world that nothing was tuned on. A run that was
     interrupted goes on when the same command is given again.
 
     Example: secondlens reproduce table3 --demo
     """
     check_lens(lens)
-    from ..paper.results import as_document
-    from ..paper.table3 import reproduce_table3
-
-    result = reproduce_table3(
+    result = results["table3"](
         model.load,
         steps.make(model.device),
         demo=demo,
@@ -323,7 +334,5 @@ def table3(
         neurons=neurons,
         fit_images=fit_images,
         effect_images=effect_images,
-        console=tables(as_json),
     )
-    if as_json:
-        print_json(as_document(result))
+    _publish(result, out, as_json)

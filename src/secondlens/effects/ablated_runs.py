@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
 from ..models.view import Clip, Images, hooked
+from ..progress import bars
 from .value_paths import chunks
 
 IMAGES_PER_PASS = 64
@@ -132,13 +132,13 @@ def indirect(
         )
     images = clip.prepare(images)
     effects = images.new_empty(len(images), len(neurons), clip.dim, dtype=clip.compute_dtype)
-    with Progress(disable=not progress) as bars:
-        bar = bars.add_task("indirect effects", total=len(images) * len(neurons))
+    with bars(progress) as shown:
+        bar = shown.add_task("indirect effects", total=len(images) * len(neurons))
         for some in chunks(len(images), IMAGES_PER_PASS):
             stopped = stop_after(clip, images[some], layer)
             for chunk, found in effects_of(stopped, neurons, mean):
                 effects[some, chunk] = found
-                bars.advance(bar, found.shape[0] * found.shape[1])
+                shown.advance(bar, found.shape[0] * found.shape[1])
     return effects
 
 

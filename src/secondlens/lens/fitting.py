@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from ..data.reader import Reader
@@ -25,6 +25,7 @@ from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError
 from ..models.view import Clip
+from ..progress import bars
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_empty
 from ..storage.locks import locked
@@ -108,17 +109,6 @@ class FitRun:
         # from positions in the source to positions among the images that could be read
         before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
         return replace(fitted, top_images=fitted.top_images - before)
-
-
-def shard_bars(progress: bool) -> Progress:
-    """Bars that count shards and merged nodes; none unless `progress`."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        disable=not progress,
-    )
 
 
 def fit(
@@ -241,7 +231,7 @@ def fit(
         # elsewhere, nobody needs the bases
         workers_plan = plan if engine.shared == "nobody" else replace(plan, keep_basis=False)
         shards = ShardWork(clip, workers_plan, convention, reader, parts, top_of)
-        run = FitRun(shards, engine, stack.enter_context(shard_bars(progress)))
+        run = FitRun(shards, engine, stack.enter_context(bars(progress)))
         try:
             by_layer, info = run.fit()
         except (Changed, NothingReadable):

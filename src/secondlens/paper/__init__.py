@@ -1,5 +1,5 @@
-"""The paper, reproduced: its tables and figures, listed in `registry`.
+"""The paper, reproduced: its tables and figures, a file for each, listed in `registry`.
 
-Each table or figure is a function from a `Study` to a `Result`; those that share their measurement
-share a file: Figures 3 and 9 to 12 are in `curves`, Tables 2 and 5 and Figures 5 and 8 in `words`.
+Each is a function from a `Study` to a `Result`. Figures 3 and 9 to 12 draw the `curves` of ablated
+layers; Tables 2 and 5 and Figure 5 show the same kind of `neurons`.
 """

@@ -1,4 +1,4 @@
-"""Accuracy without effects, layer by layer: Figures 3, 9 and 10, and 11 and 12 for attention."""
+"""Accuracy without effects, layer by layer, as Figures 3 and 9 to 12 show it."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -9,10 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..applications.ablation.accuracy import BASELINE, Ablation
-from ..applications.ablation.attention import ablate_attention
 from ..formatting import counted
 from .results import Result, Row, Setting, drawn
-from .study import PAPER_LAYER, PAPER_MODEL, PAPER_SECOND_MODEL, Study
 
 LABELS = {
     "all": "w/o all neurons",
@@ -26,74 +24,8 @@ LABELS = {
 }
 """What each kind is called, in the paper where it is there."""
 
-PAPER_ALL_AT_9 = 29.6
-"""Table 1: the only value of these curves that the paper prints."""
-
 INTERVALS = "The CSV has 95 % intervals, bootstrapped over pictures, and top-5."
 NEURONS = "neurons: significant ones of a picture, in the mean."
-
-
-def fig3(study: Study) -> Result:
-    """Accuracy after ablating second-order effects of each layer."""
-    pictures, found = study.some(study.test, 1), study.ablation
-    settings = study.settings(pictures, layers=(_range(found.layers), "0 to 10"))
-    printed = {(PAPER_LAYER, "all"): PAPER_ALL_AT_9} if study.model == PAPER_MODEL else {}
-    return curves("fig3", "without second-order effects of a layer", found, settings, printed)
-
-
-def fig9(study: Study) -> Result:
-    """The same for a second model."""
-    second = study.second
-    pictures = second.some(second.test, 10)
-    found = second.ablate(pictures)
-    settings = second.settings(
-        pictures, model=PAPER_SECOND_MODEL, layers=(_range(found.layers), "0 to 22")
-    )
-    title = f"without second-order effects of a layer, {second.model}"
-    return curves("fig9", title, found, settings)
-
-
-def fig10(study: Study) -> Result:
-    """The same under a shift of distribution."""
-    pictures = study.some(study.shifted_test, 10)
-    found = study.ablate(pictures)
-    settings = study.settings(
-        pictures, paper_pictures="ImageNet-R", layers=(_range(found.layers), "8 to 10")
-    )
-    title = f"without second-order effects of a layer, {pictures.name}"
-    return curves("fig10", title, found, settings)
-
-
-def fig11(study: Study) -> Result:
-    """Accuracy after ablating direct effects of attention layers."""
-    return _attention("fig11", study, PAPER_MODEL)
-
-
-def fig12(study: Study) -> Result:
-    """The same for a second model."""
-    return _attention("fig12", study.second, PAPER_SECOND_MODEL)
-
-
-def _attention(name: str, study: Study, model: str) -> Result:
-    pictures = study.some(study.test, 1)
-    found = ablate_attention(
-        *(study.clip, pictures.source, pictures.labels, study.classifier(pictures)),
-        study.reference,
-        progress=True,
-    )
-    settings = study.settings(
-        pictures,
-        model=model,
-        more=[
-            Setting(
-                name="pictures for means",
-                ours=f"{len(study.reference.ids):,}",
-                paper="about 5,000",
-            )
-        ],
-    )
-    title = f"without direct effects of attention layers, {study.model}"
-    return curves(name, title, found, settings)
 
 
 def curves(
@@ -171,5 +103,6 @@ def _compact(found: Ablation, layer: int, paper: Mapping[tuple[int, str], float]
     return row
 
 
-def _range(layers: Sequence[int]) -> str:
+def span(layers: Sequence[int]) -> str:
+    """The first and the last of some layers, as a setting says it."""
     return f"{layers[0]} to {layers[-1]}"

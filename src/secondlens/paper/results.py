@@ -2,8 +2,9 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..formatting import fixed, number
-from ..report.page import data_uri, write_page
 from ..storage.files import save_csv, save_json, save_picture
 
 Row = dict[str, Any]
@@ -50,6 +50,12 @@ class Result:
     """More than a page can show, such as a row for each neuron: a CSV of its own."""
     compact: Sequence[Row] | None = None
     """What a page has room for, where that is less than the rows."""
+    divided_by: Sequence[str] = ()
+    """Columns of what is shown that divide it into tables: rows of a table stand together."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was counted and chosen on the way, by name, for programs: what JSON can hold."""
+    earlier: Mapping[str, Any] = field(default_factory=dict)
+    """What its JSON had in version 0.1 and the form has elsewhere; there until 0.3."""
 
     @property
     def differing(self) -> list[Setting]:
@@ -72,20 +78,12 @@ def cell(value: Any) -> str:
 
 
 def show(result: Result, console: Console) -> None:
-    """Print a result as a table, with the settings that differ."""
-    table = Table(title=f"{result.name}: {escape(result.title)}")
-    columns = {name: [cell(row[name]) for row in result.shown] for name in result.shown[0]}
-    wanted = sum(3 + max(map(len, (name, *texts))) for name, texts in columns.items())
-    for name, texts in columns.items():
-        numeric = all(isinstance(row[name], int | float | None) for row in result.shown)
-        heading = name
-        if wanted >= console.width:  # or rich cuts words, where lines could be broken between
-            longest = max(map(len, (*name.split(), *texts)))
-            heading = textwrap.fill(name, longest, break_long_words=False)
-        table.add_column(escape(heading), justify="right" if numeric else "left")
-    for cells in zip(*columns.values(), strict=True):
-        table.add_row(*map(escape, cells))
-    console.print(table)
+    """Print a result as a table or several, with the settings that differ."""
+    divided = result.divided_by
+    for values, rows in groupby(result.shown, lambda row: [str(row[name]) for name in divided]):
+        title = ", ".join([f"{result.name}: {result.title}", *values])
+        kept = [{k: v for k, v in row.items() if k not in divided} for row in rows]
+        console.print(_table(title, kept, console.width))
     for note in result.notes:
         console.print(note, markup=False, highlight=False)
     if result.differing:
@@ -94,14 +92,37 @@ def show(result: Result, console: Console) -> None:
         console.print(f"  {setting}", markup=False, highlight=False)
 
 
+def _table(title: str, rows: Sequence[Row], width: int) -> Table:
+    table = Table(title=escape(title))
+    columns = {name: [cell(row[name]) for row in rows] for name in rows[0]}
+    wanted = sum(3 + max(map(len, (name, *texts))) for name, texts in columns.items())
+    for name, texts in columns.items():
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        heading = name
+        if wanted >= width:  # or rich cuts words, where lines could be broken between
+            longest = max(map(len, (*name.split(), *texts)))
+            heading = textwrap.fill(name, longest, break_long_words=False)
+        table.add_column(escape(heading), justify="right" if numeric else "left")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(escape, cells))
+    return table
+
+
 def as_document(result: Result) -> dict[str, Any]:
-    """For NAME.json."""
-    return {
+    """For NAME.json, and what `--json` prints: the one form that all results have.
+
+    It has `title`, `rows` (a cell by column), `notes`, `settings` (name, ours, paper) and, where
+    there are any, `facts` by name.
+    """
+    form: dict[str, Any] = {
         "title": result.title,
         "rows": [dict(row) for row in result.rows],
         "notes": list(result.notes),
         "settings": [asdict(each) for each in result.settings],
     }
+    if result.facts:
+        form["facts"] = dict(result.facts)
+    return {**form, **result.earlier}
 
 
 def write(result: Result, out: Path) -> list[Path]:
@@ -118,16 +139,12 @@ def write(result: Result, out: Path) -> list[Path]:
     return paths
 
 
-def write_report(results: Iterable[Result], left_out: Mapping[str, str], path: Path) -> None:
-    """One page with every result that was made, and why the others were not."""
-    write_page(
-        path,
-        "reproduce.html",
-        title="The paper, reproduced",
-        results=[(each, _picture(each)) for each in results],
-        left_out=left_out,
-        cell=cell,
-    )
+def publish(result: Result, out: Path, console: Console) -> Result:
+    """Print a result, write its files into a folder, and print where they are."""
+    show(result, console)
+    for path in write(result, out):
+        console.print(str(path), markup=False, highlight=False)
+    return result
 
 
 def drawn(figure: Figure) -> Image.Image:
@@ -136,7 +153,3 @@ def drawn(figure: Figure) -> Image.Image:
     figure.savefig(buffer, format="png")
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
-
-
-def _picture(result: Result) -> str | None:
-    return None if result.picture is None else data_uri(result.picture, "png")

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..applications.ablation.accuracy import Ablation, ablate
 from ..applications.ablation.recoding import SIZES, TextCodes
 from ..data.labelled import TEMPLATE, Labelled, evenly, labelled, training_pictures
+from ..data.reader import Reader
 from ..data.sources import ImageSource
 from ..data.vocabularies import Vocabulary, object_names, vocabulary
 from ..demo.scenes import Scenes, World
@@ -136,6 +137,13 @@ class Study:
     def prompted(self, pictures: Labelled) -> Labelled:
         """With the prompts of the paper's text or of its code."""
         return pictures if self.follow == "code" else pictures.prompted([TEMPLATE])
+
+    def pixels(self, source: ImageSource, place: int) -> Float[Tensor, "3 height width"]:
+        """One picture as the model sees it."""
+        reader = Reader(source=source, clip=self.clip, positions=[place])
+        batches = list(reader)
+        reader.check_read()
+        return batches[0].pixels[0]
 
     def classifier(self, pictures: Labelled) -> Float[Tensor, "classes dim"]:
         """Unit embeddings of the classes of some pictures."""

@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.console import Console
-
 from ..applications.adversarial import gallery
 from ..applications.adversarial.attacks import Attacker, attacker
 from ..applications.adversarial.judging import Zeroshot
@@ -39,7 +37,7 @@ from ..models.view import Clip
 from ..progress import tracked
 from ..storage.files import check_empty
 from ..words.describing import describe
-from .results import Result, Row, Setting, show, write
+from .results import Result, Row, Setting
 
 OURS = METHODS[0]
 WHOLE = f"{OURS}, whole codes"
@@ -283,9 +281,8 @@ def reproduce_table3(
     neurons: int,
     fit_images: int,
     effect_images: int,
-    console: Console,
 ) -> Result:
-    """Measure table 3 on the embedded world, or with steps of one's own; print and write it.
+    """Measure table 3 on the embedded world, or with steps of one's own.
 
     Raises
     ------
@@ -317,8 +314,4 @@ def reproduce_table3(
     some = None if source is None or not effect_images else evenly(source, effect_images)
     made = attacker(clip, lens, images=count, neurons=neurons, **options)
     pairs = ATTACK_PAIRS if demo else tuple(PAPER)
-    result = table3(made, pairs, out, seeds=seeds, indirect_from=some, progress=True)
-    show(result, console)
-    for path in write(result, out):
-        console.print(str(path), markup=False, highlight=False)
-    return result
+    return table3(made, pairs, out, seeds=seeds, indirect_from=some, progress=True)

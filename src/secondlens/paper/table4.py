@@ -1,16 +1,14 @@
 """Table 4: zero-shot segmentation by neurons beside every earlier method."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 from ..applications.segmentation.heat_maps import grey, overlay
@@ -44,7 +42,6 @@ from ..formatting import counted
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
-from ..storage.files import save_csv, save_json, save_picture
 from .results import Result, Row, Setting
 from .study import PAPER_MODEL, Study
 
@@ -62,10 +59,16 @@ PAPER: dict[str, tuple[float, float, float]] = {
 
 METRICS = ("pixel accuracy", "mIoU", "mAP")
 
-CAPTION = (
-    "%; the paper's in brackets; below, ours − theirs, 95 % interval; cut: threshold, x in means "
-    "of the map, + if heat below 0 became 0"
+NOTE = (
+    "In %, the paper's in brackets; below, ours − theirs, 95 % interval; cut: threshold, x in "
+    "means of the map, + if heat below 0 became 0."
 )
+
+MASKS = {"same": "tuned, same post-processing", "own": "each paper's own"}
+"""Ways to make masks from maps."""
+
+PREDICTED = "predicted, as the published code does"
+"""How classes are known there."""
 
 GROUPS = {"all images": (1, 10**9), "one object": (1, 1), "several objects": (2, 10**9)}
 """Images by their number of masks."""
@@ -92,9 +95,7 @@ class MaskRow:
 
 def rows(comparison: MethodComparison) -> list[MaskRow]:
     """All rows, for every group that has maps."""
-    return [
-        row for group in GROUPS for way in ("same", "own") for row in _group(comparison, group, way)
-    ]
+    return [row for group in GROUPS for way in MASKS for row in _group(comparison, group, way)]
 
 
 def _group(comparison: MethodComparison, group: str, way: str) -> Iterator[MaskRow]:
@@ -142,23 +143,30 @@ def _threshold(choice: Tuned) -> str:
     return f"{value}+" if choice.positive else value
 
 
-def tables(found: Sequence[MaskRow]) -> Iterator[Table]:
-    """Tables that fit a terminal, one for each group and way to make masks."""
-    for group, way in dict.fromkeys((row.group, row.protocol) for row in found):
-        how = "tuned, same post-processing" if way == "same" else "each paper's own"
-        table = Table(title=f"{group}, {how}", caption=CAPTION)
-        for name in ("method", "accuracy", "mIoU", "mAP", "cut", "maps/s"):
-            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-        for row in found:
-            if (row.group, row.protocol) == (group, way):
-                values = (row.pixel_accuracy, row.miou, row.map)
-                table.add_row(
-                    row.method,
-                    *(_cell(row, i, value) for i, value in enumerate(values)),
-                    row.threshold,
-                    f"{row.maps_per_second:.0f}",
-                )
-        yield table
+def _flat(row: MaskRow) -> Row:
+    """With a column for each number."""
+    plain: Row = asdict(row)
+    ahead, paper = plain.pop("ahead"), plain.pop("paper")
+    for i, name in enumerate(METRICS):
+        low, high = (None, None) if ahead is None else ahead[i]
+        plain[f"ours minus this, {name}, low"] = low
+        plain[f"ours minus this, {name}, high"] = high
+        plain[f"paper, {name}"] = None if paper is None else paper[i]
+    return plain
+
+
+def _compact(row: MaskRow) -> Row:
+    """With the paper's numbers and the intervals beside and below ours."""
+    values = (row.pixel_accuracy, row.miou, row.map)
+    cells = [_cell(row, i, value) for i, value in enumerate(values)]
+    return {
+        "pictures": row.group,
+        "masks": MASKS[row.protocol],
+        "method": row.method,
+        **dict(zip(("accuracy", "mIoU", "mAP"), cells, strict=True)),
+        "cut": row.threshold,
+        "maps/s": round(row.maps_per_second),
+    }
 
 
 def _cell(row: MaskRow, metric: int, value: float) -> str:
@@ -169,25 +177,6 @@ def _cell(row: MaskRow, metric: int, value: float) -> str:
         low, high = row.ahead[metric]
         cell += f"\n{low:+.1f}…{high:+.1f}"
     return cell
-
-
-def write(found: Sequence[MaskRow], grid: Image.Image, out: Path, facts: dict[str, Any]) -> None:
-    """`table4.csv`, `table4.json` and `table4.png` in the folder `out`; each is whole or absent."""
-    records = [asdict(row) for row in found]
-    save_csv(out / "table4.csv", list(map(_flat, records)))
-    save_picture(out / "table4.png", grid)
-    save_json(out / "table4.json", {**facts, "rows": records})
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record for a CSV: a column for each number."""
-    ahead = record["ahead"] or [("", "")] * len(METRICS)
-    paper = record["paper"] or [""] * len(METRICS)
-    plain = {key: value for key, value in record.items() if key not in ("ahead", "paper")}
-    for i, name in enumerate(METRICS):
-        plain[f"ours minus this, {name}, low"], plain[f"ours minus this, {name}, high"] = ahead[i]
-        plain[f"paper, {name}"] = paper[i]
-    return plain
 
 
 DEV_SEED, TEST_SEED = 21, 22
@@ -274,19 +263,16 @@ def data_work(
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Compared:
-    """All methods measured on some work."""
+def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) -> Result:
+    """Tune all methods on some images and measure them on others.
 
-    rows: list[MaskRow]
-    grid: Image.Image
-    """Some images with every method's mask."""
-    facts: dict[str, Any]
-    """What was measured on what, and what was chosen for each method."""
-
-
-def compare(clip: Clip, lens: Lens, work: Task, *, predicted: bool) -> Compared:
-    """Tune all methods on some images and measure them on others."""
+    Parameters
+    ----------
+    model
+        What the result calls it.
+    predicted
+        Whether the class that CLIP predicts is segmented, and not the one that is given.
+    """
     methods = table4_methods(clip, lens)
     classes = Classes(clip, work.classes, predicted)
     with Progress() as progress:
@@ -301,29 +287,39 @@ def compare(clip: Clip, lens: Lens, work: Task, *, predicted: bool) -> Compared:
         comparison = measure(methods, choices, testing)
     first = Part(work.test, range(min(SHOWN, len(work.test))))
     shown = next(batches(clip, first, classes, size=SHOWN))
+    images, found = len(set(comparison.images)), rows(comparison)
     facts = {
         "model": lens.model,
         "data": work.name,
         "dev images": len(work.dev),
-        "test images": len(set(comparison.images)),
+        "test images": images,
         "maps": len(comparison.images),
         "predicted classes": predicted,
         "choices": {name: asdict(choice) for name, choice in choices.items()},
     }
-    grid = comparison_grid(methods, choices, shown)
-    return Compared(rows=rows(comparison), grid=grid, facts=facts)
-
-
-def run(
-    clip: Clip, lens: Lens, work: Task, out: Path, *, predicted: bool, console: Console
-) -> Compared:
-    """Tune, measure, print the tables, and write them and the picture grid into `out`."""
-    found = compare(clip, lens, work, predicted=predicted)
-    for table in tables(found.rows):
-        console.print(table)
-    write(found.rows, found.grid, out, found.facts)
-    console.print(f"{out}: table4.csv, table4.json, table4.png", markup=False, highlight=False)
-    return found
+    flat = [_flat(row) for row in found]
+    nested = [{"ahead": row.ahead, "paper": row.paper} for row in found]
+    return Result(
+        name="table4",
+        title=f"zero-shot segmentation ({counted(images, 'picture')})",
+        rows=flat,
+        compact=[_compact(row) for row in found],
+        divided_by=["pictures", "masks"],
+        settings=[
+            Setting(name="model", ours=model, paper=PAPER_MODEL),
+            Setting(name="pictures", ours=work.name, paper="ImageNet-Segmentation"),
+            Setting(name="classes", ours=PREDICTED if predicted else "given", paper=PREDICTED),
+            Setting(
+                name="masks",
+                ours="tuned alike for every method (same), and each paper's own",
+                paper="each paper's own",
+            ),
+        ],
+        notes=[NOTE],
+        picture=comparison_grid(methods, choices, shown),
+        facts=facts,
+        earlier=facts | {"rows": [new | old for new, old in zip(flat, nested, strict=True)]},
+    )
 
 
 DEV_IMAGES, TEST_IMAGES = 100, 200
@@ -331,34 +327,21 @@ DEV_IMAGES, TEST_IMAGES = 100, 200
 
 
 def table4(study: Study) -> Result:
-    """Zero-shot segmentation by neurons, beside every earlier method."""
+    """Zero-shot segmentation by neurons, beside every earlier method.
+
+    Raises
+    ------
+    SecondLensError
+        The study is of photographs, which have no masks.
+    """
+    if not study.demo:
+        raise SecondLensError(
+            "name masks: secondlens reproduce table4 --images gtsegs_ijcv.mat --lens LENS"
+        )
     work = demo_work(images=TEST_IMAGES, dev=DEV_IMAGES)
-    found = compare(study.clip, study.lens, work, predicted=False)
-    rows = []
-    for row in found.rows:
-        if row.group == "all images":
-            values = (row.pixel_accuracy, row.miou, row.map)
-            each: Row = {"method": row.method, "masks": row.protocol}
-            for metric, value, paper in zip(METRICS, values, row.paper or [None] * 3, strict=True):
-                each |= {f"{metric}, %": value, f"paper, {metric}": paper}
-            rows.append(each)
-    return Result(
-        name="table4",
-        title=f"zero-shot segmentation ({counted(found.facts['test images'], 'picture')})",
-        rows=rows,
-        settings=[
-            Setting(name="model", ours=study.model, paper=PAPER_MODEL),
-            Setting(name="pictures", ours=work.name, paper="ImageNet-Segmentation"),
-            Setting(name="classes", ours="given", paper="predicted, in the published code"),
-            Setting(
-                name="masks",
-                ours="tuned alike for every method (same), and each paper's own",
-                paper="each paper's own",
-            ),
-        ],
-        notes=["`secondlens reproduce table4` measures more pictures, with intervals."],
-        picture=found.grid,
-    )
+    found = compare(study.clip, study.lens, work, model=study.model, predicted=False)
+    more = "`secondlens reproduce table4` measures more pictures."
+    return replace(found, notes=[*found.notes, more])
 
 
 def comparison_grid(

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor
 
 from ..data import named_vocabularies
@@ -18,6 +17,7 @@ from ..errors import SecondLensError
 from ..lens.codes import WORDS_THAT_COUNT, Codes
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..progress import tracked
 from ..sparse.pursuit import TARGETS_PER_CHUNK, omp_paths
 
 LONGEST = 128
@@ -148,7 +148,7 @@ def _code(coding: _Coding, engine: Engine, progress: bool) -> tuple[Tensor, ...]
     starts = range(0, len(coding.targets), TARGETS_PER_CHUNK)
     with engine.start(coding) as workers:
         done = workers.map(starts)
-        found = dict(track(done, "codes", len(starts)) if progress else done)
+        found = dict(tracked(done, "codes", progress, len(starts)))
     like = coding.targets
     return tuple(
         torch.cat([part.to(like.device) for part in parts])

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from rich.progress import track
 from torch import Tensor, nn
 
 from ...data.labelled import check_labels
@@ -17,6 +16,7 @@ from ...effects.capture import norm_statistics
 from ...effects.value_paths import output_map
 from ...errors import SecondLensError
 from ...models.view import Clip, Images, class_token, hooked
+from ...progress import tracked
 from .accuracy import BASELINE, Ablation, Tally
 
 FIRST_ORDER_KINDS = ("from the first", "alone")
@@ -92,7 +92,7 @@ def ablate_attention(
         reader = Reader(
             source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers
         )
-        return track(reader, what, len(reader)) if progress else reader
+        return tracked(reader, what, progress)
 
     total, count = torch.zeros(()), 0
     for batch in read(reference, "mean effects of attention"):

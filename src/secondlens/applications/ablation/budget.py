@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from rich.progress import Progress
 from torch import Tensor
 
 from ...data.reader import Reader
@@ -23,6 +22,7 @@ from ...effects.value_paths import output_map, path_factors
 from ...errors import SecondLensError
 from ...lens.lens import Lens
 from ...models.view import Clip
+from ...progress import bars
 
 PARTS = ("direct", "second-order", "remainder")
 TOTAL = "total"
@@ -106,8 +106,8 @@ def budget(
     parts = _Split(clip, layer, list(neurons), held)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
     gram, count = torch.zeros(()), 0
-    with Progress(disable=not progress) as bars:
-        bar = bars.add_task("effect budget", total=len(reader.source.ids) * len(neurons))
+    with bars(progress) as shown:
+        bar = shown.add_task("effect budget", total=len(reader.source.ids) * len(neurons))
         for batch in reader:
             # the hooks must be gone before the network is run on
             with Capture(clip, [layer], keep_activations=True) as capture:
@@ -116,7 +116,7 @@ def budget(
             direct, second = parts(pooled)
             grams = []
             for some, total in effects_of(stopped, neurons, held):
-                bars.advance(bar, total.shape[0] * total.shape[1])
+                shown.advance(bar, total.shape[0] * total.shape[1])
                 rest = total - direct[:, some] - second[:, some]
                 rows = torch.stack([direct[:, some], second[:, some], rest, total], dim=2)
                 grams.append(torch.einsum("bnpd,bnqd->npq", rows, rows))

@@ -1,0 +1,55 @@
+"""Everything that one study gives: every result that it has data for, and all on one page."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import SecondLensError
+from ..report.page import data_uri, write_page
+from .registry import APART, results
+from .results import Result, cell, publish
+from .study import Study
+
+
+def reproduce_all(study: Study, console: Console) -> tuple[list[Result], dict[str, str], Path]:
+    """The results that the study has data for, why others are left out, and a page with both.
+
+    Raises
+    ------
+    SecondLensError
+        There are none.
+    """
+    made: list[Result] = []
+    left_out: dict[str, str] = {}
+    for member in results:
+        apart = APART.get(member.name)
+        if apart is not None and not (study.demo and apart.in_demo):
+            left_out[member.name] = apart.how
+            continue
+        try:
+            made.append(publish(member(study), study.out, console))
+        except SecondLensError as error:
+            left_out[member.name] = str(error)
+            console.print(f"{member.name} is left out: {error}", markup=False, highlight=False)
+    if not made:
+        raise SecondLensError(next(reversed(left_out.values())))
+    page = study.out / "index.html"
+    write_report(made, left_out, page)
+    return made, left_out, page
+
+
+def write_report(found: Iterable[Result], left_out: Mapping[str, str], path: Path) -> None:
+    """One page with every result that was made, and why the others were not."""
+    write_page(
+        path,
+        "reproduce.html",
+        title="The paper, reproduced",
+        results=[(each, _picture(each)) for each in found],
+        left_out=left_out,
+        cell=cell,
+    )
+
+
+def _picture(result: Result) -> str | None:
+    return None if result.picture is None else data_uri(result.picture, "png")

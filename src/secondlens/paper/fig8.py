@@ -1,0 +1,73 @@
+"""Figure 8: concepts in pictures, in words of their active neurons."""
+
+from dataclasses import replace
+
+from matplotlib.figure import Figure
+
+from ..applications.discovery import Discoverer
+from ..report.page import model_view
+from ..words.describing import describe
+from .results import Result, Row, Setting, drawn
+from .study import PAPER_LAYER, Study
+
+PICTURES = 4
+
+WORDS = 10
+"""Of a picture."""
+
+
+def fig8(study: Study) -> Result:
+    """What pictures show, in words of their active neurons, weighted as the paper does."""
+    layer, texts = study.layer, study.texts[0]
+    lens = replace(
+        study.lens, by_layer={layer: study.lens[layer]}, codes={}, scores={}, stability={}
+    )
+    describe(study.clip, lens, texts, study.code_size(texts), how=study.atoms)
+    discoverer = Discoverer(study.clip, lens, texts, paper=True)
+    test = study.test
+    positions = [i * len(test) // PICTURES for i in range(PICTURES)]
+    chosen = test.at(positions)
+    rows: list[Row] = []
+    figure = Figure(figsize=(2.6 * PICTURES, 4.6), layout="constrained")
+    grid = figure.subplots(2, PICTURES, height_ratios=(2, 3))
+    view = model_view(study.clip)
+    for place in range(PICTURES):
+        pixels = study.pixels(chosen.source, place)
+        words = discoverer(pixels[None], WORDS)[0]
+        name = chosen.classes.labels[chosen.labels[place]]
+        for rank, word in enumerate(words, start=1):
+            rows.append(
+                {
+                    "picture": chosen.source.ids[place],
+                    "shows": name,
+                    "rank": rank,
+                    "word": word.text,
+                    "weight": word.weight,
+                    "active neurons behind it": len(word.neurons),
+                }
+            )
+        above, below = grid[0][place], grid[1][place]
+        above.imshow(view(pixels))
+        above.set_title(name, fontsize=9)
+        above.axis("off")
+        below.barh([w.text for w in reversed(words)], [w.weight for w in reversed(words)])
+        below.tick_params(labelsize=8)
+    return Result(
+        name="fig8",
+        title=f"concepts in {PICTURES} pictures by neurons of layer {layer}",
+        rows=rows,
+        settings=study.settings(
+            layers=(str(layer), str(PAPER_LAYER)),
+            more=[
+                Setting(name="words", ours=texts.name, paper="30,000 common words"),
+                Setting(name="m", ours=str(study.code_size(texts)), paper="128"),
+                Setting(
+                    name="active",
+                    ours="norm minus the mean above that of all but the top images",
+                    paper="norm above the 98th percentile",
+                ),
+            ],
+        ),
+        notes=["The paper shows four photographs of ImageNet, and no score."],
+        picture=drawn(figure),
+    )

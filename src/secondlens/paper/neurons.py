@@ -1,0 +1,91 @@
+"""Neurons in words: which ones Tables 2 and 5 and Figure 5 show, and their strongest texts."""
+
+from collections.abc import Sequence
+
+from ..data.embedding import normalise
+from ..data.vocabularies import Vocabulary
+from ..lens.lens import Lens
+from ..sparse.pursuit import omp
+from ..words.describing import signed
+from .results import Result, Row, Setting
+from .study import PAPER_LAYER, PAPER_MODEL, Study
+
+WORDS = 4
+"""Texts that the tables show of a neuron."""
+
+
+def strongest_texts(name: str, study: Study, paper: dict[int, str], first: int) -> Result:
+    """A table of neurons in words.
+
+    Parameters
+    ----------
+    paper
+        The paper's neurons, and its words for them.
+    first
+        Elsewhere than in the paper's layer: how many of the most selective neurons another table
+        has taken.
+    """
+    layer = study.layer
+    neurons, how = shown_neurons(study, list(paper), first)
+    beside = [f"#{number} {words}" for number, words in paper.items()]
+    rows: list[Row] = [
+        {
+            "neuron": f"#{neuron}",
+            "texts": texts.name,
+            "strongest, − pushes away": signed(_code(study, texts, layer, neuron)),
+            "paper, 30,000 words": printed,
+        }
+        for neuron, printed in zip(neurons, beside, strict=True)
+        for texts in study.texts
+    ]
+    sizes = ", ".join(str(study.code_size(texts)) for texts in study.texts)
+    return Result(
+        name=name,
+        title=f"strongest texts of neurons of layer {layer}",
+        rows=rows,
+        settings=study.settings(
+            layers=(str(layer), str(PAPER_LAYER)),
+            more=[
+                how,
+                Setting(
+                    name="texts",
+                    ours=", ".join(texts.name for texts in study.texts),
+                    paper="about 28,000 descriptions of classes, 30,000 common words",
+                ),
+                Setting(name="m", ours=sizes, paper="128"),
+                Setting(
+                    name="text embeddings",
+                    ours="as they are" if study.atoms == "unit" else "centred, columns scaled",
+                    paper="as they are",
+                ),
+            ],
+        ),
+    )
+
+
+def _code(study: Study, texts: Vocabulary, layer: int, neuron: int) -> Sequence[tuple[str, float]]:
+    """The strongest texts of a neuron's code of m texts."""
+    direction = study.lens[layer].directions[[neuron]]
+    atoms = normalise(texts.embed(study.clip), study.atoms).to(direction)
+    indices, coefficients = omp(direction, atoms, study.code_size(texts))
+    pairs = zip(indices[0].tolist(), coefficients[0].tolist(), strict=True)
+    found = [(texts.labels[i], weight) for i, weight in pairs if i >= 0]
+    return sorted(found, key=lambda pair: -abs(pair[1]))[:WORDS]
+
+
+def shown_neurons(study: Study, papers: list[int], first: int) -> tuple[list[int], Setting]:
+    """The paper's neurons in its model and layer, and elsewhere the most selective ones."""
+    listed = ", ".join(f"#{neuron}" for neuron in papers)
+    if study.model == PAPER_MODEL and study.layer == PAPER_LAYER:
+        return papers, Setting(name="neurons", ours=listed, paper=listed)
+    chosen = most_selective(study.lens, study.layer)[first : first + len(papers)]
+    return chosen, Setting(
+        name="neurons", ours="those whose top images have most of the energy", paper=listed
+    )
+
+
+def most_selective(lens: Lens, layer: int) -> list[int]:
+    """Neurons by the share of their energy in their top images, over that of a Gaussian."""
+    fitted = lens[layer]
+    ratio = fitted.selectivity / fitted.selectivity_null.clamp(min=1e-12)
+    return ratio.argsort(descending=True).tolist()

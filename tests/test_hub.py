@@ -90,6 +90,15 @@ def test_a_second_lens_replaces_the_first_in_one_commit(clip, lens, hub):
     same(lens, Lens.from_hub(REPO, revision=first))
 
 
+@pytest.mark.parametrize("there", ["model.safetensors", "README.md", "data/lens.json"])
+def test_a_repository_of_something_else_is_left_alone(lens, hub, there):
+    before = {".gitattributes": b"", there: b"precious"}
+    hub.repositories[REPO] = [before]
+    with pytest.raises(SecondLensError, match=f"holds no lens but {there}: name a new repository"):
+        lens.push_to_hub(REPO)
+    assert hub.repositories[REPO] == [before]
+
+
 def test_only_files_of_a_lens_are_fetched(lens, hub, tmp_path):
     lens.push_to_hub(REPO)
     hub.files(REPO)["evil.py"] = b"raise SystemExit"

@@ -123,13 +123,19 @@ def push(folder: Path, repo_id: str, *, private: bool) -> str:
     Raises
     ------
     SecondLensError
-        The hub cannot be reached or refuses, or no repository can have that name.
+        The hub cannot be reached or refuses, no repository can have that name, or the repository
+        holds something else than a lens.
     """
     files = {path.name: path for path in sorted(folder.iterdir())}
     with _told(repo_id, "sent to"):
         api = HfApi()
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         there = set(api.list_repo_files(repo_id)) - {".gitattributes"}
+        # what is replaced is removed
+        if there and "lens.json" not in there:
+            raise SecondLensError(
+                f"{repo_id} on the hub holds no lens but {min(there)}: name a new repository"
+            )
         commit = api.create_commit(
             repo_id,
             operations=[

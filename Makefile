@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test browser lint coverage security docs package format sprites train evaluate clean
+.PHONY: help demo test test-all browser lint coverage security docs package format sprites train evaluate clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -23,6 +23,9 @@ demo: $(VENV)/.installed ## install, and explain the neurons of the embedded CLI
 
 test: $(VENV)/.installed-dev browser lint docs ## install, and pass all checks and tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-all: $(VENV)/.installed-dev browser lint docs ## the same with what takes long, and many more random examples
+	OMP_NUM_THREADS=1 TEST_TIMES=20 $(BIN)/pytest -n 2 -m 'long or not long'
 
 browser: ## find the browser that the browser tests drive, or install it
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scale import PATIENCE
 
 from secondlens.applications.adversarial.captioning import captions
 from secondlens.applications.adversarial.chat import ChatModel
@@ -70,7 +71,7 @@ def server(*answers):
 
 
 def endpoint(url, **options):
-    return Endpoint(url, "tiny", **{"retries": 0, "timeout": 20.0, **options})
+    return Endpoint(url, "tiny", **{"retries": 0, "timeout": PATIENCE, **options})
 
 
 def test_an_endpoint_writes(monkeypatch):
@@ -149,7 +150,7 @@ def break_off(handler):
 )
 def test_bad_answers_are_one_sentence(answer, message, monkeypatch):
     monkeypatch.setenv(KEY, "sk-secret")
-    timeout = 0.5 if callable(answer) else 20.0
+    timeout = 0.5 if callable(answer) else PATIENCE
     with server(answer) as (url, _):
         if message is None:
             assert endpoint(url).write(PAIR, ["lamp"], 1, 0) == []

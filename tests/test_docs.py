@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 from nbclient import NotebookClient
+from scale import PATIENCE
 from sybil import Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
 
@@ -111,7 +112,9 @@ def test_commands_of_the_readme_exist():
 def test_notebooks_run(notebook, place):
     assert notebook.stat().st_size < 100_000
     content = nbformat.read(notebook, as_version=4)
-    NotebookClient(content, timeout=120, resources={"metadata": {"path": str(place)}}).execute()
+    NotebookClient(
+        content, timeout=PATIENCE, resources={"metadata": {"path": str(place)}}
+    ).execute()
 
 
 def test_the_library_page_has_every_public_name():

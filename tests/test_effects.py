@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import golden_model, sequence_first, tiny_images, tiny_model
+from scale import TIMES
 
 from secondlens.effects.ablated_runs import indirect, indirect_seconds, sample, stop_after
 from secondlens.effects.capture import Capture
@@ -60,7 +61,7 @@ def test_official_is_what_the_published_code_computes(name):
         assert close(effects, tensors[key], 1e-4)
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(derandomize=True, deadline=None, max_examples=25 * TIMES)
 @given(data=st.data())
 def test_exact_is_the_definition(data):
     head_width, heads = data.draw(st.sampled_from([(4, 1), (4, 3), (8, 2), (5, 3)]))

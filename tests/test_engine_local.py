@@ -16,6 +16,7 @@ import pytest
 import torch
 from engines import Pictures, be_unreachable, close, fail, fill_memory, kill, marks
 from models import tiny_images, tiny_model, tiny_tokenizer
+from scale import PATIENCE
 from test_attack import NeverLions
 
 from secondlens.applications.adversarial.attacks import attack_pairs, attacker
@@ -94,7 +95,7 @@ class _Thread:
 
 
 def test_each_task_is_done_once_by_several_workers():
-    together, barrier = [], threading.Barrier(3, timeout=10)
+    together, barrier = [], threading.Barrier(3, timeout=PATIENCE)
 
     def work(task):
         if task < 3:
@@ -336,7 +337,7 @@ if __name__ == "__main__":
             time.sleep(0.1)
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-    gone, alive = psutil.wait_procs(children, timeout=20)
+    gone, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert gone and not alive
 
 

@@ -24,6 +24,7 @@ from fastapi import Request
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from PIL import Image
+from scale import TIMES
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from secondlens.commands.group import main
@@ -313,7 +314,7 @@ def test_nothing_sent_breaks_what_the_schema_says(app):
     for operation in operations:
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=10, deadline=None, database=None, derandomize=True)
+        @settings(max_examples=10 * TIMES, deadline=None, database=None, derandomize=True)
         def holds(case):
             # that a body is bytes does not make it a picture
             case.call_and_validate(excluded_checks=[positive_data_acceptance])

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_model
 from PIL import Image, ImageOps
+from scale import TIMES
 from webdataset.shardlists import expand_urls
 
 from secondlens.data.decoding import Unreadable, decode
@@ -296,7 +297,7 @@ def test_broken_pictures_are_skipped_with_a_reason(clip, encoded, tmp_path, work
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000"])
-@settings(max_examples=40, derandomize=True, deadline=None, database=None)
+@settings(max_examples=40 * TIMES, derandomize=True, deadline=None, database=None)
 @given(st.data())
 def test_any_damage_is_decoded_or_refused(kind, data):
     noise = np.random.default_rng(3).integers(0, 256, (9, 7, 3), dtype=np.uint8)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from models import tiny_images, tiny_model
+from scale import PATIENCE
 
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
@@ -78,7 +79,7 @@ class Fitting:
         return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
 
     def wait_for(self, members):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while len(self.family()) < members and time.monotonic() < deadline:
             assert self.process.poll() is None
             time.sleep(0.05)
@@ -109,7 +110,20 @@ def test_no_worker_outlives_its_parent(tmp_path, kind, after):
     time.sleep(after)
     assert len(fitting.family()) > 1
     fitting.kill()
-    assert fitting.orphans(5) == []
+    assert fitting.orphans(PATIENCE) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["engine", "decoders", "both"])
+def test_workers_are_gone_five_seconds_after_their_parent(tmp_path, kind):
+    """Killed at moments that differ; the machine must be idle."""
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        fitting = Fitting(tmp_path / str(number), kind)
+        fitting.wait_for(2)
+        time.sleep(0.7 * number)
+        fitting.kill()
+        assert fitting.orphans(5) == []
 
 
 def test_no_actor_outlives_its_driver(tmp_path):
@@ -118,12 +132,12 @@ def test_no_actor_outlives_its_driver(tmp_path):
     fitting.wait_for(2)
     time.sleep(8)
     fitting.kill()
-    assert fitting.orphans(15) == []
+    assert fitting.orphans(PATIENCE) == []
 
 
 def test_of_two_fits_one_is_refused(tmp_path):
     first = Fitting(tmp_path, seconds=5)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (tmp_path / "lens.lock").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     second = Fitting(tmp_path, seconds=0)

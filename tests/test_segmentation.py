@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 from rich.console import Console
+from scale import TIMES
 from sklearn.metrics import average_precision_score
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -94,7 +95,7 @@ def by_torchmetrics(heat, predicted, masks):
 
 
 @given(st.integers(0, 10_000), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15 * TIMES, deadline=None)
 def test_metrics_equal_torchmetrics(seed, ignored):
     heat, masks = maps_and_masks(seed, ignored=ignored)
     predicted = heat >= 0.6

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
+from scale import TIMES
 from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -167,7 +168,7 @@ def test_path_goes_on_after_an_early_end():
     torch.testing.assert_close(path.cosines[0], torch.tensor([math.sqrt(0.5), 1, 1]))
 
 
-quick = settings(max_examples=20, derandomize=True, deadline=None, database=None)
+quick = settings(max_examples=20 * TIMES, derandomize=True, deadline=None, database=None)
 seeds = st.integers(0, 2**32)
 correlations = st.sampled_from([0.0, 0.5, 0.9])
 

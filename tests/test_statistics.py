@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import GOLDEN
 from safetensors import safe_open
+from scale import TIMES
 
 from secondlens.errors import SecondLensError
 from secondlens.lens.moments import (
@@ -35,7 +36,7 @@ def ranked(z, mean, top, order=None):
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=25 * TIMES, derandomize=True, deadline=None)
 def test_moments_merge_in_any_grouping_to_numpys(sizes, random):
     z = random_z(sum(sizes))
     parts = [Moments.of(part) for part in z.split(sizes)]
@@ -53,7 +54,7 @@ def test_moments_merge_in_any_grouping_to_numpys(sizes, random):
 
 
 @given(st.permutations(range(12)), st.integers(2, 12))
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=25 * TIMES, derandomize=True, deadline=None)
 def test_top_images_do_not_depend_on_the_order(order, top):
     z, mean = random_z(12), random_z(1)[0]
     found, literal = ranked(z, mean, top, order), (z - mean).norm(dim=-1)
@@ -67,7 +68,7 @@ def test_top_images_do_not_depend_on_the_order(order, top):
 
 
 @given(st.permutations(range(12)), st.integers(2, 12), st.integers(0, 12), st.integers(0, 12))
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=25 * TIMES, derandomize=True, deadline=None)
 def test_top_images_merge_in_any_grouping(order, top, one, other):
     z, mean = random_z(12), random_z(1)[0]
     z[7] = z[4]  # the same picture twice

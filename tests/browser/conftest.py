@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from explored import make, write_runs
 from playwright.sync_api import sync_playwright
+from scale import PATIENCE
 
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
@@ -93,7 +94,7 @@ def page(browser, request):
     """A page that must stay free of errors and of requests to anyone else."""
     context = browser.new_context(viewport={"width": request.param, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(1000 * PATIENCE)
     wrong = []
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fastapi.testclient import TestClient
 from models import tiny_images, tiny_model
 from PIL import Image
 
@@ -23,6 +24,10 @@ from secondlens.data.labelled import Labelled, labelled
 from secondlens.data.masked import Example
 from secondlens.data.sources import InMemory
 from secondlens.errors import SecondLensError
+from secondlens.explorer import page_kinds
+from secondlens.explorer.app import make_app
+from secondlens.explorer.atlas import Atlas
+from secondlens.explorer.pages import Pages
 from secondlens.models import named_models
 from secondlens.models.open_clip import from_open_clip
 from secondlens.paper.table4 import data_work
@@ -35,6 +40,12 @@ def as_before(monkeypatch):
     for kinds in REGISTRIES:
         found = registry(kinds)
         monkeypatch.setattr(found, "_members", dict(found._members))
+
+
+@pytest.fixture
+def explored():
+    clip = from_open_clip(tiny_model())
+    return Atlas(sl.fit(clip, tiny_images(clip, 8), top=2))
 
 
 def listed(kinds):
@@ -206,3 +217,14 @@ def test_a_masked_set(tmp_path):
     asked = {"classes": None, "names": None, "ignore": None, "images": 2, "dev": 1}
     work = data_work(tmp_path, "corners", **asked)
     assert (len(work.dev), len(work.test), work.classes.labels) == (1, 2, ("corner",))
+
+
+def test_a_page(explored):
+    @page_kinds.register("hello", help="Hello")
+    def hello(pages, name):
+        return f"<p>{name}, {pages.atlas.total} neurons</p>"
+
+    pages = Pages(explored)
+    client = TestClient(make_app(pages))
+    assert client.get("/hello/").text == f"<p>hello, {explored.total} neurons</p>"
+    assert ">Hello</a>" in client.get("/").text

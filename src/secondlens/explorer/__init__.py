@@ -8,21 +8,10 @@ them to a folder.
 Pages that need nothing but their name are registered here.
 """
 
-from functools import partial
-from typing import TYPE_CHECKING
-
 from ..registry import Registry
 
-if TYPE_CHECKING:
-    from .pages import Pages
-
 page_kinds: Registry[str] = Registry("page", "pages")
-"""Factories of `(pages)`, which give HTML; a page is at its name, and its help is its title."""
-
-
-def _page(name: str, pages: "Pages") -> str:
-    return pages.titled(name)
-
+"""Factories of `(pages, name)`, which give HTML. A page is at its name; its help is its title."""
 
 for _name, _title in (
     ("neurons", "Neurons"),
@@ -34,4 +23,4 @@ for _name, _title in (
     ("runs", "Runs"),
     ("how", "How it is computed"),
 ):
-    page_kinds.register(_name, partial(_page, _name), help=_title)
+    page_kinds.register(_name, f"{__name__}.pages:titled", help=_title)

@@ -108,7 +108,7 @@ class Pages:
 
     def plain(self, name: str) -> str:
         """A page that needs nothing but its name: a member of `page_kinds`."""
-        return page_kinds[name](self)
+        return page_kinds[name](self, name)
 
     def titled(self, name: str) -> str:
         """The template NAME.html under the title that `page_kinds` has for it."""
@@ -227,6 +227,11 @@ class Pages:
             self._templates[template] = self._environment.get_template(template)
         context = {"root": root, "title": title, "about": about, "picture": picture, "here": ""}
         return self._templates[template].render(context | more)
+
+
+def titled(pages: Pages, name: str) -> str:
+    """The members of `page_kinds` that have a template of their own."""
+    return pages.titled(name)
 
 
 def static_files() -> dict[str, bytes]:

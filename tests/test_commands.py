@@ -539,18 +539,26 @@ OPENERS = {"Image", "tarfile", "webbrowser", "archive", "fs", "filesystem", "cli
 
 def not_portable(tree):
     """What breaks on another system or with another locale, as (line, reason)."""
+    asked = {each for node in ast.walk(tree) if asks_system(node) for each in ast.walk(node)}
     for node in ast.walk(tree):
+        if node in asked:
+            continue
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if node.value.startswith("/tmp"):
                 yield node.lineno, "/tmp"
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = {each.name for each in node.names} | {getattr(node, "module", None)}
-            if names & {"fcntl", "pwd", "grp", "resource"}:
+            if names & {"fcntl", "msvcrt", "pwd", "grp", "resource"}:
                 yield node.lineno, "a module that other systems lack"
         elif isinstance(node, ast.Attribute) and node.attr in {"fork", "SIGKILL", "symlink_to"}:
             yield node.lineno, node.attr
         elif isinstance(node, ast.Call) and reads_text(node):
             yield node.lineno, "text without its encoding"
+
+
+def asks_system(node):
+    """Whether it does one thing on one system and another thing on others."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).startswith("sys.platform ")
 
 
 def reads_text(call):
@@ -573,6 +581,8 @@ def reads_text(call):
         ('path.open("w")', 1),
         ("open(path)", 1),
         ("import fcntl", 1),
+        ("if sys.platform == 'win32':\n    import msvcrt\nelse:\n    import fcntl", 0),
+        ("if sys.version:\n    import fcntl", 1),
         ("os.kill(1, signal.SIGKILL)", 1),
         ('Path("/tmp/x")', 1),
         ('path.open("rb"), path.write_text("", encoding="utf-8"), Image.open(file)', 0),

@@ -467,7 +467,7 @@ def test_a_page_named_like_a_picture_is_neither_served_nor_exported(made, runs, 
     assert not (tmp_path / "site" / "runs" / "pictures").exists()
     told = json.loads(gzip.decompress((tmp_path / "site/data/runs.json.gz").read_bytes()))
     (attack,) = (each for each in told["reports"] if each["kind"] == "attack")
-    assert attack["shots"][0]["picture"] is None
+    assert attack["samples"][0]["picture"] is None
     for path in (tmp_path / "site").rglob("*"):
         assert not path.is_file() or PAGE not in path.read_bytes()
 
@@ -482,9 +482,9 @@ def test_exported_pictures_have_suffixes(made, runs, tmp_path):
     export(Atlas(lens, seen, layout), tmp_path / "site", runs=load_runs([runs]))
     told = json.loads(gzip.decompress((tmp_path / "site/data/runs.json.gz").read_bytes()))
     (attack,) = (each for each in told["reports"] if each["kind"] == "attack")
-    shot, outside = attack["shots"]
-    assert shot["picture"] == "runs/pictures/0.png"
-    assert (tmp_path / "site" / shot["picture"]).read_bytes() == (
+    sample, outside = attack["samples"]
+    assert sample["picture"] == "runs/pictures/0.png"
+    assert (tmp_path / "site" / sample["picture"]).read_bytes() == (
         runs / "a" / "images" / "0.png"
     ).read_bytes()
     assert outside["picture"] is None

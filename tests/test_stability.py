@@ -88,10 +88,10 @@ def test_stability_is_saved_with_the_lens(clip, images, lens, tmp_path):
 
 
 def test_stability_refusals(clip, images, lens):
-    with pytest.raises(SecondLensError, match="no description by the texts 'else'"):
+    with pytest.raises(SecondLensError, match="no description 'else'"):
         stability(clip, lens, vocabulary(["a"], name="else"), images)
     others = vocabulary(["a", "b"], name="fifteen")
-    with pytest.raises(SecondLensError, match="no description by the texts 'fifteen'"):
+    with pytest.raises(SecondLensError, match="described with other texts of the name fifteen"):
         stability(clip, lens, others, images)
     with pytest.raises(SecondLensError, match="7 images make no two halves"):
         stability(clip, lens, TEXTS, images[:7])

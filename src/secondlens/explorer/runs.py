@@ -56,9 +56,9 @@ class Runs:
         return [
             report
             | {
-                "shots": [
-                    shot | {key: names.get(shot[key]) for key in ("picture", "plain")}
-                    for shot in report["shots"]
+                "samples": [
+                    sample | {key: names.get(sample[key]) for key in ("picture", "plain")}
+                    for sample in report["samples"]
                 ]
             }
             if report["kind"] == "attack"

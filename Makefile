@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test test-all browser lint coverage security docs package format sprites train evaluate clean
+.PHONY: help demo test test-all browser lint coverage security docs package format sprites train
+.PHONY: second-world trunk evaluate clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -66,6 +67,15 @@ sprites: $(VENV)/.installed ## cut the sprites of the embedded world out of thei
 	$(BIN)/pip install --quiet --editable '.[training]'
 	npm install --prefix training --no-audit --no-fund
 	$(BIN)/python training/sprites.py
+
+second-world: $(VENV)/.installed ## cut the sprites and letters of the second world out of theirs
+	$(BIN)/pip install --quiet --editable '.[training]'
+	npm install --prefix training --no-audit --no-fund
+	$(BIN)/python training/artwork.py
+	$(BIN)/python training/alphabet.py
+
+trunk: $(VENV)/.installed ## train the CLIP of the second world for two hours; again to go on
+	OMP_NUM_THREADS=1 $(BIN)/python training/contrastive.py runs/trunk --pictures 4000000 --decay 0
 
 TRAIN = $(BIN)/torchrun --nproc-per-node 2 training/train.py
 TRUNK ?= 260000

@@ -12,13 +12,13 @@ from .options import (
     PATH,
     ChosenEngine,
     ChosenModel,
-    check_lens,
     check_parents,
     console,
     json_option,
     print_json,
     with_engine,
     with_model,
+    writing_lens,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 @json_option
 @with_engine
 @with_model
+@writing_lens
 def describe(
     lens: Path,
     pools: tuple[str, ...],
@@ -68,7 +69,6 @@ def describe(
 
     Example: secondlens describe secondlens-demo/lens --texts world
     """
-    check_lens(lens)
     if parquet_file:
         _check_parquet(parquet_file)
     from ..data.vocabularies import vocabulary
@@ -86,7 +86,7 @@ def describe(
         texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=runs, progress=True)
         for texts in vocabularies
     }
-    fitted.save(lens)
+    fitted.save_held(lens)
     if parquet_file:
         write_parquet(parquet_file, fitted, found)
     if as_json:

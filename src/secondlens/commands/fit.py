@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
+from ..storage.files import check_resumable
 from .options import (
     POSITIVE,
     STORES,
     ChosenEngine,
     ChosenModel,
-    check_new,
     check_pictures,
     console,
     convention_option,
@@ -92,15 +92,13 @@ def fit(
     
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
-    check_new(out)
+    check_resumable(out)
     check_pictures(images)
     chosen = layer_numbers(layers)
     from ..data.sources import Subset, as_source
     from ..formatting import counted
     from ..lens.fitting import fit as fit_lens
-    from ..storage.files import check_empty
 
-    check_empty(out)
     source = as_source(images)
     if subset > 1:
         source = Subset(source, range(0, len(source.ids), subset))

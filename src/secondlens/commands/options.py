@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ..errors import SecondLensError
 from ..storage.files import check_empty
+from ..storage.locks import locked
 from ..storage.remote import is_remote
 
 if TYPE_CHECKING:
@@ -312,6 +313,18 @@ def check_lens(*folders: Path | None) -> None:
     for folder in folders:
         if folder is not None and not (folder / "lens.json").is_file():
             raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
+
+
+def writing_lens(command: Any) -> Any:
+    """Let no other process write the lens of a command meanwhile, from before it is read."""
+
+    @wraps(command)
+    def held(*, lens: Path, **others: Any) -> Any:
+        check_lens(lens)
+        with locked(lens):
+            return command(lens=lens, **others)
+
+    return held
 
 
 def check_new(out: Path | str | None) -> None:

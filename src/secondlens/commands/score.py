@@ -11,12 +11,12 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
-    check_lens,
     check_trained,
     json_option,
     print_json,
     tables,
     with_model,
+    writing_lens,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ UNSEEN_SCENES = 2000
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @json_option
 @with_model
+@writing_lens
 def score(
     lens: Path,
     texts: str,
@@ -74,7 +75,6 @@ def score(
 
     Example: secondlens score secondlens-demo/lens --dissect
     """
-    check_lens(lens)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
     from ..lens.lens import Lens
@@ -123,7 +123,7 @@ def score(
     if stability:
         found = refit(clip, fitted, pool, known, batch_size=batch_size, progress=True)
         shown.print(_stability_table(found))
-    fitted.save(lens)
+    fitted.save_held(lens)
     if as_json:
         print_json(
             {

@@ -27,7 +27,7 @@ from ..errors import SecondLensError
 from ..models.view import Clip
 from ..progress import bars
 from ..storage.checkpoints import Checkpoints
-from ..storage.files import check_empty
+from ..storage.files import check_resumable, unfinished
 from ..storage.locks import locked
 from .layer import Coordinates, LayerLens, layer_lens
 from .lens import Lens
@@ -193,7 +193,7 @@ def fit(
     top_of = partial(top_count, top)
     most = top_of(len(source.ids))
     if out is not None:
-        check_empty(out)
+        check_resumable(out)
     store = "float32" if keep_coordinates else store
     plan = make_plan(
         clip,
@@ -214,7 +214,7 @@ def fit(
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(locked(out))
-            check_empty(out)  # again: another process may have been done in this moment
+            check_resumable(out)  # again: another process may have been done in this moment
         parts = Checkpoints(_work_folder(out, engine, stack))
         work = {
             "model": model,
@@ -248,7 +248,7 @@ def fit(
             coordinates=run.coordinates() if keep_coordinates else None,
         )
         if out is not None:
-            lens.save(out)
+            lens.save_held(out)
         parts.drop()
     return lens
 
@@ -299,7 +299,7 @@ def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
 def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:
     """Where parts go: beside the lens; if it goes nowhere, where the workers can reach them."""
     if out is not None:
-        return f"{out}.unfinished"
+        return unfinished(out)
     if engine.shared == "nobody":
         return None
     if engine.shared == "processes":

@@ -4,13 +4,20 @@ There is one file of tensors for each layer, for each vocabulary, for each score
 halves, and for the coordinates of each layer if they were kept. The format has a page of its own in
 the documentation. Lenses come from strangers too: what is read is checked.
 
+A folder is the lens that its `lens.json` names, before, during and after another one is written
+into it: files that a manifest names are never changed. One whose content is new gets a name with
+its hash, then the manifest is replaced, and only then go the files that it no longer names.
+
 A folder is data and nothing else: regular files inside it, tensors of the declared kinds with sizes
 that agree, positions that exist, and finite numbers where nothing else makes sense.
 """
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
@@ -91,6 +98,13 @@ def check_positions(positions: Tensor, below: int, what: str, least: int = 0) ->
 
 FORMAT = 2
 
+IMAGES = "images.json"
+OWN = re.compile(
+    r"((lens|images)|(layer|codes|scores|stability|coordinates)-\d\d+)(-[0-9a-f]{16})?"
+    r"\.(json|safetensors)(\.new)?(\.[0-9a-f]{8}\.partial)?"
+)
+"""Names of files that a lens may leave in its folder beside `lens.json`."""
+
 Kind = TypeVar("Kind")
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
@@ -161,12 +175,18 @@ class Manifest:
     scores: tuple[ScoresEntry, ...] = ()
     stability: tuple[StabilityEntry, ...] = ()
     coordinates: bool = False
+    files: dict[str, str] = field(default_factory=dict)
+    """By its own name, the name of a file that replaced another one."""
 
     def __post_init__(self) -> None:
+        if not all(map(OWN.fullmatch, self.files.values())):
+            raise ValueError("it names a file that is no part of a lens")
         if not 0 <= min(self.layers) <= max(self.layers) < self.model.layers:
             raise ValueError("it has layers that its model has not")
         _check_unlike(self.layers, "its layers")
         _check_unlike([each.name for each in self.codes], "its descriptions")
+        _check_unlike([(each.vocabulary, each.referee) for each in self.scores], "its scores")
+        _check_unlike([each.vocabulary for each in self.stability], "its comparisons of halves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,32 +239,75 @@ class Contents:
 
 
 def write(lens: Contents, folder: Path) -> None:
-    """Write a lens; files are complete or absent, and `lens.json` comes last.
+    """Write a lens, or write it in the place of another one, of which it takes what is equal.
+
+    Stopped at any moment, it leaves the lens that was there, or none if there was none.
 
     Raises
     ------
     SecondLensError
         The folder cannot be written to.
     """
+    there = folder / "lens.json"
+    try:
+        before = {**read_json(there).get("files", {})} if there.is_file() else None
+    except (ValueError, TypeError):
+        before = None  # no manifest that names anything
+    names: dict[str, str] = {}
+    for own, tensors in _tensors(lens):
+        names[own] = _keep(folder, own, before, partial(save_tensors, tensors=tensors))
+    images = {"ids": list(lens.image_ids), "skipped": dict(lens.skipped)}
+    names[IMAGES] = _keep(folder, IMAGES, before, partial(save_json, content=images))
+    moved = {own: name for own, name in names.items() if own != name}
+    save_json(there, manifest(lens) | ({"files": moved} if moved else {}))
+    for path in folder.iterdir():
+        if OWN.fullmatch(path.name) and path.name not in {there.name, *names.values()}:
+            path.unlink()
+
+
+def _tensors(lens: Contents) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The files of a lens by their own names, and what is in each."""
     for layer, fitted in lens.by_layer.items():
-        tensors = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
-        save_tensors(folder / f"layer-{layer:02}.safetensors", tensors)
+        found = {f.name: getattr(fitted, f.name) for f in fields(fitted)}
+        yield f"layer-{layer:02}.safetensors", found
     for number, codes in enumerate(lens.codes.values()):
-        save_tensors(folder / f"codes-{number:02}.safetensors", codes_to_tensors(codes))
+        yield f"codes-{number:02}.safetensors", codes_to_tensors(codes)
     for kind in ("scores", "stability"):
-        for number, found in enumerate(getattr(lens, kind).values()):
-            save_tensors(folder / f"{kind}-{number:02}.safetensors", split(found)[1])
+        for number, evidence in enumerate(getattr(lens, kind).values()):
+            yield f"{kind}-{number:02}.safetensors", split(evidence)[1]
     if lens.coordinates is not None:
         for layer in lens.layers:
-            tensors = {"z": lens.coordinates.z[layer], "basis": lens.coordinates.basis[layer]}
-            save_tensors(folder / f"coordinates-{layer:02}.safetensors", tensors)
-    images = {"ids": list(lens.image_ids), "skipped": dict(lens.skipped)}
-    save_json(folder / "images.json", images)
-    save_json(folder / "lens.json", manifest(lens))
+            kept = {"z": lens.coordinates.z[layer], "basis": lens.coordinates.basis[layer]}
+            yield f"coordinates-{layer:02}.safetensors", kept
+
+
+def _keep(
+    folder: Path, own: str, before: Mapping[str, str] | None, save: Callable[[Path], None]
+) -> str:
+    """Write a file and give its name: its own if that is free, else one with its hash."""
+    if before is None:
+        save(folder / own)
+        return own
+    new = folder / f"{own}.new"
+    save(new)
+    digest = _digest(new)
+    current = folder / before.get(own, own)
+    if current.is_file() and _digest(current) == digest:
+        new.unlink()
+        return current.name
+    stem, suffix = own.rsplit(".", 1)
+    name = f"{stem}-{digest[:16]}.{suffix}" if (folder / own).exists() else own
+    new.replace(folder / name)
+    return name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest(lens: Contents) -> dict[str, Any]:
-    """What `lens.json` holds."""
+    """What `lens.json` holds of a lens; `write` adds the names of files that are not their own."""
     codes = [
         {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
         for name, c in lens.codes.items()
@@ -264,15 +327,26 @@ def manifest(lens: Contents) -> dict[str, Any]:
 
 
 def read(folder: Path) -> Contents:
-    """The checked contents of the lens in a folder.
+    """The checked contents of the lens in a folder; one that is written meanwhile is read anew.
 
     Raises
     ------
     SecondLensError
         No lens there, one of another format version, or a damaged one.
     """
-    if not (folder / "lens.json").is_file():
+    path = folder / "lens.json"
+    if not path.is_file():
         raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
+    before = _digest(path)
+    try:
+        return _read(folder)
+    except SecondLensError:
+        if not path.is_file() or _digest(path) == before:
+            raise
+        return _read(folder)
+
+
+def _read(folder: Path) -> Contents:
     try:
         check_files(folder)
         written = read_json(folder / "lens.json")
@@ -311,18 +385,22 @@ def _checked(content: dict[str, Any], kind: type[Kind], file: str) -> Kind:
 
 def _contents(folder: Path, written: dict[str, Any]) -> Contents:
     found = _checked(written, Manifest, "lens.json")
-    images = _checked(read_json(folder / "images.json"), Images, "images.json")
+
+    def place(own: str) -> Path:
+        return folder / found.files.get(own, own)
+
+    images = _checked(read_json(place(IMAGES)), Images, IMAGES)
     layers = found.layers
     coordinates = None
     if found.coordinates:
-        kept = {n: load_tensors(folder / f"coordinates-{n:02}.safetensors") for n in layers}
+        kept = {n: load_tensors(place(f"coordinates-{n:02}.safetensors")) for n in layers}
         coordinates = Coordinates(
             z={n: tensors["z"] for n, tensors in kept.items()},
             basis={n: tensors["basis"] for n, tensors in kept.items()},
         )
     scores, stability = (
         [
-            join(vars(entry), load_tensors(folder / f"{kind}-{number:02}.safetensors"))
+            join(vars(entry), load_tensors(place(f"{kind}-{number:02}.safetensors")))
             for number, entry in enumerate(getattr(found, kind))
         ]
         for kind in ("scores", "stability")
@@ -333,12 +411,10 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         top=found.top,
         image_ids=images.ids,
         skipped=images.skipped,
-        by_layer={
-            n: LayerLens(**load_tensors(folder / f"layer-{n:02}.safetensors")) for n in layers
-        },
+        by_layer={n: LayerLens(**load_tensors(place(f"layer-{n:02}.safetensors"))) for n in layers},
         codes={
             entry.name: codes_from_tensors(
-                vars(entry), load_tensors(folder / f"codes-{number:02}.safetensors")
+                vars(entry), load_tensors(place(f"codes-{number:02}.safetensors"))
             )
             for number, entry in enumerate(found.codes)
         },

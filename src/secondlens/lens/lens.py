@@ -1,17 +1,31 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
+from ..storage.locks import locked
 from .folder import Contents, read, write
 from .layer import Coordinates, LayerLens, both_passes, layer_lens
+
+_ORIGINS: "WeakKeyDictionary[Lens, tuple[Path, str | None]]" = WeakKeyDictionary()
+"""The folder that a lens was read from or written to, and the manifest there at that time."""
+
+
+def _state(folder: Path) -> str | None:
+    """Tells manifests apart; None if there is none."""
+    try:
+        return hashlib.sha256((folder / "lens.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -110,19 +124,33 @@ class Lens(Contents):
     def save(self, path: str | Path) -> None:
         """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
 
-        Files are complete or absent, and `lens.json` comes last.
+        Stopped at any moment, it leaves the lens that was there, or none if there was none; in a
+        store, where files are sent one by one, `lens.json` comes last.
 
         Raises
         ------
         SecondLensError
-            The folder cannot be written to, or the store not be reached.
+            The folder cannot be written to, is being written by another process, or holds another
+            lens than was read from it; or the store cannot be reached.
         """
+        with locked(path):
+            self.save_held(path)
+
+    def save_held(self, path: str | Path) -> None:
+        """Write as `save` does, into a place that is `locked` already."""
         if remote.is_remote(path):
             with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
                 write(self, Path(copy))
                 remote.upload(Path(copy), str(path), last="lens.json")
-        else:
-            write(self, Path(path))
+            return
+        place = Path(path).resolve()
+        origin, read_as = _ORIGINS.get(self, (place, None))
+        if origin == place and read_as not in (None, _state(place)):
+            raise SecondLensError(
+                f"the lens in {path} changed since it was read: load it again, then do the same"
+            )
+        write(self, place)
+        _ORIGINS[self] = place, _state(place)
 
     @classmethod
     def load(cls, path: str | Path) -> "Lens":
@@ -134,7 +162,11 @@ class Lens(Contents):
             No lens there, one of another format version, or a damaged one.
         """
         if not remote.is_remote(path):
-            return cls(**vars(read(Path(path))))
+            place = Path(path).resolve()
+            state = _state(place)
+            lens = cls(**vars(read(Path(path))))
+            _ORIGINS[lens] = place, state
+            return lens
         if "lens.json" not in remote.names(str(path)):
             raise SecondLensError(f"{path} holds no lens: there is no lens.json in it")
         with remote.fetched(str(path)) as copy:

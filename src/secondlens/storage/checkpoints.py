@@ -64,7 +64,9 @@ class Checkpoints:
         """
         if self.folder is None:
             return plan
-        record, there = f"{self.folder}/work.json", self._files()
+        record = f"{self.folder}/work.json"
+        # what a stopped write left beside its place says nothing
+        there = {name for name in self._files() if not name.endswith(".partial")}
         if "work.json" not in there:
             if there:
                 raise SecondLensError(f"{self.folder} holds other files: remove it first")

@@ -121,6 +121,31 @@ def _beside(place: Path) -> Path:
     return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
+def unfinished(out: str | Path) -> str:
+    """The folder beside an output in which long work on it is kept until it is done."""
+    return f"{out}.unfinished"
+
+
+def check_resumable(out: str | Path) -> None:
+    """Raise `SecondLensError` as `check_empty`, unless a fit was stopped while it wrote there.
+
+    A lens that is finished is named as such.
+    """
+    if remote.is_remote(out):
+        there = remote.names(str(out))
+        begun = "work.json" in remote.names(unfinished(out))
+    else:
+        folder = Path(out)
+        there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+        begun = Path(unfinished(out), "work.json").is_file()
+    if "lens.json" in there:
+        raise SecondLensError(
+            f"{out} exists already and holds a finished lens: name a new folder, or remove it first"
+        )
+    if not begun:
+        check_empty(out)
+
+
 def check_empty(out: str | Path) -> None:
     """Raise `SecondLensError` if `out` is a file or a folder with something in it."""
     if remote.is_remote(out):

@@ -1,0 +1,244 @@
+"""Whatever is written is the old or the new, stopped after any operation on files."""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_images, tiny_model, tiny_tokenizer
+
+import secondlens as sl
+from secondlens.lens.lens import Lens
+from secondlens.models.open_clip import from_open_clip
+
+# a process that is gone closes its files without saying so
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+
+checkpoints = import_module("secondlens.storage.checkpoints")
+
+
+class Killed(BaseException):
+    """The process is gone: nothing can catch it."""
+
+
+class Disk:
+    """Stops the process at its operation number `last`, and lets none happen after it.
+
+    A write that it stops is half done, as when the system had not written all of it yet.
+    """
+
+    def __init__(self, monkeypatch, last):
+        self.left = last
+        for name in ("replace", "unlink", "touch", "mkdir", "chmod", "rmdir"):
+            monkeypatch.setattr(Path, name, self.counted(getattr(Path, name)))
+        monkeypatch.setattr(Path, "write_text", self.written(Path.write_text))
+        monkeypatch.setattr(checkpoints, "save_file", self.saved(checkpoints.save_file))
+        monkeypatch.setattr(shutil, "rmtree", self.counted(shutil.rmtree))
+
+    def step(self):
+        """Whether this operation happens, does half, or is refused."""
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return self.left > 0
+
+    def counted(self, operation):
+        def run(*given, **options):
+            if not self.step():
+                raise Killed
+            return operation(*given, **options)
+
+        return run
+
+    def written(self, operation):
+        def run(path, text, **options):
+            if not self.step():
+                operation(path, text[: len(text) // 2], **options)
+                raise Killed
+            return operation(path, text, **options)
+
+        return run
+
+    def saved(self, operation):
+        def run(tensors, path, *more):
+            whole = self.step()
+            operation(tensors, path, *more)
+            if not whole:
+                content = Path(path).read_bytes()
+                with Path(path).open("wb") as file:
+                    file.write(content[: len(content) // 2])
+                raise Killed
+
+        return run
+
+
+def stopped_everywhere(work):
+    """Stop some work at each of its operations; gives the number of each, and None at its end."""
+    for last in range(1, 10_000):
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, last)
+            try:
+                work()
+            except Killed:
+                killed = last
+            else:
+                killed = None
+        yield killed
+        if killed is None:
+            return
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return from_open_clip(tiny_model(layers=3), tokenizer=tiny_tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def described(clip, tmp_path_factory):
+    """A lens in a folder, described with two vocabularies."""
+    folder = tmp_path_factory.mktemp("described") / "lens"
+    lens = sl.fit(clip, tiny_images(clip, 8), top=2)
+    for name, texts in {"first": ["a", "b", "c"], "second": ["d", "e", "f"]}.items():
+        sl.describe(clip, lens, sl.vocabulary(texts, name=name), 2)
+    lens.save(folder)
+    return folder
+
+
+def state(folder):
+    """What a lens says, in a form that can be compared."""
+    lens = Lens.load(folder)
+    return (
+        lens.model,
+        lens.image_ids,
+        {n: lens[n].directions.tolist() for n in lens.layers},
+        {
+            name: (codes.labels, {n: each.tolist() for n, each in codes.indices.items()})
+            for name, codes in lens.codes.items()
+        },
+    )
+
+
+def other_words(clip, folder):
+    """The same name for other texts: codes of one under the words of the other would be a lie."""
+    lens = Lens.load(folder)
+    sl.describe(clip, lens, sl.vocabulary(["z", "y", "x", "w"], name="first"), 3)
+    lens.save(folder)
+
+
+def one_more(clip, folder):
+    lens = Lens.load(folder)
+    sl.describe(clip, lens, sl.vocabulary(["u", "v"], name="third"), 1)
+    lens.save(folder)
+
+
+def one_less(clip, folder):
+    lens = Lens.load(folder)
+    lens.codes.pop("first", None)
+    lens.save(folder)
+
+
+def another_lens(clip, folder):
+    sl.fit(clip, tiny_images(clip, 6, seed=4), [1], top=2).save(folder)
+
+
+@pytest.mark.parametrize("change", [other_words, one_more, one_less, another_lens])
+def test_a_lens_is_the_old_or_the_new_one(clip, described, tmp_path, change):
+    whole = tmp_path / "whole"
+    shutil.copytree(described, whole)
+    change(clip, whole)
+    old, new = state(described), state(whole)
+    assert old != new
+    seen = []
+    place = tmp_path / "lens"
+
+    def work():
+        shutil.copytree(described, place)
+        change(clip, place)
+
+    for killed in stopped_everywhere(work):
+        if not place.exists():  # stopped while the copy was made
+            continue
+        if not (place / "lens.json").exists() or len([*place.iterdir()]) < 6:
+            shutil.rmtree(place)
+            continue
+        found = state(place)
+        assert found in (old, new), killed
+        seen.append(found == new)
+        change(clip, place)  # goes on, or does it once more
+        assert state(place) == new
+        assert not [path for path in place.iterdir() if path.suffix in (".new", ".partial")]
+        shutil.rmtree(place)
+    assert seen == sorted(seen) and not seen[0] and seen[-1]  # one moment from which it is new
+
+
+def test_a_fit_goes_on_wherever_it_was_stopped(clip, tmp_path):
+    images = tiny_images(clip, 8)
+    expected = sl.fit(clip, images, top=2)
+    place = tmp_path / "lens"
+    stops = 0
+
+    def work():
+        sl.fit(clip, images, top=2, out=place, shard_size=3)
+
+    for killed in stopped_everywhere(work):
+        if (place / "lens.json").exists():
+            found = Lens.load(place)
+            with pytest.raises(sl.SecondLensError, match="holds a finished lens"):
+                work()
+        else:
+            stops += killed is not None
+            work()
+            found = Lens.load(place)
+        for layer in expected.layers:
+            torch.testing.assert_close(found[layer].directions, expected[layer].directions)
+            assert torch.equal(found[layer].top_images, expected[layer].top_images)
+        for path in tmp_path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert stops > 10
+
+
+def test_a_lens_that_changed_since_it_was_read_is_not_overwritten(clip, described, tmp_path):
+    place = tmp_path / "lens"
+    shutil.copytree(described, place)
+    mine = Lens.load(place)
+    one_less(clip, place)
+    with pytest.raises(sl.SecondLensError, match="changed since it was read: load it again"):
+        mine.save(place)
+    mine.save(tmp_path / "elsewhere")
+    assert state(tmp_path / "elsewhere") == state(described)
+
+
+def test_what_did_not_change_is_not_written_again(clip, described, tmp_path):
+    place = tmp_path / "lens"
+    shutil.copytree(described, place)
+    before = {path.name: path.stat().st_ino for path in place.iterdir()}
+    one_more(clip, place)
+    after = {path.name: path.stat().st_ino for path in place.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "lens.json",
+        "codes-02.safetensors",
+    }
+
+
+def test_a_lens_that_is_written_while_it_is_read_is_read_anew(clip, described, tmp_path):
+    place = tmp_path / "lens"
+    shutil.copytree(described, place)
+    folder = import_module("secondlens.lens.folder")
+    load, left = folder.load_tensors, [1]
+
+    def slow(path):
+        if left:
+            left.pop()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(folder, "load_tensors", load)
+                other_words(clip, place)
+        return load(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "load_tensors", slow)
+        found = Lens.load(place)
+    assert found.codes["first"].labels == ("z", "y", "x", "w")
+    assert found.codes["first"].indices[0].max() < 4

@@ -290,7 +290,7 @@ def test_reproductions_tell_nothing(home, lens):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "name --repo, or a folder with --to"),
+        ([], "Missing option '--repo'"),
         (["--repo", "a/b", "--to", "new"], "share goes to one place"),
         (["--to", "new", "--private"], "drop --private"),
     ],

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import get_console
@@ -19,10 +20,22 @@ def _follow_quiet() -> None:
         disable_progress_bars()
 
 
+class _UnlessTo(click.Option):
+    """Must be given, except where a folder is given with `--to`."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """What was given, or None beside a folder."""
+        if value is None and ctx.params.get("to") is not None:
+            return None
+        return super().process_value(ctx, value)
+
+
 @click.command()
 @click.argument("lens", type=PATH)
-@click.option("--repo", help="The repository, such as user/name.")
-@click.option("--to", type=PATH, help="Instead of a repository: a new folder here.")
+@click.option(
+    "--repo", cls=_UnlessTo, required=True, help="The repository, such as user/name, if not --to."
+)
+@click.option("--to", type=PATH, is_eager=True, help="Instead of a repository: a new folder here.")
 @click.option("--private", is_flag=True, help="If the repository is new: only for its owner.")
 @click.option("--dry-run", is_flag=True, help="Show what would go, and send nothing.")
 def share(lens: Path, repo: str | None, to: Path | None, private: bool, dry_run: bool) -> None:
@@ -33,8 +46,8 @@ def share(lens: Path, repo: str | None, to: Path | None, private: bool, dry_run:
 
     Example: secondlens share secondlens-demo/lens --repo user/name
     """
-    if (repo is None) == (to is None):
-        raise SecondLensError("share goes to one place: name --repo, or a folder with --to")
+    if repo is not None and to is not None:
+        raise SecondLensError("share goes to one place: name --repo or --to")
     if private and repo is None:
         raise SecondLensError("a folder is as private as you keep it: drop --private")
     check_lens(lens)
@@ -74,13 +87,13 @@ def _show(folder: Path, place: str) -> None:
 
 
 @click.command()
-@click.argument("repo", metavar="SOURCE")
+@click.argument("repo")
 @click.argument("lens", type=PATH)
 @click.option("--revision", help="A branch, tag or commit; by default the newest.")
 def pull(repo: str, lens: Path, revision: str | None) -> None:
-    """Fetch a lens from SOURCE into a new folder LENS.
+    """Fetch a lens from the repository REPO of the Hugging Face hub into a new folder LENS.
 
-    SOURCE is a folder here or in a store, or else a repository of the Hugging Face hub.
+    REPO may also be a folder, here or in a store, which goes before a repository of that name.
 
     Example: secondlens pull user/name lens
     """

@@ -25,7 +25,7 @@ class _UnlessTo(click.Option):
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """What was given, or None beside a folder."""
-        if value is None and ctx.params.get("to") is not None:
+        if self.value_is_missing(value) and ctx.params.get("to") is not None:
             return None
         return super().process_value(ctx, value)
 

@@ -25,7 +25,8 @@ class _UnlessTo(click.Option):
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         """What was given, or None beside a folder."""
-        if self.value_is_missing(value) and ctx.params.get("to") is not None:
+        # some versions of click have a mark of their own for what is not given
+        if self.value_is_missing(value) and isinstance(ctx.params.get("to"), Path):
             return None
         return super().process_value(ctx, value)
 

@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import hub as stand_in
 import pytest
@@ -77,6 +78,19 @@ def test_what_is_sent_is_the_lens_and_its_card(lens, hub, tmp_path):
     for name in own:
         assert hub.files(REPO)[name] == (tmp_path / "lens" / name).read_bytes()
     assert hub.files(REPO)["README.md"].decode() == lens_card(lens, REPO)
+
+
+def test_no_folder_of_this_machine_is_sent(lens, hub, tmp_path):
+    here = "/home-of-telltale-user"
+    own = _named(lens, f"local-dir:{here}/models/mine")
+    own = replace(own, image_ids=tuple(f"{here}/{each}" for each in own.image_ids))
+    own.save(tmp_path / "lens")
+    shared = run("share", tmp_path / "lens", "--repo", REPO)
+    assert shared.exit_code == 0, shared.output
+    assert "local-dir:mine" in shared.output
+    assert not [name for name, content in hub.files(REPO).items() if b"telltale" in content]
+    assert Lens.from_hub(REPO).model["name"] == "local-dir:mine"
+    assert len(Lens.from_hub(REPO).image_ids) == len(lens.image_ids)
 
 
 def test_a_second_lens_replaces_the_first_in_one_commit(clip, lens, hub):
@@ -205,6 +219,4 @@ def test_hostile_names_stay_in_their_cells(lens):
 
 
 def _named(lens, name):
-    from dataclasses import replace
-
     return replace(lens, model=lens.model | {"name": name})

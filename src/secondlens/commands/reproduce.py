@@ -11,6 +11,7 @@ import click
 
 from ..data import masked_sets
 from ..errors import SecondLensError
+from ..naming import shown_model, shown_place
 from ..paper.registry import results
 from .attack import AttackSteps, with_steps
 from .options import (
@@ -125,7 +126,8 @@ def with_study(command: Callable[..., Any]) -> Any:
 
 def _called(model: ChosenModel) -> str:
     """What results call a model, such as "ViT-B-32 (openai)"."""
-    return f"{model.model} ({model.pretrained})" if model.pretrained else model.model
+    name = shown_model(model.model)
+    return f"{name} ({shown_place(model.pretrained)})" if model.pretrained else name
 
 
 if TYPE_CHECKING:

@@ -55,7 +55,13 @@ def cache_folder() -> Path:
 
 def _content_hash(clip: Clip, prompts: Prompts) -> str:
     # the same weights make other rows with another activation function or, by name, tokenizer
-    content = [clip.weights_hash, clip.activation, clip.name, str(clip.compute_dtype), prompts]
+    content = [
+        clip.weights_hash,
+        clip.activation,
+        clip.origin or clip.name,
+        str(clip.compute_dtype),
+        prompts,
+    ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

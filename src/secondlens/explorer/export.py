@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..lens.published import published
 from ..progress import tracked
 from ..storage.files import check_empty, whole_folder
 from . import page_kinds
@@ -20,7 +21,7 @@ def export(
     """Write every page of a lens into a new folder.
 
     The pages are those of the server without a model: typed texts are looked up among those of the
-    vocabulary, and new pictures cannot be shown.
+    vocabulary, and new pictures cannot be shown. Names of folders of this machine are left out.
 
     Parameters
     ----------
@@ -39,6 +40,7 @@ def export(
         The folder is not empty or cannot be written.
     """
     check_empty(out)
+    atlas = Atlas(published(atlas.lens), atlas.survey, atlas.layout)
     pages = Pages(atlas, served=False, address=address, runs=runs)
     written = _files(atlas, pages)
     with whole_folder(out) as folder:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..applications.adversarial.runs import new_names
+from ..applications.adversarial.runs import new_names, without_folders
 from ..errors import SecondLensError
 from ..storage.files import read_json
 from .numbers import json_ready, short
@@ -99,6 +99,9 @@ def _read(path: Path, runs: Runs) -> None:
     except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read: {error}") from error
     report = new_names(report)
+    for part in ("settings", "model"):
+        if isinstance(report.get(part), dict):
+            report[part] = without_folders(report[part])
     kind = next((kind for kind, needed in KINDS.items() if needed <= report.keys()), None)
     if kind is None:
         return

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..naming import shown, unlike
 from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import read_json, save_json
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
@@ -405,8 +406,10 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         ]
         for kind in ("scores", "stability")
     )
+    for each, name in zip(scores, _referees(scores), strict=True):
+        each["referee"] = name
     return Contents(
-        model=written["model"],
+        model=written["model"] | {"name": shown(found.model.name)},
         convention=found.convention,
         top=found.top,
         image_ids=images.ids,
@@ -422,6 +425,13 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         stability={each.name: each for each in (Stability(**each) for each in stability)},
         coordinates=coordinates,
     )
+
+
+def _referees(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who judged, without the folders that older lenses name; none twice that was not before."""
+    names = dict.fromkeys(str(each["referee"]) for each in scores)
+    today = dict(zip(names, unlike(map(shown, names)), strict=True))
+    return [today[str(each["referee"])] for each in scores]
 
 
 def _check(found: Contents) -> None:

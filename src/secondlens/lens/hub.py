@@ -1,4 +1,6 @@
-"""Lenses on the Hugging Face hub: sent with a card in one commit, fetched as mere files.
+"""Lenses for others: with a card, in a folder or one commit on the Hugging Face hub.
+
+What goes is named by `published`: no folder of this machine is in it. What comes is mere files.
 
 Who one is, the hub's own library knows, from `hf auth login` or `HF_TOKEN`: no token passes through
 here.
@@ -6,6 +8,7 @@ here.
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,12 +30,13 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import SecondLensError
-from .folder import Contents, manifest
+from .folder import Contents, manifest, write
+from .published import published
 
 TAGS = ("clip", "interpretability", "neurons", "secondlens")
 
 
-def lens_card(lens: Contents, repo_id: str) -> str:
+def lens_card(lens: Contents, repo_id: str | None = None) -> str:
     """Markdown with the metadata of a model card: model, images, layers, descriptions, scores.
 
     Parameters
@@ -40,8 +44,9 @@ def lens_card(lens: Contents, repo_id: str) -> str:
     lens
         What is shared.
     repo_id
-        The repository's name on the hub, such as "user/name".
+        The repository's name on the hub, such as "user/name"; none for a folder.
     """
+    lens = published(lens)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("secondlens.lens"),
         undefined=jinja2.StrictUndefined,
@@ -115,6 +120,16 @@ UNREACHABLE: tuple[Any, ...] = (*HfHubHTTPError.__bases__, RuntimeError, ValueEr
 """What the hub's library raises: errors of its HTTP library, which differs between versions, of the
 system, for a file that could not be sent, and for names that no repository can have."""
 FORBIDDEN = (401, 403)
+
+
+@contextmanager
+def prepared(lens: Contents, repo_id: str | None = None) -> Iterator[Path]:
+    """A folder with all that is shared of a lens, until the `with` ends: its files and its card."""
+    with tempfile.TemporaryDirectory(prefix="secondlens-") as temporary:
+        folder = Path(temporary)
+        write(published(lens), folder)
+        (folder / "README.md").write_text(lens_card(lens, repo_id), encoding="utf-8")
+        yield folder
 
 
 def push(folder: Path, repo_id: str, *, private: bool) -> str:

@@ -175,7 +175,8 @@ class Lens(Contents):
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Send the lens to the Hugging Face hub, with its card, in one commit.
 
-        What the repository held of an older lens is removed. The hub's own login is used: `hf auth
+        Of names that are paths on this machine, the last part goes along. What the repository held
+        of an older lens is removed. The hub's own login is used: `hf auth
         login`, or the variable HF_TOKEN.
 
         Parameters
@@ -194,12 +195,10 @@ class Lens(Contents):
         SecondLensError
             The hub cannot be reached or refuses, or no repository can have that name.
         """
-        from .hub import lens_card, push
+        from .hub import prepared, push
 
-        with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
-            self.save(copy)
-            (Path(copy) / "README.md").write_text(lens_card(self, repo_id), encoding="utf-8")
-            return push(Path(copy), repo_id, private=private)
+        with prepared(self, repo_id) as folder:
+            return push(folder, repo_id, private=private)
 
     @classmethod
     def from_hub(cls, repo_id: str, *, revision: str | None = None) -> "Lens":

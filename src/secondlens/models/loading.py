@@ -10,6 +10,7 @@ transformers is imported only when one of its models is loaded: it is an extra, 
 import difflib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +21,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
+from ..naming import shown_model
 from . import named_models
 from .checks import STATABLE, check_activation, trained_activation
 from .open_clip import from_open_clip
@@ -275,7 +277,8 @@ def hugging_face(
     if pretrained is not None:
         raise SecondLensError(f"{name} names its own weights: drop pretrained")
     parts = load_transformers(name.removeprefix("hf:"), device, precision)
-    return from_transformers(*parts, name=name, check=check)
+    clip = from_transformers(*parts, name=name, check=check)
+    return replace(clip, name=shown_model(name))
 
 
 def by_open_clip(

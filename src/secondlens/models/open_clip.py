@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UnsupportedModel
+from ..naming import shown
 from .checks import activation_name, check_parity
 from .resizing import interpolated
 from .view import Block, Clip, check_eval, is_affine
@@ -40,7 +41,7 @@ def from_open_clip(
     tokenizer
         From `open_clip.get_tokenizer`; without it, there is no `encode_text`.
     name
-        What messages call it.
+        What it is called in messages and in what is written; of a path, the last part.
     check
         Whether to run `check_parity`.
 
@@ -58,7 +59,8 @@ def from_open_clip(
     attention = tower.transformer.resblocks[0].attn
 
     clip = Clip(
-        name=name,
+        name=shown(name),
+        origin=name,
         activation=activation_name(tower.transformer.resblocks[0].mlp.gelu),
         blocks=tuple(_block(block) for block in tower.transformer.resblocks),
         ln_post=tower.ln_post,

@@ -9,6 +9,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
+from ..naming import shown
 from .checks import activation_name, check_parity
 from .view import Block, Clip, check_eval, is_affine
 
@@ -35,7 +36,7 @@ def from_transformers(
         From `AutoTokenizer`; without it, there is no `encode_text`. A model without a text tower
         cannot use one.
     name
-        What messages call it.
+        What it is called in messages and in what is written; of a path, the last part.
     check
         Whether to run `check_parity`.
 
@@ -56,7 +57,8 @@ def from_transformers(
     # without a text tower it is the encoder that says so
     has_encoder = tokenizer is not None or not has_text_tower
     clip = Clip(
-        name=name,
+        name=shown(name),
+        origin=name,
         activation=activation_name(layers[0].mlp.activation_fn),
         blocks=tuple(_block(layer) for layer in layers),
         ln_post=vision.post_layernorm,

@@ -92,6 +92,7 @@ class Clip:
     """
 
     name: str
+    """As others may see it: of a path, the last part."""
     activation: str
     """`"gelu"`, `"gelu_tanh"`, `"quick_gelu"`, or the class name of another function."""
     blocks: tuple[Block, ...]
@@ -113,6 +114,9 @@ class Clip:
     preprocess: Callable[[Image], Tensor] | None
     context_length: int = 77
     """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
+    origin: str = ""
+    """The name with its folders where that was a path, to tell models apart on this machine;
+    never written where others may read it."""
 
     def __repr__(self) -> str:
         return (

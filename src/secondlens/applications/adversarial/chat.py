@@ -8,6 +8,7 @@ import torch
 
 from ...errors import SecondLensError
 from ...models.strangers import UNLOADABLE, check_model, no_code_runs
+from ...naming import shown_place
 from .captioning import PROPOSED, instructions, listed
 from .selection import Pair
 
@@ -50,7 +51,7 @@ class ChatModel:
             raise SecondLensError(
                 f"{model} has no chat template: take a model that was tuned to follow instructions"
             )
-        self.name, self.tokens = f"chat:{model}", tokens
+        self.name, self.tokens = f"chat:{shown_place(model)}", tokens
 
     @torch.no_grad()
     def write(self, pair: Pair, words: Sequence[str], count: int, seed: int) -> list[str]:

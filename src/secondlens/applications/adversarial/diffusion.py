@@ -8,6 +8,7 @@ import torch
 
 from ...errors import SecondLensError
 from ...models.strangers import UNLOADABLE, check_model, no_code_runs
+from ...naming import shown_place
 from .generation import GeneratedImage
 
 Offload = Literal["none", "model", "sequential"]
@@ -73,7 +74,7 @@ class DiffusionGenerator:
         given |= {"height": size, "width": size}
         self._options = {key: value for key, value in given.items() if value is not None}
         settings = "".join(f",{key}={value}" for key, value in sorted(self._options.items()))
-        self.name = f"diffusion:{model}{settings}"
+        self.name = f"diffusion:{shown_place(model)}{settings}"
 
     def _place(self, device: str, offload: Offload) -> None:
         if offload == "none":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...errors import SecondLensError
+from ...naming import shown
 from .captioning import PROPOSED, instructions, listed
 from .selection import Pair
 
@@ -55,7 +56,7 @@ class Endpoint:
             raise SecondLensError(
                 "an endpoint needs openai: pip install 'secondlens[attack]'"
             ) from None
-        self.name, self.url, self.model = f"endpoint:{model}", url, model
+        self.name, self.url, self.model = f"endpoint:{shown(model)}", url, model
         self.timeout, self.temperature = timeout, temperature
         # endpoints of one's own want no key, but the client does
         self._client = openai.OpenAI(

@@ -25,6 +25,7 @@ from ...data.sources import Subset
 from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
 from ...intervals import wilson
+from ...naming import shown
 from ...progress import tracked
 from ...storage.files import check_empty, read_json, save_csv, save_json
 from .captioning import Caption, Captioner, captions
@@ -141,6 +142,13 @@ def new_names(document: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run with names as they are written today: those of older runs may be paths."""
+    return {
+        key: shown(value) if isinstance(value, str) else value for key, value in settings.items()
+    }
+
+
 def with_old_names(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report with the keys of version 0.1 beside today's, for programs that read those."""
     settings = report["settings"]
@@ -229,7 +237,7 @@ def folder_name(pair: Pair) -> str:
 def _begin(out: Path, asked: dict[str, Any]) -> None:
     """Start the run folder, or find that it is this run's."""
     if (out / "attack.json").is_file():
-        found = load_json(out / "attack.json")
+        found = without_folders(load_json(out / "attack.json"))
         if different := [key for key in asked if found.get(key) != asked[key]]:
             raise SecondLensError(
                 f"{out} holds another attack, with another {different[0].replace('_', ' ')}: name "

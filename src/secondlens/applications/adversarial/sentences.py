@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ...errors import SecondLensError
 from ...models.strangers import UNLOADABLE, check_model, no_code_runs
+from ...naming import shown_place
 
 THRESHOLD = 0.6
 """Cosine from which on the published code counts words as close; its model is
@@ -39,7 +40,7 @@ class Sentences:
             raise SecondLensError(
                 f"{model} is no sentence model that can be loaded: name a folder or a hub name"
             ) from error
-        self.name, self.threshold = f"sentences:{model}", threshold
+        self.name, self.threshold = f"sentences:{shown_place(model)}", threshold
 
     def similarity(self, words: Sequence[str], to: str) -> list[float]:
         """Cosine of each word with `to`."""

@@ -1,5 +1,7 @@
 import pytest
 
+from secondlens.commands.list import REGISTRIES, registry
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
@@ -7,3 +9,11 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECONDLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def registered_as_before(monkeypatch):
+    """What a test or an example registers is gone after it."""
+    for kinds in REGISTRIES:
+        found = registry(kinds)
+        monkeypatch.setattr(found, "_members", dict(found._members))

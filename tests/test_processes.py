@@ -244,7 +244,7 @@ def test_a_fit_that_came_second_finds_what_the_first_has_written(tmp_path, monke
         if len(looks) == 2:
             raise SecondLensError("exists already")
 
-    monkeypatch.setattr("secondlens.lens.fitting.check_empty", check)
+    monkeypatch.setattr("secondlens.lens.fitting.check_resumable", check)
     with pytest.raises(SecondLensError, match="exists already"):
         fit(clip, tiny_images(clip, 6), out=out)
     assert list(tmp_path.iterdir()) == []

@@ -34,14 +34,6 @@ from secondlens.paper.table4 import data_work
 from secondlens.registry import Registry
 
 
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """What a test registers is gone after it."""
-    for kinds in REGISTRIES:
-        found = registry(kinds)
-        monkeypatch.setattr(found, "_members", dict(found._members))
-
-
 @pytest.fixture
 def explored():
     clip = from_open_clip(tiny_model())

@@ -51,11 +51,15 @@ def steady(value):
     return TAKEN.sub("would take", value) if isinstance(value, str) else value
 
 
+HASHED = re.compile(r"-[0-9a-f]{16}(?=\.(safetensors|json)$)")
+"""In the name of a file of a lens that replaced another one."""
+
+
 def contents(folder, known=frozenset()):
     """What is in a folder: tensors, JSON, tables and pictures; of other files, only their names."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
+        name = HASHED.sub("", path.relative_to(folder).as_posix())
         if path.is_file() and name not in known:
             found[name] = _content(path)
     return found
@@ -66,7 +70,10 @@ def _content(path):
     if kind == ".safetensors":
         return load_file(path)
     if kind == ".json":
-        return steady(json.loads(path.read_text(encoding="utf-8")))
+        found = steady(json.loads(path.read_text(encoding="utf-8")))
+        if path.name == "lens.json":
+            found.pop("files", None)  # names with hashes, which version 0.1 did not have
+        return found
     if kind == ".gz":
         return steady(json.loads(gzip.decompress(path.read_bytes())))
     if kind == ".csv":

@@ -12,6 +12,7 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from pyarrow import parquet
 
 from secondlens.commands.group import main
+from secondlens.data import named_vocabularies
 from secondlens.data.embedding import normalise
 from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
@@ -20,7 +21,14 @@ from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
 from secondlens.models.open_clip import from_open_clip
 from secondlens.sparse.pursuit import omp
-from secondlens.words.describing import default_size, describe, random_directions, rebuild, signed
+from secondlens.words.describing import (
+    default_size,
+    describe,
+    described,
+    random_directions,
+    rebuild,
+    signed,
+)
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]
 OTHERS = ["[bold]a", "noon", "yak", "0", "kiwi", "quilt"]
@@ -256,3 +264,18 @@ def test_lenses_and_codes_print_in_one_line(clip, lens):
     assert repr(lens) == "Lens('tiny', layers 0, 1, 20 images, described with texts)"
     assert repr(lens[1]) == "LayerLens(48 neurons, 12 dimensions, top 4 images)"
     assert repr(codes) == "Codes(10 texts, at most 3 a neuron, layers 0, 1)"
+
+
+def test_a_file_named_like_a_vocabulary_does_not_change_what_a_lens_says(
+    clip, tmp_path, monkeypatch
+):
+    planets = vocabulary(["mars", "venus"], name="planets", templates=["on {}"])
+    named_vocabularies.register("planets", lambda: planets, help="two of them")
+    lens = fit(clip, tiny_images(clip, 8), top=2)
+    describe(clip, lens, "planets", 2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "planets").write_text("nothing\n", encoding="utf-8")
+    texts, codes = described(lens)
+    assert texts == planets and codes is lens.codes["planets"]
+    with pytest.raises(SecondLensError, match="described with other texts of the name planets"):
+        described(lens, "planets")  # a file of that path goes before a built-in name

@@ -57,7 +57,7 @@ docs: $(VENV)/.installed-dev ## build the documentation; a warning is an error
 
 package: $(VENV)/.installed-dev ## build sdist and wheel, and run the demo from the wheel
 	$(BIN)/python -m build --no-isolation
-	$(BIN)/pytest tests/test_package.py
+	$(BIN)/pytest tests/test_package.py -m 'long or not long'
 
 format: $(VENV)/.installed-dev ## rewrite the code in the common style
 	$(BIN)/ruff check --fix .

@@ -103,6 +103,7 @@ def test_workers_that_are_killed_or_out_of_memory(address, clip, images, expecte
     close(lens, expected)
 
 
+@pytest.mark.long
 def test_a_shard_that_always_fails_is_reported(address, clip, images, expected, tmp_path):
     pictures = Pictures(images, tmp_path, at=10, trouble=kill, times=10**9)
     out = tmp_path / "lens"
@@ -115,6 +116,7 @@ def test_a_shard_that_always_fails_is_reported(address, clip, images, expected, 
     assert marks(tmp_path, "read") - before == 6 + 23, "one shard, and the second pass"
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_and_started_again(address, clip, images, expected, tmp_path):
     script = """
 import sys
@@ -151,6 +153,7 @@ fit(clip, pictures, engine=engine, out=folder / "lens", **settings)
     assert marks(tmp_path, "read") - read == 23 - 6 * whole + 23
 
 
+@pytest.mark.long
 def test_a_store_that_fails_for_a_while(address, server, tmp_path):
     """Workers read from it and write to it; it is down for longer than its library insists."""
     clip = from_open_clip(tiny_model(layers=4), preprocess=pixels_of, name="tiny")

@@ -75,6 +75,7 @@ def test_the_citation_is_of_this_version(built):
     assert f"\nversion: {wheel.name.split('-')[1]}\n" in citation
 
 
+@pytest.mark.long
 def test_the_demo_runs_from_the_wheel(installed, tmp_path):
     where = "import secondlens; print(secondlens.__file__)"
     assert str(installed.parent) in call(installed / "python", "-c", where, cwd=tmp_path)

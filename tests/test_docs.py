@@ -51,7 +51,8 @@ def parse_commands(example):
     for name, *arguments in commands(example.parsed):
         command = main.commands[name]
         if isinstance(command, click.Group):
-            command = command.commands[arguments.pop(0)]
+            # a group may make its commands when they are asked for
+            command = command.get_command(click.Context(command), arguments.pop(0))
         command.make_context(name, arguments)
 
 

@@ -129,7 +129,7 @@ def test_heavy_examples_are_valid(example):
     name, *arguments = shlex.split(example)
     command = main.commands[name]
     if isinstance(command, click.Group):
-        command = command.commands[arguments.pop(0)]
+        command = command.get_command(click.Context(command), arguments.pop(0))
     command.make_context(name, arguments)
 
 

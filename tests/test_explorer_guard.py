@@ -34,7 +34,7 @@ from secondlens.explorer.live import Live
 from secondlens.explorer.opening import open_lens
 from secondlens.explorer.pages import Pages
 from secondlens.explorer.runs import load_runs
-from secondlens.explorer.safety import LITERAL, LOOPBACK, QUEUE, Busy, Desk, served_names
+from secondlens.explorer.safety import LITERAL, LOOPBACK, QUEUE, Busy, WorkQueue, served_names
 
 
 def finished(coroutine):
@@ -283,9 +283,9 @@ def test_who_hangs_up_is_not_worked_for(app, live, monkeypatch):
     assert slow.texts == ["first", "last"]
 
 
-def test_a_desk_gives_its_place_back():
+def test_a_queue_gives_its_place_back():
     """Also where work fails, and where one who waits is cancelled as its turn comes."""
-    desk = Desk()
+    queue = WorkQueue()
 
     async def use():
         def fail():
@@ -293,17 +293,17 @@ def test_a_desk_gives_its_place_back():
 
         for _ in range(3):
             with pytest.raises(SecondLensError, match="no"):
-                await desk.do(None, fail)
-        async with desk.turn(None):
-            waiting = [asyncio.create_task(desk.do(None, lambda: 1)) for _ in range(QUEUE)]
+                await queue.do(None, fail)
+        async with queue.turn(None):
+            waiting = [asyncio.create_task(queue.do(None, lambda: 1)) for _ in range(QUEUE)]
             await asyncio.sleep(0)
             with pytest.raises(Busy, match="try again"):
-                await desk.do(None, lambda: 1)
+                await queue.do(None, lambda: 1)
             for each in waiting[::2]:
                 each.cancel()
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert done[1::2] == [1] * (QUEUE // 2)
-        assert await desk.do(None, lambda: 2) == 2
+        assert await queue.do(None, lambda: 2) == 2
 
     finished(use())
 
@@ -463,7 +463,7 @@ def test_run_pictures_that_go_or_change(made, runs):
         change()
         answer = client.get("/runs/pictures/0")
         assert answer.status_code == 404
-        assert "gone, or is no picture" in answer.json()["detail"]
+        assert "gone, or is not a picture" in answer.json()["detail"]
 
 
 def test_a_page_named_like_a_picture_is_neither_served_nor_exported(made, runs, tmp_path):

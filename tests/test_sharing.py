@@ -24,7 +24,7 @@ from secondlens.demo.scenes import Scenes, World
 from secondlens.explorer.runs import load_runs
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
-from secondlens.naming import shown, shown_model, unlike
+from secondlens.naming import distinct, shown, shown_model
 from secondlens.words.describing import describe
 
 TELLTALE = "telltale"
@@ -196,7 +196,7 @@ def test_a_folder_with_the_look_of_a_name_on_the_hub(tmp_path, monkeypatch):
 
 
 def test_names_stay_unlike():
-    assert unlike(["a", "b", "a", "a", "a (2)"]) == ["a", "b", "a (2)", "a (3)", "a (2) (2)"]
+    assert distinct(["a", "b", "a", "a", "a (2)"]) == ["a", "b", "a (2)", "a (3)", "a (2) (2)"]
 
 
 def test_a_lens_of_a_local_model_tells_no_folder(lens):

@@ -39,7 +39,7 @@ def shown_model(name: str) -> str:
     return f"hf:{shown_place(place)}" if kind == "hf" else shown(name)
 
 
-def unlike(names: Iterable[str]) -> list[str]:
+def distinct(names: Iterable[str]) -> list[str]:
     """The names in their order, with a number after those that stood there before."""
     given: dict[str, None] = {}
     for name in names:

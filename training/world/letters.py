@@ -20,7 +20,7 @@ from .sprites import DATA
 FontSplit = Literal["train", "heldout"]
 
 HELD_FONTS: Final = 5
-"""One font in so many is held out, by hash; all faces of it together."""
+"""One font in N is held out, by hash; all faces of it together."""
 HELD_WORDS: Final = 10
 """One name in so many is never written in training, by hash."""
 

@@ -92,7 +92,7 @@ class AttackSteps:
         )
         generator = image_generators[_kind(self.image_generator)]
         if self.image_generator != "sprites":
-            if self.referee is None:
+            if _kind(self.image_generator) == "diffusers" and self.referee is None:
                 raise SecondLensError(
                     "a pipeline does not say what its pictures show: name a model with "
                     "--referee that looks at them"

@@ -66,7 +66,7 @@ class HuggingFace:
             return decode(io.BytesIO(encoded))
         # a pipe would be waited for, and a device never ends
         if encoded.exists() and not encoded.is_file():
-            raise Unreadable("it is no file")
+            raise Unreadable("it is not a file")
         with encoded.open("rb") as file:
             return decode(file)
 

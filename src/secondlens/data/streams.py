@@ -125,7 +125,7 @@ def _encode(picture: Picture) -> bytes:
     if isinstance(picture, Path):
         # a pipe would be waited for, and a device never ends
         if picture.exists() and not picture.is_file():
-            raise Unreadable("it is no file")
+            raise Unreadable("it is not a file")
         return picture.read_bytes()
     encoded = io.BytesIO()
     # the least effort: time matters more than the space of a temporary file

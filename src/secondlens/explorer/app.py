@@ -22,7 +22,16 @@ from . import page_kinds
 from .live import LONGEST_TEXT, Live
 from .pages import PACKS, Pages, preview, static_files
 from .runs import SUFFIXES
-from .safety import Busy, Desk, Goodbye, Heads, HostGuard, OwnPages, SecurityHeaders, Uploads
+from .safety import (
+    Busy,
+    Heads,
+    HostGuard,
+    SameOrigin,
+    SecurityHeaders,
+    ShutdownReply,
+    Uploads,
+    WorkQueue,
+)
 
 FILES = ("/data/", "/live/", "/static/", "/pictures/", "/preview/", "/runs/pictures/")
 """Addresses that scripts and pages ask for; all others are those of pages."""
@@ -145,11 +154,11 @@ def make_app(
         Addresses whose pages may show these in a frame.
     """
     app = FastAPI(title="secondlens explorer", docs_url=None, redoc_url=None, responses=_ERRORS)
-    app.add_middleware(OwnPages, address=address)
+    app.add_middleware(SameOrigin, address=address)
     app.add_middleware(HostGuard, hosts=hosts)
     app.add_middleware(SecurityHeaders, framed_by=framed_by)
     app.add_middleware(Heads)
-    app.add_middleware(Goodbye)
+    app.add_middleware(ShutdownReply)
     add_errors(app, pages)
     _add_pages(app, pages)
     _add_files(app, pages)
@@ -186,7 +195,7 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
 
 def _add_files(app: FastAPI, pages: Pages) -> None:
     atlas, found, runs = pages.atlas, static_files(), pages.runs
-    drawing = Desk()
+    drawing = WorkQueue()
 
     @app.get("/static/{name}", **_holding(*TYPES.values()))
     async def static(request: Request, name: str) -> Response:
@@ -225,7 +234,7 @@ def _add_files(app: FastAPI, pages: Pages) -> None:
         if picture >= len(runs.pictures):
             raise NotFound(f"no run has a picture {picture}")
         if (found := runs.picture(picture)) is None:
-            raise NotFound(f"the picture {picture} of a run is gone, or is no picture")
+            raise NotFound(f"the picture {picture} of a run is gone, or is not a picture")
         content, suffix = found
         return _kept(request, content, SUFFIXES[suffix])
 
@@ -243,11 +252,11 @@ def _add_data(app: FastAPI, pages: Pages) -> None:
 
 
 def _add_live(app: FastAPI, live: Live) -> None:
-    desk = Desk()
-    uploads = Uploads(desk)
+    queue = WorkQueue()
+    uploads = Uploads(queue)
 
     async def worked(request: Request, work: Callable[[], Any]) -> Response:
-        return _json(await desk.do(request, work))
+        return _json(await queue.do(request, work))
 
     async def answered(
         request: Request, at: int | None, answer: Callable[[Image.Image], Any]

@@ -43,7 +43,7 @@ class Busy(SecondLensError):
     """Too many wait already; later, there may be room."""
 
 
-class Desk:
+class WorkQueue:
     """Costly work: a few pieces at a time, a short queue, and no work for those who have gone.
 
     A thread is taken only by what is worked on, so that what is quick finds one.
@@ -111,13 +111,13 @@ class Uploads:
 
     Parameters
     ----------
-    desk
+    queue
         Where they are decoded and used.
     """
 
-    def __init__(self, desk: Desk | None = None) -> None:
-        self._slots = Desk(UPLOADS)
-        self._desk = desk or Desk()
+    def __init__(self, queue: WorkQueue | None = None) -> None:
+        self._slots = WorkQueue(UPLOADS)
+        self._queue = queue or WorkQueue()
 
     async def use(self, request: Request, answer: Callable[[Image.Image], Answer]) -> Answer:
         """What a function makes of the picture in the body of a request.
@@ -127,7 +127,7 @@ class Uploads:
         SecondLensError
             The body is too large or too slow, or holds no usable picture.
         Busy, ClientDisconnect
-            As `Desk.do`.
+            As `WorkQueue.do`.
         """
         async with self._slots.turn(None):
             try:
@@ -138,7 +138,7 @@ class Uploads:
                     f"the picture was not there after {LONGEST_UPLOAD} s, or paused for more than "
                     f"{LONGEST_PAUSE} s: send a smaller one"
                 ) from None
-            return await self._desk.do(request, lambda: _answered(body, answer))
+            return await self._queue.do(request, lambda: _answered(body, answer))
 
 
 def _answered(body: bytes, answer: Callable[[Image.Image], Answer]) -> Answer:
@@ -237,7 +237,7 @@ ASKED_HERE = ("same-origin", "none")
 """What browsers say of requests by pages of this server, and by their users."""
 
 
-class OwnPages:
+class SameOrigin:
     """Refuses requests that a page of another site makes a visitor's browser send.
 
     All that works for whoever asks: addresses under a `live/`, and every method but those that only
@@ -277,7 +277,7 @@ def _given(scope: Scope, name: bytes) -> str:
     return ", ".join(found)
 
 
-class Goodbye:
+class ShutdownReply:
     """Answers those whose work is cut short because the server ends."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SecondLensError
-from ..naming import shown, unlike
+from ..naming import distinct, shown
 from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import read_json, save_json
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
@@ -136,7 +136,7 @@ class CodesEntry:
     labels: Texts
 
     def __post_init__(self) -> None:
-        _check_unlike(self.labels, "the texts of a description")
+        _check_distinct(self.labels, "the texts of a description")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,13 +181,13 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not all(map(OWN.fullmatch, self.files.values())):
-            raise ValueError("it names a file that is no part of a lens")
+            raise ValueError("it names a file that is not part of a lens")
         if not 0 <= min(self.layers) <= max(self.layers) < self.model.layers:
             raise ValueError("it has layers that its model has not")
-        _check_unlike(self.layers, "its layers")
-        _check_unlike([each.name for each in self.codes], "its descriptions")
-        _check_unlike([(each.vocabulary, each.referee) for each in self.scores], "its scores")
-        _check_unlike([each.vocabulary for each in self.stability], "its comparisons of halves")
+        _check_distinct(self.layers, "its layers")
+        _check_distinct([each.name for each in self.codes], "its descriptions")
+        _check_distinct([(each.vocabulary, each.referee) for each in self.scores], "its scores")
+        _check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +198,10 @@ class Images:
     skipped: dict[str, str]
 
     def __post_init__(self) -> None:
-        _check_unlike(self.ids, "the ids of images")
+        _check_distinct(self.ids, "the ids of images")
 
 
-def _check_unlike(values: Sequence[object], what: str) -> None:
+def _check_distinct(values: Sequence[object], what: str) -> None:
     if len(set(values)) < len(values):
         raise ValueError(f"{what} have the same twice")
 
@@ -430,7 +430,7 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
 def _referees(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     """Who judged, without the folders that older lenses name; none twice that was not before."""
     names = dict.fromkeys(str(each["referee"]) for each in scores)
-    today = dict(zip(names, unlike(map(shown, names)), strict=True))
+    today = dict(zip(names, distinct(map(shown, names)), strict=True))
     return [today[str(each["referee"])] for each in scores]
 
 

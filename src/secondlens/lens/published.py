@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TypeVar
 
-from ..naming import shown, unlike
+from ..naming import distinct, shown
 from .folder import Contents
 
 Held = TypeVar("Held", bound=Contents)
@@ -14,7 +14,7 @@ def published(lens: Held) -> Held:
 
     Ids that are relative to the folder of the pictures stay what they are.
     """
-    ids = unlike(map(shown, [*lens.image_ids, *lens.skipped]))
+    ids = distinct(map(shown, [*lens.image_ids, *lens.skipped]))
     count = len(lens.image_ids)
     reasons = map(shown, lens.skipped.values())
     return replace(

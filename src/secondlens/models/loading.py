@@ -98,7 +98,7 @@ def load_open_clip(
 def _reason(error: Exception) -> str:
     # torch would advise to unpickle it anyway, which runs whatever the file says
     if isinstance(error, UnpicklingError):
-        return "it is no file of weights"
+        return "it is not a file of weights"
     if "TorchScript archive" in str(error):
         return "it is a TorchScript archive, which holds code: save its state_dict instead"
     return str(error).strip().split("\n")[0] or type(error).__name__

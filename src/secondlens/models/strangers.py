@@ -38,7 +38,7 @@ UNLOADABLE = (
     UnpicklingError,
     ValueError,
 )
-"""What libraries raise for files that are no models, or that fit other models."""
+"""What libraries raise for files that are not models, or that fit other models."""
 
 CONFIGURATIONS = ("config*.json", "*config.json", "modules.json", "*model_index.json")
 """Names of the files that tell a library what to build, in any folder of a model."""
@@ -177,7 +177,7 @@ def _files(folder: str) -> Iterator[Path]:
 def _content(path: Path) -> Any:
     # a pipe would be waited for, and a device never ends
     if not path.is_file() or path.stat().st_size > LARGEST:
-        raise ValueError(f"{path.name} is no file, or too large")
+        raise ValueError(f"{path.name} is not a file, or too large")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

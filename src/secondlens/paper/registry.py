@@ -23,93 +23,53 @@ class Apart:
     """Whether one study of the embedded world gives it all the same."""
 
 
-APART: dict[str, Apart] = {}
+APART: dict[str, Apart] = {
+    "table3": Apart(
+        how="attacks take a run of their own, which resumes: secondlens reproduce table3 --demo",
+        in_demo=False,
+    ),
+    "fig9": Apart(
+        how="another model: secondlens reproduce fig9 --model ViT-L-14 and its --images",
+        in_demo=True,
+    ),
+    "fig12": Apart(
+        how="another model: secondlens reproduce fig12 --model ViT-L-14 and its --images",
+        in_demo=True,
+    ),
+}
 """By name of a result."""
 
-results.register(
-    "table1",
-    "secondlens.paper.table1:table1",
-    help="Accuracy without direct, indirect and second-order effects, and their rank.",
-)
-results.register(
-    "fig3",
-    "secondlens.paper.fig3:fig3",
-    help="Accuracy without second-order effects, layer by layer.",
-)
-results.register(
-    "table2",
-    "secondlens.paper.table2:table2",
-    help="The strongest texts of four neurons.",
-)
-results.register(
-    "fig4",
-    "secondlens.paper.fig4:fig4",
-    help="Accuracy with directions replaced by sparse texts.",
-)
-results.register(
-    "fig5",
-    "secondlens.paper.fig5:fig5",
-    help="The pictures on which the effects of neurons are largest.",
-)
-results.register(
-    "table3",
-    "secondlens.paper.table3:reproduce_table3",
-    help="Semantic adversarial images, second-order effects against every baseline.",
-)
-APART["table3"] = Apart(
-    how="attacks take a run of their own, which resumes: secondlens reproduce table3 --demo",
-    in_demo=False,
-)
-results.register(
-    "table4",
-    "secondlens.paper.table4:table4",
-    help="Zero-shot segmentation, neurons against every earlier method.",
-)
-results.register(
-    "fig8",
-    "secondlens.paper.fig8:fig8",
-    help="Concepts in pictures, in words of their active neurons.",
-)
-results.register(
-    "fig9",
-    "secondlens.paper.fig9:fig9",
-    help="Figure 3 for a second model: name it; with --demo, the twin.",
-)
-APART["fig9"] = Apart(
-    how="another model: secondlens reproduce fig9 --model ViT-L-14 and its --images",
-    in_demo=True,
-)
-results.register(
-    "fig10",
-    "secondlens.paper.fig10:fig10",
-    help="Figure 3 on shifted pictures: name them with --shifted.",
-)
-results.register(
-    "fig11",
-    "secondlens.paper.fig11:fig11",
-    help="Accuracy without direct effects of attention layers.",
-)
-results.register(
-    "fig12",
-    "secondlens.paper.fig12:fig12",
-    help="Figure 11 for a second model: name it; with --demo, the twin.",
-)
-APART["fig12"] = Apart(
-    how="another model: secondlens reproduce fig12 --model ViT-L-14 and its --images",
-    in_demo=True,
-)
-results.register(
-    "table5",
-    "secondlens.paper.table5:table5",
-    help="The strongest texts of four more neurons.",
-)
-results.register(
-    "distributions",
-    "secondlens.paper.distributions:distributions",
-    help="Quantiles over neurons of what the paper claims of them, with nulls.",
-)
-results.register(
-    "budget",
-    "secondlens.paper.effect_budget:effect_budget",
-    help="How much of total effects is direct, second-order, and neither.",
-)
+for _name, _function, _help in (
+    (
+        "table1",
+        "table1:table1",
+        "Accuracy without direct, indirect and second-order effects, and their rank.",
+    ),
+    ("fig3", "fig3:fig3", "Accuracy without second-order effects, layer by layer."),
+    ("table2", "table2:table2", "The strongest texts of four neurons."),
+    ("fig4", "fig4:fig4", "Accuracy with directions replaced by sparse texts."),
+    ("fig5", "fig5:fig5", "The pictures on which the effects of neurons are largest."),
+    (
+        "table3",
+        "table3:reproduce_table3",
+        "Semantic adversarial images, second-order effects against every baseline.",
+    ),
+    ("table4", "table4:table4", "Zero-shot segmentation, neurons against every earlier method."),
+    ("fig8", "fig8:fig8", "Concepts in pictures, in words of their active neurons."),
+    ("fig9", "fig9:fig9", "Figure 3 for a second model: name it; with --demo, the twin."),
+    ("fig10", "fig10:fig10", "Figure 3 on shifted pictures: name them with --shifted."),
+    ("fig11", "fig11:fig11", "Accuracy without direct effects of attention layers."),
+    ("fig12", "fig12:fig12", "Figure 11 for a second model: name it; with --demo, the twin."),
+    ("table5", "table5:table5", "The strongest texts of four more neurons."),
+    (
+        "distributions",
+        "distributions:distributions",
+        "Quantiles over neurons of what the paper claims of them, with nulls.",
+    ),
+    (
+        "budget",
+        "effect_budget:effect_budget",
+        "How much of total effects is direct, second-order, and neither.",
+    ),
+):
+    results.register(_name, f"secondlens.paper.{_function}", help=_help)

@@ -1,0 +1,109 @@
+"""Devices: which ones are there, and what is not the same on all of them.
+
+A lens is on the CPU unless told. Functions move what they need to the device of the model; tables
+and lenses come back on the CPU, tensors stay on the model's device.
+"""
+
+from functools import cache
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from .errors import SecondLensError
+
+CPU = torch.device("cpu")
+
+
+def check_device(device: str | int | torch.device) -> torch.device:
+    """Return a device that torch knows and that can be used here.
+
+    Raises
+    ------
+    SecondLensError
+        torch does not know it, this machine lacks it, or it holds no numbers.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1).to(found)
+    # AssertionError where torch was built without the device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+    else:
+        if found.type != "meta":
+            return found
+        reason = "it holds shapes and no numbers"
+    raise SecondLensError(
+        f"there is no device {str(device)!r} here ({reason}): choose one of {', '.join(available())}"
+    )
+
+
+def available() -> list[str]:
+    """Names of the devices of this machine, the CPU first."""
+    kinds = dict.fromkeys(("cuda", "xpu", "mps", _accelerator()))
+    return ["cpu", *(str(each) for kind in kinds if kind for each in every(kind))]
+
+
+def every(device: str | torch.device) -> list[torch.device]:
+    """All devices of this machine that a name stands for: of "cuda", each GPU; of "cuda:1", one."""
+    wanted = torch.device(device)
+    if wanted.index is not None or wanted.type in ("cpu", "meta"):
+        return [wanted]
+    module = _module(wanted.type)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    return [torch.device(wanted.type, number) for number in range(count)]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: of the device's own memory, or of this machine where it has none."""
+    module = _module(device.type) if device.type != "cpu" else None
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    if module is None or not hasattr(module, "mem_get_info"):
+        return int(psutil.virtual_memory().available)
+    free: int = module.mem_get_info(device)[0]
+    # what torch holds for tensors to come is free too
+    reserved, used = (getattr(module, f"memory_{what}", None) for what in ("reserved", "allocated"))
+    return free + (reserved(device) - used(device) if reserved and used else 0)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what torch holds of a device's memory for tensors to come."""
+    clear = getattr(_module(device.type), "empty_cache", None)
+    if clear is not None:
+        clear()
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; Metal does not."""
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).square()
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The same numbers in float64: where they are, or on the CPU if that device has no float64.
+
+    What is computed from it goes back by `.to(tensor)`, which takes device and dtype.
+    """
+    return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
+
+
+def _accelerator() -> str | None:
+    """The kind of accelerator that this torch was built for, whatever its name."""
+    if not hasattr(torch, "accelerator"):
+        return None
+    found = torch.accelerator.current_accelerator()
+    return None if found is None else found.type
+
+
+def _module(kind: str) -> Any:
+    """The module of torch for a kind of device, None without one."""
+    try:
+        return torch.get_device_module(kind)
+    except RuntimeError:
+        return None

@@ -164,7 +164,8 @@ def run(operation, args, kwargs):
         if id(result) not in known:
             return result if target.type == "cpu" else FakeTensor(result, target)
         same = known[id(result)]
-        assert same.shape == result.shape, f"{operation} changed a shape in place"
+        if same.shape != result.shape:  # squeezed in place
+            same.data = FakeTensor(result, target)
         return same
 
     return tree_map(on_device, found)
@@ -210,6 +211,17 @@ def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memor
     return FakeTensor(torch.empty_strided(size, stride, dtype=dtype, device="cpu"), place(device))
 
 
+def _made(operation):
+    """The kernel of an operation that makes a tensor and finds its size by itself."""
+
+    def kernel(*args, device=None, **kwargs):
+        if any(isinstance(each, torch.Generator) for each in (*args, *kwargs.values())):
+            raise RuntimeError("Expected a 'fake' device type for generator but found 'cpu'")
+        return FakeTensor(operation(*args, device=torch.device("cpu"), **kwargs), place(device))
+
+    return kernel
+
+
 def _copy_from(source, target, non_blocking=False):
     host_of(target).copy_(host_of(source))
     return target
@@ -242,3 +254,9 @@ for _name, _kernel in (
     ("_copy_from", _copy_from),
 ):
     _library.impl(_name, _kernel, "PrivateUse1")
+for _name in ("arange", "eye", "linspace", "randperm", "triu_indices", "tril_indices"):
+    _packet = getattr(torch.ops.aten, _name)
+    for _overload in _packet.overloads():
+        _operation = getattr(_packet, _overload)
+        if "device" in [each.name for each in _operation._schema.arguments]:
+            _library.impl(_operation, _made(_operation), "PrivateUse1")

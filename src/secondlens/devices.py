@@ -17,26 +17,29 @@ CPU = torch.device("cpu")
 
 
 def check_device(device: str | int | torch.device) -> torch.device:
-    """Return a device that torch knows and that can be used here.
+    """Return a device that torch knows and that can be used here, with its number.
 
     Raises
     ------
     SecondLensError
         torch does not know it, this machine lacks it, or it holds no numbers.
     """
+    there = f"choose one of {', '.join(available())}"
     try:
         found = torch.device(device)
-        torch.zeros(1).to(found)
+    except (RuntimeError, TypeError) as error:
+        raise SecondLensError(f"torch knows no device {device!r}: {there}") from error
+    try:
+        placed = torch.zeros(1, device="cpu").to(found).device
     # AssertionError where torch was built without the device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
-    else:
-        if found.type != "meta":
-            return found
-        reason = "it holds shapes and no numbers"
-    raise SecondLensError(
-        f"there is no device {str(device)!r} here ({reason}): choose one of {', '.join(available())}"
-    )
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise SecondLensError(
+            f"there is no device {str(found)!r} here ({reason}): {there}"
+        ) from error
+    if found.type == "meta":
+        raise SecondLensError(f"the device meta holds shapes and no numbers: {there}")
+    return placed
 
 
 def available() -> list[str]:
@@ -73,6 +76,12 @@ def empty_cache(device: torch.device) -> None:
     clear = getattr(_module(device.type), "empty_cache", None)
     if clear is not None:
         clear()
+
+
+def wait(device: torch.device) -> None:
+    """Return when a device has done all that it was given."""
+    if device.type != "cpu":
+        _module(device.type).synchronize(device)
 
 
 @cache

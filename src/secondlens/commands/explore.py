@@ -11,7 +11,17 @@ from typing import Any
 import click
 
 from ..errors import SecondLensError
-from .options import PATH, ChosenModel, Weights, check_lens, console, grouped, note, option
+from .options import (
+    PATH,
+    PRECISIONS,
+    ChosenModel,
+    Weights,
+    check_lens,
+    console,
+    grouped,
+    note,
+    option,
+)
 from .process import give_back_memory
 
 LONGEST_GOODBYE = 2
@@ -23,6 +33,7 @@ class Opening(Weights):
     """What is shown beside a lens: its model and pictures, and finished runs."""
 
     model: str | None = option(help="As for fit; by default, of a demo lens, its own.")
+    precision: str = option(default="fp32", type=click.Choice(PRECISIONS), help="As for fit.")
     images: str | None = option(
         type=click.Path(), help="The pictures of the fit; embedded ones are drawn anew."
     )
@@ -46,7 +57,8 @@ class Opening(Weights):
         if name is None:
             return open_lens(lens, None, source, say=note)
         weights = {each.name: getattr(self, each.name) for each in fields(Weights)}
-        return open_lens(lens, ChosenModel(model=name, **weights).load(), source, say=note)
+        chosen = ChosenModel(model=name, precision=self.precision, **weights)
+        return open_lens(lens, chosen.load(), source, say=note)
 
 
 with_opening = grouped("opening", Opening)

@@ -45,6 +45,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 STORES = ("auto", "float32", "float16", "never")
 """Dtypes of stored coordinates, see `plan`."""
 
+DEVICE_HELP = "Where the model runs, such as cuda, cuda:1, mps or xpu."
+
 LONGEST_SENTENCE = 1000
 """Characters of a command's first sentence, of which none is cut."""
 
@@ -161,7 +163,7 @@ class Weights:
         type=click.Choice(["gelu", "quick_gelu"]),
         help="What the weights were trained with, if nothing records it.",
     )
-    device: str = option(default="cpu", help="Where the model runs.")
+    device: str = option(default="cpu", help=DEVICE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,9 @@ def score(
     judge: Any = known_words
     if referee is not None:
         judge = load(referee, referee_pretrained, model.device)
-    related: list[Clip | None] = [None] if referee is not None else [None, load(TWIN[clip.name])]
+    related: list[Clip | None] = (
+        [None] if referee is not None else [None, load(TWIN[clip.name], device=clip.device)]
+    )
     measured = []
     pools = [pool]
     if dissect or stability:

@@ -69,7 +69,7 @@ class Projector:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projected:
-    """The products of all readable images of a source."""
+    """The products of all readable images of a source, on the CPU."""
 
     positions: list[int]
     """Of the images, in the source."""
@@ -112,9 +112,9 @@ def project(
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
     for batch in stream(clip, reader, projectors, what="projections", progress=progress):
         positions += batch.positions
-        embeddings.append(batch.embedding)
+        embeddings.append(batch.embedding.cpu())
         for layer, projector in projectors.items():
-            products[layer].append(projector(batch.pooled))
+            products[layer].append(projector(batch.pooled).cpu())
     if not positions:
         raise SecondLensError("none of the pictures could be read")
     return Projected(

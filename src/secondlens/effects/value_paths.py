@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..devices import wide
 from ..errors import SecondLensError
 from ..models.view import Block, Clip, Images, class_token, hooked
 from .capture import Capture, Pooled, norm_statistics
@@ -160,7 +161,8 @@ def isometry(paths: Float[Tensor, "neurons extended dim"]) -> Isometry:
     basis = paths.new_empty(neurons, dim, rank)
     transform = paths.new_empty(neurons, rank, extended)
     for chunk in chunks(neurons, NEURONS_PER_CHUNK):
-        basis[chunk], transform[chunk] = torch.linalg.qr(paths[chunk].mT.double())
+        q, r = torch.linalg.qr(wide(paths[chunk].mT))
+        basis[chunk], transform[chunk] = q.to(paths), r.to(paths)
     return Isometry(basis=basis, transform=transform)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..data.reader import Reader
 from ..data.sources import as_source, dataset_hash
+from ..devices import CPU
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError
@@ -79,12 +80,12 @@ class FitRun:
         return by_layer, info
 
     def coordinates(self) -> Coordinates:
-        """Of all images that could be read, where they were stored."""
+        """Of all images that could be read, where they were stored; on the CPU."""
         z, basis = {}, {}
         for layer in self.plan.layers:
             numbers = self.shards.with_images(layer)
-            z[layer] = torch.cat([self.shards.stored(layer, number) for number in numbers])
-            basis[layer] = self.shards.basis(layer)
+            z[layer] = torch.cat([self.shards.stored(layer, number).cpu() for number in numbers])
+            basis[layer] = self.shards.basis(layer).cpu()
         return Coordinates(z=z, basis=basis)
 
     def make_tree(self, workers: Workers, root: Node) -> None:
@@ -106,8 +107,9 @@ class FitRun:
         moments, sums = self.shards.nodes.layer_means(means, layer)
         ranked = self.shards.nodes.ranked(top_images, layer)
         fitted = layer_lens(moments, *ranked, self.shards.basis(layer), sums / moments.count)
+        fitted = fitted.to(CPU)
         # from positions in the source to positions among the images that could be read
-        before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
+        before = torch.searchsorted(unread, fitted.top_images)
         return replace(fitted, top_images=fitted.top_images - before)
 
 

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..devices import check_device
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -54,6 +55,23 @@ class Lens(Contents):
             fitted = ", ".join(map(str, self.layers))
             raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
         return self.by_layer[layer]
+
+    def to(self, device: str | torch.device) -> "Lens":
+        """Return this lens with its layers and descriptions on a device.
+
+        Functions move what they need by themselves: this is for a lens that is to stay there.
+        Coordinates, scores and comparisons of halves stay where they are, and nothing is copied
+        that is there already.
+
+        Raises
+        ------
+        SecondLensError
+            There is no such device.
+        """
+        place = check_device(device)
+        by_layer = {layer: each.to(place) for layer, each in self.by_layer.items()}
+        codes = {name: each.to(place) for name, each in self.codes.items()}
+        return replace(self, by_layer=by_layer, codes=codes)
 
     def check_model(self, clip: Clip) -> None:
         """Raise `SecondLensError` if this lens was fitted on another model."""

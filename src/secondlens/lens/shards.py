@@ -286,7 +286,7 @@ class ShardWork:
         return [n for n in numbers if self.nodes.info(self._leaf(layer, n))["images"]]
 
     def basis(self, layer: int) -> Tensor:
-        """Of the effects of each neuron, [neurons, dim, rank]."""
+        """Of the effects of each neuron, [neurons, dim, rank], on the model's device."""
         if layer not in self._bases:
             self._isometry(layer, keep_basis=True)
         return self._bases.pop(layer)

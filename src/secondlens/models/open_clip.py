@@ -206,7 +206,8 @@ class OpenClipBlock(Block):
     def output(self) -> Float[Tensor, "heads head_width width"]:
         """See `Block`."""
         whole = _scaled(self.module.ls_1, self.module.attn.out_proj.weight.detach().T)
-        return whole.unflatten(0, (self.module.attn.num_heads, -1))
+        split: Tensor = whole.unflatten(0, (self.module.attn.num_heads, -1))
+        return split
 
     @property
     def output_bias(self) -> Float[Tensor, " width"]:
@@ -225,7 +226,8 @@ class OpenClipBlock(Block):
 
     def _split(self, joint: Tensor) -> Float[Tensor, "3 heads head_width *width"]:
         """Query, key and value of each head."""
-        return joint.detach().unflatten(0, (3, self.module.attn.num_heads, -1))
+        split: Tensor = joint.detach().unflatten(0, (3, self.module.attn.num_heads, -1))
+        return split
 
 
 def _block(block: Any) -> Block:

@@ -223,7 +223,8 @@ class TransformersBlock(Block):
         return _detached(self.module.mlp.fc2.bias)
 
     def _by_head(self, weight: Tensor) -> Float[Tensor, "heads head_width *width"]:
-        return weight.detach().unflatten(0, (self.module.self_attn.num_heads, -1))
+        split: Tensor = weight.detach().unflatten(0, (self.module.self_attn.num_heads, -1))
+        return split
 
 
 def _detached(weight: Tensor) -> Tensor:

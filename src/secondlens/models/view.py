@@ -153,7 +153,7 @@ class Clip:
     """`"gelu"`, `"gelu_tanh"`, `"quick_gelu"`, or the class name of another function."""
     blocks: tuple[Block, ...]
     ln_post: Any
-    patches: nn.Module
+    patches: Any
     """The first layer: it takes images in the dtype of its weight."""
     read_projection: Callable[[], Float[Tensor, "width dim"]]
     image_size: tuple[int, int]

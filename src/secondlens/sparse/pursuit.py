@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..devices import has_float64
 from ..errors import SecondLensError
 from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
@@ -26,6 +27,10 @@ class OmpPath:
     """Of what the code of each size leaves of the target."""
     cosines: Float[Tensor, "targets K"]
     """Between the target and what the code of each size makes of it; 0 if either is zero."""
+
+    def to(self, device: torch.device) -> "OmpPath":
+        """Return the same on a device."""
+        return OmpPath(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def coefficients(self, m: int) -> Float[Tensor, "targets m"]:
         """Coefficients of the first `m` atoms; 0 where the index is -1.
@@ -123,9 +128,15 @@ def omp_paths(
 ) -> Iterator[OmpPath]:
     """What `omp_path` gives, for a few hundred targets after another, in their order.
 
-    Parameters and errors are those of `omp`; only one part is held at a time.
+    Parameters and errors are those of `omp`; only one part is held at a time. Where the device has
+    no float64, the CPU does the work.
     """
     check_inputs(targets, atoms, k)
+    device = targets.device
+    if not has_float64(device):
+        for path in omp_paths(targets.cpu(), atoms.cpu(), k, nonnegative=nonnegative):
+            yield path.to(device)
+        return
     dictionary = Dictionary(atoms, product_dtype(atoms.device), signed=not nonnegative)
     shape = (min(len(targets), TARGETS_PER_CHUNK), k, atoms.shape[1])
     fit = NonnegativeFit(shape, atoms) if nonnegative else Fit(shape, atoms)

@@ -74,7 +74,7 @@ def describe(
             f"k must lie between 1 and {min(len(words), clip.dim)}, the smaller of the number of "
             f"texts ({len(words)}) and the width of the embedding ({clip.dim}), and it is {k}"
         )
-    directions = [lens[layer].directions for layer in lens.layers]
+    directions = [lens[layer].directions.to(clip.device) for layer in lens.layers]
     controls = random_directions(CONTROLS, clip.dim).to(directions[0])
     targets = torch.cat([*directions, controls])
     rows = words.embed(clip, progress=progress).to(targets)
@@ -95,7 +95,7 @@ def describe(
         cosine=by_layer(cosines[:, -1]),
         curve={layer: _median(each) for layer, each in by_layer(cosines).items()},
         control=_median(cosines[-CONTROLS:]),
-        mean_text=rows.mean(dim=0),
+        mean_text=rows.mean(dim=0).cpu(),
     )
     keep(lens, words, codes)
     return codes
@@ -144,14 +144,13 @@ class _Coding:
 
 
 def _code(coding: _Coding, engine: Engine, progress: bool) -> tuple[Tensor, ...]:
-    """What `_Coding` gives, for all targets."""
+    """What `_Coding` gives, for all targets, on the CPU."""
     starts = range(0, len(coding.targets), TARGETS_PER_CHUNK)
     with engine.start(coding) as workers:
         done = workers.map(starts)
         found = dict(tracked(done, "codes", progress, len(starts)))
-    like = coding.targets
     return tuple(
-        torch.cat([part.to(like.device) for part in parts])
+        torch.cat([part.cpu() for part in parts])
         for parts in zip(*(found[start] for start in starts), strict=True)
     )
 

@@ -109,11 +109,11 @@ class Tally:
         """The embeddings of a batch after one kind of ablation."""
         labels = self.labels[positions].to(embedding.device)
         found = ranks(embedding, self.classifier.to(embedding), labels)
-        self._ranks.setdefault(key, []).append(found)
+        self._ranks.setdefault(key, []).append(found.cpu())
 
     def see_significant(self, layer: int, counts: Int[Tensor, " images"]) -> None:
         """How many neurons are significant in each image of a batch."""
-        self._significant.setdefault(layer, []).append(counts)
+        self._significant.setdefault(layer, []).append(counts.cpu())
 
     def ablation(self) -> Ablation:
         """All that was seen.
@@ -227,7 +227,9 @@ def ablate(
     reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     generator = torch.Generator().manual_seed(seed)
     tally = Tally(labels, classifier)
-    wanted = _effects(clip, lens, effect, chosen, some, reference, batch_size, workers)
+    wanted = _effects(
+        clip, lens.to(clip.device), effect, chosen, some, reference, batch_size, workers
+    )
     for number, effects in enumerate(wanted):
         instead: dict[int, Mapping[str, Tensor]] = {
             layer: {} if recode is None else recode(directions)

@@ -94,9 +94,9 @@ def ablate_attention(
         )
         return tracked(reader, what, progress)
 
-    total, count = torch.zeros(()), 0
+    total, count = torch.zeros((), device=clip.device), 0
     for batch in read(reference, "mean effects of attention"):
-        total = total.to(clip.device) + attention_effects(clip, batch.pixels)[1].sum(0)
+        total = total + attention_effects(clip, batch.pixels)[1].sum(0)
         count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the reference pictures could be read")

@@ -102,10 +102,10 @@ def budget(
     if not neurons:
         raise SecondLensError("no neurons have no effects: give at least one")
     check_neurons(clip, layer, neurons)
-    held = lens[layer].activation_mean
+    held = lens[layer].activation_mean.to(clip.device)
     parts = _Split(clip, layer, list(neurons), held)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
-    gram, count = torch.zeros(()), 0
+    gram, count = torch.zeros((), device=clip.device), 0
     with bars(progress) as shown:
         bar = shown.add_task("effect budget", total=len(reader.source.ids) * len(neurons))
         for batch in reader:
@@ -120,11 +120,11 @@ def budget(
                 rest = total - direct[:, some] - second[:, some]
                 rows = torch.stack([direct[:, some], second[:, some], rest, total], dim=2)
                 grams.append(torch.einsum("bnpd,bnqd->npq", rows, rows))
-            gram = gram.to(clip.device) + torch.cat(grams)
+            gram = gram + torch.cat(grams)
             count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the pictures could be read")
-    return Budget(layer=layer, neurons=tuple(neurons), images=count, gram=gram / count)
+    return Budget(layer=layer, neurons=tuple(neurons), images=count, gram=gram.cpu() / count)
 
 
 class _Split:

@@ -61,7 +61,7 @@ class AblatedClip:
             index = torch.tensor(sorted(set(chosen)), device=clip.device)
             factors = path_factors(clip, layer)
             self._parts[layer] = index, factors.inner[:, index], factors.outer.flatten(0, 1)
-            self._mean += lens[layer].mean[index].sum(0).to(self._mean)
+            self._mean += lens[layer].mean.to(self._mean)[index].sum(0)
 
     @property
     def layers(self) -> list[int]:
@@ -108,8 +108,7 @@ class GroupEffects:
 
     def __init__(self, clip: Clip, lens: Lens, groups: Sequence[Sequence[LayerNeuron]]) -> None:
         self._parts: list[tuple[int, list[int], Tensor, Tensor, Tensor]] = []
-        self.mean = torch.zeros(len(groups), clip.dim, dtype=clip.compute_dtype)
-        self.mean = self.mean.to(clip.device)
+        self.mean = torch.zeros(len(groups), clip.dim, dtype=clip.compute_dtype, device=clip.device)
         for layer in sorted({layer for group in groups for layer, _ in group}):
             members = [[n for own, n in group if own == layer] for group in groups]
             chosen = sorted({n for group in members for n in group})

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...data.labelled import check_label_sets
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
+from ...devices import CPU
 from ...effects.streaming import stream
 from ...errors import SecondLensError
 from ...intervals import Z
@@ -295,6 +296,7 @@ def cue_neurons(
 ) -> list[list[tuple[int, int]]]:
     """For each cue the neurons that write most along it or against it: |<direction, cue>| times
     the root mean square of their effects. With a seed, as many random ones."""
+    lens = lens.to(CPU)
     directions = torch.cat([lens[layer].directions for layer in lens.layers])
     sizes = torch.cat([lens[layer].energy for layer in lens.layers]).sqrt()
     places = [(layer, n) for layer in lens.layers for n in range(len(lens[layer].energy))]

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
+from ...devices import wide
 from ...effects.ablated_runs import indirect
 from ...effects.capture import Pooled
 from ...effects.streaming import stream
@@ -463,6 +464,6 @@ def _projected(
     Embeddings are centred on the mean of the usual pictures that decide.
     """
     rows = cues.embed(clip) - classifier.mean(0)
-    basis = torch.linalg.qr(rows.T).Q
+    basis = torch.linalg.qr(wide(rows.T)).Q.to(rows)
     along: Tensor = centred @ basis @ basis.T
     return along

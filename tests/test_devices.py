@@ -4,45 +4,31 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import explored
 import fake
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from on_devices import (
+    DESCRIPTIONS,
+    DEVICE,
+    LABELS,
+    LAYER,
+    LAYERS,
+    PICTURES,
+    PRECISIONS,
+    WORDS,
+    Noise,
+    X,
+    cpu_lens,
+    picture,
+    tiny_clip,
+)
 
 import secondlens as sl
-from secondlens.applications.adversarial.generation import GeneratedImage
 from secondlens.applications.adversarial.judging import ExactJudge
 from secondlens.applications.adversarial.sprites import Taxonomy
 from secondlens.data.labelled import Labelled
 from secondlens.data.sources import as_source
 from secondlens.data.vocabularies import object_names, world_vocabulary
-from secondlens.demo.world import NAMES
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEVICE = "fake:1"
-"""Not the first, which might be taken for granted."""
-LAYERS = (0, 1)
-LAYER = 1
-WORDS = NAMES[:8]
-DESCRIPTIONS = ((world_vocabulary(), 6), (sl.vocabulary(WORDS), 4))
-
-
-def tiny_clip(device="cpu", precision="fp32"):
-    clip = explored.tiny_clip()
-    clip.model.to(PRECISIONS[precision]).to(device)  # a view follows its model
-    return clip
-
-
-def picture(seed):
-    noise = np.random.default_rng(seed).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
-PICTURES = [picture(seed) for seed in range(24)]
-LABELS = [seed % len(WORDS) for seed in range(len(PICTURES))]
-X = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(3))
 
 
 @dataclass
@@ -56,16 +42,6 @@ class Kit:
     @property
     def words(self):
         return sl.vocabulary(WORDS)
-
-
-@cache
-def cpu_lens(precision):
-    """What all cases of a precision compare with: fitted and described on the CPU."""
-    clip = tiny_clip(precision=precision)
-    lens = sl.fit(clip, PICTURES, LAYERS)
-    for texts, k in DESCRIPTIONS:
-        sl.describe(clip, lens, texts, k)
-    return lens
 
 
 def unit(rows):
@@ -90,7 +66,7 @@ def ablated(kit, effect, **more):
         reference=PICTURES[:8],
         **more,
     )
-    return {str(key): ranks.float() for key, ranks in found.ranks.items()}
+    return {str(key): ranks for key, ranks in found.ranks.items()}
 
 
 def audited(kit):
@@ -113,15 +89,6 @@ def defended(kit):
     return sl.defend(kit.clip, kit.lens, found, labelled("usual"), labelled("unusual"))
 
 
-class Noise:
-    """Draws noise in no time, and says that it is what was wanted."""
-
-    name, knows = "noise", None
-
-    def draw(self, caption, subject, seed):
-        return GeneratedImage(image=picture(seed), shows=(subject,))
-
-
 def attacked(kit):
     report = sl.attack(
         *(kit.clip, kit.lens, "cow", "lion", kit.folder / f"attack-{kit.clip.device.type}"),
@@ -141,7 +108,7 @@ def attacked(kit):
 
 def coded(codes):
     return {f"cosine {layer}": each for layer, each in codes.cosine.items()} | {
-        f"coefficients {layer}": each for layer, each in codes.coefficients.items()
+        f"curve {layer}": each for layer, each in codes.curve.items()
     }
 
 
@@ -182,7 +149,7 @@ def sparse(kit):
         "nonnegative": sl.sparse.omp(targets, atoms, 4, nonnegative=True)[1],
         "path": sl.sparse.omp_path(targets, atoms, 3).cosines,
         "paths": next(sl.sparse.omp_paths(targets, atoms, 3)).residual_norms,
-        "lasso": sl.sparse.lasso(targets, atoms[:6], 0.5)[1],
+        "lasso": sl.sparse.lasso(targets, torch.eye(12, device=kit.clip.device), 0.5)[1],
     }
 
 
@@ -205,7 +172,7 @@ CASES = {
     "ablate indirect": partial(ablated, effect="indirect", neurons=[1, 2, 7]),
     "ablate together": partial(ablated, effect="together"),
     "ablate_attention": lambda kit: {
-        str(key): ranks.float()
+        str(key): ranks
         for key, ranks in sl.ablate_attention(
             *(kit.clip, PICTURES, LABELS, kit.words.embed(kit.clip), PICTURES[:8])
         ).ranks.items()
@@ -269,17 +236,24 @@ def test_every_public_name_has_a_case():
 
 
 def compare(found, expected, precision):
-    """float32 to 1e-4 of the largest value, halves by their direction."""
+    """float32 to 1e-4 of the largest value, halves by their direction.
+
+    Ranks are numbers of classes: in half precision rounding decides between a few of them.
+    """
     found = found if isinstance(found, dict) else {"": found}
     expected = expected if isinstance(expected, dict) else {"": expected}
     assert found.keys() == expected.keys()
     for name, one in found.items():
-        one, other = one.detach().cpu().double(), expected[name].detach().cpu().double()
-        assert one.shape == other.shape, name
-        if "directions" in name:  # a direction's sign is a convention
+        other, exact = expected[name].detach().cpu(), precision == "fp32"
+        one = one.detach().cpu()
+        assert (one.shape, one.dtype) == (other.shape, other.dtype), name
+        ranks, one, other = not one.is_floating_point(), one.double(), other.double()
+        if ranks:
+            assert (one - other).abs().mean() <= (0 if exact else 0.25), name
+        elif name == "directions":  # a direction's sign is a convention
             cosines = (one * other).sum(-1).abs()
-            assert cosines.min() > (1 - 1e-4 if precision == "fp32" else 0.999), name
-        elif precision == "fp32":
+            assert (cosines.min() > 1 - 1e-4) if exact else (cosines.mean() > 0.999), name
+        elif exact:
             assert (one - other).abs().max() <= 1e-4 * other.abs().max().clamp(min=1e-30), name
         elif other.norm():
             cosine = (one.flatten() @ other.flatten()) / (one.norm() * other.norm())
@@ -317,19 +291,14 @@ def check(name, precision, kind, folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_loaded_lens_on_a_device(name, tmp_path):
-    check(name, "fp32", "loaded", tmp_path)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_without_float64(name, tmp_path):
+def test_a_loaded_lens_on_a_device_without_float64(name, tmp_path):
     with fake.machine(float64=False):
         check(name, "fp32", "loaded", tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["fit", "second_order", "ablate", "describe"])
-def test_half_precision_on_a_device(name, precision, tmp_path):
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["fit", "second_order"])
+def test_a_fitted_lens_on_a_device(name, precision, tmp_path):
     check(name, precision, "fitted", tmp_path)
 
 

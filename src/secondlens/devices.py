@@ -78,6 +78,23 @@ def empty_cache(device: torch.device) -> None:
         clear()
 
 
+def smaller(images: int, device: torch.device) -> int:
+    """Half as many images as filled the memory of a device, of which what can be is given back.
+
+    Raises
+    ------
+    SecondLensError
+        It was a single one.
+    """
+    empty_cache(device)
+    if images > 1:
+        return images // 2
+    raise SecondLensError(
+        f"the memory of {device} does not hold the work on one picture, so a smaller --batch-size "
+        "does not help: take fewer --layers, or a smaller --memory, which fits them in groups"
+    )
+
+
 def wait(device: torch.device) -> None:
     """Return when a device has done all that it was given."""
     if device.type != "cpu":

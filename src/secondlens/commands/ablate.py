@@ -9,6 +9,7 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    batch_option,
     check_class_folders,
     check_lens,
     check_new,
@@ -56,7 +57,7 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
     show_default=True,
     help="Every so many-th picture.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @click.option(
     "--decoders",
     "workers",
@@ -82,7 +83,7 @@ def ablate(
     all_classes: bool,
     templates: tuple[str, ...],
     subset: int,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     out: Path | None,
     as_json: bool,

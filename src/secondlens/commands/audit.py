@@ -12,6 +12,7 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    batch_option,
     check_lens,
     check_new,
     console,
@@ -58,7 +59,7 @@ PICTURES = 4
 )
 @click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @json_option
 @with_model
 def audit(
@@ -70,7 +71,7 @@ def audit(
     drawings: int,
     out: Path,
     top: int,
-    batch_size: int,
+    batch_size: int | None,
     as_json: bool,
     model: ChosenModel,
 ) -> None:

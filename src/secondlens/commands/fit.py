@@ -10,6 +10,7 @@ from .options import (
     STORES,
     ChosenEngine,
     ChosenModel,
+    batch_option,
     check_pictures,
     console,
     convention_option,
@@ -53,7 +54,7 @@ from .options import (
     "--memory", type=POSITIVE, help="GB to use besides the model; by default half of what is free."
 )
 @click.option("--keep-coordinates", is_flag=True, help="So that the lens can be merged.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @click.option(
     "--decoders",
     type=click.IntRange(0),

@@ -61,6 +61,12 @@ convention_option = click.option(
     help=CONVENTION_HELP,
 )
 
+batch_option = click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images in a forward pass; by default 32, elsewhere than on a CPU by the free memory.",
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document in place of tables."
 )

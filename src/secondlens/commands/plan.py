@@ -11,6 +11,7 @@ from .options import (
     POSITIVE,
     STORES,
     ChosenModel,
+    batch_option,
     console,
     convention_option,
     json_option,
@@ -39,7 +40,7 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 )
 @convention_option
 @click.option("--store", type=click.Choice(STORES), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @click.option(
     "--out", type=click.Path(), default="lens", show_default=True, help="Where it will be."
 )
@@ -93,6 +94,7 @@ def count_of(images: str) -> int:
 def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> None:
     import torch
 
+    from ..data.reader import default_batch
     from ..lens.fitting import fit
     from ..lens.moments import top_count
     from ..lens.plan import make_plan
@@ -100,7 +102,7 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     count = count_of(images)
     with shape_alone(model.model, model.pretrained):
         clip = model.load(untrained=True)
-    convention, batch_size = settings["convention"], settings["batch_size"]
+    convention, batch_size = settings["convention"], settings["batch_size"] or default_batch(clip)
     numbers = _layers(settings["layers"], clip)
     found = make_plan(
         clip,
@@ -119,7 +121,15 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     for batches in (1, 1 + TIMED_BATCHES):
         sample = noise.repeat(batches, 1, 1, 1)
         began = time.perf_counter()
-        fit(clip, sample, numbers, top=2, convention=convention, store="never")
+        fit(
+            clip,
+            sample,
+            numbers,
+            top=2,
+            convention=convention,
+            store="never",
+            batch_size=batch_size,
+        )
         seconds.append(time.perf_counter() - began)
     # "never" makes two passes, and what both fits have in common drops out
     per_image = (seconds[1] - seconds[0]) / (2 * TIMED_BATCHES * batch_size)

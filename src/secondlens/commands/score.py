@@ -11,6 +11,7 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    batch_option,
     check_trained,
     json_option,
     print_json,
@@ -50,7 +51,7 @@ UNSEEN_SCENES = 2000
     type=click.Path(),
     help="Those of the fit, for --dissect and --stability; by default the embedded models' scenes.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @json_option
 @with_model
 @writing_lens
@@ -64,7 +65,7 @@ def score(
     dissect: bool,
     stability: bool,
     fit_images: str | None,
-    batch_size: int,
+    batch_size: int | None,
     as_json: bool,
     model: ChosenModel,
 ) -> None:

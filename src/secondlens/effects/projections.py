@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Reader, in_parts
 from ..data.sources import as_source
 from ..errors import SecondLensError
 from ..models.view import Clip
@@ -86,7 +86,7 @@ def project(
     images: Any,
     projectors: Mapping[int, Projector],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Projected:
@@ -126,12 +126,14 @@ def project(
 
 
 def embed(
-    clip: Clip, images: Any, *, batch_size: int = 32, workers: int = 0
+    clip: Clip, images: Any, *, batch_size: int | None = None, workers: int = 0
 ) -> Float[Tensor, "images dim"]:
     """Unit embeddings of all images of a source; zeros for one that cannot be read."""
     source = as_source(images)
     rows = torch.zeros(len(source.ids), clip.dim, dtype=clip.compute_dtype, device=clip.device)
-    for batch in Reader(source=source, clip=clip, batch_size=batch_size, workers=workers):
-        representation = clip.encode_image(batch.pixels)
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    for batch, representation in in_parts(
+        reader, clip, lambda each: clip.encode_image(each.pixels)
+    ):
         rows[batch.positions] = F.normalize(representation.to(rows), dim=-1)
     return rows

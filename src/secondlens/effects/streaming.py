@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Batch, Reader, in_parts
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
@@ -38,10 +38,11 @@ def stream(
     images: Any,
     layers: Iterable[int],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     keep_activations: bool = False,
     class_token_only: bool = False,
+    in_halves: bool = True,
     what: str = "images",
     progress: bool = False,
 ) -> Iterator[Encoded]:
@@ -61,6 +62,8 @@ def stream(
         Whether activations of every token and attention are kept, see `Pooled`.
     class_token_only
         Whether the last block skips what no effect needs, see `Clip.class_token_only`.
+    in_halves
+        Whether a batch for which memory is short is read in parts, see `in_parts`.
     what
         Title of the progress bar.
 
@@ -76,11 +79,18 @@ def stream(
         if class_token_only:
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
-        for batch in tracked(reader, what, progress):
+
+        def encoded(batch: Batch) -> Encoded:
             representation = clip.encode_image(batch.pixels)
-            yield Encoded(
+            return Encoded(
                 positions=batch.positions,
                 pixels=batch.pixels,
                 representation=representation,
                 pooled=capture.pool(representation),
             )
+
+        batches = tracked(reader, what, progress)
+        if in_halves:
+            yield from (done for _, done in in_parts(batches, clip, encoded))
+        else:
+            yield from map(encoded, batches)

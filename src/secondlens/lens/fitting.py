@@ -19,7 +19,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import as_source, dataset_hash
 from ..devices import CPU
 from ..engine.local import Local
@@ -62,6 +62,7 @@ class FitRun:
     def __init__(self, shards: ShardWork, engine: Engine, bars: Progress) -> None:
         self.shards, self.engine, self.bars = shards, engine, bars
         self.plan, self.parts = shards.plan, shards.parts
+        self.asked, self.told = shards.reader.images_per_batch, False
 
     def fit(self) -> tuple[dict[int, LayerLens], dict[str, Any]]:
         """What both passes tell of each layer, and which pictures could be read."""
@@ -84,7 +85,7 @@ class FitRun:
         z, basis = {}, {}
         for layer in self.plan.layers:
             numbers = self.shards.with_images(layer)
-            z[layer] = torch.cat([self.shards.stored(layer, number).cpu() for number in numbers])
+            z[layer] = torch.cat([self.shards.stored(layer, number) for number in numbers])
             basis[layer] = self.shards.basis(layer).cpu()
         return Coordinates(z=z, basis=basis)
 
@@ -98,10 +99,17 @@ class FitRun:
             title = f"{root.stage}{of}" if level == 0 else f"merging {root.stage}{of}"
             bar = self.bars.add_task(title, total=count, completed=count - len(missing))
             try:
-                for _ in workers.map(missing):
+                for _, size in workers.map(missing):
+                    self._tell(size)
                     self.bars.advance(bar)
             except Incomplete as error:
                 raise Unfinished(error.failures, self.parts.folder) from error
+
+    def _tell(self, size: int) -> None:
+        """Say it, once, if memory ran out and batches are smaller than they were to be."""
+        if size < self.asked and not self.told:
+            warn_of_batches(self.shards.clip, size)
+            self.told = True
 
     def _finished(self, means: Node, top_images: Node, layer: int, unread: Tensor) -> LayerLens:
         moments, sums = self.shards.nodes.layer_means(means, layer)
@@ -123,7 +131,7 @@ def fit(
     convention: str = "exact",
     store: str = "auto",
     keep_coordinates: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     memory: int | None = None,
     shard_size: int | None = None,
@@ -164,12 +172,13 @@ def fit(
         Keep every image's float32 coordinates in memory and in the lens, so that it can be
         merged.
     batch_size
-        Images in one forward pass.
+        Images in one forward pass; by default 32 on a CPU, elsewhere by the memory that is free.
+        Where that runs out, batches are halved, and a warning says so.
     workers
         Processes that decode pictures.
     memory
-        Bytes that may be used besides the model; by default half of what is free. Layers are
-        fitted in groups where it is short.
+        Bytes that may be used besides the model, where the model is; by default half of what is
+        free there. Layers are fitted in groups where it is short.
     shard_size
         Images that one worker reads before it writes what it found; by default `make_plan`'s.
     engine
@@ -192,6 +201,7 @@ def fit(
     """
     chosen = _layers(clip, layers)
     source = as_source(images)
+    size = default_batch(clip) if batch_size is None else batch_size
     top_of = partial(top_count, top)
     most = top_of(len(source.ids))
     if out is not None:
@@ -203,14 +213,14 @@ def fit(
         chosen,
         top=most,
         convention=convention,
-        batch_size=batch_size,
+        batch_size=size,
         store=store,
         keep_coordinates=keep_coordinates,
         out=out,
         memory=memory,
         shard_size=shard_size,
     )
-    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    reader = Reader(source=source, clip=clip, batch_size=size, workers=workers)
     model = describe_model(clip)
     engine = engine or Local()
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.reader import Reader
+from ..devices import smaller
 from ..effects.streaming import stream
 from ..effects.value_paths import (
     coordinates,
@@ -263,22 +264,39 @@ class ShardWork:
         self._transforms: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
 
-    def __call__(self, node: Node) -> None:
-        """Make one node."""
-        if node.level:
-            self.nodes.merge(node)
-        elif node.stage == STAGES[0]:
-            self.first_pass(node)
-        else:
-            self.second_pass(node)
+    def __call__(self, node: Node) -> int:
+        """Make one node, in smaller batches if memory runs out; return the images of a batch.
+
+        Raises
+        ------
+        SecondLensError
+            Memory runs out with a single picture, or while nodes are merged.
+        """
+        while not self._made(node):
+            size = 1 if node.level else self.reader.images_per_batch
+            self.reader = replace(self.reader, batch_size=smaller(size, self.clip.device))
+        return self.reader.images_per_batch
+
+    def _made(self, node: Node) -> bool:
+        """Make one node, unless memory runs out; the error would keep what filled it."""
+        try:
+            if node.level:
+                self.nodes.merge(node)
+            elif node.stage == STAGES[0]:
+                self.first_pass(node)
+            else:
+                self.second_pass(node)
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def stored(self, layer: int, number: int) -> Tensor:
-        """Coordinates [images, neurons, rank] of a shard, as they were stored."""
-        z = self.nodes.tensors(_stored(number, layer))["z"]
+        """Coordinates [images, neurons, rank] of a shard, as they were stored; on the CPU."""
+        z = self.parts.tensors(_stored(number, layer))["z"]
         if z.dtype != torch.float16:
             return z
         moments, _ = self.nodes.layer_means(self._leaf(layer, number), layer)
-        return z.to(moments.mean.dtype) * _rms(moments) + moments.mean
+        return z.to(moments.mean.dtype) * _rms(moments).cpu() + moments.mean.cpu()
 
     def with_images(self, layer: int) -> list[int]:
         """Numbers of the shards of which something could be read."""
@@ -306,11 +324,11 @@ class ShardWork:
                 moments[layer] = moments[layer].merge(seen) if layer in moments else seen
                 activations[layer] = activations.get(layer, 0) + sums[layer]
                 if self.plan.store is not None:
-                    kept[layer].append(z)
+                    kept[layer].append(z.cpu())
         for layer, seen in moments.items() if self.plan.store is not None else ():
             z = torch.cat(kept.pop(layer))
             if self.plan.store == "float16":
-                z = ((z - seen.mean) / _rms(seen)).half()
+                z = ((z - seen.mean.cpu()) / _rms(seen).cpu()).half()
             self.parts.save(_stored(node.number, layer), {"z": z}, {})
         means = Means(
             images=len(read),
@@ -353,7 +371,7 @@ class ShardWork:
             z = self.stored(layer, node.number)
             for start in range(0, len(z), IMAGES_PER_RANKING):
                 some = slice(start, start + IMAGES_PER_RANKING)
-                ranking.see(z[some], positions[some])
+                ranking.see(z[some].to(self.clip.device), positions[some])
 
     def _batches(
         self, reader: Reader, layers: tuple[int, ...], *, activations: bool = False
@@ -364,7 +382,10 @@ class ShardWork:
         for layer in layers:
             self._isometry(layer, keep_basis=False)
         for batch in stream(
-            self.clip, reader, layers, keep_activations=activations, class_token_only=True
+            *(self.clip, reader, layers),
+            keep_activations=activations,
+            class_token_only=True,
+            in_halves=False,  # what is computed here takes memory too
         ):
             pooled = batch.pooled
             scale = image_scale(pooled, self.convention)

@@ -246,6 +246,7 @@ class Study:
             return self
         from ..models.loading import load
 
+        device = self.clip.device
         return replace(
             self, model="demo-twin", load=lambda: load("demo-twin", device=device), lens_path=None
         )

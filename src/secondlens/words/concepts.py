@@ -186,7 +186,7 @@ def prove(
     source: ImageSource,
     concepts: dict[tuple[int, int], tuple[Concept, ...]],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[tuple[int, int], Proof]:

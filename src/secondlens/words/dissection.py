@@ -38,7 +38,7 @@ def dissect(
     texts: Vocabulary,
     images: Any,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Codes:

@@ -22,7 +22,7 @@ def stability(
     texts: Vocabulary,
     images: Any,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,

@@ -94,7 +94,12 @@ class Referee:
 
 
 def model_as_referee(
-    referee: Clip, clip: Clip, texts: Vocabulary, source: ImageSource, batch_size: int, workers: int
+    referee: Clip,
+    clip: Clip,
+    texts: Vocabulary,
+    source: ImageSource,
+    batch_size: int | None,
+    workers: int,
 ) -> Referee:
     """The cosine of a CLIP's embeddings, its mean text subtracted. `clip` is what is explained."""
     name = referee.name
@@ -154,7 +159,7 @@ def score(
     referee: Clip | Sequence[Collection[str]],
     *,
     related: Clip | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,

@@ -7,6 +7,7 @@ shows what those effects were for.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...data.labelled import check_labels, ranks
-from ...data.reader import Reader
+from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
 from ...effects.ablated_runs import check_neurons
 from ...errors import SecondLensError
@@ -25,7 +26,7 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from ...progress import tracked
 from ...storage.checkpoints import load_tensors, save_tensors
-from .readings import Direct, Effects, Indirect, Reading, SecondOrder, Together
+from .readings import Direct, Effects, Indirect, Read, Reading, SecondOrder, Together
 
 BASELINE = (-1, "nothing")
 """The key of what was left alone."""
@@ -159,7 +160,7 @@ def ablate(
     recode: Recode | None = None,
     shrunk: bool = False,
     reference: Any = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,
@@ -242,8 +243,9 @@ def ablate(
             }
         )
         with effects:
-            for batch in tracked(reader, f"{effect} ablations", progress):
-                embedding, readings = effects.read(batch.pixels)
+            batches = tracked(reader, f"{effect} ablations", progress)
+            read = partial(_read, effects)
+            for batch, (embedding, readings) in in_parts(batches, clip, read):
                 if number == 0:
                     tally.see(BASELINE, embedding, batch.positions)
                 for layer, reading in readings.items():
@@ -260,6 +262,10 @@ def ablate(
     return tally.ablation()
 
 
+def _read(effects: Effects, batch: Batch) -> Read:
+    return effects.read(batch.pixels)
+
+
 def _effects(
     clip: Clip,
     lens: Lens,
@@ -267,7 +273,7 @@ def _effects(
     layers: Sequence[int],
     neurons: Sequence[int],
     reference: Any,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
 ) -> Iterator[Effects]:
     """What to read, one after another, each in a pass of its own over the images."""

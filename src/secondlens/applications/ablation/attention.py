@@ -1,6 +1,6 @@
 """Direct effects of whole attention layers, and what is left without them (Figures 11 and 12)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...data.labelled import check_labels
-from ...data.reader import Batch, Reader
+from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
 from ...effects.capture import norm_statistics
 from ...effects.value_paths import output_map
@@ -65,7 +65,7 @@ def ablate_attention(
     classifier: Float[Tensor, "classes dim"],
     reference: Any,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Ablation:
@@ -88,21 +88,21 @@ def ablate_attention(
     source = as_source(images)
     check_labels(labels, len(source.ids), len(classifier))
 
-    def read(pictures: Any, what: str) -> Iterable[Batch]:
+    def read(pictures: Any, what: str) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
         reader = Reader(
             source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers
         )
-        return tracked(reader, what, progress)
+        batches = tracked(reader, what, progress)
+        return in_parts(batches, clip, lambda batch: attention_effects(clip, batch.pixels))
 
     total, count = torch.zeros((), device=clip.device), 0
-    for batch in read(reference, "mean effects of attention"):
-        total = total + attention_effects(clip, batch.pixels)[1].sum(0)
+    for batch, (_, effects) in read(reference, "mean effects of attention"):
+        total = total + effects.sum(0)
         count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the reference pictures could be read")
     tally = Tally(labels, classifier)
-    for batch in read(source, "attention ablations"):
-        embedding, effects = attention_effects(clip, batch.pixels)
+    for batch, (embedding, effects) in read(source, "attention ablations"):
         away = effects - total / count
         tally.see(BASELINE, embedding, batch.positions)
         for kind, removed in zip(FIRST_ORDER_KINDS, (away.cumsum(1), away), strict=True):

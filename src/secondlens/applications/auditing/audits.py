@@ -216,7 +216,7 @@ def audit(
     *,
     shown: Sequence[Collection[str]] | None = None,
     random: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Audit:

@@ -215,7 +215,7 @@ def rival_margins(
     lens: Lens,
     classifier: Float[Tensor, "classes dim"],
     kinds: Sequence[Labelled],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> dict[LayerNeuron, float]:
     """How much each neuron favours the strongest rival over the true class, on the half that
@@ -314,7 +314,7 @@ def defend(
     *,
     rivals: Sequence[int] | None = None,
     others: Mapping[str, Sequence[LayerNeuron]] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Defence:
@@ -439,7 +439,7 @@ def _removed(
     lens: Lens,
     pictures: Labelled,
     groups: Mapping[Way, Sequence[LayerNeuron]],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> tuple[Float[Tensor, "images dim"], dict[Way, Float[Tensor, "images dim"]]]:
     """Embeddings, and what cutting each group takes out of them."""

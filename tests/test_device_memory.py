@@ -33,7 +33,10 @@ def test_plans_count_on_the_memory_of_the_device(clip):
             plans[memory] = make_plan(clip, 100, LAYERS, top=4, batch_size=4)
             assert plans[memory].memory <= SHARE * memory
     assert len(plans[MIB // 2].groups) == 2 and len(plans[64 * MIB].groups) == 1
-    with fake.machine(memory=MIB // 16), pytest.raises(SecondLensError, match="needs .* of memory"):
+    with (
+        fake.machine(memory=MIB // 16),
+        pytest.raises(SecondLensError, match=r"needs .* of memory"),
+    ):
         make_plan(clip, 100, LAYERS, top=4, batch_size=4)
 
 

@@ -153,6 +153,10 @@ def make_plan(
     keep_basis = working + sum(shapes[n].basis for n in largest) <= memory
     shards = _shards(images, batch_size, shapes, largest, store != "never", shard_size)
     partials = sum(shape.moments + shape.top for shape in shapes.values()) * len(shards)
+    # coordinates are in this machine's own memory, wherever the model is
+    kept = min(BUFFER, int(scale * z_bytes)) if store != "never" else 0
+    if keep_coordinates:
+        kept += z_bytes + sum(shape.basis for shape in shapes.values())
     return Plan(
         images=images,
         layers=layers,
@@ -163,8 +167,7 @@ def make_plan(
         memory=working
         + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
         + (max(shapes[n].basis for n in largest) * 2)
-        + (min(BUFFER, int(scale * z_bytes)) if store != "never" else 0)
-        + (z_bytes + sum(shape.basis for shape in shapes.values()) if keep_coordinates else 0),
+        + (kept if clip.device.type == "cpu" else 0),
         disk=int(scale * z_bytes) + partials,
         lens=sum(shape.lens for shape in shapes.values()),
         coordinates_per_image={layer: shape.z for layer, shape in shapes.items()},

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data.reader import Reader
+from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
 from ...effects.ablated_runs import check_neurons, effects_of, stop_after
 from ...effects.capture import Capture, Pooled
@@ -108,7 +108,8 @@ def budget(
     gram, count = torch.zeros((), device=clip.device), 0
     with bars(progress) as shown:
         bar = shown.add_task("effect budget", total=len(reader.source.ids) * len(neurons))
-        for batch in reader:
+
+        def measured(batch: Batch) -> Tensor:
             # the hooks must be gone before the network is run on
             with Capture(clip, [layer], keep_activations=True) as capture:
                 stopped = stop_after(clip, batch.pixels, layer)
@@ -120,7 +121,10 @@ def budget(
                 rest = total - direct[:, some] - second[:, some]
                 rows = torch.stack([direct[:, some], second[:, some], rest, total], dim=2)
                 grams.append(torch.einsum("bnpd,bnqd->npq", rows, rows))
-            gram = gram + torch.cat(grams)
+            return torch.cat(grams)
+
+        for batch, found in in_parts(reader, clip, measured):
+            gram = gram + found
             count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the pictures could be read")

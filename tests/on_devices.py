@@ -3,6 +3,7 @@
 from functools import cache
 
 import explored
+import fake
 import numpy as np
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.world import NAMES
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEVICE = "fake:1"
+DEVICE = f"fake:{fake.COUNT - 1}"
 """Not the first, which might be taken for granted."""
 LAYERS = (0, 1)
 LAYER = 1

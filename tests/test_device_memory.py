@@ -12,7 +12,6 @@ from on_devices import DEVICE, LABELS, LAYER, LAYERS, PICTURES, WORDS, cpu_lens,
 import secondlens as sl
 from secondlens.data.reader import IMAGES_ON_CPU, MOST_IMAGES, default_batch
 from secondlens.devices import free_memory
-from secondlens.engine import Local
 from secondlens.errors import SecondLensError
 from secondlens.lens.plan import SHARE, make_plan
 
@@ -27,12 +26,12 @@ def clip():
 
 def test_plans_count_on_the_memory_of_the_device(clip):
     plans = {}
-    for memory in (MIB // 2, 64 * MIB):
+    for memory in (MIB // 4, 64 * MIB):
         with fake.machine(memory=memory):
             assert free_memory(clip.device) == pytest.approx(memory, abs=MIB // 8)
             plans[memory] = make_plan(clip, 100, LAYERS, top=4, batch_size=4)
             assert plans[memory].memory <= SHARE * memory
-    assert len(plans[MIB // 2].groups) == 2 and len(plans[64 * MIB].groups) == 1
+    assert len(plans[MIB // 4].groups) == 2 and len(plans[64 * MIB].groups) == 1
     with (
         fake.machine(memory=MIB // 16),
         pytest.raises(SecondLensError, match=r"needs .* of memory"),
@@ -123,12 +122,9 @@ def test_other_passes_go_on_with_smaller_batches(clip, name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
-def test_one_picture_that_does_not_fit_is_told_in_one_sentence(clip, workers, monkeypatch):
-    monkeypatch.setenv("FAKE_MEMORY", "40000")  # of workers, which are other processes
-    engine = Local(workers=workers)
+def test_one_picture_that_does_not_fit_is_told_in_one_sentence(clip):
     with fake.machine(memory=40_000), pytest.raises(SecondLensError) as caught:
-        fitted(clip, 4, engine=engine)
+        fitted(clip, 4)
     said = str(caught.value)
     assert all(word in said for word in ("fake:1", "--batch-size", "--memory", "--layers"))
     assert "\n" not in said and said.count("the memory of") == 1

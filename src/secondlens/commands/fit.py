@@ -109,7 +109,7 @@ def fit(
         chosen,
         out=out,
         memory=None if memory is None else int(memory * 1e9),
-        engine=engine.make(),
+        engine=engine.make(model.device),
         announce=lambda plan: note(str(plan)),
         workers=decoders,
         progress=True,

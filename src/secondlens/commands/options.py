@@ -239,12 +239,12 @@ class ChosenEngine:
         if self.engine == "local" and (self.address is not None or self.worker_gpus):
             raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
 
-    def make(self) -> "Engine":
-        """The engine itself."""
+    def make(self, device: str = "cpu") -> "Engine":
+        """The engine itself, whose workers have their models on a kind of device."""
         if self.engine == "local":
             from ..engine.local import Local
 
-            return Local(workers=self.workers or 0, retries=self.retries)
+            return Local(workers=self.workers or 0, retries=self.retries, device=device)
         from ..engine.ray import Ray
 
         return Ray(

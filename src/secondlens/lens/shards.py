@@ -264,6 +264,15 @@ class ShardWork:
         self._transforms: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model; the rest follows it."""
+        self.clip.model.to(device)
+
     def __call__(self, node: Node) -> int:
         """Make one node, in smaller batches if memory runs out; return the images of a batch.
 

@@ -132,6 +132,15 @@ class _Coding:
     ) -> None:
         self.targets, self.atoms, self.k = targets, atoms, k
 
+    @property
+    def device(self) -> torch.device:
+        """Where targets and atoms are."""
+        return self.targets.device
+
+    def to(self, device: torch.device) -> None:
+        """Move targets and atoms."""
+        self.targets, self.atoms = self.targets.to(device), self.atoms.to(device)
+
     def __call__(self, first: int) -> tuple[Tensor, ...]:
         """Indices and coefficients of the codes of k texts, the coefficients of the brief codes,
         and the cosines of the codes of 1 to k texts."""

@@ -69,17 +69,3 @@ def close(one, other):
         assert torch.equal(a.top_images, b.top_images)
         torch.testing.assert_close(a.directions, b.directions, rtol=0, atol=1e-5)
         assert torch.equal(a.histogram, b.histogram)
-
-
-class Whereabouts:
-    """Work that says on which device its worker has it, and takes long enough for two workers."""
-
-    def __init__(self, device):
-        self.device = torch.device(device)
-
-    def to(self, device):
-        self.device = device
-
-    def __call__(self, task):
-        time.sleep(0.3)
-        return str(self.device)

@@ -1,7 +1,10 @@
 """Workers of this machine on several devices."""
 
+import time
+
 import pytest
-from engines import Whereabouts, close
+import torch
+from engines import close
 from explored import Pictures
 from on_devices import DEVICE, LAYER, tiny_clip
 
@@ -9,6 +12,24 @@ import secondlens as sl
 from secondlens.commands.options import ChosenEngine
 from secondlens.engine import Local
 from secondlens.errors import SecondLensError
+
+
+class Whereabouts:
+    """Work that says on which device its worker has it, and takes long enough for two workers."""
+
+    def __init__(self, device):
+        self.name = device
+
+    @property
+    def device(self):
+        return torch.device(self.name)
+
+    def to(self, device):
+        self.name = str(device)
+
+    def __call__(self, task):
+        time.sleep(0.3)
+        return self.name
 
 
 def places(engine, device):

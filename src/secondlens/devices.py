@@ -4,8 +4,10 @@ A lens is on the CPU unless told. Functions move what they need to the device of
 and lenses come back on the CPU, tensors stay on the model's device.
 """
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 import torch
@@ -14,6 +16,30 @@ from torch import Tensor
 from .errors import SecondLensError
 
 CPU = torch.device("cpu")
+
+
+P = ParamSpec("P")
+Returned = TypeVar("Returned")
+
+
+def undisturbed(function: Callable[P, Returned]) -> Callable[P, Returned]:
+    """Decorate a function that a caller's autocast and default device are not to reach.
+
+    Autocast would round the sums that effects are made of; and where nothing says where a tensor
+    is made, it is made on the CPU.
+    """
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> Returned:
+        kinds = {"cpu", "cuda", _accelerator() or "cpu"}
+        with ExitStack() as stack:
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(CPU)
+            for kind in filter(torch.is_autocast_enabled, kinds):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return called
 
 
 def check_device(device: str | int | torch.device) -> torch.device:

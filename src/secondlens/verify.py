@@ -103,7 +103,9 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
         )
     exact = _converted(clip, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, *clip.image_size, generator=generator, dtype=torch.float64)
+    image = torch.randn(
+        1, 3, *clip.image_size, generator=generator, dtype=torch.float64, device="cpu"
+    )
     run = LiteralPass.of(exact, image)
     last = clip.last_effect_layer
     layers = sorted({0, last // 2, last}) if last >= 0 else []

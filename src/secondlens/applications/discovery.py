@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.vocabularies import Vocabulary, vocabulary
-from ..devices import wide
+from ..devices import undisturbed, wide
 from ..effects.capture import Capture, Pooled
 from ..effects.value_paths import PathFactors, path_factors
 from ..errors import SecondLensError
@@ -163,6 +163,7 @@ SYNONYM = 0.9
 """Cosine of texts, mean text subtracted, above which two of the words found are one."""
 
 
+@undisturbed
 def discover(
     clip: Clip,
     lens: Lens,

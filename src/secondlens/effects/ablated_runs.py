@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip, Images, hooked
 from ..progress import bars
@@ -89,6 +90,7 @@ def stop_after(clip: Clip, images: Images, layer: int) -> Stopped:
     return Stopped(clip=clip, layer=layer, representation=representation, **seen)
 
 
+@undisturbed
 def indirect(
     clip: Clip,
     images: Images,
@@ -153,6 +155,7 @@ def effects_of(
         yield chunk, (original[:, None] - ablated) / length
 
 
+@undisturbed
 def indirect_seconds(clip: Clip, layer: int) -> float:
     """Measured seconds of one image and neuron in `indirect`, the best of three small groups."""
     stopped = stop_after(clip, torch.zeros(8, 3, *clip.image_size), layer)

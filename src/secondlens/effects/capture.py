@@ -48,6 +48,10 @@ class Pooled:
     """A / sigma by block j."""
 
 
+class NotFinite(SecondLensError):
+    """NaN or infinity somewhere in the network."""
+
+
 class Capture:
     """Hooks on one forward pass after another, gone when the `with` ends.
 
@@ -208,9 +212,7 @@ class Capture:
                 where = f"the activations of layer {depth}"
             if not _is_finite(self._rows.get(depth)):
                 where = f"the input of block {depth}"
-        raise SecondLensError(
-            f"NaN or infinity in {where}: check the images, or use a wider precision"
-        )
+        raise NotFinite(f"NaN or infinity in {where}: check the images, or use a wider precision")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

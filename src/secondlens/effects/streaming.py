@@ -13,7 +13,7 @@ from ..data.reader import Batch, Reader, in_parts
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
-from .capture import Capture, Pooled
+from .capture import Capture, NotFinite, Pooled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,11 +82,21 @@ def stream(
 
         def encoded(batch: Batch) -> Encoded:
             representation = clip.encode_image(batch.pixels)
+            try:
+                pooled = capture.pool(representation)
+            except NotFinite:
+                for position, pixels in zip(batch.positions, batch.pixels, strict=True):
+                    if not pixels.isfinite().all():
+                        raise NotFinite(
+                            f"the image {reader.source.ids[position]!r} holds NaN or infinity: "
+                            "mend it, or leave it out"
+                        ) from None
+                raise
             return Encoded(
                 positions=batch.positions,
                 pixels=batch.pixels,
                 representation=representation,
-                pooled=capture.pool(representation),
+                pooled=pooled,
             )
 
         batches = tracked(reader, what, progress)

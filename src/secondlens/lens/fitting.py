@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import as_source, dataset_hash
-from ..devices import CPU
+from ..devices import CPU, undisturbed
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError
@@ -64,6 +64,7 @@ class FitRun:
         self.plan, self.parts = shards.plan, shards.parts
         self.asked, self.told = shards.reader.images_per_batch, False
 
+    @undisturbed
     def fit(self) -> tuple[dict[int, LayerLens], dict[str, Any]]:
         """What both passes tell of each layer, and which pictures could be read."""
         by_layer: dict[int, LayerLens] = {}

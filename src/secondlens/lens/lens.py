@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..devices import check_device
+from ..devices import check_device, undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -89,6 +89,7 @@ class Lens(Contents):
                 "convention exact"
             )
 
+    @undisturbed
     def merge(self, other: "Lens") -> "Lens":
         """The lens of both sets of images, as one fit over all of them would give it.
 
@@ -171,6 +172,7 @@ class Lens(Contents):
         _ORIGINS[self] = place, _state(place)
 
     @classmethod
+    @undisturbed
     def load(cls, path: str | Path) -> "Lens":
         """The lens saved in a folder, here or in a store.
 

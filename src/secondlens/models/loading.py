@@ -20,7 +20,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ..devices import check_device
+from ..devices import check_device, undisturbed
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown_model
 from . import named_models
@@ -176,6 +176,7 @@ def _tokenizer(name: str) -> Any:
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
+@undisturbed
 def load(
     name: str,
     pretrained: str | None = None,

@@ -17,13 +17,16 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
 from .resizing import interpolated
 from .view import Block, Clip, check_eval, is_affine
+from .wrappers import not_compiled, plain, unwrapped
 
 
+@undisturbed
 def from_open_clip(
     model: Any,
     preprocess: Callable[[Image], Tensor] | None = None,
@@ -54,7 +57,8 @@ def from_open_clip(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
-    tower: Any = getattr(model, "visual", None)
+    model = plain(model, name)
+    tower: Any = unwrapped(getattr(model, "visual", None))
     for reason in _refusals(tower):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
     check_eval(model)
@@ -90,6 +94,11 @@ def _projection(tower: Any) -> Tensor:
 
 
 def _encode_image(tower: Any, images: Tensor) -> Tensor:
+    with not_compiled(tower):
+        return _through(tower, images)
+
+
+def _through(tower: Any, images: Tensor) -> Tensor:
     grid = images.shape[-2] // tower.patch_size[0], images.shape[-1] // tower.patch_size[1]
     if grid == tuple(tower.grid_size):
         output = tower(images)

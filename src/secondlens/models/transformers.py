@@ -9,14 +9,17 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ..devices import undisturbed
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
 from .view import Block, Clip, check_eval, is_affine
+from .wrappers import not_compiled, plain
 
 COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
 
 
+@undisturbed
 def from_transformers(
     model: Any,
     image_processor: Any = None,
@@ -48,6 +51,7 @@ def from_transformers(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
+    model = plain(model, name)
     check_eval(model)
     for reason in _refusals(model):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
@@ -87,7 +91,8 @@ def _projection(model: Any) -> Tensor:
 def _encode_image(model: Any, images: Tensor) -> Tensor:
     side = model.vision_model.embeddings.image_size
     resized = images.shape[-2:] != (side, side)
-    output = model.vision_model(images, interpolate_pos_encoding=resized, return_dict=True)
+    with not_compiled(model):
+        output = model.vision_model(images, interpolate_pos_encoding=resized, return_dict=True)
     embeddings: Tensor = model.visual_projection(output.pooler_output)
     return embeddings
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ..devices import undisturbed
 from ..errors import SecondLensError
 
 
@@ -326,6 +327,7 @@ class Clip:
             )
         return torch.stack([self.preprocess(image) for image in images])
 
+    @undisturbed
     @torch.no_grad()
     def encode_image(self, images: Images) -> Float[Tensor, "images dim"]:
         """Representations r, before any normalisation, of images that `prepare` takes."""
@@ -360,6 +362,7 @@ class Clip:
         finally:
             del block.module.forward
 
+    @undisturbed
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """One unit row for each text, float32 (float64 for a float64 model).
@@ -394,6 +397,7 @@ def _state(tensor: Tensor) -> tuple[Any, ...]:
 def _hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        name = name.replace("_orig_mod.", "")  # torch.compile puts it in
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw.numpy().data)

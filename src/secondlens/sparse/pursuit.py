@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..devices import has_float64
+from ..devices import has_float64, undisturbed
 from ..errors import SecondLensError
 from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
@@ -46,6 +46,7 @@ class OmpPath:
         return self.steps[:, m - 1, :m]
 
 
+@undisturbed
 def omp(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -98,6 +99,7 @@ def omp(
     return torch.cat([i for i, _ in parts]), torch.cat([c for _, c in parts])
 
 
+@undisturbed
 def omp_path(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.sources import ImageSource, with_ids
-from ..devices import CPU
+from ..devices import CPU, undisturbed
 from ..effects.projections import Projected, Projector, project
 from ..effects.value_paths import OFFICIAL_SCALE
 from ..errors import SecondLensError
@@ -180,6 +180,7 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     )
 
 
+@undisturbed
 def prove(
     clip: Clip,
     lens: Lens,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data import named_vocabularies
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary, vocabulary
+from ..devices import undisturbed
 from ..engine.local import Local
 from ..engine.pool import Engine
 from ..errors import SecondLensError
@@ -27,6 +28,7 @@ CONTROLS = 512
 """Random directions that are coded beside the neurons'."""
 
 
+@undisturbed
 def describe(
     clip: Clip,
     lens: Lens,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary
+from ..devices import undisturbed
 from ..effects.streaming import stream
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
@@ -31,6 +32,7 @@ published; linear in between."""
 NUMBERS_PER_CHUNK = 2**24
 
 
+@undisturbed
 @torch.no_grad()
 def dissect(
     clip: Clip,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..data.sources import Subset, as_source
 from ..data.vocabularies import Vocabulary
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..lens.codes import Codes, Stability
 from ..lens.fitting import fit
@@ -16,6 +17,7 @@ from ..models.view import Clip
 from .describing import describe, described
 
 
+@undisturbed
 def stability(
     clip: Clip,
     lens: Lens,

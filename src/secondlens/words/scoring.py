@@ -26,7 +26,7 @@ from ..data.embedding import normalise
 from ..data.labelled import check_label_sets
 from ..data.sources import ImageSource, as_source
 from ..data.vocabularies import Vocabulary
-from ..devices import CPU
+from ..devices import CPU, undisturbed
 from ..effects.projections import Projector, embed, project
 from ..effects.value_paths import NEURONS_PER_CHUNK, OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
@@ -151,6 +151,7 @@ class WordSides:
         return torch.bmm(self.weights.to(words), words[self.texts])
 
 
+@undisturbed
 def score(
     clip: Clip,
     lens: Lens,

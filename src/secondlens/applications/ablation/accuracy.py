@@ -19,6 +19,7 @@ from torch import Tensor
 from ...data.labelled import check_labels, ranks
 from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
+from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons
 from ...errors import SecondLensError
 from ...intervals import of_mean
@@ -146,6 +147,7 @@ Recode = Callable[[Float[Tensor, "chosen dim"]], Mapping[str, Float[Tensor, "cho
 """Vectors to put in place of directions, such as their sparse codes, by name."""
 
 
+@undisturbed
 @torch.no_grad()
 def ablate(
     clip: Clip,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...data.labelled import check_labels
 from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
+from ...devices import undisturbed
 from ...effects.capture import norm_statistics
 from ...effects.value_paths import output_map
 from ...errors import SecondLensError
@@ -57,6 +58,7 @@ def attention_effects(
     return F.normalize(representation, dim=-1), effects
 
 
+@undisturbed
 @torch.no_grad()
 def ablate_attention(
     clip: Clip,

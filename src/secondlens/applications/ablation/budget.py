@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
+from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons, effects_of, stop_after
 from ...effects.capture import Capture, Pooled
 from ...effects.value_paths import output_map, path_factors
@@ -62,6 +63,7 @@ class Budget:
         return whole[:3, 3] / whole[3, 3]
 
 
+@undisturbed
 @torch.no_grad()
 def budget(
     clip: Clip,

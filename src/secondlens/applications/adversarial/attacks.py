@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.vocabularies import Vocabulary, object_names, vocabulary
+from ...devices import undisturbed
 from ...engine.local import Local
 from ...engine.pool import Engine
 from ...errors import SecondLensError
@@ -134,6 +135,7 @@ def _words(asked: int | None, pool: int) -> int:
     return min(MOST_WORDS, max(1, int(SHARE_OF_POOL * pool))) if asked is None else asked
 
 
+@undisturbed
 def attack(
     clip: Clip,
     lens: Lens,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons
 from ...effects.capture import Capture, Pooled
 from ...effects.value_paths import chunks, path_factors
@@ -46,6 +47,7 @@ class AblatedClip:
         Another model's lens or an "official" one, or neurons that do not exist.
     """
 
+    @undisturbed
     def __init__(
         self, clip: Clip, lens: Lens, neurons: Mapping[int, Sequence[int]], strength: float = 1.0
     ) -> None:
@@ -77,6 +79,7 @@ class AblatedClip:
             total = total + heads @ outer
         return total * pooled.scale[:, None] - self._mean
 
+    @undisturbed
     @torch.no_grad()
     def encode_image(self, images: Images) -> Float[Tensor, "images dim"]:
         """Embeddings: unit rows from which the chosen effects are taken, not normalised again."""

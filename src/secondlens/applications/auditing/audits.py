@@ -20,7 +20,7 @@ from torch import Tensor
 from ...data.labelled import check_label_sets
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
-from ...devices import CPU
+from ...devices import CPU, undisturbed
 from ...effects.streaming import stream
 from ...errors import SecondLensError
 from ...intervals import Z
@@ -206,6 +206,7 @@ def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
     return [[v if v == v else None for v in row] for row in matrix.tolist()]
 
 
+@undisturbed
 @torch.no_grad()
 def audit(
     clip: Clip,

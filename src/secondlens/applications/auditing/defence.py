@@ -19,7 +19,7 @@ from torch import Tensor
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
-from ...devices import wide
+from ...devices import undisturbed, wide
 from ...effects.ablated_runs import indirect
 from ...effects.capture import Pooled
 from ...effects.streaming import stream
@@ -305,6 +305,7 @@ COST = 0.01
 RANDOM, PROJECTED = "random neurons", "text projected out"
 
 
+@undisturbed
 def defend(
     clip: Clip,
     lens: Lens,

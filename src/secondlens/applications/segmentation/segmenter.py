@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...data.decoding import upright, whole
 from ...data.embedding import embed_texts
+from ...devices import undisturbed
 from ...effects.capture import Capture
 from ...effects.value_paths import PathFactors, chunks, path_factors
 from ...errors import SecondLensError
@@ -307,6 +308,7 @@ def joined(
 IMAGES_PER_PASS = 32
 
 
+@undisturbed
 def segment(
     clip: Clip,
     lens: Lens,

@@ -1,4 +1,4 @@
-"""Models as people have them: wrapped, compiled, moved, converted, with other weights, in autocast."""
+"""Models as people have them: wrapped, compiled, moved, converted, retrained, in autocast."""
 
 import warnings
 

@@ -365,7 +365,6 @@ def test_mistakes():
         ({"directions": rows[:, :3]}, r"\[directions, 12\], and these are \[2, 3\]"),
         ({"directions": rows[0]}, r"these are \[12\]"),
         ({"directions": rows, "layers": [3]}, "no layer 3"),
-        ({"directions": rows, "layers": 1}, "layers are a list"),
         ({"directions": rows, "layers": []}, "no layers to follow"),
     ):
         with pytest.raises(sl.SecondLensError, match=message):

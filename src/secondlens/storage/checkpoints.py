@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from . import remote
-from .files import read_json, save_json, whole
+from .files import check_regular, read_json, save_json, whole
 
 
 def save_tensors(
@@ -31,9 +31,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises
     ------
-    OSError, SafetensorError
+    OSError, SafetensorError, ValueError
         There is none, or it is damaged; the message names it.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -77,7 +77,7 @@ def _visible() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = one_line(error.message)
+        vars(error)["message"] = one_line(error.message)
         raise
 
 

@@ -23,14 +23,16 @@ from ..errors import SecondLensError
 from ..storage.files import check_empty
 from ..storage.locks import locked
 from ..storage.remote import is_remote
-from ..terminal import Terminal, notes, say_json
-from ..terminal import results as console
+from ..terminal import Terminal, notes, results, say_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from ..engine.pool import Engine
     from ..models.view import Clip
+
+console = results
+"""Where results go; notes and progress go to `terminal.notes`."""
 
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""

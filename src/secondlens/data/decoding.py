@@ -32,6 +32,8 @@ SUFFIXES = frozenset(
 
 _OPENED = sorted(_FORMATS & Image.OPEN.keys())
 
+LARGEST_FILE = 2**29
+"""Bytes of an encoded picture: more than the most pixels of it take without any compression."""
 MAX_ELONGATION = 1000
 """Longer side to shorter: resizing the shorter one blows the longer one up as much."""
 
@@ -54,7 +56,11 @@ def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = No
     Unreadable
         It is empty, damaged, cut off, too large, or no picture.
     """
-    if not file.read(1):
+    # some decoders read a file to its end before they look at it
+    if (size := file.seek(0, io.SEEK_END)) > LARGEST_FILE:
+        raise Unreadable(f"its file has {size:,} bytes, and {LARGEST_FILE:,} are the most")
+    file.seek(0)
+    if not size:
         raise Unreadable("it is empty")
     with _reasons():
         picture = Image.open(file, formats=_OPENED)

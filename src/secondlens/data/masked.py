@@ -23,6 +23,8 @@ from ..errors import SecondLensError
 from .decoding import open_picture
 from .sources import UNREADABLE
 
+MASKS = ("PNG", "GIF", "BMP", "TIFF")
+"""Formats of masks, which lose nothing and start no program."""
 IGNORE = -1
 """In masks: what counts nowhere."""
 
@@ -360,7 +362,7 @@ def _stack(masks: list[np.ndarray], like: np.ndarray) -> np.ndarray:
 def _values(path: Path, mode: str | None = None) -> np.ndarray:
     """Pixels of a mask, in a mode of PIL's; by default one number each, palettes as indices."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=MASKS) as image:
             values = np.asarray(image if mode is None else image.convert(mode))
     except UNREADABLE as error:
         raise SecondLensError(f"{path} cannot be read as a mask: {error}") from error

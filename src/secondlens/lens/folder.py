@@ -41,6 +41,7 @@ from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensor
 from .layer import Coordinates, LayerLens
 from .moments import HISTOGRAM_EDGES
 
+
 def check_files(folder: Path) -> None:
     """Raise `ValueError` if something in a folder is no regular file, or lies outside of it."""
     root = folder.resolve()

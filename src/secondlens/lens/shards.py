@@ -24,8 +24,9 @@ from ..effects.value_paths import (
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
+from ..storage.validation import Position, check_positions, convert
 from .layer import Ranking
-from .moments import Centre, Moments, TopImages
+from .moments import HISTOGRAM_EDGES, Centre, Moments, TopImages
 from .plan import Plan
 
 FAN_IN = 16
@@ -93,6 +94,28 @@ class Means:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What the JSON of a node of the first stage holds."""
+
+    images: Position
+    unread: tuple[Position, ...]
+    skipped: dict[str, str]
+
+
+AXES = {
+    "mean": ("neurons", "rank"),
+    "scatter": ("neurons", "rank", "rank"),
+    "energy": ("neurons",),
+    "activations": ("tokens", "neurons"),
+    "norms": ("neurons", "top"),
+    "images": ("neurons", "top"),
+    "centred": ("neurons", "top", "rank"),
+    "histogram": ("neurons", "bins"),
+    "z": ("images", "neurons", "rank"),
+}
+"""Of the tensors of nodes, by the end of their names."""
+
 Ranked = dict[int, tuple[TopImages, Tensor]]
 """What a node of the second stage holds: top images and histogram [neurons, bins], by layer."""
 
@@ -118,7 +141,14 @@ class Nodes:
 
     def info(self, node: Node) -> dict[str, Any]:
         """Of a node of the means: images, unread and skipped."""
-        return self.parts.info(node.name)
+        return self._info(node.name)
+
+    def _info(self, name: str) -> dict[str, Any]:
+        with self.parts.reading(name):
+            found = vars(convert(self.parts.info(name), Info, name))
+            if found["images"] + len(found["unread"]) > self.plan.images:
+                raise ValueError("it has more images than there are")
+        return {**found, "unread": list(found["unread"])}
 
     def means(self, node: Node) -> Means:
         """What it holds."""
@@ -160,7 +190,7 @@ class Nodes:
                 for n in self.plan.groups[group]
             }
             self._centred = group, of_layers
-        return self.parts.info(_centres(group))["images"], self._centred[1]
+        return self._info(_centres(group))["images"], self._centred[1]
 
     def ranked(self, node: Node, layer: int) -> tuple[TopImages, Tensor]:
         """What it holds of one layer."""
@@ -194,7 +224,38 @@ class Nodes:
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Of a part, see `Checkpoints.tensors`."""
         found = self.parts.tensors(name, prefix)
+        with self.parts.reading(name):
+            for key, tensor in found.items():
+                self._check(f"{prefix}{key}", tensor)
         return {key: tensor.to(self.clip.device) for key, tensor in found.items()}
+
+    def stored(self, number: int, layer: int) -> Tensor:
+        """Coordinates [images, neurons, rank] of a shard, in the dtype they were stored in."""
+        name = _stored(number, layer)
+        z = self.parts.tensors(name)["z"]
+        with self.parts.reading(name):
+            self._check(f"{layer}.z", z)
+        return z.to(self.clip.device)
+
+    def _check(self, key: str, tensor: Tensor) -> None:
+        """Raise `ValueError` for a tensor that no node has."""
+        layer, _, name = key.partition(".")
+        plan, clip = self.plan, self.clip
+        number = torch.finfo(clip.compute_dtype).bits // 8
+        sizes = {
+            "neurons": clip.neurons,
+            "tokens": clip.tokens,
+            "bins": len(HISTOGRAM_EDGES) - 1,
+            "rank": plan.coordinates_per_image[int(layer)] // (clip.neurons * number),
+        }
+        for axis, size in zip(AXES[name], tensor.shape, strict=True):
+            if size != sizes.get(axis, size) or size > max(plan.images, *sizes.values()):
+                raise ValueError(f"{key} has {size} {axis}")
+        whole = name in ("images", "histogram")
+        if tensor.dtype.is_floating_point == whole:
+            raise ValueError(f"{key} is {tensor.dtype}")
+        if name == "images":
+            check_positions(tensor, plan.images, key, least=-1)
 
     def _all_ranked(self, node: Node) -> Ranked:
         tensors = self.tensors(node.name)
@@ -274,7 +335,7 @@ class ShardWork:
 
     def stored(self, layer: int, number: int) -> Tensor:
         """Coordinates [images, neurons, rank] of a shard, as they were stored."""
-        z = self.nodes.tensors(_stored(number, layer))["z"]
+        z = self.nodes.stored(number, layer)
         if z.dtype != torch.float16:
             return z
         moments, _ = self.nodes.layer_means(self._leaf(layer, number), layer)

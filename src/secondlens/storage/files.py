@@ -29,7 +29,7 @@ def save_json(path: str | Path, content: dict[str, Any]) -> None:
 
 
 LARGEST_JSON = 2**28
-"""Bytes, about five million ids of images; objects that are made of them take some ten times that."""
+"""Bytes, about five million ids of images; what is made of them takes some ten times that."""
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -27,6 +27,10 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 """Of an axis. What a stranger writes is bounded before it is used."""
 Position = Annotated[int, msgspec.Meta(ge=0, lt=2**40)]
 """In a list: of images, layers, neurons."""
+Whole = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+Plain = str | bool | Whole | float | None
+Settings = dict[str, Plain | tuple[str | bool | Whole | float | None, ...]]
+"""What a run says of itself: names, numbers and lists of them."""
 Texts = Annotated[tuple[str, ...], msgspec.Meta(max_length=2**27)]
 
 FINITE = ("mean", "directions", "energy", "top_norms", "activation_mean", "coefficients", "brief")
@@ -80,6 +84,12 @@ def convert(content: Any, kind: type[Kind], file: str) -> Kind:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def check_finite(*numbers: float) -> None:
+    """Raise `ValueError` if a number is not finite."""
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("it has a number that is not finite")
 
 
 def check_distinct(values: Sequence[object], what: str) -> None:

@@ -305,13 +305,14 @@ def _members(path: Place) -> Iterator[tarfile.TarInfo]:
     """The files in an archive; if it is damaged, an error follows the last that can be found."""
     with opened(path) as file:
         headers: Any = _Headers(file)
-        archive, last = tarfile.open(fileobj=headers, mode="r:"), -1
-        for member in archive:
-            if member.offset <= last:  # a negative size would lead back, again and again
-                raise tarfile.ReadError(f"a header is found twice, at byte {member.offset:,}")
-            last = member.offset
-            if member.isreg():
-                yield member
+        last = -1
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
+            for member in archive:
+                if member.offset <= last:  # a negative size would lead back, again and again
+                    raise tarfile.ReadError(f"a header is found twice, at byte {member.offset:,}")
+                last = member.offset
+                if member.isreg():
+                    yield member
         # tarfile takes an unreadable header for the end, and forgets archives behind the first
         file.seek(archive.offset)
         end = file.read(tarfile.RECORDSIZE)

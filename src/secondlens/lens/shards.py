@@ -154,18 +154,20 @@ class Nodes:
         """What it holds."""
         info, tensors = self.info(node), self.tensors(node.name)
         layers = self.plan.groups[node.group] if info["images"] else ()
-        return Means(
-            **info,
-            moments={n: self._moments(info["images"], tensors, n) for n in layers},
-            activations={n: tensors[f"{n}.activations"] for n in layers},
-        )
+        with self.parts.reading(node.name):
+            return Means(
+                **info,
+                moments={n: self._moments(info["images"], tensors, n) for n in layers},
+                activations={n: tensors[f"{n}.activations"] for n in layers},
+            )
 
     def layer_means(self, node: Node, layer: int) -> tuple[Moments, Tensor]:
         """Moments and sums of activations of one layer alone."""
         found = self.tensors(node.name, f"{layer}.")
         tensors = {f"{layer}.{name}": tensor for name, tensor in found.items()}
-        moments = self._moments(self.info(node)["images"], tensors, layer)
-        return moments, found["activations"]
+        images = self.info(node)["images"]
+        with self.parts.reading(node.name):
+            return self._moments(images, tensors, layer), found["activations"]
 
     def save_means(self, node: Node, means: Means) -> None:
         """Write it; at the root also the centres, which are all that the second stage needs."""
@@ -185,16 +187,19 @@ class Nodes:
         # kept, because every shard needs them
         if self._centred is None or self._centred[0] != group:
             found = self.tensors(_centres(group))
-            of_layers = {
-                n: Centre(mean=found[f"{n}.mean"], energy=found[f"{n}.energy"])
-                for n in self.plan.groups[group]
-            }
+            with self.parts.reading(_centres(group)):
+                of_layers = {
+                    n: Centre(mean=found[f"{n}.mean"], energy=found[f"{n}.energy"])
+                    for n in self.plan.groups[group]
+                }
             self._centred = group, of_layers
         return self._info(_centres(group))["images"], self._centred[1]
 
     def ranked(self, node: Node, layer: int) -> tuple[TopImages, Tensor]:
         """What it holds of one layer."""
-        return _ranked(self.tensors(node.name, f"{layer}."))
+        tensors = self.tensors(node.name, f"{layer}.")
+        with self.parts.reading(node.name):
+            return _ranked(tensors)
 
     def save_ranked(self, node: Node, ranked: Ranked) -> None:
         """Write it."""
@@ -207,6 +212,10 @@ class Nodes:
 
     def merge(self, node: Node) -> None:
         """Make a node of those below it."""
+        with self.parts.reading(self.below(node)[0].name):
+            self._merge(node)
+
+    def _merge(self, node: Node) -> None:
         first, *others = self.below(node)
         if node.stage == STAGES[0]:
             means = self.means(first)
@@ -232,8 +241,8 @@ class Nodes:
     def stored(self, number: int, layer: int) -> Tensor:
         """Coordinates [images, neurons, rank] of a shard, in the dtype they were stored in."""
         name = _stored(number, layer)
-        z = self.parts.tensors(name)["z"]
         with self.parts.reading(name):
+            z = self.parts.tensors(name)["z"]
             self._check(f"{layer}.z", z)
         return z.to(self.clip.device)
 
@@ -412,6 +421,9 @@ class ShardWork:
         positions = torch.tensor(expected, device=self.clip.device)
         for layer, ranking in rankings.items():
             z = self.stored(layer, node.number)
+            with self.parts.reading(_stored(node.number, layer)):
+                if len(z) != len(expected):
+                    raise ValueError(f"it is of {len(z)} images and not {len(expected)}")
             for start in range(0, len(z), IMAGES_PER_RANKING):
                 some = slice(start, start + IMAGES_PER_RANKING)
                 ranking.see(z[some], positions[some])

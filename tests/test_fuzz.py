@@ -4,6 +4,7 @@ import random
 
 import fuzz
 import pytest
+from artefacts import FORMATS, Format, make_ablation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scale import TIMES
@@ -12,7 +13,7 @@ TRIALS = {"explorer": 4, "audit": 10, "unfinished fit": 10}
 """Of formats that take long to open."""
 
 
-@pytest.mark.parametrize("name", fuzz.FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_what_was_changed_is_opened_or_refused(name):
     trials = TRIALS.get(name, 30) * TIMES
 
@@ -32,7 +33,7 @@ def test_a_fault_is_found(monkeypatch):
     def trip(folder):
         raise KeyError("x")
 
-    monkeypatch.setitem(fuzz.FORMATS, "ablation", fuzz.Format(fuzz.make_ablation, trip))
+    monkeypatch.setitem(FORMATS, "ablation", Format(make_ablation, trip))
     said, fault = fuzz.attempt("ablation", 1)
     assert "KeyError" in fault
     assert said
@@ -40,8 +41,8 @@ def test_a_fault_is_found(monkeypatch):
 
 def test_memory_is_counted(monkeypatch):
     monkeypatch.setattr(fuzz, "ROOM", 2**24)
-    eat = fuzz.Format(fuzz.make_ablation, lambda folder: bytearray(b"x" * 2**26))
-    monkeypatch.setitem(fuzz.FORMATS, "ablation", eat)
+    eat = Format(make_ablation, lambda folder: bytearray(b"x" * 2**26))
+    monkeypatch.setitem(FORMATS, "ablation", eat)
     assert "of memory were taken" in fuzz.attempt("ablation", 1)[1]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from ..models.view import Clip, Images
+from ..storage.regular import check_regular
 
 # PostScript would start a program, and formats without a signature would claim any file.
 _FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"}
@@ -67,6 +68,19 @@ def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = No
         if most_pixels is not None and picture.width * picture.height > most_pixels:
             raise Unreadable(f"it has more than {most_pixels:,} pixels")
         return _upright_rgb(picture)
+
+
+def decode_file(path: Path) -> Image.Image:
+    """The upright RGB picture in a file; a pipe or device is not waited for.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is none.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        return decode(file)
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
@@ -141,9 +155,8 @@ def open_picture(path: Path) -> Image.Image:
         There is none.
     """
     try:
-        with path.open("rb") as file:
-            return decode(file)
-    except (OSError, Unreadable) as error:
+        return decode_file(path)
+    except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read as a picture: {error}") from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES, with_article
 from ..errors import SecondLensError
 from ..models.view import Clip
-from ..storage.files import check_regular
+from ..storage.regular import read_bounded
 from . import named_vocabularies
 from .embedding import embed
 from .parquet import column_values
@@ -33,9 +33,9 @@ def read_lines(path: Path) -> list[str]:
         raise SecondLensError(f"{path} is a table: name a column of it, as {path}:COLUMN")
     try:
         # not splitlines, which also splits at characters that belong to a text
-        check_regular(path)
-        _check_length(path)
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        # as a file in text mode would, but for no other ends of lines
+        text = read_bounded(path, LARGEST_LIST).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except (ValueError, OSError) as error:
         raise SecondLensError(f"{path} cannot be read as UTF-8 text: {error}") from error
 

@@ -13,7 +13,7 @@ from ..effects.value_paths import chunks
 from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..storage.checkpoints import load_tensors, save_tensors
-from ..storage.files import check_regular
+from ..storage.regular import check_regular
 from ..storage.validation import DAMAGED, check_positions, check_tensors
 from .records import NEIGHBOURS, fingerprint
 

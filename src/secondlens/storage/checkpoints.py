@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from . import remote
-from .files import check_regular, read_json, save_json, whole
+from .files import read_json, save_json, whole
+from .regular import check_regular
 from .validation import reading
 
 

@@ -6,10 +6,8 @@ Nothing here waits for torch: commands look at folders before it is there.
 
 import csv
 import json
-import os
 import re
 import shutil
-import stat
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +19,7 @@ from safetensors import SafetensorError
 
 from ..errors import SecondLensError
 from . import remote
+from .regular import read_bounded
 
 
 def save_json(path: str | Path, content: dict[str, Any]) -> None:
@@ -42,12 +41,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     if remote.is_remote(path):
         content = remote.read(remote.location(path), 0, LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
     else:
-        check_regular(Path(path))
-        with Path(path).open("rb") as file:
-            content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
+        content = read_bounded(Path(path), LARGEST_JSON)
     try:
         found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
     except RecursionError:
@@ -67,35 +64,6 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("it has a key twice")
-    return found
-
-
-def check_regular(path: Path) -> None:
-    """Raise `ValueError` for what is not a file, such as a pipe, which would be waited for, and for
-    a file that is mostly holes: it takes no room on the disk, and would take all memory."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path.name} is not a file")
-    if status.st_size > HOLLOW and _written(path, status.st_size) < status.st_size // HOLLOW_SHARE:
-        raise ValueError(f"{path.name} has {status.st_size:,} bytes, of which almost none is there")
-
-
-HOLLOW = 2**30
-"""Bytes from which on a file is asked for its holes."""
-HOLLOW_SHARE = 64
-"""A file is hollow if one byte of this many was ever written."""
-
-
-def _written(path: Path, size: int) -> int:
-    """Bytes of a file that are no holes, where the system tells; all of them elsewhere."""
-    if not hasattr(os, "SEEK_DATA"):
-        return size
-    found, end = 0, 0
-    with path.open("rb") as file, suppress(OSError):  # behind the last byte
-        while end < size and found < size // HOLLOW_SHARE:
-            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
-            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            found += end - start
     return found
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import click
 import torch
-from artefacts import FORMATS, lens, refused
+from artefacts import FORMATS, lens, made, refused
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 

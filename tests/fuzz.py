@@ -105,6 +105,8 @@ def change_header(path, rng):
 
 def change_tensors(path, rng):
     """A sound safetensors file with other tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
     tensors = load_file(path)
     name = rng.choice(sorted(tensors))
     tensor = tensors[name].clone()
@@ -141,9 +143,7 @@ def change_tensors(path, rng):
             value = max(low, min(value, -low - 1 if low else 255))
         flat[place] = value
         tensors[name] = tensor
-    save_file(
-        {key: each.contiguous().clone() for key, each in tensors.items()}, path, with_metadata
-    )
+    save_file({key: each.contiguous().clone() for key, each in tensors.items()}, path, metadata)
 
 
 def change_bytes(path, rng):

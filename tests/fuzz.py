@@ -27,6 +27,7 @@ import click
 import torch
 from artefacts import FORMATS, lens, made, refused
 from click.testing import CliRunner
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from secondlens.commands import main as secondlens

@@ -156,7 +156,7 @@ def explored(lens, *options):
     try:
         while True:
             try:
-                httpx.get(f"http://127.0.0.1:{port}/how/")
+                httpx.get(f"http://127.0.0.1:{port}/how/", timeout=600)
                 break
             except httpx.ConnectError:
                 assert server.poll() is None, "the server ended"

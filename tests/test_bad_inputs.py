@@ -8,6 +8,7 @@ Each is one entry of one table below, and counted once.
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import warnings
@@ -117,7 +118,7 @@ LINES = {
     ),
     "budget": (
         *("lens" + M, "lens unseen --neuron 999" + M, "lens unseen --layers 9" + M),
-        *("lens nowhere" + M, "nowhere unseen" + M, "lens unseen --neurons 0" + M),
+        *("lens nowhere" + M, "nowhere unseen" + M, "lens unseen --neurons -1" + M),
         *("lens unseen --model hf:other", "lens unseen --neuron x" + M),
     ),
     "attack": (
@@ -174,11 +175,11 @@ LINES = {
     "verify": ("ViT-B-33", "hf:nowhere", "hf:words.txt", "", "hf:lens", "hf:model extra"),
     "bench": ("ViT-B-33", "hf:nowhere", "--no-such", "hf:words.txt", "hf:lens"),
     "reproduce": (
-        *("", "fig99", "fig3", "fig3 --demo --images usual", "table4", "table3", "all"),
+        *("fig99", "fig3", "fig3 --demo --images usual", "table4", "table3", "all"),
         *("fig3 --images nowhere --lens lens" + M, "fig3 --images usual --lens photos" + M),
         *(
             "fig3 --images usual --lens lens --subset 0" + M,
-            "fig3 --images usual --lens lens --layer 9" + M,
+            "fig4 --images usual --lens lens --layer 9 --texts words.txt" + M,
         ),
         "table4 --images masked --layout mine --lens lens" + M,
         "fig3 --images usual --lens lens --model hf:other",
@@ -268,14 +269,16 @@ MANIFEST = (
     *(document(key, gone=True) for key in ("format", "model", "layers", "codes", "top")),
     *(raw(b'{"format": 2, "format": 2}'), raw(b"[" * 100_000), raw(b'{"format": NaN}')),
 )
-TENSORS = tuple(
+_TENSORS = [
     tensor(name, alter)
     for name in ("directions", "mean", "energy", "top_norms", "activation_mean")
     for alter in (
         *(lambda t: t * float("nan"), lambda t: t[:1], lambda t: t[..., None], lambda t: t.int()),
         *(lambda t: None, lambda t: torch.cat([t, t])),
     )
-) + (
+]
+TENSORS = (
+    *_TENSORS,
     tensor("top_images", lambda t: t + 10**6),
     tensor("top_images", lambda t: t - 10**6),
     tensor("top_images", lambda t: t.float()),
@@ -295,7 +298,7 @@ AUDIT = (
     *each(("neurons",), [], [[[0, -1]]] * 6, [[[0, HUGE]]] * 6, [[0]] * 6, None),
     *each(("prompts", "images"), [], [["x"]], None, [[1]] * 6),
     *each(("model",), None, [], {"name": {"deep": 1}}, {"x": HUGE}),
-    document("spread", gone=True) if False else document("classes.0", "bee"),
+    *(document("spread", gone=True), document("classes.0", "bee")),
 )
 ATTACK = (
     *each(("samples.0.margin",), None, "x", float("nan"), float("inf")),
@@ -355,8 +358,10 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("bad") / "w"
     shutil.copytree(materials.workplace(), root)
     for name, old in (
-        ("audit", materials.OLD_AUDIT), ("attack", materials.OLD_ATTACK), ("defence", materials.OLD_DEFENCE),
-    ):  # fmt: skip
+        ("audit", materials.OLD_AUDIT),
+        ("attack", materials.OLD_ATTACK),
+        ("defence", materials.OLD_DEFENCE),
+    ):
         shutil.copytree(old, root / name)
     (root / "empty").mkdir()
     (root / "empty.txt").write_text("")
@@ -388,9 +393,13 @@ def refused(line, root):
         return f"{done.exception!r}"
     if done.exit_code != 2:
         return f"exit code {done.exit_code}: {said}"
-    if done.stderr.count("Error: ") != 1 or "Traceback" in said or "\x1b" in said:
+    if (
+        len(re.findall("^Error: ", done.stderr, re.MULTILINE)) != 1
+        or "Traceback" in said
+        or "\x1b" in said
+    ):
         return said
-    if done.stderr.rpartition("Error: ")[2].strip().count("\n"):
+    if done.stderr.rpartition("\nError: ")[2].strip().count("\n"):
         return f"several lines: {said}"
     changed = state(root)
     if changed != before:

@@ -301,9 +301,9 @@ AUDIT = (
     *(document("spread", gone=True), document("classes.0", "bee")),
 )
 ATTACK = (
-    *each(("samples.0.margin",), None, "x", float("nan"), float("inf")),
-    *each(("samples.0.file", "samples.0.caption", "draw"), None, 5, []),
-    *each(("samples.0.words", "words"), None, "abc", [5]),
+    *each(("shots.0.margin",), None, "x", float("nan"), float("inf")),
+    *each(("shots.0.file", "shots.0.caption", "draw"), None, 5, []),
+    *each(("shots.0.words", "words"), None, "abc", [5]),
     *each(("words.0.neurons",), [[0, -1, 0.5]], [[0, HUGE, 0.5]], "x", [[0]]),
     *each(("settings",), None, [], {"a": {"b": 1}}, {"a": HUGE}),
     *each(("counted", "planned"), -1, "x", None, HUGE),
@@ -333,12 +333,12 @@ FORMATS = {
     "defence": ("defence/defence.json", RUNS + "defence", (*DEFENCE, *FILES[:4], *FILES[5:])),
     "words": (
         *("words.txt", "describe lens --texts words.txt" + M),
-        (*FILES[:2], *FILES[3:], raw(b"\n \n"), raw(b"\xff\xfea\x00")),
+        (FILES[1], *FILES[3:], raw(b"\n \n"), raw(b"\xff\xfea\x00")),
     ),
     "table": (
         "table.csv",
         "describe lens --texts table.csv:b" + M,
-        (*FILES, raw(b"b\n\x00\n\xff")),
+        (*FILES[1:], raw(b"b\n\x00\n\xff")),
     ),
     "picture": (
         *("photo.png", "discover lens photo.png" + M),

@@ -22,6 +22,7 @@ from rich.console import Console
 from ..errors import SecondLensError
 from ..storage.files import check_empty
 from ..storage.locks import locked
+from ..storage.regular import check_regular
 from ..storage.remote import is_remote
 from ..terminal import Terminal, notes, results, say_json
 
@@ -345,6 +346,7 @@ def check_parents(*files: Path | None) -> None:
 def check_picture(file: Path) -> None:
     """Raise `SecondLensError` for a file that does not begin as a picture does."""
     try:
+        check_regular(file)
         Image.open(file).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error

@@ -219,7 +219,9 @@ class StoredAudit:
         for name in ("prompts", "neurons", "images"):
             if len(getattr(self, name)) != len(self.cues):
                 raise ValueError(f"it has {len(self.cues)} cues, and {name} of another number")
-        for matrix in filter(None, (self.effect, self.spread, self.drawn)):
+        for matrix in (self.effect, self.spread, self.drawn):
+            if matrix is None:
+                continue
             if [len(row) for row in matrix] != [len(self.cues)] * len(self.classes):
                 raise ValueError("its numbers are not those of its classes and cues")
             if any(value is not None and math.isinf(value) for row in matrix for value in row):

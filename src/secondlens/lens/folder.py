@@ -27,7 +27,8 @@ from torch import Tensor
 from ..errors import SecondLensError
 from ..naming import distinct, shown
 from ..storage.checkpoints import load_tensors, save_tensors
-from ..storage.files import read_json, save_json
+from ..storage.files import LARGEST_JSON, read_json, save_json
+from ..storage.regular import read_bounded
 from ..storage.validation import (
     Size,
     Texts,
@@ -275,13 +276,28 @@ def read(folder: Path) -> Contents:
     path = folder / "lens.json"
     if not path.is_file():
         raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
-    before = _digest(path)
+    before = state(folder)
     try:
         return _read(folder)
     except SecondLensError:
-        if not path.is_file() or _digest(path) == before:
+        if not path.is_file() or state(folder) == before:
             raise
         return _read(folder)
+
+
+def state(folder: Path) -> str | None:
+    """Tells whether the manifest in a folder is another one than before; None if there is none.
+
+    Raises
+    ------
+    SecondLensError
+        It is not a file, or larger than any.
+    """
+    path = folder / "lens.json"
+    if not path.is_file():
+        return None
+    with reading(f"the lens in {folder}"):
+        return hashlib.sha256(read_bounded(path, LARGEST_JSON)).hexdigest()
 
 
 def _read(folder: Path) -> Contents:

@@ -197,6 +197,19 @@ CASES = {
     "indirect": lambda kit: sl.indirect(
         kit.clip, X, LAYER, [0, 5], kit.lens[LAYER].activation_mean
     ),
+    "finite_paths": lambda kit: {
+        name: getattr(
+            sl.finite_paths(
+                *(kit.clip, X, LAYER, [0, 5], kit.lens[LAYER].activation_mean, WORDS[:2]), nodes=2
+            ),
+            name,
+        )
+        for name in ("effects", "total")
+    },
+    "paths": lambda kit: {
+        str(n): each for n, each in sl.paths(kit.clip, X, WORDS[:2]).by_layer.items()
+    },
+    "paths_of": lambda kit: sl.paths_of(kit.clip, X, LAYER, [0, 5]),
     "resized": lambda kit: unit(sl.resized(kit.clip, 32).encode_image(PICTURES[:2])),
     "score": partial(scored, referee=[{WORDS[label]} for label in LABELS]),
     "score itself": lambda kit: scored(kit, kit.clip),
@@ -217,14 +230,14 @@ CASES = {
 """What each public name computes, by name; a second word tells cases of one name apart."""
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
-HERE |= {"dissect", "fit", "score", "stability"}
+HERE |= {"dissect", "fit", "paths", "score", "stability"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {"AblatedClip", "Clip", "Defence", "Vocabulary", "direct", "from_open_clip", "indirect"}
-THERE |= {"resized", "second_order", "segment", "sparse"}
+THERE |= {"finite_paths", "paths_of", "resized", "second_order", "segment", "sparse"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"vocabulary"}
+NOTHING_TO_RUN |= {"FinitePaths", "Paths", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_transformers"}
 """Names with tests of their own below."""

@@ -135,7 +135,7 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
 
 
 def _converted(clip: Clip, dtype: torch.dtype) -> Clip:
-    """The view of a copy of the model, all of it in `dtype`; on the CPU where its device has none."""
+    """The view of a copy of the model, all of it in `dtype`; on the CPU if its device has none."""
     model = copy.deepcopy(clip.model)
     if dtype is torch.float64 and not has_float64(clip.device):
         model = model.cpu()

@@ -243,6 +243,8 @@ def _block(block: Any) -> Block:
     return OpenClipBlock(
         module=block,
         ln_1=block.ln_1,
+        ln_2=block.ln_2,
+        mlp_input=block.mlp.c_fc,
         activation=block.mlp.gelu,
         attention_end=block.ls_1,
         mlp_end=block.ls_2,

@@ -35,6 +35,9 @@ class Block(ABC):
 
     module: Any
     ln_1: Any
+    ln_2: nn.Module
+    mlp_input: nn.Module
+    """Its output is what the activation function gets."""
     activation: nn.Module
     attention_end: nn.Module
     """Its output is what attention adds to the residual stream."""

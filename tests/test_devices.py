@@ -177,6 +177,7 @@ CASES = {
             *(kit.clip, PICTURES, LABELS, kit.words.embed(kit.clip), PICTURES[:8])
         ).ranks.items()
     },
+    "attention": lambda kit: sl.attention(kit.clip, X),
     "attack": attacked,
     "audit": lambda kit: {"spread": audited(kit).spread.nan_to_num(0.0)},
     "budget": lambda kit: {"gram": sl.budget(kit.clip, kit.lens, PICTURES[:6], LAYER, [0, 4]).gram},
@@ -232,9 +233,21 @@ CASES = {
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"dissect", "fit", "paths", "score", "stability"}
 """Names whose results are tables or lenses, which come back on the CPU."""
-THERE = {"AblatedClip", "Clip", "Defence", "Vocabulary", "direct", "from_open_clip", "indirect"}
+THERE = {
+    "AblatedClip",
+    "attention",
+    "Clip",
+    "Defence",
+    "Vocabulary",
+    "direct",
+    "from_open_clip",
+    "indirect",
+}
 THERE |= {"finite_paths", "paths_of", "resized", "second_order", "segment", "sparse"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
+
+GRADIENTS = {"attention", "finite_paths", "paths", "paths_of"}
+"""Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
 NOTHING_TO_RUN |= {"FinitePaths", "Paths", "vocabulary"}
@@ -285,7 +298,9 @@ def expected(name, precision, folder):
 
 
 def check(name, precision, kind, folder):
-    clip = tiny_clip(DEVICE, precision)
+    public = name.partition(" ")[0]
+    device = "fake:0" if public in GRADIENTS else DEVICE
+    clip = tiny_clip(device, precision)
     if kind == "fitted":
         lens = sl.fit(clip, PICTURES, LAYERS)
         for texts, k in DESCRIPTIONS:
@@ -293,12 +308,11 @@ def check(name, precision, kind, folder):
     else:
         cpu_lens(precision).save(folder / "lens")
         lens = sl.Lens.load(folder / "lens")
-        lens = lens.to(DEVICE) if kind == "told" else lens
+        lens = lens.to(device) if kind == "told" else lens
     found = CASES[name](Kit(clip, lens, folder))
     compare(found, expected(name, precision, folder), precision)
-    public = name.partition(" ")[0]
     if public in HERE | THERE:
-        place = DEVICE if public in THERE else "cpu"
+        place = device if public in THERE else "cpu"
         parts = found.values() if isinstance(found, dict) else [found]
         assert {str(each.device) for each in parts} == {place}
 

@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..devices import undisturbed
 from ..models.view import Clip, Images
 from .linearised import linearise
 
 
+@undisturbed
 @torch.no_grad()
 def attention(clip: Clip, images: Images) -> Float[Tensor, "images layers heads tokens tokens"]:
     """Attention of every block and head, on the model's device.

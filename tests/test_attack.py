@@ -538,7 +538,7 @@ def test_mistakes(demo, tmp_path, options, message):
 def test_another_attack_in_the_folder(demo, tmp_path):
     clip, lens = demo
     attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
-    with pytest.raises(SecondLensError, match="another attack, with another seed"):
+    with pytest.raises(SecondLensError, match="another attack, with seed 0 and not 1: name"):
         attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1, seed=1)
     words = (tmp_path / "run" / "words.json").read_text()
     for name, damage in (

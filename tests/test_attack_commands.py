@@ -54,7 +54,7 @@ def test_an_attack_from_the_command_line(lenses, tmp_path):
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
     other = run(*arguments, "--seed", 1)
     assert other.exit_code == 2
-    assert "another seed" in other.stderr
+    assert "another attack, with seed 0 and not 1: name" in other.stderr
 
 
 def test_pairs_with_a_referee(lenses, tmp_path):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..formatting import differences
 from . import remote
 from .files import read_json, save_json, whole
 
@@ -74,7 +75,7 @@ class Checkpoints:
             return plan
         try:
             found = read_json(record)
-            differing = [key for key in work if found["work"].get(key) != work[key]]
+            differing = differences(found["work"], work)
             earlier: dict[str, Any] = found["plan"]
             if set(earlier) != set(plan):
                 raise ValueError("its plan is another one")
@@ -82,8 +83,8 @@ class Checkpoints:
             raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
         if differing:
             raise SecondLensError(
-                f"{self.folder} holds unfinished work with another {differing[0]}: finish it with "
-                "the settings it began with, or remove it"
+                f"{self.folder} holds unfinished work with {differing}: finish it with the "
+                "settings it began with, or remove it"
             )
         return earlier
 

@@ -1,6 +1,11 @@
-"""Every command on the smallest model and data that it takes: see `Given` and `small`."""
+"""Every command that writes, on the smallest model and data that it takes.
 
+A new command adds itself to `CASES`, and its results to `small` if they take long.
+"""
+
+import shutil
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 
@@ -11,12 +16,14 @@ from models import tiny_model, tiny_tokenizer
 from PIL import Image
 
 import secondlens as sl
+from secondlens.data.labelled import labelled
 from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import ATTACK_PAIRS
 from secondlens.models import named_models
 from secondlens.models.open_clip import from_open_clip
 from secondlens.paper.registry import results
+from secondlens.paper.table4 import compare
 from secondlens.registry import Registry
 
 MODEL = ("--model", "tiny:8", "--device", "cpu")
@@ -55,13 +62,25 @@ def small():
             ("secondlens.paper.table3", "fit", one_layer),
             ("secondlens.paper.study", "fit", one_layer),
             ("secondlens.paper.demo", "fit", one_layer),
+            ("secondlens.paper.demo", "WORDS", 4),
             ("secondlens.paper.everything", "results", some_results()),
+            ("secondlens.paper.table4", "compare", compared_once),
         ):
             patch.setattr(import_module(module), name, value)
         yield
 
 
 one_layer = partial(sl.fit, layers=[5])
+
+
+_kept = []
+
+
+def compared_once(*given, **options):
+    """Of methods that segment: it takes long, and says how long."""
+    if not _kept:
+        _kept.append(compare(*given, **options))
+    return _kept[0]
 
 
 def some_results():
@@ -72,7 +91,7 @@ def some_results():
     return registry
 
 
-def given(folder):
+def write_given(folder):
     """What commands read, in a folder."""
     for name in CLASSES:
         (folder / "classes" / name).mkdir(parents=True)
@@ -86,7 +105,116 @@ def given(folder):
     lens.save(folder / "bare")
     sl.describe(clip, lens, folder / "words.txt", 3)
     lens.save(folder / "lens")
+    classes = labelled(folder / "classes").classes
+    audit = sl.audit(clip, lens, classes, folder / "classes", folder / "words.txt")
+    # there is something to cut
+    replace(audit, effect=audit.effect.abs()).save(folder / "audit")
     demo = sl.load("demo")
     lens = sl.fit(demo, Scenes(World(), 31, 50), [5])
     sl.describe(demo, lens, world_vocabulary(), 12)
     lens.save(folder / "demo-lens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A command that writes."""
+
+    command: str
+    """Its words; what it reads lies beside, see `write_given`."""
+    given: tuple[str, ...] = ("lens", "classes", "classes.txt", "words.txt")
+    grows: tuple[str, ...] = ()
+    """Of what it writes, the folders that fill file by file: the others are there whole or not."""
+    moments: int = 3
+    """At which it is stopped where there is little time; 0 where one run takes long."""
+
+    @property
+    def arguments(self):
+        return self.command.replace(" ON", f" {' '.join(MODEL)}").split()
+
+    def place(self, given, folder):
+        """Put what it reads into a folder, where it shall run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.given:
+            copy = shutil.copytree if (given / name).is_dir() else shutil.copy
+            copy(given / name, folder / name)
+
+
+CASES = {
+    "fit": Case(
+        command="fit classes --out fitted --shard-size 4 ON",
+        given=("classes",),
+    ),
+    "describe": Case(
+        command="describe lens --texts words.txt --texts classes.txt -k 2 --parquet codes.pq ON",
+    ),
+    "score": Case(command="score lens --texts words.txt --images classes --referee tiny:8 ON"),
+    "attack": Case(
+        command="attack demo-lens --draw cow --mistake-for lion --images 2 --captions 1 "
+        "--out attacked",
+        given=("demo-lens",),
+        grows=("attacked",),
+        moments=1,
+    ),
+    "attack pairs": Case(
+        command="attack demo-lens --pairs all --among cow,lion --images 1 --captions 1 "
+        "--out attacked",
+        given=("demo-lens",),
+        grows=("attacked",),
+        moments=1,
+    ),
+    "audit": Case(
+        command="audit lens --classes classes.txt --cues words.txt --images classes "
+        "--out audited ON",
+    ),
+    "defend": Case(
+        command="defend audit lens --usual classes --unusual classes --out defence ON",
+        given=("lens", "classes", "audit"),
+    ),
+    "segment": Case(
+        command="segment lens photo.png --text sea --text road --out masks ON",
+        given=("lens", "photo.png"),
+    ),
+    "discover": Case(
+        command="discover lens photo.png --page page.html ON", given=("lens", "photo.png")
+    ),
+    "ablate": Case(command="ablate lens classes --out ablation ON"),
+    "budget": Case(command="budget lens classes --neurons 2 --out budget ON"),
+    "export": Case(
+        command="export lens site --images classes --space ON",
+        grows=("lens",),  # it keeps what it saw of the pictures
+        moments=1,
+    ),
+    "share": Case(command="share lens --to shared", given=("lens",)),
+    "pull": Case(command="pull lens pulled", given=("lens",)),
+    "reproduce fig3": Case(
+        command="reproduce fig3 --demo --fit-images 50 --out paper",
+        given=(),
+        grows=("paper",),
+        moments=1,
+    ),
+    "reproduce all": Case(
+        command="reproduce all --demo --lens demo-lens --effect-images 10 --out paper",
+        given=("demo-lens",),
+        grows=("paper",),
+        moments=0,
+    ),
+    "reproduce table3": Case(
+        command="reproduce table3 --demo --fit-images 50 --seeds 1 --images-a-run 1 "
+        "--effect-images 0 --out paper",
+        given=(),
+        grows=("paper",),
+        moments=1,
+    ),
+    "reproduce table4": Case(
+        command="reproduce table4 --demo --lens demo-lens --test-images 2 --dev 2 --out paper",
+        given=("demo-lens",),
+        moments=0,
+    ),
+    "demo": Case(
+        command="demo --images 50 --test-images 2 --out demo",
+        given=(),
+        grows=("demo",),
+        moments=0,
+    ),
+}
+"""By the words that name a command."""

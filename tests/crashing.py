@@ -21,7 +21,7 @@ CHANGING = {
     "open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink",
     "os.truncate", "os.chmod", "os.utime",
 }  # fmt: skip
-"""Audit events of one operation each; those of shutil tell of several, each of which has its own."""
+"""Audit events of one operation each; what shutil does is made of these."""
 
 PASSING = re.compile(r".*(\.[0-9a-f]{8}\.partial|\.lock)", re.DOTALL)
 """Names of files that nobody reads after a crash."""
@@ -51,7 +51,7 @@ class Watch:
         paths = [os.fsdecode(a) for a in arguments if isinstance(a, str | bytes | os.PathLike)]
         if event == "open":
             paths = paths[:1]
-        if any(Path(os.path.abspath(each)).is_relative_to(self.folder) for each in paths):
+        if any(Path(each).absolute().is_relative_to(self.folder) for each in paths):
             self.copy()
 
     def sync(self, descriptor):

@@ -141,7 +141,9 @@ def test_unfinished_work_with_other_settings_is_refused(clip, images, tmp_path):
         fit(clip, Fragile(images, 8), out=out, top=5, batch_size=3)
     with pytest.raises(SecondLensError, match=r"work with top 5 and not 6: finish"):
         fit(clip, Fragile(images), out=out, top=6, batch_size=3)
-    with pytest.raises(SecondLensError, match=r"work with images [0-9a-f]{8}… and not [0-9a-f]{8}…: finish"):
+    with pytest.raises(
+        SecondLensError, match=r"work with images [0-9a-f]{8}… and not [0-9a-f]{8}…: finish"
+    ):
         fit(clip, Fragile(images[:20]), out=out, top=5, batch_size=3)
     record = Path(f"{out}.unfinished") / "work.json"
     whole = json.loads(record.read_text())

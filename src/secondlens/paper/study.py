@@ -22,6 +22,9 @@ from ..formatting import differences
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..storage.files import unfinished
+from ..storage.locks import locked
+from ..storage.remote import remove
 from ..words.describing import default_size
 from .results import Setting
 
@@ -44,8 +47,10 @@ def kept_lens(path: Path, clip: Clip, source: ImageSource, convention: str) -> L
     Raises
     ------
     SecondLensError
-        It was fitted with other settings.
+        It was fitted with other settings, or another process is writing it.
     """
+    with locked(path):  # the fit may have been stopped at its very end
+        remove(unfinished(path))
     found = Lens.load(path)
     found.check_model(clip)
     ids = {*found.image_ids, *found.skipped}

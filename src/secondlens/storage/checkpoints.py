@@ -120,8 +120,13 @@ class Checkpoints:
     def drop(self) -> None:
         """Remove all parts, and the folder."""
         self._in_memory.clear()
-        if self.folder is not None:
-            remote.remove(self.folder)
+        if self.folder is None:
+            return
+        if not remote.is_remote(self.folder):
+            # the record goes last: what it stands for is known, wherever this is stopped
+            for name in self._files() - {"work.json"}:
+                Path(self.folder, name).unlink(missing_ok=True)
+        remote.remove(self.folder)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:

@@ -192,18 +192,18 @@ def check_resumable(out: str | Path) -> None:
     """
     if remote.is_remote(out):
         there = remote.names(str(out))
-        begun = "work.json" in remote.names(unfinished(out))
+        parts = remote.names(unfinished(out))
     else:
         folder = Path(out)
         there = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
-        begun = Path(unfinished(out), "work.json").is_file()
+        work = Path(unfinished(out))
+        parts = {each.name for each in work.iterdir()} if work.is_dir() else set()
     if "lens.json" in there:
-        if begun:
-            remote.remove(unfinished(out))
+        remote.remove(unfinished(out))
         raise SecondLensError(
             f"{out} exists already and holds a finished lens: name a new folder, or remove it first"
         )
-    if not begun:
+    if "work.json" not in parts:
         check_empty(out)
 
 

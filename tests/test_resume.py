@@ -145,7 +145,7 @@ def test_unfinished_work_with_other_settings_is_refused(clip, images, tmp_path):
         SecondLensError, match=r"work with images [0-9a-f]{8}… and not [0-9a-f]{8}…: finish"
     ):
         fit(clip, Fragile(images[:20]), out=out, top=5, batch_size=3)
-    several = r"work with layers \[0, 1, 2\] and not \[1\], top 5 and not 6, batch size 3 and not 4:"
+    several = r"layers \[0, 1, 2\] and not \[1\], top 5 and not 6, batch size 3 and not 4: finish"
     with pytest.raises(SecondLensError, match=several):
         fit(clip, Fragile(images), [1], out=out, top=6, batch_size=4)
     other = from_open_clip(tiny_model(layers=4, seed=1), name="other")

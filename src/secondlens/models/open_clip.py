@@ -52,10 +52,9 @@ def from_open_clip(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
-    tower: Any = getattr(model, "visual", None)
-    for reason in _refusals(tower):
-        raise UnsupportedModel(f"{name} cannot be explained: {reason}")
+    check_covered(model, name)
     check_eval(model)
+    tower: Any = model.visual
     attention = tower.transformer.resblocks[0].attn
 
     clip = Clip(
@@ -83,6 +82,15 @@ def from_open_clip(
     if check:
         check_parity(clip)
     return clip
+
+
+def check_covered(model: Any, name: str) -> None:
+    """Raise `UnsupportedModel` if the mathematics does not describe the model's image tower.
+
+    Its weights are not looked at, so that they need not be there.
+    """
+    for reason in _refusals(getattr(model, "visual", None)):
+        raise UnsupportedModel(f"{name} cannot be explained: {reason}")
 
 
 def _encode_image(tower: Any, images: Tensor) -> Tensor:

@@ -54,6 +54,9 @@ class Inert:
         if isinstance(attributes, dict):
             self.parts.update(attributes)
 
+    def __call__(self, *_: Any, **__: Any) -> "Inert":
+        return Inert()
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.__dict__.setdefault("parts", {})[key] = value
 
@@ -98,7 +101,7 @@ def _pickle_name(archive: zipfile.ZipFile) -> str | None:
 
 
 def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
-    """In no order that matters; an object that several places share is found at each."""
+    """In the order of the file; an object that several places share is found at each."""
     waiting: list[tuple[str, Any]] = [("", tree)]
     for _ in range(MOST_PARTS):
         if not waiting:
@@ -111,11 +114,13 @@ def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
         parts = found.parts if isinstance(found, Inert) else found
         if not isinstance(parts, Mapping):
             continue
+        inner = []
         for key, value in parts.items():
             if isinstance(found, Inert) and key in MODULE_PARTS:
-                waiting.append((place, value))
+                inner.append((place, value))
             elif isinstance(key, str):
-                waiting.append((f"{place}.{key}" if place else key, value))
+                inner.append((f"{place}.{key}" if place else key, value))
+        waiting.extend(reversed(inner))
     raise ValueError(f"it holds more than {MOST_PARTS:,} objects")
 
 

@@ -172,7 +172,7 @@ def _checked_place(name: str) -> str:
 def _check_before_fetching(name: str, options: dict[str, bool]) -> None:
     """Raise `UnsupportedModel` if the configuration decides that the model is not covered."""
     try:
-        with _without_weights():
+        with _without_weights(), torch.device("meta"):
             shape = open_clip.create_model(
                 name, load_weights=False, pretrained_text=False, device="meta", **options
             )
@@ -247,6 +247,7 @@ def load_transformers(
             model, report = kinds[kind].from_pretrained(
                 place,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below
                 trust_remote_code=False,
                 # an adapter is merged below: where there is none to be found, none is added
                 **({"adapter_kwargs": {"subfolder": "none"}} if adapter else {}),
@@ -289,6 +290,7 @@ def _check_report(model: nn.Module, report: Mapping[str, Any]) -> None:
     wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
     given = {key: shape for key, shape in wanted.items() if key not in report["missing_keys"]}
     given |= dict.fromkeys(sorted(report["unexpected_keys"]), ())
+    given |= {key: shape for key, shape, _ in report["mismatched_keys"]}
     if reason := misfit(wanted, given):
         raise SecondLensError(f"its weights do not fit its configuration: {reason}")
 
@@ -305,8 +307,8 @@ def merged(model: nn.Module, adapter: str) -> nn.Module:
         from peft import PeftModel
     except ImportError:
         raise SecondLensError(
-            "it comes with an adapter, and merging that needs peft: pip install peft, or save the "
-            "merged model"
+            "it comes with an adapter, and merging that needs peft: pip install "
+            "'secondlens[adapters]', or save the merged model"
         ) from None
     whole: nn.Module = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return whole

@@ -300,7 +300,7 @@ def test_the_pickle_below_is_a_tensor(tmp_path):
 )
 def test_tensors_that_do_not_lie_in_an_archive(tmp_path, pickled, compressed):
     archive(tmp_path / "a.pt", pickled, bytes(8), compressed)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="it |its |out of bounds"):
         read_tensors(tmp_path / "a.pt")
 
 
@@ -350,7 +350,7 @@ def test_weights_of_a_folder_are_never_made_up(model, tmp_path):
     with pytest.raises(SecondLensError, match=r"holds 2 files of weights \(a.pt, b.pt\)"):
         load(f"local-dir:{folder}")
     (folder / "adapter_model.safetensors").touch()
-    with pytest.raises(SecondLensError, match="holds an adapter, adapter_model.safetensors"):
+    with pytest.raises(SecondLensError, match="holds an adapter, adapter_model"):
         load(f"local-dir:{folder}")
 
 

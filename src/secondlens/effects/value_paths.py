@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
-from ..models.view import Block, Clip, Images, class_token, hooked
+from ..models.view import Block, Clip, class_token, hooked
 from .capture import Capture, Pooled, norm_statistics
 
 CONVENTIONS = ("exact", "official")
@@ -235,7 +235,7 @@ def _block_bias(block: Block, dtype: torch.dtype) -> Float[Tensor, " width"]:
 
 
 def second_order(
-    clip: Clip, images: Images, layer: int, convention: str = "exact"
+    clip: Clip, images: Any, layer: int, convention: str = "exact"
 ) -> Float[Tensor, "images neurons dim"]:
     """Second-order effects of all neurons of an MLP layer (Eq. 5), materialised for a few images.
 
@@ -284,7 +284,7 @@ def bias_effect(clip: Clip, pooled: Pooled, layer: int) -> Float[Tensor, "images
 
 
 @torch.no_grad()
-def direct(clip: Clip, images: Images, layer: int) -> Float[Tensor, "images neurons dim"]:
+def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons dim"]:
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.
 
     Parameters

@@ -55,6 +55,7 @@ class Inert:
             self.parts.update(attributes)
 
     def __call__(self, *_: Any, **__: Any) -> "Inert":
+        """Of what is a function."""
         return Inert()
 
     def __setitem__(self, key: Any, value: Any) -> None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.sources import pictures_of
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..effects.capture import Capture, Pooled
@@ -163,6 +164,7 @@ SYNONYM = 0.9
 """Cosine of texts, mean text subtracted, above which two of the words found are one."""
 
 
+@checked
 def discover(
     clip: Clip,
     lens: Lens,

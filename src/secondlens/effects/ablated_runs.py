@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from ..models.view import Clip, hooked
 from ..progress import bars
@@ -89,6 +90,7 @@ def stop_after(clip: Clip, images: Any, layer: int) -> Stopped:
     return Stopped(clip=clip, layer=layer, representation=representation, **seen)
 
 
+@checked
 def indirect(
     clip: Clip,
     images: Any,

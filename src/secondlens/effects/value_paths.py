@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from ..models.view import Block, Clip, class_token, hooked
 from .capture import Capture, Pooled, norm_statistics
@@ -234,6 +235,7 @@ def _block_bias(block: Block, dtype: torch.dtype) -> Float[Tensor, " width"]:
     return torch.einsum("he,hew->w", heads, block.output.to(dtype)) + block.output_bias.to(dtype)
 
 
+@checked
 def second_order(
     clip: Clip, images: Any, layer: int, convention: str = "exact"
 ) -> Float[Tensor, "images neurons dim"]:
@@ -283,6 +285,7 @@ def bias_effect(clip: Clip, pooled: Pooled, layer: int) -> Float[Tensor, "images
     return pooled.scale[:, None] * (pooled.path_scales[layer] @ paths)
 
 
+@checked
 @torch.no_grad()
 def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons dim"]:
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -121,6 +122,7 @@ class Lens(Contents):
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
 
@@ -153,6 +155,7 @@ class Lens(Contents):
         _ORIGINS[self] = place, _state(place)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Lens":
         """The lens saved in a folder, here or in a store.
 

@@ -8,11 +8,11 @@ an `Inert`, an object that keeps what it was given and does nothing.
 """
 
 import io
-import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import Unpickler
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:
     raise ValueError(f"it holds more than {MOST_PARTS:,} objects")
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(Unpickler):
     """Knows tensors; makes an `Inert` of everything else that has a name."""
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:

@@ -23,6 +23,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from ..naming import shown_model
 from . import named_models
@@ -338,9 +339,10 @@ def _tokenizer(name: str) -> Any:
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
+@checked
 def load(
     name: str,
-    pretrained: str | None = None,
+    pretrained: str | Path | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     activation: str | None = None,
@@ -386,7 +388,7 @@ def load(
     kinds = [each for each in (name, name.partition(":")[0]) if each in named_models]
     clip = named_models[kinds[0] if kinds else "open_clip"](
         name,
-        pretrained=pretrained,
+        pretrained=None if pretrained is None else str(pretrained),
         device=device,
         precision=precision,
         activation=activation,

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..arguments import checked
 from ..errors import UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
@@ -22,8 +23,9 @@ from .resizing import interpolated
 from .view import Block, Clip, check_eval, is_affine
 
 
+@checked
 def from_open_clip(
-    model: Any,
+    model: nn.Module,
     preprocess: Callable[[Image], Tensor] | None = None,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
     name: str = "open_clip model",

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError, SecondLensWarning
 from . import picture_reader
 
@@ -92,14 +94,6 @@ UNNORMALISED = (
     "normalised, and the model sees them paler than they are; normalise them as its preprocessing "
     "does, or give the pictures themselves"
 )
-
-
-def _looks_unnormalised(images: Tensor) -> bool:
-    """Whether pixels go from 0 to 1: normalised ones nearly always go below 0."""
-    if images[:1].amin() < 0:  # which is enough for nearly every batch
-        return False
-    low, high = images.aminmax()
-    return bool(0 <= low < BLACK and WHITE < high <= 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -250,9 +244,23 @@ class Clip:
                 f"{self.name} takes preprocessed float images [images, 3, {height}, {width}], and "
                 f"these are {pixels.dtype} {list(pixels.shape)}"
             )
-        if given and _looks_unnormalised(pixels):
+        if given and self._look_unnormalised(pixels):
             warnings.warn(UNNORMALISED, SecondLensWarning, stacklevel=2)
         return pixels.to(self.device, self.dtype)
+
+    def _look_unnormalised(self, images: Tensor) -> bool:
+        """Whether pixels go from 0 to 1, and those of the model's own preprocessing below 0."""
+        if images[:1].amin() < 0:  # which is enough for nearly every batch
+            return False
+        low, high = images.aminmax()
+        return bool(0 <= low < BLACK and WHITE < high <= 1) and self._normalises
+
+    @cached_property
+    def _normalises(self) -> bool:
+        if self.preprocess is None:
+            return True
+        black = new_image("RGB", self.image_size[::-1])
+        return bool(self.preprocess(black).amin() < 0)
 
     def _preprocessed(self, images: Sequence[Image] | Tensor) -> Tensor:
         if isinstance(images, Tensor):
@@ -298,6 +306,7 @@ class Clip:
         finally:
             del block.module.forward
 
+    @checked
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """One unit row for each text, float32 (float64 for a float64 model).

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
@@ -41,6 +42,7 @@ class OmpPath:
         return self.steps[:, m - 1, :m]
 
 
+@checked
 def omp(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -94,6 +96,7 @@ def omp(
     return torch.cat([i for i, _ in parts]), torch.cat([c for _, c in parts])
 
 
+@checked
 def omp_path(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -114,6 +117,7 @@ def omp_path(
     )
 
 
+@checked
 @torch.no_grad()
 def omp_paths(
     targets: Float[Tensor, "targets dim"],

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.decoding import whole
 from ...data.embedding import embed_texts
 from ...data.sources import pictures_of
@@ -308,6 +309,7 @@ def joined(
 IMAGES_PER_PASS = 32
 
 
+@checked
 def segment(
     clip: Clip,
     lens: Lens,

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from models import tiny_images, tiny_model
+from models import tiny_images, tiny_model, tiny_transformers_model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -427,22 +427,9 @@ def test_a_configuration_that_is_not_covered_is_refused_before_weights_are_fetch
 # -- models of transformers ------------------------------------------------------------------------
 
 
-def transformers_model():
-    from transformers import CLIPConfig, CLIPModel
-
-    vision = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3}
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
-    vision |= {"num_attention_heads": 3, "image_size": 16, "patch_size": 8, "projection_dim": 12}
-    text |= {"num_attention_heads": 2, "max_position_embeddings": 8, "projection_dim": 12}
-    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return CLIPModel(config).eval()
-
-
 @pytest.fixture
 def folder(tmp_path):
-    transformers_model().save_pretrained(tmp_path / "model")
+    tiny_transformers_model().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -454,7 +441,7 @@ def embeddings(name):
 def test_folders_old_and_new_and_in_the_cache_of_the_hub(folder):
     new = embeddings(f"hf:{folder}")
     assert torch.equal(embeddings(f"hf:{hub_cache(folder)}"), new)
-    weights = transformers_model().state_dict()
+    weights = tiny_transformers_model().state_dict()
     for tower, positions in (("vision", 5), ("text", 8)):  # which old versions wrote
         weights[f"{tower}_model.embeddings.position_ids"] = torch.arange(positions)[None]
     (folder / "model.safetensors").unlink()
@@ -463,7 +450,7 @@ def test_folders_old_and_new_and_in_the_cache_of_the_hub(folder):
 
 
 def surplus(folder):
-    weights = transformers_model().state_dict() | {"classifier.weight": torch.ones(2, 12)}
+    weights = tiny_transformers_model().state_dict() | {"classifier.weight": torch.ones(2, 12)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
@@ -530,7 +517,7 @@ def test_an_adapter_is_merged(folder, tmp_path):
     weights = adapter(folder, folder)
     key = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
     change = weights[key.format("B")] @ weights[key.format("A")]
-    before = transformers_model().vision_model.encoder.layers[0].self_attn.q_proj.weight
+    before = tiny_transformers_model().vision_model.encoder.layers[0].self_attn.q_proj.weight
     adapter(tmp_path / "alone", folder)
     for place in (folder, tmp_path / "alone"):
         query = load(f"hf:{place}").blocks[0].query.flatten(0, 1)

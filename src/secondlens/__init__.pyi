@@ -20,6 +20,7 @@ from .effects.ablated_runs import indirect as indirect
 from .effects.value_paths import direct as direct
 from .effects.value_paths import second_order as second_order
 from .errors import SecondLensError as SecondLensError
+from .errors import SecondLensWarning as SecondLensWarning
 from .errors import UnsupportedModel as UnsupportedModel
 from .lens.codes import Codes as Codes
 from .lens.fitting import fit as fit

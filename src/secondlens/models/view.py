@@ -318,8 +318,6 @@ class Clip:
             tower.
         """
         check_eval(self.model)
-        if isinstance(texts, str):
-            raise SecondLensError(f"encode_text takes a list of texts, such as [{texts!r}]")
         if self.text_tower is None:
             raise SecondLensError(
                 f"{self.name} came without a tokenizer: pass tokenizer= when wrapping the model, "

@@ -82,17 +82,20 @@ def right():
         "usual": object.__new__(Labelled),
         # of one function alone
         "AblatedClip.encode_image self": sl.AblatedClip(clip, lens, {0: [0]}),
+        "finite_paths texts": ["a"],
+        "paths texts": ["a"],
         "segment texts": "a",
     }
 
 
 def call(name, right, wrong, value):
     function = FUNCTIONS[name]
-    given = {
-        each.name: right.get(f"{name} {each.name}", right[each.name])
-        for each in inspect.signature(function).parameters.values()
-        if each.default is each.empty and each.kind is not each.VAR_KEYWORD and each.name != wrong
-    }
+    given = {}
+    for each in inspect.signature(function).parameters.values():
+        if (own := f"{name} {each.name}") in right:
+            given[each.name] = right[own]
+        elif each.default is each.empty and each.kind is not each.VAR_KEYWORD:
+            given[each.name] = right.get(each.name)
     return function(**given | {wrong: value})
 
 

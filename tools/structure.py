@@ -4,8 +4,9 @@
     python tools/structure.py PATH [PATH …]   # any other package, beside it
 
 A row has the number of files, their lines, the median and the longest, how many files are imported
-by exactly one other, and the share of lines that are import statements. Commands are members of a
-registry: the one file that lists them is not counted as their reader.
+by exactly one other, and the share of lines that are import statements. Of this library, files that
+hold a command or a member of a registry are not counted among those read once: their registry reads
+them.
 """
 
 import ast
@@ -14,9 +15,18 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+from secondlens.commands.group import COMMANDS
+from secondlens.commands.list import REGISTRIES, registry
+
 OWN = Path(__file__).parent.parent / "src" / "secondlens"
-LISTS = ("commands.group",)
-"""Modules that list the members of a registry by importing them."""
+
+
+def members() -> set[str]:
+    """Return the dotted names of the files that hold a command or a member of a registry."""
+    made = [member.factory for kinds in REGISTRIES for member in registry(kinds)]
+    places = [each.partition(":")[0] if isinstance(each, str) else each.__module__ for each in made]
+    places += [command.callback.__module__ for command in COMMANDS if command.callback]
+    return {place.removeprefix(f"{OWN.name}.") for place in places}
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -60,9 +70,9 @@ def row(root: Path) -> tuple[str, int, int, float, int, int, str]:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 statements += (node.end_lineno or node.lineno) - node.lineno + 1
         for each in imported(name, path, root.name, known):
-            if name not in LISTS:
-                readers[each].add(name)
-    once = sum(len(each) == 1 for each in readers.values())
+            readers[each].add(name)
+    not_counted = members() if root.samefile(OWN) else set()
+    once = sum(len(each) == 1 for name, each in readers.items() if name not in not_counted)
     share = f"{100 * statements / sum(lengths):.1f} %"
     return root.name, len(known), sum(lengths), median(lengths), max(lengths), once, share
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..errors import SecondLensError
 from ..storage.remote import Place, filesystem, location, opened, reaching, read
-from .decoding import SUFFIXES, decode
+from .decoding import SUFFIXES, decode, decode_file
 from .tar import expand, names
 
 
@@ -38,8 +38,7 @@ class Folder:
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
-        with (self.root / self.ids[index]).open("rb") as file:
-            return decode(file)
+        return decode_file(self.root / self.ids[index])
 
     def sizes(self) -> list[int]:
         """Bytes of each picture; 0 where the file cannot be reached."""
@@ -90,8 +89,8 @@ class PictureFiles:
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
-        with opened(self.files[index]) as file:
-            return decode(file)
+        place = self.files[index]
+        return decode_file(place) if isinstance(place, Path) else decode(opened(place))
 
     def sizes(self) -> list[int]:
         """Bytes of each picture; 0 where the file cannot be reached."""

@@ -281,8 +281,8 @@ SAID = (
     "images must be a path, PIL images, a preprocessed tensor",
     "no folder or file photos: name one that holds pictures",
     "layer of second_order must be a whole number, and this is a str",
-    "layers of fit must be a list with a whole number each or 'all', and this is an int",
-    "layers of fit must be a list with a whole number each or 'all', and this is a str",
+    "layers of fit must be a list (each a whole number) or 'all', and this is an int",
+    "layers of fit must be a list (each a whole number) or 'all', and this is a str",
     "targets of omp must be a Tensor, and this is a ndarray",
     "open_clip model cannot be explained",
 )

@@ -136,7 +136,7 @@ def in_words(hint: Any) -> str:
     if origin is not None and issubclass(origin, Mapping):
         return "a mapping"
     if origin is not None and issubclass(origin, Iterable | Collection):
-        inner = f" with {in_words(parts[0])} each" if parts and parts[0] is not Any else ""
+        inner = f" (each {in_words(parts[0])})" if parts and parts[0] is not Any else ""
         return f"a list{inner}"
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return f"a {hint.array_type.__name__}"

@@ -247,7 +247,8 @@ class Clip:
                 f"{self.name} takes preprocessed float images [images, 3, {height}, {width}], and "
                 f"these are {pixels.dtype} {list(pixels.shape)}"
             )
-        if given and self._look_unnormalised(pixels):
+        # a look at pixels of an accelerator would wait for it
+        if given and pixels.device.type == "cpu" and self._look_unnormalised(pixels):
             warnings.warn(UNNORMALISED, SecondLensWarning, stacklevel=2)
         return pixels.to(self.device, self.dtype)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .options import DEVICE_HELP, PATH, check_new, console, json_option, print_json
+from .options import DEVICE_HELP, PATH, check_new, console, hold, json_option, print_json
 
 
 @click.command()
@@ -37,6 +37,7 @@ def demo(
 
     Example: secondlens demo --open
     """
+    hold(out)
     if not (out / "lens" / "lens.json").is_file():  # else what is there is used again
         check_new(out)
     from ..models.loading import load

@@ -19,6 +19,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import as_source, dataset_hash
 from ..devices import CPU, undisturbed
@@ -123,6 +124,7 @@ class FitRun:
         return replace(fitted, top_images=fitted.top_images - before)
 
 
+@checked
 def fit(
     clip: Clip,
     images: Any,

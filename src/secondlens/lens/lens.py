@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..arguments import checked
 from ..devices import check_device, undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip
@@ -131,6 +132,7 @@ class Lens(Contents):
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
 
@@ -163,6 +165,7 @@ class Lens(Contents):
         _ORIGINS[self] = place, state(place)
 
     @classmethod
+    @checked
     @undisturbed
     def load(cls, path: str | Path) -> "Lens":
         """The lens saved in a folder, here or in a store.

@@ -17,6 +17,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
@@ -26,9 +27,10 @@ from .view import Block, Clip, check_eval, is_affine
 from .wrappers import not_compiled, plain, unwrapped
 
 
+@checked
 @undisturbed
 def from_open_clip(
-    model: Any,
+    model: nn.Module,
     preprocess: Callable[[Image], Tensor] | None = None,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
     name: str = "open_clip model",
@@ -58,10 +60,9 @@ def from_open_clip(
         The tower computes something that the effects do not describe.
     """
     model = plain(model, name)
-    tower: Any = unwrapped(getattr(model, "visual", None))
-    for reason in _refusals(tower):
-        raise UnsupportedModel(f"{name} cannot be explained: {reason}")
+    check_covered(model, name)
     check_eval(model)
+    tower: Any = unwrapped(model.visual)
     attention = tower.transformer.resblocks[0].attn
 
     clip = Clip(
@@ -91,6 +92,15 @@ def from_open_clip(
 def _projection(tower: Any) -> Tensor:
     projection: Tensor = tower.proj.detach()
     return projection
+
+
+def check_covered(model: Any, name: str) -> None:
+    """Raise `UnsupportedModel` if the mathematics does not describe the model's image tower.
+
+    Its weights are not looked at, so that they need not be there.
+    """
+    for reason in _refusals(unwrapped(getattr(model, "visual", None))):
+        raise UnsupportedModel(f"{name} cannot be explained: {reason}")
 
 
 def _encode_image(tower: Any, images: Tensor) -> Tensor:

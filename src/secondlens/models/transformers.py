@@ -1,6 +1,6 @@
 """The `Clip` of a transformers model: its weights split by head, or the reason why it has none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
@@ -19,11 +20,12 @@ from .wrappers import not_compiled, plain
 COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
 
 
+@checked
 @undisturbed
 def from_transformers(
-    model: Any,
-    image_processor: Any = None,
-    tokenizer: Any = None,
+    model: nn.Module,
+    image_processor: Callable[..., Any] | None = None,
+    tokenizer: Callable[..., Any] | None = None,
     name: str = "transformers model",
     check: bool = True,
 ) -> Clip:
@@ -55,7 +57,8 @@ def from_transformers(
     check_eval(model)
     for reason in _refusals(model):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
-    vision = model.vision_model
+    towers: Any = model
+    vision = towers.vision_model
     patches, layers = vision.embeddings.patch_embedding, vision.encoder.layers
     rows = vision.embeddings.image_size // vision.embeddings.patch_size
     has_text_tower = hasattr(model, "text_model")
@@ -68,7 +71,7 @@ def from_transformers(
         blocks=tuple(_block(layer) for layer in layers),
         ln_post=vision.post_layernorm,
         patches=patches,
-        read_projection=partial(_projection, model),
+        read_projection=partial(_projection, towers),
         image_size=(vision.embeddings.image_size,) * 2,
         grid=(rows, rows),
         batch_first=True,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary
 from ..devices import undisturbed
@@ -32,6 +33,7 @@ published; linear in between."""
 NUMBERS_PER_CHUNK = 2**24
 
 
+@checked
 @undisturbed
 @torch.no_grad()
 def dissect(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.sources import Subset, as_source
 from ..data.vocabularies import Vocabulary
 from ..devices import undisturbed
@@ -17,6 +18,7 @@ from ..models.view import Clip
 from .describing import describe, described
 
 
+@checked
 @undisturbed
 def stability(
     clip: Clip,

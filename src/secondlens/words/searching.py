@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.embedding import embed_texts
 from ..devices import undisturbed
 from ..errors import SecondLensError
@@ -28,6 +29,7 @@ class Match(NeuronId):
     """Below zero if the neuron's direction points away from what was searched for."""
 
 
+@checked
 @undisturbed
 def search(
     clip: Clip, lens: Lens, text: str, top: int = 20, *, description: str | None = None
@@ -85,6 +87,7 @@ def text_direction(
     return F.normalize(embed_texts(clip, text)[0].to(mean_text) - mean_text, dim=0)
 
 
+@checked
 @undisturbed
 def similar(lens: Lens, layer: int, neuron: int, top: int = 20) -> list[Match]:
     """The neurons whose directions point most along that of a neuron, or most against it.

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
 from ...devices import undisturbed
@@ -63,6 +64,7 @@ class Budget:
         return whole[:3, 3] / whole[3, 3]
 
 
+@checked
 @undisturbed
 @torch.no_grad()
 def budget(

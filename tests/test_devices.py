@@ -253,7 +253,7 @@ GRADIENTS = {"attention", "finite_paths", "paths", "paths_of"}
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"FinitePaths", "Paths", "vocabulary"}
+NOTHING_TO_RUN |= {"FinitePaths", "Paths", "SecondLensWarning", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_transformers"}
 """Names with tests of their own below."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..devices import free_memory, smaller
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..models.view import Clip
 from ..processes.watching import end_with_parent
 from .decoding import Unreadable, upright_rgb
@@ -232,7 +232,7 @@ def warn_of_batches(clip: Clip, size: int) -> None:
     """Say that memory ran out, and how many images a batch has from there on."""
     images = "1 image" if size == 1 else f"{size} images"
     message = f"memory ran out on {clip.device}: a batch has {images} from here on"
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, SecondLensWarning, stacklevel=4)
 
 
 def _attempt(work: Callable[[Batch], Done], batch: Batch) -> tuple[Done] | None:

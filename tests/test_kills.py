@@ -100,7 +100,5 @@ def test_killed_fifty_times(given, tmp_path):
     for number in range(50):
         name = list(KILLED)[number % len(KILLED)]
         alive.setdefault(name, []).append(killings[name].at(moments.random(), 5))
-        print(
-            f"{number + 1}: {name} went on and is equal, killed {sum(alive[name])} times before its end"
-        )
+        print(f"{number + 1}: {name} is equal; {sum(alive[name])} kills of it before its end")
     assert sum(map(sum, alive.values())) > 25

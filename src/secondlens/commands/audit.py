@@ -12,11 +12,14 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    PictureChoice,
     check_lens,
     check_new,
     console,
     json_option,
+    labelled_pictures,
     print_json,
+    with_choice,
     with_model,
 )
 
@@ -40,12 +43,17 @@ PICTURES = 4
 @click.option(
     "--classes",
     type=click.Path(),
-    help="What the classifier tells apart: a file with one class a line.",
+    help="What the classifier tells apart: a file with one class a line; by default the classes of "
+    "a labelled set.",
 )
 @click.option(
     "--cues", type=click.Path(), help="Words that may push towards a class: a file with one a line."
 )
-@click.option("--images", type=click.Path(), help="Pictures that were not used to fit.")
+@click.option(
+    "--images",
+    type=click.Path(),
+    help="Pictures that were not used to fit; without --classes, a labelled set.",
+)
 @click.option(
     "--template", "templates", multiple=True, help="For classes, such as 'a photo of {}'."
 )
@@ -60,6 +68,7 @@ PICTURES = 4
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @json_option
+@with_choice
 @with_model
 def audit(
     lens: Path,
@@ -72,6 +81,7 @@ def audit(
     top: int,
     batch_size: int,
     as_json: bool,
+    choice: PictureChoice,
     model: ChosenModel,
 ) -> None:
     """Find the cues that push a zero-shot classifier towards classes that are not there.
@@ -84,17 +94,23 @@ def audit(
     check_new(out)
     check_lens(lens)
     from ..applications.auditing.audits import audit as measure
-    from ..data.sources import as_source
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
 
     own = model.model.startswith("demo")
-    for option, given in (("--classes", classes), ("--cues", cues), ("--images", images)):
+    for option, given in (("--cues", cues), ("--images", images)):
         if given is None and not own:
             raise SecondLensError(f"{model.model} has no world of its own: give {option}")
-    source = _unseen() if images is None else as_source(images)
     drawable = classes is None and cues is None
     names = None if classes is None else vocabulary(classes, templates=templates or None)
+    if images is None:
+        source = _unseen()
+    elif names is not None or own:
+        source = choice.source(images)
+    else:
+        known = labelled_pictures(Path(images))
+        source = known.source
+        names = vocabulary(known.classes, templates=templates or None)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
         from ..data.vocabularies import backgrounds, object_names

@@ -11,7 +11,17 @@ from typing import Any
 import click
 
 from ..errors import SecondLensError
-from .options import PATH, ChosenModel, Weights, check_lens, console, grouped, note, option
+from .options import (
+    PATH,
+    ChosenModel,
+    PictureChoice,
+    Weights,
+    check_lens,
+    console,
+    grouped,
+    note,
+    option,
+)
 from .process import give_back_memory
 
 LONGEST_GOODBYE = 2
@@ -19,7 +29,7 @@ LONGEST_GOODBYE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening(Weights):
+class Opening(Weights, PictureChoice):
     """What is shown beside a lens: its model and pictures, and finished runs."""
 
     model: str | None = option(help="As for fit; by default, of a demo lens, its own.")
@@ -38,10 +48,9 @@ class Opening(Weights):
 
     def lens_with_model(self, lens: Path) -> tuple[Any, Any]:
         """The atlas of a lens, and the live model or None."""
-        from ..data.sources import as_source
         from ..explorer.opening import model_name, open_lens
 
-        source = None if self.images is None else as_source(self.images)
+        source = None if self.images is None else self.source(self.images)
         name = None if self.no_model else model_name(lens, self.model)
         if name is None:
             return open_lens(lens, None, source, say=note)

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import SecondLensError
-from .decoding import Unreadable, decode
+from .decoding import decode, decode_file
 
 
 class HuggingFace:
@@ -41,8 +41,8 @@ class HuggingFace:
         self._rows = _encoded(dataset, self.column)
 
     @classmethod
-    def from_disk(cls, folder: str | Path) -> "HuggingFace":
-        """A dataset that `save_to_disk` wrote.
+    def from_disk(cls, folder: str | Path, **options: Any) -> "HuggingFace":
+        """A dataset that `save_to_disk` wrote; options as of the class.
 
         Raises
         ------
@@ -57,18 +57,14 @@ class HuggingFace:
             raise SecondLensError(f"{folder} holds a damaged dataset: {reason}") from error
         if isinstance(loaded, datasets.DatasetDict):
             raise SecondLensError(f"{folder} has several splits: name one of {', '.join(loaded)}")
-        return cls(loaded)
+        return cls(loaded, **options)
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
         encoded = _bytes_or_path(self._rows[index][self.column])
         if isinstance(encoded, bytes):
             return decode(io.BytesIO(encoded))
-        # a pipe would be waited for, and a device never ends
-        if encoded.exists() and not encoded.is_file():
-            raise Unreadable("it is not a file")
-        with encoded.open("rb") as file:
-            return decode(file)
+        return decode_file(encoded)
 
 
 def streamed(dataset: Any, column: str | None = None) -> Iterator[tuple[str, bytes | Path]]:

@@ -1,6 +1,7 @@
 """Direct effects of whole attention layers, and what is left without them (Figures 11 and 12)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...data.labelled import check_labels
-from ...data.reader import Batch, Reader
+from ...data.reader import Reader
 from ...data.sources import as_source
 from ...effects.capture import norm_statistics
 from ...effects.value_paths import output_map
@@ -88,24 +89,22 @@ def ablate_attention(
     source = as_source(images)
     check_labels(labels, len(source.ids), len(classifier))
 
-    def read(pictures: Any, what: str) -> Iterable[Batch]:
-        reader = Reader(
-            source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers
-        )
-        return tracked(reader, what, progress)
+    def reader_of(pictures: Any) -> Reader:
+        return Reader(source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers)
 
     total, count = torch.zeros(()), 0
-    for batch in read(reference, "mean effects of attention"):
+    for batch in tracked(reader_of(reference), "mean effects of attention", progress):
         total = total.to(clip.device) + attention_effects(clip, batch.pixels)[1].sum(0)
         count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the reference pictures could be read")
     tally = Tally(labels, classifier)
-    for batch in read(source, "attention ablations"):
+    reader = reader_of(source)
+    for batch in tracked(reader, "attention ablations", progress):
         embedding, effects = attention_effects(clip, batch.pixels)
         away = effects - total / count
         tally.see(BASELINE, embedding, batch.positions)
         for kind, removed in zip(FIRST_ORDER_KINDS, (away.cumsum(1), away), strict=True):
             for j in range(clip.layers):
                 tally.see((j, kind), embedding - removed[:, j], batch.positions)
-    return tally.ablation()
+    return replace(tally.ablation(), skipped=dict(reader.skipped))

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ..errors import SecondLensError
 from ..storage.remote import Place
 from .labelled import KeyedPictures, LabelledSet, imagenet_names
 from .parquet import Parquet
 from .sources import ImageSource, Subset
-from .splits import PREFERRED, TRAIN, archives, by_split
+from .splits import PREFERRED, TRAIN, archives, by_split, split_of
 from .tar import Tar, expand
 from .vocabularies import read_lines
 
@@ -42,7 +42,9 @@ def _by_split(
     if root.is_dir():
         groups = by_split(archives(root, suffixes), root)
     elif root.name.lower().endswith(suffixes):
-        groups = {None: expand(str(root), suffixes)}
+        files = expand(str(root), suffixes)
+        named = {split_of(PurePath(each.name)) for each in files}
+        groups = {named.pop() if len(named) == 1 else None: files}
     else:
         return None
     if not groups:

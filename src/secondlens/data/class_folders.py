@@ -42,6 +42,11 @@ def _in_folders(root: Path, name: str) -> KeyedPictures:
         class folder without pictures.
     """
     found = ImageFolder(root)
+    if (root / "SegmentationClass").is_dir() or any((root / "annotations").glob("*.json")):
+        raise SecondLensError(
+            f"{root} is a set with masks, not with a class for each picture: `secondlens reproduce "
+            "table4 --images` reads it"
+        )
     if parts := [each for each in split_folders(root).values() if has_class_folders(each)]:
         raise SecondLensError(
             f"{root} holds {parts[0].name} and other folders, which are not classes side by side: "
@@ -59,8 +64,8 @@ def _in_folders(root: Path, name: str) -> KeyedPictures:
         )
     if len(found.classes) == 1 and has_class_folders(root / found.classes[0]):
         raise SecondLensError(
-            f"{root} has one folder only: name {root / found.classes[0]}, which holds a folder for "
-            "each class"
+            f"{root} has one folder only, which holds others: name {root / found.classes[0]} if "
+            "those are the classes"
         )
     keys = [found.classes[label] for label in found.labels]
     return KeyedPictures(name=name, source=found, keys=keys)
@@ -120,8 +125,8 @@ def _training_in(root: Path) -> Callable[[], Folder] | None:
 
 _FLAT_NAME = re.compile(r"ILSVRC20\d\d_val_(\d{8})")
 
-_PLACES = (".", "val", "ILSVRC2012_img_val", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
-"""Where `val` is, from whatever folder of Kaggle's tree."""
+_KAGGLE = ("CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
+"""The folder with the splits, from whatever folder of Kaggle's tree."""
 
 _ABOVE = 5
 """Folders up from `val` in which labels are looked for; the root of Kaggle's tree is the fourth."""
@@ -142,19 +147,14 @@ def imagenet(root: Path) -> LabelledSet | None:
 
     The path may be `val`, the folder that it is in, or any folder of Kaggle's tree.
     """
-    for place in _PLACES:
-        here = root / place
-        for val in (here, here / "val"):
-            if _FLAT_NAME.match(first_picture(val)):
-                below = val != root
-                return LabelledSet(
-                    test=partial(_flat, val),
-                    training=_training_in(val.parent),
-                    parts=(val.name, TRAIN) if below and _training_in(val.parent) else (),
-                )
-        if here != root and (found := splits(here)) is not None:
-            return found
-    return None
+    trees = [root / place for place in _KAGGLE]
+    for val in (root, root / "ILSVRC2012_img_val", *(each / "val" for each in (root, *trees))):
+        if _FLAT_NAME.match(first_picture(val)):
+            training = _training_in(val.parent)
+            parts = (val.name, TRAIN) if val != root and training is not None else ()
+            return LabelledSet(test=partial(_flat, val), training=training, parts=parts)
+    # somebody may have moved the pictures into class folders, as PyTorch's examples do
+    return next((found for each in trees if (found := splits(each)) is not None), None)
 
 
 def _flat(val: Path) -> KeyedPictures:

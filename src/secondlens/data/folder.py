@@ -168,15 +168,19 @@ class StoredFolder:
         store, path = filesystem(self.root)
         with reaching(self.root):
             found = store.find(path, detail=True)
-        sizes = {
-            name.removeprefix(path.rstrip("/") + "/"): int(entry["size"] or 0)
-            for name, entry in found.items()
-            if PurePosixPath(name).suffix.lower() in SUFFIXES
-        }
+        sizes: dict[str, int] = {}
+        left_out = LeftOut()
+        for whole, entry in found.items():
+            name = whole.removeprefix(path.rstrip("/") + "/")
+            suffix = PurePosixPath(name).suffix.lower()
+            if suffix in SUFFIXES and not is_stray(name):
+                sizes[name] = int(entry["size"] or 0)
+            else:
+                left_out.add_file(name, suffix)
         if not sizes:
             raise SecondLensError(f"no pictures in {self.root}: name a folder that holds some")
         self.ids = sorted(sizes)
-        self.damaged: dict[str, str] = {}
+        self.damaged: dict[str, str] = dict(left_out)
         self._sizes = [sizes[each] for each in self.ids]
 
     def load(self, index: int) -> Image.Image:

@@ -4,7 +4,9 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
@@ -151,6 +153,11 @@ def _class_names(
         return _listed(listed, keys)
     if pictures.names is not None:
         return pictures.names
+    if all(key.isdecimal() for key in keys):
+        raise SecondLensError(
+            f"the labels of {pictures.name} are numbers without names: name them with --classes, a "
+            "file with one class a line"
+        )
     if not any(WNID.fullmatch(key) for key in keys):
         return {key: key for key in keys}
     names = imagenet_names()
@@ -187,12 +194,14 @@ def evenly(source: ImageSource, count: int) -> ImageSource:
     return Subset(source, [position * total // count for position in range(count)])
 
 
-def imagenet_names() -> dict[str, str]:
+@cache
+def imagenet_names() -> Mapping[str, str]:
     """Wordnet id -> name of the 1,000 classes of ImageNet, in their order."""
     from open_clip import IMAGENET_CLASSNAMES
     from timm.data.imagenet_info import ImageNetInfo
 
-    return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+    wnids = ImageNetInfo("imagenet-1k").label_names()
+    return MappingProxyType(dict(zip(wnids, IMAGENET_CLASSNAMES, strict=True)))
 
 
 def ranks(

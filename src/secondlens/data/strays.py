@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from ..formatting import counted
-
 _FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found"})
 
 HEIF = frozenset({".heic", ".heif"})
@@ -51,5 +49,5 @@ class LeftOut:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """(pattern, sentence) for each pattern."""
         for pattern, (count, first, reason) in self._found.items():
-            such = first if count == 1 else f"{counted(count, 'time')}, such as {first}"
+            such = first if count == 1 else f"{count:,}, such as {first}"
             yield pattern, f"left out: {such}: {reason}"

@@ -14,10 +14,10 @@ from PIL import Image
 
 from ..errors import SecondLensError
 from .decoding import Unreadable, decode, upright_rgb
+from .huggingface import Picture
 from .tar import part
 from .temporary import temporary_folder
 
-Picture = Image.Image | bytes | Path
 ImageStream = Iterable[Picture] | Iterable[tuple[str, Picture]]
 """Pictures, or (id, picture), one after the other, of unknown number. A picture is a PIL image, the
 bytes of an encoded one, or the path of a file. Without ids, the number in the stream is the id."""

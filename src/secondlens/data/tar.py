@@ -288,12 +288,16 @@ class Tar:
         plain: dict[tuple[int, int, str], str] = {}
         structured: dict[tuple[int, int, str], str] = {}
         for number, path in enumerate(self.shards):
-            for archive, member in _intact(path):
-                key, kind = _split(member.name)
-                if kind == extension:
-                    plain[number, archive, key] = _read_text(path, member).strip()
-                elif kind == "json" and entry in (values := _read_json(path, member)):
-                    structured[number, archive, key] = str(values[entry])
+            found = [(archive, *_split(each.name), each) for archive, each in _intact(path)]
+            with opened(path) as file:
+                for archive, key, kind, member in found:
+                    if kind == extension:
+                        plain[number, archive, key] = _read_text(file, member).strip()
+                for archive, key, kind, member in found:
+                    if kind == "json" and (number, archive, key) not in plain:
+                        values = _read_json(file, member)
+                        if entry in values:
+                            structured[number, archive, key] = str(values[entry])
         notes = structured | plain
         for place, each in zip(self._groups, self.ids, strict=True):
             if place not in notes:
@@ -365,19 +369,20 @@ def _tell(left_out: LeftOut, name: str, kind: str) -> None:
         left_out.add_file(name, suffix)
 
 
-def _read_text(path: Place, member: tarfile.TarInfo) -> str:
+def _read_text(file: IO[bytes], member: tarfile.TarInfo) -> str:
+    file.seek(member.offset_data)
     try:
-        return part(path, member.offset_data, member.size).read().decode()
+        return file.read(member.size).decode()
     except ValueError as error:
-        raise SecondLensError(f"{member.name} in {path} is no UTF-8 text: {error}") from error
+        raise SecondLensError(f"{member.name} is not a UTF-8 text: {error}") from error
 
 
-def _read_json(path: Place, member: tarfile.TarInfo) -> dict[str, Any]:
+def _read_json(file: IO[bytes], member: tarfile.TarInfo) -> dict[str, Any]:
     """The entries of an object; JSON of another kind has none."""
     try:
-        values = json.loads(_read_text(path, member))
+        values = json.loads(_read_text(file, member))
     except ValueError as error:
-        raise SecondLensError(f"{member.name} in {path} is no JSON: {error}") from error
+        raise SecondLensError(f"{member.name} is not JSON: {error}") from error
     return values if isinstance(values, dict) else {}
 
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Batch, Reader
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
-from .capture import Capture, Pooled
+from .capture import Capture, NotFinite, Pooled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,10 +77,32 @@ def stream(
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
         for batch in tracked(reader, what, progress):
-            representation = clip.encode_image(batch.pixels)
-            yield Encoded(
-                positions=batch.positions,
-                pixels=batch.pixels,
-                representation=representation,
-                pooled=capture.pool(representation),
-            )
+            try:
+                encoded = _encode(clip, capture, batch)
+            except NotFinite as error:
+                if len(batch.positions) > 1 and not any(error.finite):
+                    raise  # of the model or its precision, and of no image
+                batch = _finite_part(reader, batch, error)
+                if not batch.positions:
+                    continue
+                encoded = _encode(clip, capture, batch)
+            yield encoded
+
+
+def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
+    representation = clip.encode_image(batch.pixels)
+    return Encoded(
+        positions=batch.positions,
+        pixels=batch.pixels,
+        representation=representation,
+        pooled=capture.pool(representation),
+    )
+
+
+def _finite_part(reader: Reader, batch: Batch, error: NotFinite) -> Batch:
+    """The images of a batch on which all is well; the reader lists the others as skipped."""
+    for position, finite in zip(batch.positions, error.finite, strict=True):
+        if not finite:
+            reader.skipped[reader.source.ids[position]] = str(error)
+    kept = [place for place, finite in enumerate(error.finite) if finite]
+    return Batch(positions=[batch.positions[place] for place in kept], pixels=batch.pixels[kept])

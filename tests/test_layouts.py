@@ -276,7 +276,9 @@ def test_an_empty_class_or_no_layout_at_all(tmp_path):
     (tmp_path / "a" / "owl").mkdir()
     with pytest.raises(SecondLensError, match=r"no pictures in .*owl"):
         labelled(tmp_path / "a")
-    with pytest.raises(SecondLensError, match=r"no folder .*nowhere with labelled pictures: name a"):
+    with pytest.raises(
+        SecondLensError, match=r"no folder .*nowhere with labelled pictures: name a"
+    ):
         labelled(tmp_path / "nowhere")
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(SecondLensError, match="is not a set with labels"):
@@ -391,7 +393,10 @@ def test_wordnet_ids_as_names_or_labels(tmp_path):
     shard(tmp_path / "b" / "val.tar", [(0, 0, "n02102040", None), (1, 1, "n01440764", None)])
     for name in "ab":
         found = labelled(tmp_path / name)
-        assert found.labels == (1, 0) and found.classes.labels == ("tench", "English Springer Spaniel")
+        assert found.labels == (1, 0) and found.classes.labels == (
+            "tench",
+            "English Springer Spaniel",
+        )
         assert found.name == f"{name} validation (2 of ImageNet's 1,000 classes)"
 
 

@@ -44,7 +44,9 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """How names of compressed archives end."""
 
 MOST_GROWTH = 100
-"""Bytes that a byte of a compressed archive may become, beyond the first gigabyte."""
+"""Bytes that a byte of a compressed archive may become, beyond `FREE_GROWTH`."""
+
+FREE_GROWTH = 10**9
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,6 +137,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 _DAMAGE = (tarfile.TarError, OSError, ValueError)
+_BEFORE = "only the pictures before the damage are used"
 
 
 class Tar:
@@ -202,7 +205,8 @@ class Tar:
                         place=(number, member.offset_data, member.size),
                     )
             except _DAMAGE as error:
-                self.damaged[shard] = f"only the pictures before the damage are used: {error}"
+                # what was cut off when it was unpacked is known already
+                self.damaged.setdefault(shard, f"{_BEFORE}: {error}")
             found += pictures.values()
         self.damaged.update(left_out)
         if not found:
@@ -221,12 +225,12 @@ class Tar:
         copy = temporary_folder(self) / "archive.tar"
         try:
             with opened(path) as packed, unpack(packed) as source, copy.open("wb") as target:
-                _copy(source, target, limit=10**9 + MOST_GROWTH * _size(path))
+                _copy(source, target, limit=FREE_GROWTH + MOST_GROWTH * _size(path))
         except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-            self.damaged[shard] = f"only the pictures before the damage are used: {error}"
+            self.damaged[shard] = f"{_BEFORE}: {error}"
         except OSError as error:
             if isinstance(error, gzip.BadGzipFile) or error.errno is None:
-                self.damaged[shard] = f"only the pictures before the damage are used: {error}"
+                self.damaged[shard] = f"{_BEFORE}: {error}"
                 return copy
             raise SecondLensError(
                 f"{path} is compressed and cannot be unpacked in {copy.parent}: {error.strerror}; "
@@ -450,7 +454,7 @@ def _find_next(file: IO[bytes], end: int) -> bool:
     return False
 
 
-def _decompressor(path: Place) -> Callable[[IO[bytes]], IO[bytes]] | None:
+def _decompressor(path: Place) -> Callable[[IO[bytes]], io.BufferedIOBase] | None:
     """How to unpack a file that is compressed, whatever its name."""
     unpack: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
     with opened(path) as file:
@@ -458,9 +462,9 @@ def _decompressor(path: Place) -> Callable[[IO[bytes]], IO[bytes]] | None:
     return next((each for magic, each in unpack.items() if start.startswith(magic)), None)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], limit: int) -> None:
+def _copy(source: io.BufferedIOBase, target: IO[bytes], limit: int) -> None:
     written = 0
-    while some := source.read(2**20):
+    while some := source.read(2**16):
         written += len(some)
         if written > limit:
             raise ValueError(f"it grows beyond {limit:,} bytes when it is unpacked")

@@ -493,9 +493,9 @@ def test_annotations_from_json(encoded, tmp_path):
     with pytest.raises(SecondLensError, match=r"whole numbers.*'cat'"):
         _ = Tar(tmp_path / "y.tar").labels
     write_tar(tmp_path / "y.tar", {"0.png": encoded[0], "0.txt": b"\xff", "0.json": b"{"})
-    with pytest.raises(SecondLensError, match=r"0\.json in .*y\.tar is no JSON"):
+    with pytest.raises(SecondLensError, match=r"0\.json in .*y\.tar is not JSON"):
         _ = Tar(tmp_path / "y.tar").labels
-    with pytest.raises(SecondLensError, match=r"0\.txt in .*y\.tar is no UTF-8"):
+    with pytest.raises(SecondLensError, match=r"0\.txt in .*y\.tar is not a UTF-8 text"):
         _ = Tar(tmp_path / "y.tar").captions
 
 

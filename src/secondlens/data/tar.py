@@ -296,10 +296,10 @@ class Tar:
             with opened(path) as file:
                 for archive, key, kind, member in found:
                     if kind == extension:
-                        plain[number, archive, key] = _read_text(file, member).strip()
+                        plain[number, archive, key] = _read_text(path, file, member).strip()
                 for archive, key, kind, member in found:
                     if kind == "json" and (number, archive, key) not in plain:
-                        values = _read_json(file, member)
+                        values = _read_json(path, file, member)
                         if entry in values:
                             structured[number, archive, key] = str(values[entry])
         notes = structured | plain
@@ -373,20 +373,20 @@ def _tell(left_out: LeftOut, name: str, kind: str) -> None:
         left_out.add_file(name, suffix)
 
 
-def _read_text(file: IO[bytes], member: tarfile.TarInfo) -> str:
+def _read_text(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) -> str:
     file.seek(member.offset_data)
     try:
         return file.read(member.size).decode()
     except ValueError as error:
-        raise SecondLensError(f"{member.name} is not a UTF-8 text: {error}") from error
+        raise SecondLensError(f"{member.name} in {path} is not a UTF-8 text: {error}") from error
 
 
-def _read_json(file: IO[bytes], member: tarfile.TarInfo) -> dict[str, Any]:
+def _read_json(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) -> dict[str, Any]:
     """The entries of an object; JSON of another kind has none."""
     try:
-        values = json.loads(_read_text(file, member))
+        values = json.loads(_read_text(path, file, member))
     except ValueError as error:
-        raise SecondLensError(f"{member.name} is not JSON: {error}") from error
+        raise SecondLensError(f"{member.name} in {path} is not JSON: {error}") from error
     return values if isinstance(values, dict) else {}
 
 
@@ -429,7 +429,7 @@ def _files(archive: tarfile.TarFile, left_out: LeftOut) -> Iterator[tarfile.TarI
             yield target
 
 
-def _find_next(file: IO[bytes], end: int) -> bool:
+def _find_next(file: io.BufferedReader, end: int) -> bool:
     """Go from the end of an archive to where another begins, if there is one.
 
     Raises

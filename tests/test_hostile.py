@@ -128,6 +128,7 @@ def test_manifests_of_other_kinds(saved, tmp_path, key, value, message):
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
 SIZE = st.integers(1, 2**24)
 TEXTS = st.lists(TEXT, max_size=3, unique=True)
+NORMALISE = st.sampled_from(["unit", "centred", "official"])
 
 
 @st.composite
@@ -140,11 +141,12 @@ def manifests(draw):
     return {
         "format": 2,
         "model": model,
-        "convention": draw(TEXT),
+        "convention": draw(st.sampled_from(["exact", "official"])),
         "top": draw(SIZE),
         "layers": draw(st.lists(st.integers(0, layers - 1), min_size=1, max_size=3, unique=True)),
         "codes": [
-            {"name": name, "normalise": draw(TEXT), "labels": draw(TEXTS)} for name in draw(TEXTS)
+            {"name": name, "normalise": draw(NORMALISE), "labels": draw(TEXTS)}
+            for name in draw(TEXTS)
         ],
         "scores": [
             {"vocabulary": name, "referee": draw(TEXT), "images": draw(SIZE), "top": draw(SIZE)}

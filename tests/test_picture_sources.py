@@ -222,7 +222,7 @@ def test_tables_of_paths(tmp_path):
     (batch,) = reader
     assert batch.positions == [0, 1]
     assert reader.skipped == {
-        "a.parquet/2": "it is not a file",
+        "a.parquet/2": "ValueError: pipe.png is not a file",
         "a.parquet/3": "No such file or directory",
         "a.parquet/4": "it is empty",
     }

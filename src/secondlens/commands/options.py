@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from PIL import Image
-from rich import get_console
 from rich.console import Console
 
 from ..errors import SecondLensError
 from ..storage.files import check_empty
 from ..storage.locks import locked
+from ..storage.regular import check_regular
 from ..storage.remote import is_remote
+from ..terminal import Terminal, notes, results, say_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from ..engine.pool import Engine
     from ..models.view import Clip
 
-console = Console(emoji=False)  # names are printed as they are, ":smile:" too
-"""Where results go: standard output. Notes and progress go to rich's own, see `main`."""
+console = results
+"""Where results go; notes and progress go to `terminal.notes`."""
 
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""
@@ -68,7 +69,7 @@ json_option = click.option(
 
 def note(text: str) -> None:
     """Say what is no result: on standard error, and not with --quiet."""
-    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+    notes().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def note_photo(model: str, picture: "Picture") -> None:
@@ -82,12 +83,12 @@ def note_photo(model: str, picture: "Picture") -> None:
 
 def tables(as_json: bool) -> Console:
     """Where tables go: nowhere if JSON is wanted in their place."""
-    return Console(quiet=True) if as_json else console
+    return Terminal(quiet=True) if as_json else console
 
 
 def print_json(content: Any) -> None:
     """Print one document: tensors and tuples as lists, what is no finite number as null."""
-    click.echo(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+    say_json(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(content: Any) -> Any:
@@ -411,6 +412,7 @@ def check_parents(*files: Path | None) -> None:
 def check_picture(file: Path) -> None:
     """Raise `SecondLensError` for a file that does not begin as a picture does."""
     try:
+        check_regular(file)
         Image.open(file).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error

@@ -12,8 +12,13 @@ import numpy as np
 from PIL import Image
 
 from ..errors import SecondLensError
+from ..storage.regular import read_bounded
 from .decoding import open_picture
 from .masked import IGNORE, Example, around, pixels_of, refuse_options
+
+
+LARGEST_ANNOTATIONS = 2**30
+"""Bytes of a file of annotations; COCO's largest has half as many."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,7 @@ class Annotations:
             The file is not one of COCO's, or its pictures are not beside it.
         """
         try:
-            with path.open(encoding="utf-8") as file:
-                content = json.load(file)
+            content = json.loads(read_bounded(path, LARGEST_ANNOTATIONS))
             by_image = defaultdict(list)
             for each in content["annotations"]:
                 by_image[int(each["image_id"])].append(each)
@@ -46,7 +50,7 @@ class Annotations:
             names = {int(each["id"]): str(each["name"]) for each in categories}
             images = sorted(content["images"], key=lambda each: int(each["id"]))
             first = str(images[0]["file_name"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise SecondLensError(f"{path} is not a file of COCO's annotations: {error}") from error
         return cls(path, _pictures_of(path, first), images, by_image, names)
 

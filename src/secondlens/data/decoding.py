@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from ..models.view import Clip, Images
+from ..storage.regular import check_regular
 
 with suppress(ImportError):
     import pillow_heif
@@ -52,6 +53,8 @@ SUFFIXES = frozenset(
 
 _OPENED = sorted(_FORMATS & Image.OPEN.keys())
 
+LARGEST_FILE = 2**29
+"""Bytes of an encoded picture: more than the most pixels of it take without any compression."""
 MAX_ELONGATION = 1000
 """Longer side to shorter: resizing the shorter one blows the longer one up as much."""
 
@@ -74,7 +77,11 @@ def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = No
     Unreadable
         It is empty, damaged, cut off, too large, or no picture.
     """
-    if not file.read(1):
+    # some decoders read a file to its end before they look at it
+    if (size := file.seek(0, io.SEEK_END)) > LARGEST_FILE:
+        raise Unreadable(f"its file has {size:,} bytes, and {LARGEST_FILE:,} are the most")
+    file.seek(0)
+    if not size:
         raise Unreadable("it is empty")
     with _reasons():
         try:
@@ -108,6 +115,19 @@ def _without_texts(encoded: bytes) -> bytes | None:
         start = end
     without = b"".join(kept)
     return without if len(without) < len(encoded) else None
+
+
+def decode_file(path: Path) -> Image.Image:
+    """The upright RGB picture in a file; a pipe or device is not waited for.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is none.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        return decode(file)
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
@@ -173,23 +193,6 @@ def _reasons() -> Iterator[None]:
             raise Unreadable(f"it is damaged: {error or type(error).__name__}") from error
 
 
-def decode_file(path: Path) -> Image.Image:
-    """The upright RGB picture in a file that somebody else has named.
-
-    Raises
-    ------
-    OSError
-        There is no such file, or it cannot be opened.
-    Unreadable
-        As `decode`, or it is not a file.
-    """
-    # a pipe would be waited for, and a device never ends
-    if path.exists() and not path.is_file():
-        raise Unreadable("it is not a file")
-    with path.open("rb") as file:
-        return decode(file)
-
-
 def open_picture(path: Path) -> Image.Image:
     """The upright RGB picture in a file.
 
@@ -199,9 +202,8 @@ def open_picture(path: Path) -> Image.Image:
         There is none.
     """
     try:
-        with path.open("rb") as file:
-            return decode(file)
-    except (OSError, Unreadable) as error:
+        return decode_file(path)
+    except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read as a picture: {error}") from error
 
 

@@ -43,8 +43,7 @@ class Folder:
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
-        with (self.root / self.ids[index]).open("rb") as file:
-            return decode(file)
+        return decode_file(self.root / self.ids[index])
 
     def sizes(self) -> list[int]:
         """Bytes of each picture; 0 where the file cannot be reached."""

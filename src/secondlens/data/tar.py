@@ -32,7 +32,7 @@ from PIL import Image
 from ..errors import SecondLensError
 from ..storage import remote
 from ..storage.remote import Place, location, opened
-from .decoding import SUFFIXES, Unreadable, decode
+from .decoding import LARGEST_FILE, SUFFIXES, Unreadable, decode
 from .strays import HEIF, LeftOut, is_stray, is_stray_folder
 from .temporary import temporary_folder
 
@@ -88,14 +88,16 @@ def names(paths: Sequence[Place]) -> list[str]:
     return ["/".join(each[common:]) for each in parts]
 
 
-def part(path: Place, offset: int, size: int) -> io.BytesIO:
-    """Some bytes of a file.
+def part(path: Place, offset: int, size: int, most: int = LARGEST_FILE) -> io.BytesIO:
+    """Some bytes of a file, at most `most`.
 
     Raises
     ------
     Unreadable
-        The file ends before them.
+        The file ends before them, or they are more than a picture has.
     """
+    if not 0 <= size <= most:
+        raise Unreadable(f"it is said to have {size:,} bytes, and {most:,} are the most")
     if isinstance(path, Path):
         with path.open("rb") as file:
             file.seek(offset)
@@ -136,7 +138,7 @@ def _braces(pattern: str) -> list[str]:
     return [each for n in numbers for each in _braces(f"{before}{n:0{len(first)}}{after}")]
 
 
-_DAMAGE = (tarfile.TarError, OSError, ValueError)
+_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError)
 _BEFORE = "only the pictures before the damage are used"
 
 
@@ -195,6 +197,9 @@ class Tar:
                         _tell(left_out, f"{shard}/{member.name}", kind)
                         continue
                     whole = f"{shard}#{archive + 1}" if archive else shard
+                    if wrong := _wrong(member):
+                        self.damaged[f"{whole}/{ascii(member.name)[1:-1]}"] = wrong
+                        continue
                     if pictures.pop((archive, member.name), None):
                         left_out.add("earlier versions", f"{whole}/{member.name}", "replaced later")
                     pictures[archive, member.name] = _Picture(
@@ -219,7 +224,10 @@ class Tar:
 
     def _readable(self, path: Place, shard: str) -> Place:
         """The archive itself, or what it holds in a temporary file if it is compressed."""
-        unpack = _decompressor(path)
+        try:
+            unpack = _decompressor(path)
+        except (OSError, ValueError):
+            return path  # reading it says why not
         if unpack is None:
             return path
         copy = temporary_folder(self) / "archive.tar"
@@ -353,6 +361,17 @@ def _ids(pictures: Sequence[_Picture], wanted: Literal["key", "name"] | None) ->
     return keys if len(set(keys)) == len(keys) else full_names
 
 
+def _wrong(member: tarfile.TarInfo) -> str:
+    """Why a picture cannot be one, if that shows in its header."""
+    try:
+        member.name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8: rename it"
+    if not 0 <= member.size <= LARGEST_FILE:
+        return f"is said to have {member.size:,} bytes, and {LARGEST_FILE:,} are the most"
+    return ""
+
+
 def _split(name: str) -> tuple[str, str]:
     """Key and extension of a file, as webdataset splits them."""
     folder, slash, last = name.rpartition("/")
@@ -373,10 +392,19 @@ def _tell(left_out: LeftOut, name: str, kind: str) -> None:
         left_out.add_file(name, suffix)
 
 
+LARGEST_NOTE = 2**24
+"""Bytes of what stands beside a picture."""
+
+
 def _read_text(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) -> str:
-    file.seek(member.offset_data)
     try:
-        return file.read(member.size).decode()
+        if not 0 <= member.size <= LARGEST_NOTE:
+            raise ValueError(f"{member.size:,} bytes, and {LARGEST_NOTE:,} are the most")
+        file.seek(member.offset_data)
+        found = file.read(member.size)
+        if len(found) < member.size:
+            raise ValueError(f"it is cut off: {len(found):,} of {member.size:,} bytes are there")
+        return found.decode()
     except ValueError as error:
         raise SecondLensError(f"{member.name} in {path} is not a UTF-8 text: {error}") from error
 
@@ -385,9 +413,22 @@ def _read_json(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) ->
     """The entries of an object; JSON of another kind has none."""
     try:
         values = json.loads(_read_text(path, file, member))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SecondLensError(f"{member.name} in {path} is not JSON: {error}") from error
     return values if isinstance(values, dict) else {}
+
+
+class _Headers:
+    """A file of which headers alone are read, never as much at once as one of them may say."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Some bytes."""
+        if not 0 <= size <= LARGEST_NOTE:
+            raise tarfile.ReadError(f"a header is said to have {size:,} bytes")
+        return self.file.read(size)
 
 
 def _intact(path: Place) -> Iterator[tuple[int, tarfile.TarInfo]]:
@@ -403,7 +444,8 @@ def _members(path: Place, left_out: LeftOut) -> Iterator[tuple[int, tarfile.TarI
     """
     with opened(path) as file:
         for number in count():
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            headers: Any = _Headers(file)
+            with tarfile.open(fileobj=headers, mode="r:") as archive:
                 for member in _files(archive, left_out):
                     yield number, member
                 end = archive.offset
@@ -414,7 +456,11 @@ def _members(path: Place, left_out: LeftOut) -> Iterator[tuple[int, tarfile.TarI
 def _files(archive: tarfile.TarFile, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
     """Files, and links as the files that they lead to under their own names."""
     seen: dict[str, tarfile.TarInfo] = {}
+    last = -1
     for member in archive:
+        if member.offset <= last:  # a negative size would lead back, again and again
+            raise tarfile.ReadError(f"a header is found twice, at byte {member.offset:,}")
+        last = member.offset
         target = member
         if member.islnk() or member.issym():
             place = "" if member.islnk() else posixpath.dirname(member.name)

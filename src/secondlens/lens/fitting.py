@@ -10,7 +10,7 @@ grows with the number of images but their ids, unless coordinates are kept.
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from ..progress import bars
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_resumable, unfinished
 from ..storage.locks import locked
+from ..storage.validation import Position, convert
 from .layer import Coordinates, LayerLens, layer_lens
 from .lens import Lens
 from .moments import top_count
@@ -225,7 +226,9 @@ def fit(
             "store": store,
             "batch size": batch_size,
         }
-        plan = _plan_from_json(plan, parts.claim(work, _plan_to_json(plan)))
+        recorded = parts.claim(work, _plan_to_json(plan))
+        with parts.reading("work"):
+            plan = _plan_from_json(plan, recorded)
         if announce is not None:
             announce(plan)
         # elsewhere, nobody needs the bases
@@ -286,14 +289,33 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
     return {"groups": groups, "shards": shards, "store": plan.store}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedPlan:
+    """What `work.json` holds of a plan."""
+
+    groups: tuple[tuple[Position, ...], ...]
+    shards: tuple[tuple[Position, Position], ...]
+    store: Literal["float32", "float16"] | None
+
+
 def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
-    """The plan with the choices recorded when the work began: less may be free now."""
-    return replace(
-        plan,
-        groups=tuple(tuple(group) for group in recorded["groups"]),
-        shards=tuple(range(*shard) for shard in recorded["shards"]),
-        store=recorded["store"],
-    )
+    """The plan with the choices recorded when the work began: less may be free now.
+
+    Raises
+    ------
+    ValueError
+        They are not choices for this work.
+    """
+    found = convert(recorded, RecordedPlan, "work.json")
+    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
+        raise ValueError("its groups are not of the layers")
+    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
+    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
+        raise ValueError("its shards are not of the images")
+    if any(start >= end for start, end in found.shards):
+        raise ValueError("it has a shard without images")
+    shards = tuple(range(*shard) for shard in found.shards)
+    return replace(plan, groups=found.groups, shards=shards, store=found.store)
 
 
 def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:

@@ -173,6 +173,8 @@ def _block(block: Any) -> Block:
     return Block(
         module=block,
         ln_1=block.ln_1,
+        ln_2=block.ln_2,
+        mlp_input=mlp.c_fc,
         activation=mlp.gelu,
         attention_end=block.ls_1,
         mlp_end=block.ls_2,

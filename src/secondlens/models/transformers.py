@@ -177,6 +177,8 @@ def _block(layer: Any) -> Block:
     return Block(
         module=layer,
         ln_1=layer.layer_norm1,
+        ln_2=layer.layer_norm2,
+        mlp_input=layer.mlp.fc1,
         activation=layer.mlp.activation_fn,
         attention_end=attention.out_proj,
         mlp_end=layer.mlp.fc2,

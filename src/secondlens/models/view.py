@@ -32,6 +32,9 @@ class Block:
 
     module: nn.Module
     ln_1: nn.Module
+    ln_2: nn.Module
+    mlp_input: nn.Module
+    """Its output is what the activation function gets."""
     activation: nn.Module
     attention_end: nn.Module
     """Its output is what attention adds to the residual stream."""

@@ -25,6 +25,7 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from ...progress import tracked
 from ...storage.checkpoints import load_tensors, save_tensors
+from ...storage.validation import check_positions, reading
 from .readings import Direct, Effects, Indirect, Reading, SecondOrder, Together
 
 BASELINE = (-1, "nothing")
@@ -89,14 +90,24 @@ class Ablation:
 
     @classmethod
     def load(cls, path: Path) -> "Ablation":
-        """What `save` wrote."""
+        """What `save` wrote.
+
+        Raises
+        ------
+        SecondLensError
+            There is none, or it is damaged.
+        """
         ranked, counts = {}, {}
-        for key, tensor in load_tensors(path).items():
-            what, layer, *kind = key.split("/", 2)
-            if what == "ranks":
-                ranked[int(layer), kind[0]] = tensor
-            else:
-                counts[int(layer)] = tensor
+        with reading(str(path), "remove it, then run again"):
+            for key, tensor in load_tensors(path).items():
+                what, layer, *kind = key.split("/", 2)
+                if tensor.ndim != 1 or tensor.dtype != torch.int64:
+                    raise ValueError(f"{key} is {tensor.dtype} {list(tensor.shape)}")
+                check_positions(tensor, 2**24, key)
+                if what == "ranks":
+                    ranked[int(layer), kind[0]] = tensor
+                else:
+                    counts[int(layer)] = tensor
         return cls(ranks=ranked, significant=counts)
 
 

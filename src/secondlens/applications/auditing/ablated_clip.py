@@ -21,10 +21,11 @@ from ...effects.capture import Capture, Pooled
 from ...effects.value_paths import chunks, path_factors
 from ...lens.lens import Lens
 from ...models.view import Clip, Images
+from ...storage.validation import Position
 
 NEURONS_PER_CHUNK = 64
 
-LayerNeuron = tuple[int, int]
+LayerNeuron = tuple[Position, Position]
 """Its layer, and its place in the layer."""
 
 

@@ -28,6 +28,7 @@ from ...intervals import of_mean
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...storage.files import save_json, whole
+from ...storage.validation import Position
 from .ablated_clip import AblatedClip, GroupEffects, LayerNeuron, by_layer
 from .audits import Audit
 
@@ -43,7 +44,7 @@ class Point:
     """What one way of cutting does, in shares; on the half that decides, then on the other."""
 
     method: str
-    count: int
+    count: Position
     """Of neurons, or of text directions."""
     strength: float
     chosen_usual: float
@@ -155,6 +156,10 @@ class Defence:
     results: tuple[Outcome, ...]
     """By method, ours first."""
     points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.methods) != len(self.results):
+            raise ValueError("it has no result of some method, or more than one")
 
     @property
     def methods(self) -> list[str]:
@@ -406,7 +411,7 @@ def _check(
     rivals: Sequence[int] | None,
 ) -> None:
     lens.check_model(clip)
-    if audit.model["weights"] != clip.weights_hash:
+    if audit.model.get("weights") != clip.weights_hash:
         raise SecondLensError(f"this audit is of another model than {clip.name}: audit it first")
     for pictures in kinds:
         if pictures.classes.labels != audit.classes:

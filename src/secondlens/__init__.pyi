@@ -26,6 +26,7 @@ from .effects.finite_paths import finite_paths as finite_paths
 from .effects.value_paths import direct as direct
 from .effects.value_paths import second_order as second_order
 from .errors import SecondLensError as SecondLensError
+from .errors import SecondLensWarning as SecondLensWarning
 from .errors import UnsupportedModel as UnsupportedModel
 from .lens.codes import Codes as Codes
 from .lens.fitting import fit as fit

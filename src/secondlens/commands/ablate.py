@@ -10,9 +10,9 @@ from .options import (
     PATH,
     ChosenModel,
     check_lens,
-    check_new,
     check_pictures,
     console,
+    hold_new,
     json_option,
     labelled_pictures,
     layer_numbers,
@@ -100,12 +100,12 @@ def ablate(
     
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
-    check_new(out)
     check_lens(lens)
     check_pictures(images, reference)
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
+    hold_new(out)
     from ..applications.ablation.accuracy import ablate as ablate_lens
     from ..applications.ablation.attention import ablate_attention
     from ..applications.ablation.recoding import TextCodes, all_of

@@ -14,8 +14,8 @@ from .options import (
     ChosenModel,
     PictureChoice,
     check_lens,
-    check_new,
     console,
+    hold_new,
     json_option,
     labelled_pictures,
     print_json,
@@ -91,11 +91,12 @@ def audit(
 
     Example: secondlens audit secondlens-demo/lens --out audit
     """
-    check_new(out)
     check_lens(lens)
+    hold_new(out)
     from ..applications.auditing.audits import audit as measure
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
+    from ..storage.files import whole_folder
 
     own = model.model.startswith("demo")
     for option, given in (("--cues", cues), ("--images", images)):
@@ -121,8 +122,9 @@ def audit(
     found = measure(clip, fitted, names, source, words, batch_size=batch_size, progress=True)
     if drawable and drawings:
         found = replace(found, drawn=_drawn(clip, names, words, drawings))
-    found.save(out)
-    _write_page(out / "audit.html", clip, fitted, found, source)
+    with whole_folder(out) as folder:
+        found.save(folder)
+        _write_page(folder / "audit.html", clip, fitted, found, source)
     if as_json:
         names_of_ties = ("class", "cue", "effect", "spread", "drawn")
         ties = [dict(zip(names_of_ties, tie, strict=True)) for tie in found.ties(top)]

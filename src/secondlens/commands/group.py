@@ -25,7 +25,7 @@ from .fit import fit
 from .list import list_members
 from .options import Group, note
 from .plan import plan
-from .process import keep_freed_memory, told
+from .process import keep_freed_memory, quiet_libraries, told
 from .reproduce import reproduce
 from .score import score
 from .search import search
@@ -123,6 +123,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
             format="%(name)s: %(message)s",
             handlers=[RichHandler(console=notes(), show_path=False)],
         )
+    else:
+        context.with_resource(quiet_libraries(note, bars=not quiet))
     if context.invoked_subcommand != explore.name:  # a server gives back what it does not need
         keep_freed_memory()
 

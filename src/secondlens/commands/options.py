@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ..errors import SecondLensError
 from ..storage.files import check_empty
-from ..storage.locks import locked
+from ..storage.locks import locked, writing
 from ..storage.regular import check_regular
 from ..storage.remote import is_remote
 from ..terminal import Terminal, notes, results, say_json
@@ -357,6 +357,17 @@ def _is_random(model: str, pretrained: str | None) -> bool:
     return pretrained is None and not model.startswith("demo") and ":" not in model
 
 
+def check_own_world(model: str, what: str, options: Mapping[str, Any]) -> None:
+    """Raise `SecondLensError` that names all options which a model needs and did not get, because
+    it has no embedded world to take their values from."""
+    missing = [name for name, value in options.items() if value is None]
+    if missing and not model.startswith("demo"):
+        raise SecondLensError(
+            f"{what} {model} needs {', '.join(missing)}: only the embedded models have a world of "
+            "their own"
+        )
+
+
 def layer_numbers(text: str) -> "list[int] | Literal['all']":
     """Such as "8,9,10", or "all".
 
@@ -394,10 +405,46 @@ def writing_lens(command: Any) -> Any:
     return held
 
 
-def check_new(out: Path | str | None) -> None:
-    """Raise `SecondLensError` if `out` is a file here, or a folder here with something in it."""
-    if out is not None and not is_remote(out):
-        check_empty(out)
+def hold(out: Path | None) -> None:
+    """Let no other process write an output until this command ends.
+
+    Raises
+    ------
+    SecondLensError
+        Another process writes it, or it cannot be written to.
+    """
+    if out is not None:
+        click.get_current_context().with_resource(writing(out))
+
+
+def hold_new(out: Path | None) -> None:
+    """Hold an output as `hold` does, and check that it is new."""
+    hold(out)
+    check_new(out)
+
+
+def check_new(out: Path | None) -> None:
+    """Raise `SecondLensError` if `out` is a file, or a folder with something in it; what a command
+    has finished there is named."""
+    if out is None:
+        return
+    for record, what in FINISHED.items():
+        if (out / record).is_file():
+            raise SecondLensError(
+                f"{out} exists already and holds a finished {what}: name a new folder, or remove "
+                "it first"
+            )
+    check_empty(out)
+
+
+FINISHED = {
+    "lens.json": "lens",
+    "audit.json": "audit",
+    "defence.json": "defence",
+    "report.json": "attack",
+    "index.html": "site",
+}
+"""Files that tell what a folder holds."""
 
 
 def check_parents(*files: Path | None) -> None:

@@ -12,6 +12,7 @@ from .options import (
     PATH,
     ChosenModel,
     PictureChoice,
+    check_own_world,
     check_trained,
     json_option,
     print_json,
@@ -79,6 +80,10 @@ def score(
 
     Example: secondlens score secondlens-demo/lens --dissect
     """
+    needed: dict[str, Any] = {"--images": images, "--referee": referee}
+    if dissect or stability:
+        needed["--fit-images"] = fit_images
+    check_own_world(model.model, "a score of", needed)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
     from ..lens.lens import Lens

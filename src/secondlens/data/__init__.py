@@ -5,7 +5,7 @@ A source (`ImageSource`) has `ids` and `load`; `as_source` makes one of whatever
 ==============  ====================================================================
 `Folder`        all pictures under a folder; `ImageFolder` with a class for each subfolder
 `StoredFolder`  the same in an object store, such as `s3://bucket/photos`
-`Files`         pictures that are named one by one
+`PictureFiles`  pictures that are named one by one
 `Tar`           tar archives, as webdataset writes them
 `Parquet`       tables with encoded pictures in a column
 `HuggingFace`   a map-style dataset of the library `datasets`

@@ -16,7 +16,6 @@ from ..storage.regular import read_bounded
 from .decoding import open_picture
 from .masked import IGNORE, Example, around, pixels_of, refuse_options
 
-
 LARGEST_ANNOTATIONS = 2**30
 """Bytes of a file of annotations; COCO's largest has half as many."""
 

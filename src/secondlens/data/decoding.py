@@ -215,24 +215,11 @@ def whole(clip: Clip, pictures: Images) -> Images:
     SecondLensError
         A picture cannot be decoded, or is more than a thousand times as long as wide.
     """
-    turned = upright(pictures)
-    if isinstance(turned, Tensor):
-        return turned
-    height, width = clip.image_size
-    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in turned]
-
-
-def upright(pictures: Images) -> Images:
-    """PIL images as RGB, turned as their files say; preprocessed images as they are.
-
-    Raises
-    ------
-    SecondLensError
-        As `whole`.
-    """
     if isinstance(pictures, Tensor):
         return pictures
+    height, width = clip.image_size
     try:
-        return [upright_rgb(picture) for picture in pictures]
+        turned = [upright_rgb(picture) for picture in pictures]
     except Unreadable as error:
         raise SecondLensError(f"a picture cannot be used: {error}") from error
+    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in turned]

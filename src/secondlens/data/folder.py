@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ..errors import SecondLensError
-from ..storage.remote import Place, filesystem, location, reaching, read
+from ..storage.remote import Place, filesystem, location, opened, reaching, read
 from .decoding import SUFFIXES, decode, decode_file
 from .strays import LeftOut, is_stray, is_stray_folder
-from .tar import names
+from .tar import expand, names
 
 
 class Folder:
@@ -80,29 +80,6 @@ class Folder:
                     self.damaged[ascii(name)] = "has a name that is not UTF-8: rename it"
 
 
-class Files:
-    """Pictures in files that are named one by one; an id is the path that no other has.
-
-    Raises
-    ------
-    SecondLensError
-        There are none.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = [Path(path) for path in paths]
-        self.damaged: dict[str, str] = {}
-        self.ids = names(self.paths)
-
-    def load(self, index: int) -> Image.Image:
-        """Picture `index`, upright RGB."""
-        return decode_file(self.paths[index])
-
-    def sizes(self) -> list[int]:
-        """Bytes of each picture; 0 where the file cannot be reached."""
-        return [_size(path) for path in self.paths]
-
-
 def _shown(name: str) -> str:
     """A name as it is, or, if it is not UTF-8, in ASCII."""
     try:
@@ -112,7 +89,33 @@ def _shown(name: str) -> str:
     return name
 
 
-def _size(path: Path) -> int:
+class PictureFiles:
+    """Pictures in files that are named one by one, here or in a store.
+
+    An id is the path relative to the deepest folder that holds all of them.
+
+    Raises
+    ------
+    SecondLensError
+        One of them does not exist, or a pattern among them gives none.
+    """
+
+    def __init__(self, files: str | Place | Sequence[str | Place]) -> None:
+        self.files = expand(files, Folder.SUFFIXES)
+        self.ids = names(self.files)
+        self.damaged: dict[str, str] = {}
+
+    def load(self, index: int) -> Image.Image:
+        """Picture `index`, upright RGB."""
+        place = self.files[index]
+        return decode_file(place) if isinstance(place, Path) else decode(opened(place))
+
+    def sizes(self) -> list[int]:
+        """Bytes of each picture; 0 where the file cannot be reached."""
+        return [_size(each) for each in self.files]
+
+
+def _size(path: Place) -> int:
     try:
         return path.stat().st_size
     except OSError:

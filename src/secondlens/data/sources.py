@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import SecondLensError
 from ..storage.remote import Place, location
 from . import labelled_sets
-from .folder import Files, Folder, StoredFolder
+from .decoding import upright_rgb
+from .folder import Folder, PictureFiles, StoredFolder
 from .huggingface import HuggingFace, is_held, is_streamed, streamed
 from .parquet import Parquet
 from .splits import TRAIN, archives, by_split
@@ -187,6 +189,37 @@ def as_source(images: Any, choice: Choice | None = None) -> ImageSource:
     return source
 
 
+def pictures_of(images: Any) -> list[Image.Image] | Tensor:
+    """A few pictures, all in memory, as every other function sees them: upright RGB.
+
+    Parameters
+    ----------
+    images
+        What `as_source` takes, or one PIL image. Preprocessed tensors are left as they are.
+
+    Raises
+    ------
+    SecondLensError
+        As `as_source`, a picture cannot be read, or some are preprocessed and others are not.
+    """
+    if isinstance(images, Tensor):
+        return images
+    source = as_source([images] if isinstance(images, Image.Image) else images)
+    found: list[Any] = []
+    for index, name in enumerate(source.ids):
+        try:
+            picture = source.load(index)
+            found.append(picture if isinstance(picture, Tensor) else upright_rgb(picture))
+        except UNREADABLE as error:
+            raise SecondLensError(f"the picture {name!r} cannot be used: {error}") from error
+    tensors = [each for each in found if isinstance(each, Tensor)]
+    if tensors and len({each.shape for each in tensors}) + (len(tensors) < len(found)) > 1:
+        raise SecondLensError(
+            "preprocessed pictures must be alone and of one shape: give PIL images, or tensors"
+        )
+    return torch.stack(tensors) if tensors else found
+
+
 def _warn_of_range(source: InMemory | TorchDataset) -> None:
     """Warn of tensors that somebody has forgotten to normalise."""
     count = len(source.ids)
@@ -315,22 +348,24 @@ def _of_files(files: Sequence[str | Place], choice: Choice) -> ImageSource:
         return Tar(files, **choice.of_tar())
     if all(each.endswith(Parquet.SUFFIXES) for each in lowered):
         return Parquet(files, **choice.of_table())
-    pictures = [place for each in files for place in _named_pictures(each)]
     choice.refuse_all("files of pictures")
-    return Files(pictures)
+    for each in files:
+        _check_picture(each)
+    return PictureFiles(files)
 
 
-def _named_pictures(file: str | Place) -> list[Path]:
-    """The pictures that a path or a pattern names."""
+def _check_picture(file: str | Place) -> None:
+    """Raise `SecondLensError` for what is not a picture by its name, nor a pattern of some."""
+    if location(file).suffix.lower() in Folder.SUFFIXES:
+        return
     if not set(str(file)) & set("*?[{") and not location(file).exists():
         raise SecondLensError(f"no folder or file {file}: name one that holds pictures")
-    found = [Path(str(each)) for each in expand(file, Folder.SUFFIXES)]
-    if other := [each for each in found if each.suffix.lower() not in Folder.SUFFIXES]:
+    if other := [p for p in expand(file, ()) if p.suffix.lower() not in Folder.SUFFIXES]:
         raise SecondLensError(
-            f"{other[0]} is not a picture, a folder of pictures, or one of several files that are "
-            "all .tar or all .parquet: name the folder it is in, or such files"
+            f"{other[0]} is neither a picture nor a folder of pictures, and not one of several "
+            "files that are all pictures, all .tar or all .parquet: name the folder it is in, or "
+            "such files"
         )
-    return found
 
 
 def _of_list(images: Sequence[Any]) -> ImageSource:

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES, with_article
 from ..errors import SecondLensError
 from ..models.view import Clip
@@ -242,6 +243,7 @@ def class_names(name: str, labels: Iterable[str]) -> Vocabulary:
     return Vocabulary(name=name, labels=labels, prompts=prompts)
 
 
+@checked
 def vocabulary(
     texts: "str | Path | Iterable[str] | Vocabulary",
     *,

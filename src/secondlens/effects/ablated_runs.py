@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError
-from ..models.view import Clip, Images, hooked
+from ..models.view import Clip, hooked
 from ..progress import bars
 from .value_paths import chunks
 
@@ -73,7 +74,7 @@ class Stopped:
 
 
 @torch.no_grad()
-def stop_after(clip: Clip, images: Images, layer: int) -> Stopped:
+def stop_after(clip: Clip, images: Any, layer: int) -> Stopped:
     """Run images through the network, keeping what running on from an MLP layer needs.
 
     Parameters
@@ -98,9 +99,10 @@ def stop_after(clip: Clip, images: Images, layer: int) -> Stopped:
     return Stopped(clip=clip, layer=layer, representation=representation, **seen)
 
 
+@checked
 def indirect(
     clip: Clip,
-    images: Images,
+    images: Any,
     layer: int,
     neurons: Sequence[int],
     mean: Float[Tensor, "tokens neurons"],
@@ -135,12 +137,12 @@ def indirect(
     clip.check_layer(layer, last=True)
     check_neurons(clip, layer, neurons)
     check_mean(clip, mean)
-    images = clip.prepare(images)
-    effects = images.new_empty(len(images), len(neurons), clip.dim, dtype=clip.compute_dtype)
+    pixels = clip.prepare(images)
+    effects = pixels.new_empty(len(pixels), len(neurons), clip.dim, dtype=clip.compute_dtype)
     with bars(progress) as shown:
-        bar = shown.add_task("indirect effects", total=len(images) * len(neurons))
-        for some in chunks(len(images), IMAGES_PER_PASS):
-            stopped = stop_after(clip, images[some], layer)
+        bar = shown.add_task("indirect effects", total=len(pixels) * len(neurons))
+        for some in chunks(len(pixels), IMAGES_PER_PASS):
+            stopped = stop_after(clip, pixels[some], layer)
             for chunk, found in effects_of(stopped, neurons, mean):
                 effects[some, chunk] = found
                 shown.advance(bar, found.shape[0] * found.shape[1])

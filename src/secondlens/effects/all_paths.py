@@ -31,10 +31,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.reader import Reader
 from ..data.sources import as_source
 from ..errors import SecondLensError
-from ..models.view import Clip, Images
+from ..models.view import Clip
 from ..progress import tracked
 from .ablated_runs import check_neurons
 from .linearised import LinearBlock, Linearised, linearise
@@ -83,6 +84,7 @@ class Paths:
         return list(self.by_layer)
 
 
+@checked
 def paths(
     clip: Clip,
     images: Any,
@@ -146,9 +148,10 @@ def paths(
     )
 
 
+@checked
 @torch.no_grad()
 def paths_of(
-    clip: Clip, images: Images, layer: int, neurons: Sequence[int]
+    clip: Clip, images: Any, layer: int, neurons: Sequence[int]
 ) -> Float[Tensor, "images chosen 7 dim"]:
     """Whole effects of some neurons by class of path, in the order of `CLASSES`.
 

@@ -1,15 +1,19 @@
 """Where each token looks: attention of every block and head."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models.view import Clip, Images
+from ..arguments import checked
+from ..models.view import Clip
 from .linearised import linearise
 
 
+@checked
 @torch.no_grad()
-def attention(clip: Clip, images: Images) -> Float[Tensor, "images layers heads tokens tokens"]:
+def attention(clip: Clip, images: Any) -> Float[Tensor, "images layers heads tokens tokens"]:
     """Attention of every block and head, on the model's device.
 
     Token 0 is the class token and the others are the patches row by row, see `Clip.grid`. So

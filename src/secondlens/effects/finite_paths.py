@@ -13,14 +13,16 @@ LayerNorms and attention so far that its derivative alone says little.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import SecondLensError
-from ..models.view import Clip, Images, hooked
+from ..models.view import Clip, hooked
 from .ablated_runs import IMAGES_PER_PASS, Stopped, check_mean, check_neurons, resumed, stop_after
 from .all_paths import Gradients, chosen_directions
 from .linearised import Linearised, Tape
@@ -51,10 +53,11 @@ class FinitePaths:
         return float(self.remainder.square().mean().sqrt() / total) if total else 0.0
 
 
+@checked
 @torch.no_grad()
 def finite_paths(
     clip: Clip,
-    images: Images,
+    images: Any,
     layer: int,
     neurons: Sequence[int],
     mean: Float[Tensor, "tokens neurons"],

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
-from ..models.view import Block, Clip, Images, class_token, hooked, is_affine
+from ..models.view import Block, Clip, class_token, hooked, is_affine
 
 Stack = Float[Tensor, "images tokens stacked width"]
 
@@ -291,7 +291,7 @@ class Tape:
 
 
 @torch.no_grad()
-def linearise(clip: Clip, images: Images) -> Linearised:
+def linearise(clip: Clip, images: Any) -> Linearised:
     """Run images through the network once and keep its derivative there.
 
     Parameters

@@ -116,7 +116,8 @@ class Survey:
         return self.pictures[self.offsets[position] : self.offsets[position + 1]].tobytes()
 
     def save(self, folder: Path) -> None:
-        """Write it; `survey.json` comes last and says that it is whole."""
+        """Write it; `survey.json`, which says that it is whole, comes last, and goes first."""
+        (folder / "survey.json").unlink(missing_ok=True)
         for layer, seen in self.layers.items():
             arrays = {f.name: getattr(seen, f.name) for f in fields(seen)}
             of_words = {

@@ -19,6 +19,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.reader import Reader
 from ..data.sources import as_source, dataset_hash
 from ..engine.local import Local
@@ -112,6 +113,7 @@ class FitRun:
         return replace(fitted, top_images=fitted.top_images - before)
 
 
+@checked
 def fit(
     clip: Clip,
     images: Any,

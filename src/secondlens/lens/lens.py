@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -112,6 +113,7 @@ class Lens(Contents):
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
 
@@ -144,6 +146,7 @@ class Lens(Contents):
         _ORIGINS[self] = place, state(place)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Lens":
         """The lens saved in a folder, here or in a store.
 

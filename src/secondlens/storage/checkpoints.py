@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..formatting import differences
 from . import remote
 from .files import read_json, save_json, whole
 from .regular import check_regular
@@ -77,7 +78,7 @@ class Checkpoints:
             return plan
         try:
             found = read_json(record)
-            differing = [key for key in work if found["work"].get(key) != work[key]]
+            differing = differences(found["work"], work)
             earlier: dict[str, Any] = found["plan"]
             if set(earlier) != set(plan):
                 raise ValueError("its plan is another one")
@@ -85,8 +86,8 @@ class Checkpoints:
             raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
         if differing:
             raise SecondLensError(
-                f"{self.folder} holds unfinished work with another {differing[0]}: finish it with "
-                "the settings it began with, or remove it"
+                f"{self.folder} holds unfinished work with {differing}: finish it with the "
+                "settings it began with, or remove it"
             )
         return earlier
 
@@ -127,8 +128,13 @@ class Checkpoints:
     def drop(self) -> None:
         """Remove all parts, and the folder."""
         self._in_memory.clear()
-        if self.folder is not None:
-            remote.remove(self.folder)
+        if self.folder is None:
+            return
+        if not remote.is_remote(self.folder):
+            # the record goes last: what it stands for is known, wherever this is stopped
+            for name in self._files() - {"work.json"}:
+                Path(self.folder, name).unlink(missing_ok=True)
+        remote.remove(self.folder)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:

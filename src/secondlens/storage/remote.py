@@ -192,7 +192,7 @@ def names(url: str) -> set[str]:
 def remove(place: "str | Path") -> None:
     """Delete a folder and what is in it."""
     if not is_remote(place):
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)  # another process may be doing the same
         return
     store, path = filesystem(str(place))
     with reaching(place):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import check_labels, ranks
 from ...data.reader import Reader
 from ...data.sources import as_source
@@ -159,6 +160,7 @@ Recode = Callable[[Float[Tensor, "chosen dim"]], Mapping[str, Float[Tensor, "cho
 """Vectors to put in place of directions, such as their sparse codes, by name."""
 
 
+@checked
 @torch.no_grad()
 def ablate(
     clip: Clip,
@@ -232,7 +234,9 @@ def ablate(
         for layer in chosen:
             check_neurons(clip, layer, neurons)
     some = list(range(clip.neurons)) if neurons is None else list(neurons)
-    if effect in ("direct", "indirect") and reference is None:
+    if reference is not None:
+        reference = as_source(reference)
+    elif effect in ("direct", "indirect"):
         raise SecondLensError(
             f"{effect} effects need pictures for their means: give some as reference"
         )

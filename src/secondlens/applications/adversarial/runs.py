@@ -26,6 +26,7 @@ from ...data.labelled import Labelled
 from ...data.sources import Subset
 from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
+from ...formatting import differences
 from ...intervals import wilson
 from ...naming import shown
 from ...progress import tracked
@@ -249,11 +250,12 @@ def _begin(out: Path, asked: dict[str, Any]) -> None:
     """Start the run folder, or find that it is this run's."""
     if (out / "attack.json").is_file():
         with _intact(out / "attack.json"):
-            found = without_folders(new_names(read_json(out / "attack.json")))
-        if different := [key for key in asked if found.get(key) != asked[key]]:
+            found = new_names(read_json(out / "attack.json"))
+        # both without folders: what looks like a path may be a class, such as "AC /DC"
+        if differing := differences(without_folders(found), without_folders(asked)):
             raise SecondLensError(
-                f"{out} holds another attack, with another {different[0].replace('_', ' ')}: name "
-                "a new folder with --out, or remove it first"
+                f"{out} holds another attack, with {differing}: name a new folder with --out, or "
+                "remove it first"
             )
         return
     check_empty(out)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import check_label_sets
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
@@ -244,6 +245,7 @@ def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
     return [[v if v == v else None for v in row] for row in matrix.tolist()]
 
 
+@checked
 @torch.no_grad()
 def audit(
     clip: Clip,

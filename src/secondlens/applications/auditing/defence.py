@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
@@ -309,6 +310,7 @@ COST = 0.01
 RANDOM, PROJECTED = "random neurons", "text projected out"
 
 
+@checked
 def defend(
     clip: Clip,
     lens: Lens,

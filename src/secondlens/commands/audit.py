@@ -99,7 +99,9 @@ def audit(
     from ..storage.files import whole_folder
 
     own = model.model.startswith("demo")
-    for option, given in (("--cues", cues), ("--images", images)):
+    # a labelled set has classes of its own
+    known = classes if images is None else images
+    for option, given in (("--classes", known), ("--cues", cues), ("--images", images)):
         if given is None and not own:
             raise SecondLensError(f"{model.model} has no world of its own: give {option}")
     drawable = classes is None and cues is None
@@ -109,9 +111,9 @@ def audit(
     elif names is not None or own:
         source = choice.source(images)
     else:
-        known = labelled_pictures(Path(images))
-        source = known.source
-        names = vocabulary(known.classes, templates=templates or None)
+        labelled = labelled_pictures(Path(images))
+        source = labelled.source
+        names = vocabulary(labelled.classes, templates=templates or None)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
         from ..data.vocabularies import backgrounds, object_names

@@ -15,6 +15,7 @@ from .options import (
     PATH,
     PRECISIONS,
     ChosenModel,
+    PictureChoice,
     Weights,
     check_lens,
     console,
@@ -29,7 +30,7 @@ LONGEST_GOODBYE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening(Weights):
+class Opening(Weights, PictureChoice):
     """What is shown beside a lens: its model and pictures, and finished runs."""
 
     model: str | None = option(help="As for fit; by default, of a demo lens, its own.")
@@ -49,10 +50,9 @@ class Opening(Weights):
 
     def lens_with_model(self, lens: Path) -> tuple[Any, Any]:
         """The atlas of a lens, and the live model or None."""
-        from ..data.sources import as_source
         from ..explorer.opening import model_name, open_lens
 
-        source = None if self.images is None else as_source(self.images)
+        source = None if self.images is None else self.source(self.images)
         name = None if self.no_model else model_name(lens, self.model)
         if name is None:
             return open_lens(lens, None, source, say=note)

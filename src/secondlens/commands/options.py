@@ -29,6 +29,8 @@ from ..terminal import Terminal, notes, results, say_json
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+    from ..data.labelled import Labelled
+    from ..data.sources import ImageSource
     from ..engine.pool import Engine
     from ..models.view import Clip
 
@@ -208,6 +210,70 @@ class ChosenModel(Weights):
 
 with_model = grouped("model", ChosenModel)
 """Options that name a model; the command gets one argument, `model`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureChoice:
+    """Which pictures count where archives or tables hold several."""
+
+    column: str | None = option(
+        help="Of pictures or their paths, in Parquet files and datasets; by default the only one."
+    )
+    extension: str | None = option(
+        help="Of pictures in tar archives that have several with one key, such as input.png."
+    )
+    ids: str | None = option(
+        help="What identifies a picture: a column, or of tar archives key or name."
+    )
+
+    def source(self, images: str | Path) -> "ImageSource":
+        """The pictures at a path, and a note of what is left out.
+
+        Raises
+        ------
+        SecondLensError
+            As `as_source`.
+        """
+        from ..data.sources import Choice, as_source
+
+        choice = Choice(column=self.column, extension=self.extension, ids=self.ids)
+        return note_left_out(as_source(str(images), choice))
+
+
+with_choice = grouped("choice", PictureChoice)
+"""Options that say which pictures count; the command gets one argument, `choice`."""
+
+MOST_NOTED = 10
+"""Lines about what is left out before a command begins."""
+
+
+def note_left_out(source: "ImageSource") -> "ImageSource":
+    """Say what is left out of some pictures, and give them back."""
+    from ..data.sources import FileSource
+
+    left_out = dict(source.damaged) if isinstance(source, FileSource) else {}
+    for name, reason in list(left_out.items())[:MOST_NOTED]:
+        note(f"{name}: {reason}")
+    if len(left_out) > MOST_NOTED:
+        note(f"and {len(left_out) - MOST_NOTED:,} more")
+    return source
+
+
+def labelled_pictures(
+    images: Path, classes: Path | None = None, *, all_classes: bool = False
+) -> "Labelled":
+    """The labelled set at a path, and a note of what is left out.
+
+    Raises
+    ------
+    SecondLensError
+        As `labelled`.
+    """
+    from ..data.labelled import labelled
+
+    found = labelled(images, classes, all_classes=all_classes)
+    note_left_out(found.source)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,17 +473,10 @@ def check_picture(file: Path) -> None:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error
 
 
-def check_pictures(images: Path | str) -> None:
+def check_pictures(*places: Path | str | None) -> None:
     """Raise `SecondLensError` for a place of pictures where nothing is."""
-    if not (is_remote(images) or set(str(images)) & set("*?[{") or Path(images).exists()):
-        raise SecondLensError(f"no folder or file {images}: name one that holds pictures")
-
-
-def check_class_folders(*folders: Path | None) -> None:
-    """Raise `SecondLensError` for a folder of pictures that has no folder for any class."""
-    for folder in folders:
-        if folder is not None and folder.is_dir() and not any(p.is_dir() for p in folder.iterdir()):
-            raise SecondLensError(
-                f"{folder} has no folders for classes: put the pictures of each class in a folder "
-                "of their own in it, named as the class is"
-            )
+    for images in places:
+        if images is None or is_remote(images) or set(str(images)) & set("*?[{"):
+            continue
+        if not Path(images).exists():
+            raise SecondLensError(f"no folder or file {images}: name one that holds pictures")

@@ -11,12 +11,14 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    PictureChoice,
     batch_option,
     check_own_world,
     check_trained,
     json_option,
     print_json,
     tables,
+    with_choice,
     with_model,
     writing_lens,
 )
@@ -54,6 +56,7 @@ UNSEEN_SCENES = 2000
 )
 @batch_option
 @json_option
+@with_choice
 @with_model
 @writing_lens
 def score(
@@ -68,6 +71,7 @@ def score(
     fit_images: str | None,
     batch_size: int | None,
     as_json: bool,
+    choice: PictureChoice,
     model: ChosenModel,
 ) -> None:
     """Score the descriptions in a LENS on pictures that were not used to fit, and save the scores.
@@ -94,7 +98,7 @@ def score(
     shown = tables(as_json)
     fitted = Lens.load(lens)
     pool = vocabulary(texts, templates=templates or None)
-    source, known_words = (images, None) if images else _unseen(model.model)
+    source, known_words = (choice.source(images), None) if images else _unseen(model.model)
     if referee is None and known_words is None:
         raise SecondLensError("pictures without labels need a referee: name a model with --referee")
     if referee is not None:
@@ -109,7 +113,7 @@ def score(
     measured = []
     pools = [pool]
     if dissect or stability:
-        known = fit_images or _fit_scenes(clip.name, fitted)
+        known = choice.source(fit_images) if fit_images else _fit_scenes(clip.name, fitted)
     if dissect:
         label(clip, fitted, pool, known, batch_size=batch_size, progress=True)
         pools.append(by_activation(pool))

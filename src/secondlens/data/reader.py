@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import cloudpickle
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -114,7 +115,10 @@ class Reader:
 
     def check_read(self) -> None:
         """Raise `SecondLensError` if one of the pictures had to be skipped."""
+        ids = set(self.source.ids)
         for unreadable, reason in self.skipped.items():
+            if unreadable not in ids:
+                continue  # beside the pictures
             raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
 
     def __len__(self) -> int:
@@ -144,6 +148,10 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
     ) -> None:
         self.source, self.preprocess, self.chunks = source, preprocess, chunks
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # plain pickle cannot send a lambda to a worker that is spawned
+        return _decoder, (cloudpickle.dumps((self.source, self.preprocess, self.chunks)),)
+
     def __len__(self) -> int:
         return len(self.chunks)
 
@@ -164,6 +172,9 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
                 skipped[self.source.ids[position]] = _reason(error)
             else:
                 pixels[position] = self._preprocessed(picture)
+                if isinstance(picture, Tensor) and not bool(picture.isfinite().all()):
+                    skipped[self.source.ids[position]] = "its pixels hold NaN or infinity"
+                    del pixels[position]
         if not pixels:
             return _Decoded(None, skipped)
         if len(shapes := {tuple(each.shape) for each in pixels.values()}) > 1:
@@ -241,6 +252,10 @@ def _attempt(work: Callable[[Batch], Done], batch: Batch) -> tuple[Done] | None:
         return (work(batch),)
     except torch.OutOfMemoryError:
         return None
+
+
+def _decoder(pickled: bytes) -> _Decoder:
+    return _Decoder(*cloudpickle.loads(pickled))
 
 
 def _reason(error: Exception) -> str:

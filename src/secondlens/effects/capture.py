@@ -49,7 +49,12 @@ class Pooled:
 
 
 class NotFinite(SecondLensError):
-    """NaN or infinity somewhere in the network."""
+    """NaN or infinity in the network, on some images or on all."""
+
+    def __init__(self, where: str, finite: list[bool]) -> None:
+        super().__init__(f"NaN or infinity in {where}: check the images, or use a wider precision")
+        self.finite = finite
+        """Whether all is well, by image."""
 
 
 class Capture:
@@ -212,7 +217,9 @@ class Capture:
                 where = f"the activations of layer {depth}"
             if not _is_finite(self._rows.get(depth)):
                 where = f"the input of block {depth}"
-        raise NotFinite(f"NaN or infinity in {where}: check the images, or use a wider precision")
+        kept = [*self._rows.values(), self._post.projected]
+        finite = torch.stack([row.flatten(1).isfinite().all(1) for row in kept]).all(0)
+        raise NotFinite(where, finite.tolist())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -80,27 +80,36 @@ def stream(
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
 
-        def encoded(batch: Batch) -> Encoded:
-            representation = clip.encode_image(batch.pixels)
+        def encoded(batch: Batch) -> Encoded | None:
             try:
-                pooled = capture.pool(representation)
-            except NotFinite:
-                for position, pixels in zip(batch.positions, batch.pixels, strict=True):
-                    if not pixels.isfinite().all():
-                        raise NotFinite(
-                            f"the image {reader.source.ids[position]!r} holds NaN or infinity: "
-                            "mend it, or leave it out"
-                        ) from None
-                raise
-            return Encoded(
-                positions=batch.positions,
-                pixels=batch.pixels,
-                representation=representation,
-                pooled=pooled,
-            )
+                return _encode(clip, capture, batch)
+            except NotFinite as error:
+                if len(batch.positions) > 1 and not any(error.finite):
+                    raise  # of the model or its precision, and of no image
+                rest = _finite_part(reader, batch, error)
+                return _encode(clip, capture, rest) if rest.positions else None
 
         batches = tracked(reader, what, progress)
+        found: Iterator[Encoded | None] = map(encoded, batches)
         if in_halves:
-            yield from (done for _, done in in_parts(batches, clip, encoded))
-        else:
-            yield from map(encoded, batches)
+            found = (done for _, done in in_parts(batches, clip, encoded))
+        yield from (each for each in found if each is not None)
+
+
+def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
+    representation = clip.encode_image(batch.pixels)
+    return Encoded(
+        positions=batch.positions,
+        pixels=batch.pixels,
+        representation=representation,
+        pooled=capture.pool(representation),
+    )
+
+
+def _finite_part(reader: Reader, batch: Batch, error: NotFinite) -> Batch:
+    """The images of a batch on which all is well; the reader lists the others as skipped."""
+    for position, finite in zip(batch.positions, error.finite, strict=True):
+        if not finite:
+            reader.skipped[reader.source.ids[position]] = str(error)
+    kept = [place for place, finite in enumerate(error.finite) if finite]
+    return Batch(positions=[batch.positions[place] for place in kept], pixels=batch.pixels[kept])

@@ -6,7 +6,7 @@ shows what those effects were for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Ablation:
     """By (layer, kind), and `BASELINE`: 0 is right."""
     significant: dict[int, Int[Tensor, " images"]]
     """Neurons of each image whose effect is above their threshold, by layer."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Id -> reason, of images that could not be read and do not count, and of what was left out."""
 
     @property
     def layers(self) -> list[int]:
@@ -80,6 +82,7 @@ class Ablation:
         return Ablation(
             ranks={**self.ranks, **other.ranks},
             significant={**self.significant, **other.significant},
+            skipped={**self.skipped, **other.skipped},
         )
 
     def save(self, path: Path) -> None:
@@ -276,7 +279,7 @@ def ablate(
                         reading, large, own, instead[layer], shrunk, generator
                     ):
                         tally.see((layer, kind), embedding - removed, batch.positions)
-    return tally.ablation()
+    return replace(tally.ablation(), skipped=dict(reader.skipped))
 
 
 def _read(effects: Effects, batch: Batch) -> Read:

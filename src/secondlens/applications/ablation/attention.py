@@ -1,6 +1,7 @@
 """Direct effects of whole attention layers, and what is left without them (Figures 11 and 12)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -92,24 +93,25 @@ def ablate_attention(
     source = as_source(images)
     check_labels(labels, len(source.ids), len(classifier))
 
-    def read(pictures: Any, what: str) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
-        reader = Reader(
-            source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers
-        )
+    def reader_of(pictures: Any) -> Reader:
+        return Reader(source=as_source(pictures), clip=clip, batch_size=batch_size, workers=workers)
+
+    def read(reader: Reader, what: str) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
         batches = tracked(reader, what, progress)
         return in_parts(batches, clip, lambda batch: attention_effects(clip, batch.pixels))
 
     total, count = torch.zeros((), device=clip.device), 0
-    for batch, (_, effects) in read(reference, "mean effects of attention"):
+    for batch, (_, effects) in read(reader_of(reference), "mean effects of attention"):
         total = total + effects.sum(0)
         count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the reference pictures could be read")
     tally = Tally(labels, classifier)
-    for batch, (embedding, effects) in read(source, "attention ablations"):
+    reader = reader_of(source)
+    for batch, (embedding, effects) in read(reader, "attention ablations"):
         away = effects - total / count
         tally.see(BASELINE, embedding, batch.positions)
         for kind, removed in zip(FIRST_ORDER_KINDS, (away.cumsum(1), away), strict=True):
             for j in range(clip.layers):
                 tally.see((j, kind), embedding - removed[:, j], batch.positions)
-    return tally.ablation()
+    return replace(tally.ablation(), skipped=dict(reader.skipped))

@@ -277,7 +277,10 @@ def _base_and_adapter(name: str) -> tuple[str, str | None]:
     if (here / "config.json").is_file():
         return place, place if (here / ADAPTER).is_file() else None
     if (here / ADAPTER).is_file():
-        base = str(json.loads((here / ADAPTER).read_text()).get("base_model_name_or_path") or "")
+        base = str(
+            json.loads((here / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+            or ""
+        )
         base = str(folder_of(base) or base)
         check_model(base)
         return base, place

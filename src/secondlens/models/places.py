@@ -39,7 +39,7 @@ def _snapshot(cached: Path) -> Path:
     """As `refs/main` names it, or the only one that is there."""
     snapshots = cached / "snapshots"
     main = cached / "refs" / "main"
-    if main.is_file() and (named := snapshots / main.read_text().strip()).is_dir():
+    if main.is_file() and (named := snapshots / main.read_text(encoding="utf-8").strip()).is_dir():
         return named
     found = [each for each in snapshots.glob("*") if each.is_dir()]
     if len(found) != 1:

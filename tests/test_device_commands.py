@@ -53,7 +53,7 @@ COMMANDS = {
     "attack": (
         *("lens", "--draw", "cow", "--mistake-for", "lion", "--texts", "world", "--out", "attack"),
         *("--images", 2, "--captions", 2, "--image-generator", "noise"),
-        *("--model", "tiny:demo", "--device", DEVICE),
+        *("--model", "demo-tiny:demo", "--device", DEVICE),
     ),
     "audit": (
         *("lens", "--classes", "classes.txt", "--cues", "cues.txt", "--images", "photos"),
@@ -130,13 +130,14 @@ def place(made, tmp_path, monkeypatch):
     for each in made.iterdir():
         (tmp_path / each.name).symlink_to(each)
     monkeypatch.chdir(tmp_path)
-    named_models.register(
-        "tiny",
-        lambda name, *, device, precision, **_: replace(
-            tiny_clip(device, precision), name=name.partition(":")[2]
-        ),
-        help="small and random",
-    )
+    for name in ("tiny", "demo-tiny"):  # what is called demo has a world of its own
+        named_models.register(
+            name,
+            lambda name, *, device, precision, **_: replace(
+                tiny_clip(device, precision), name=name.partition(":")[2]
+            ),
+            help="small and random",
+        )
     image_generators.register("noise", lambda *_, **__: Noise(), help="of no use")
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", SMALL)
     monkeypatch.setattr(exploring, "_bound", lambda *_: Listening())

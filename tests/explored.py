@@ -115,8 +115,8 @@ def write_runs(folder):
         neurons=(((0, 5),), ((1, 7),)),
         images=(("0",), ("1",)),
     ).save(folder / "b")
-    values = {str: OURS, int: 1, float: 0.7}
-    point = Point(**{each.name: values[each.type] for each in fields(Point)})
+    values = {str: OURS, float: 0.7}
+    point = Point(**{each.name: values.get(each.type, 1) for each in fields(Point)})
     point = replace(point, unusual=0.5, fooled=float("nan"))
     cut = replace(point, usual=0.69, unusual=0.6)
     change = (0.1, 0.0, 0.2)

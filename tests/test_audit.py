@@ -190,7 +190,7 @@ def test_mistakes(clip, lens, images):
         audit(clip, lens, ["ant"], images, CUES)
     with pytest.raises(SecondLensError, match="50 images and labels of 2"):
         audit(clip, lens, CLASSES, images, CUES, shown=[{"ant"}, set()])
-    with pytest.raises(SecondLensError, match="give a set of classes for each image"):
+    with pytest.raises(SecondLensError, match="shown of audit must be a list"):
         audit(clip, lens, CLASSES, images, CUES, shown=["ant"] * 50)
     with pytest.raises(SecondLensError, match="none of the pictures could be read"):
         audit(clip, lens, CLASSES, Unreadable(), CUES)

@@ -7,6 +7,7 @@ import torch
 from models import tiny_model
 
 from secondlens.commands.group import main
+from secondlens.commands.options import PictureChoice
 from secondlens.commands.plan import count_of, duration
 from secondlens.lens import capacity
 from secondlens.lens.capacity import Rates, Stage, forward_flops, job, simulate, spread_plan, stages
@@ -78,7 +79,7 @@ def test_forward_operations_need_no_weights():
 
 
 def test_numbers_as_people_write_them():
-    assert [count_of(text) for text in ("50000", "400M", "1.5k", "2G")] == [
+    assert [count_of(text, PictureChoice()) for text in ("50000", "400M", "1.5k", "2G")] == [
         50_000, 400_000_000, 1500, 2_000_000_000
     ]  # fmt: skip
     assert [duration(n) for n in (3, 600, 36_000, 864_000)] == [

@@ -199,10 +199,10 @@ def test_bench_prints_ratios_and_what_was_asked_for(place, monkeypatch):
     """On a model of three blocks: the command is tested, not what anything costs."""
     module = import_module("secondlens.bench")
     clip = sl.from_open_clip(tiny_model(layers=5), lambda image: torch.zeros(3, 16, 16))
-    monkeypatch.setattr(module, "random_clip", lambda name: clip)
+    monkeypatch.setattr(module, "random_clip", lambda name, device: clip)
     small = partial(module.ranking_cost, neurons=4, images=200, rank=3)
     monkeypatch.setattr(module, "ranking_cost", small)
-    monkeypatch.setattr("secondlens.models.loading.load", lambda name: clip)
+    monkeypatch.setattr("secondlens.models.loading.load", lambda name, device: clip)
     monkeypatch.setattr(module, "memory_cost", lambda clip, counts: {"memory_images": counts})
     threads = torch.get_num_threads()
     arguments = ("bench", "--model", "tiny", "--batch-size", 2, "--rounds", 1, "--threads", 1)

@@ -15,21 +15,24 @@ neurons, of later heads and of tokens.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
+from ..arguments import checked
+from ..data.sources import pictures_of
 from ..data.vocabularies import Vocabulary, vocabulary
+from ..devices import undisturbed, wide
 from ..effects.capture import Capture, Pooled
 from ..effects.value_paths import PathFactors, path_factors
 from ..errors import SecondLensError
 from ..lens.codes import Codes
 from ..lens.layer import NeuronId
 from ..lens.lens import Lens
-from ..models.view import Clip, Images
+from ..models.view import Clip
 from ..sparse.pursuit import omp
 from ..words.concepts import group
 from ..words.describing import described
@@ -75,7 +78,7 @@ def code_of_sum(
     order = weights[0].argsort(descending=True, stable=True)
     order = order[weights[0][order] > 0]
     indices = indices[0][order]
-    chosen = atoms[indices].double()
+    chosen = wide(atoms[indices])
     # the code is the least-squares one on its atoms, which is linear in the sum
     duals = torch.linalg.solve(chosen @ chosen.T, chosen).to(scale) @ scale
     return Code(
@@ -121,7 +124,7 @@ def metric(lens: Lens) -> Float[Tensor, "dim dim"]:
     W^-2 is the mean of r r^T over all directions r, in units of its mean eigenvalue, plus `RIDGE`.
     |x W| is small for what many neurons can write together, and large for what few can.
     """
-    directions = torch.cat([lens[layer].directions for layer in lens.layers]).double()
+    directions = wide(torch.cat([lens[layer].directions for layer in lens.layers]))
     moment = directions.T @ directions
     values, vectors = torch.linalg.eigh(moment / moment.trace() * len(moment))
     scale: Tensor = vectors * (values.clamp(min=0) + RIDGE).rsqrt() @ vectors.T
@@ -162,10 +165,12 @@ SYNONYM = 0.9
 """Cosine of texts, mean text subtracted, above which two of the words found are one."""
 
 
+@checked
+@undisturbed
 def discover(
     clip: Clip,
     lens: Lens,
-    image: "Image.Image | Tensor",
+    image: Any,
     top: int = 10,
     *,
     texts: "str | Path | Iterable[str] | Vocabulary | None" = None,
@@ -178,7 +183,7 @@ def discover(
     clip, lens
         A model and a lens fitted on it, in the convention "exact".
     image
-        A PIL image, or a preprocessed one [3, height, width].
+        A PIL image, the path of one, or a preprocessed one [3, height, width].
     top
         Words to find, at most.
     texts
@@ -192,11 +197,14 @@ def discover(
     ------
     SecondLensError
         Another model's lens or an "official" one, no words to choose from, `top` out of range, or
-        an image that `Clip.prepare` refuses.
+        something else than one image that `Clip.prepare` takes.
     """
-    discoverer = Discoverer(clip, lens, texts, paper=paper)
-    batch = image[None] if isinstance(image, Tensor) else [image]
-    return discoverer(batch, top)[0]
+    pictures = pictures_of(image[None] if isinstance(image, Tensor) else image)
+    if len(pictures) != 1:
+        raise SecondLensError(
+            f"discover takes one image, and these are {len(pictures)}: call it for each"
+        )
+    return Discoverer(clip, lens, texts, paper=paper)(pictures, top)[0]
 
 
 class Discoverer:
@@ -212,6 +220,7 @@ class Discoverer:
     ) -> None:
         lens.check_model(clip)
         lens.check_exact()
+        lens = lens.to(clip.device)
         self.clip, self.lens, self.paper = clip, lens, paper
         self.codes: Codes | None = None
         if texts is None or paper:
@@ -226,7 +235,7 @@ class Discoverer:
         self.atoms = F.normalize((rows - rows.mean(0)) @ self.scale, dim=1)
 
     @torch.no_grad()
-    def __call__(self, images: Images, top: int = 10) -> list[list[FoundWord]]:
+    def __call__(self, images: Any, top: int = 10) -> list[list[FoundWord]]:
         """The words of each of a few images that `Clip.prepare` takes."""
         self._check(top)
         with Capture(self.clip, self.lens.layers, keep_activations=True) as capture:
@@ -316,8 +325,8 @@ class Discoverer:
                         Carrier(layer=parts[i][0], neuron=parts[i][1], weight=values[i])
                         for i in order
                     ),
-                    heads=heads[members].sum(0),
-                    patches=from_tokens[1:].reshape(clip.grid),
+                    heads=heads[members].sum(0).cpu(),
+                    patches=from_tokens[1:].reshape(clip.grid).cpu(),
                     class_token=float(from_tokens[0]),
                 )
             )

@@ -17,22 +17,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from PIL import Image
-from rich import get_console
 from rich.console import Console
 
 from ..errors import SecondLensError
 from ..storage.files import check_empty
 from ..storage.locks import locked, writing
+from ..storage.regular import check_regular
 from ..storage.remote import is_remote
+from ..terminal import Terminal, notes, results, say_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+    from ..data.labelled import Labelled
+    from ..data.sources import ImageSource
     from ..engine.pool import Engine
     from ..models.view import Clip
 
-console = Console(emoji=False)  # names are printed as they are, ":smile:" too
-"""Where results go: standard output. Notes and progress go to rich's own, see `main`."""
+console = results
+"""Where results go; notes and progress go to `terminal.notes`."""
 
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""
@@ -44,6 +47,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 """Of weights, see `models`."""
 STORES = ("auto", "float32", "float16", "never")
 """Dtypes of stored coordinates, see `plan`."""
+
+DEVICE_HELP = "Where the model runs, such as cuda, cuda:1, mps or xpu."
 
 LONGEST_SENTENCE = 1000
 """Characters of a command's first sentence, of which none is cut."""
@@ -59,6 +64,12 @@ convention_option = click.option(
     help=CONVENTION_HELP,
 )
 
+batch_option = click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images in a forward pass; by default 32, elsewhere than on a CPU by the free memory.",
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document in place of tables."
 )
@@ -66,7 +77,7 @@ json_option = click.option(
 
 def note(text: str) -> None:
     """Say what is no result: on standard error, and not with --quiet."""
-    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+    notes().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def note_photo(model: str, picture: "Picture") -> None:
@@ -80,12 +91,12 @@ def note_photo(model: str, picture: "Picture") -> None:
 
 def tables(as_json: bool) -> Console:
     """Where tables go: nowhere if JSON is wanted in their place."""
-    return Console(quiet=True) if as_json else console
+    return Terminal(quiet=True) if as_json else console
 
 
 def print_json(content: Any) -> None:
     """Print one document: tensors and tuples as lists, what is no finite number as null."""
-    click.echo(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+    say_json(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(content: Any) -> Any:
@@ -161,7 +172,7 @@ class Weights:
         type=click.Choice(["gelu", "quick_gelu"]),
         help="What the weights were trained with, if nothing records it.",
     )
-    device: str = option(default="cpu", help="Where the model runs.")
+    device: str = option(default="cpu", help=DEVICE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +213,70 @@ with_model = grouped("model", ChosenModel)
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureChoice:
+    """Which pictures count where archives or tables hold several."""
+
+    column: str | None = option(
+        help="Of pictures or their paths, in Parquet files and datasets; by default the only one."
+    )
+    extension: str | None = option(
+        help="Of pictures in tar archives that have several with one key, such as input.png."
+    )
+    ids: str | None = option(
+        help="What identifies a picture: a column, or of tar archives key or name."
+    )
+
+    def source(self, images: str | Path) -> "ImageSource":
+        """The pictures at a path, and a note of what is left out.
+
+        Raises
+        ------
+        SecondLensError
+            As `as_source`.
+        """
+        from ..data.sources import Choice, as_source
+
+        choice = Choice(column=self.column, extension=self.extension, ids=self.ids)
+        return note_left_out(as_source(str(images), choice))
+
+
+with_choice = grouped("choice", PictureChoice)
+"""Options that say which pictures count; the command gets one argument, `choice`."""
+
+MOST_NOTED = 10
+"""Lines about what is left out before a command begins."""
+
+
+def note_left_out(source: "ImageSource") -> "ImageSource":
+    """Say what is left out of some pictures, and give them back."""
+    from ..data.sources import FileSource
+
+    left_out = dict(source.damaged) if isinstance(source, FileSource) else {}
+    for name, reason in list(left_out.items())[:MOST_NOTED]:
+        note(f"{name}: {reason}")
+    if len(left_out) > MOST_NOTED:
+        note(f"and {len(left_out) - MOST_NOTED:,} more")
+    return source
+
+
+def labelled_pictures(
+    images: Path, classes: Path | None = None, *, all_classes: bool = False
+) -> "Labelled":
+    """The labelled set at a path, and a note of what is left out.
+
+    Raises
+    ------
+    SecondLensError
+        As `labelled`.
+    """
+    from ..data.labelled import labelled
+
+    found = labelled(images, classes, all_classes=all_classes)
+    note_left_out(found.source)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChosenEngine:
     """Where work runs. Making the engine is left to the command, after cheaper checks."""
 
@@ -231,12 +306,12 @@ class ChosenEngine:
         if self.engine == "local" and (self.address is not None or self.worker_gpus):
             raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
 
-    def make(self) -> "Engine":
-        """The engine itself."""
+    def make(self, device: str = "cpu") -> "Engine":
+        """The engine itself, whose workers have their models on a kind of device."""
         if self.engine == "local":
             from ..engine.local import Local
 
-            return Local(workers=self.workers or 0, retries=self.retries)
+            return Local(workers=self.workers or 0, retries=self.retries, device=device)
         from ..engine.ray import Ray
 
         return Ray(
@@ -288,6 +363,17 @@ def _is_random(model: str, pretrained: str | None) -> bool:
     """Whether open_clip would make up the weights: the embedded models, and those whose name says
     where they are, have their own."""
     return pretrained is None and not model.startswith("demo") and ":" not in model
+
+
+def check_own_world(model: str, what: str, options: Mapping[str, Any]) -> None:
+    """Raise `SecondLensError` that names all options which a model needs and did not get, because
+    it has no embedded world to take their values from."""
+    missing = [name for name, value in options.items() if value is None]
+    if missing and not model.startswith("demo"):
+        raise SecondLensError(
+            f"{what} {model} needs {', '.join(missing)}: only the embedded models have a world of "
+            "their own"
+        )
 
 
 def layer_numbers(text: str) -> "list[int] | Literal['all']":
@@ -381,22 +467,16 @@ def check_parents(*files: Path | None) -> None:
 def check_picture(file: Path) -> None:
     """Raise `SecondLensError` for a file that does not begin as a picture does."""
     try:
+        check_regular(file)
         Image.open(file).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error
 
 
-def check_pictures(images: Path | str) -> None:
+def check_pictures(*places: Path | str | None) -> None:
     """Raise `SecondLensError` for a place of pictures where nothing is."""
-    if not (is_remote(images) or set(str(images)) & set("*?[{") or Path(images).exists()):
-        raise SecondLensError(f"no folder or file {images}: name one that holds pictures")
-
-
-def check_class_folders(*folders: Path | None) -> None:
-    """Raise `SecondLensError` for a folder of pictures that has no folder for any class."""
-    for folder in folders:
-        if folder is not None and folder.is_dir() and not any(p.is_dir() for p in folder.iterdir()):
-            raise SecondLensError(
-                f"{folder} has no folders for classes: put the pictures of each class in a folder "
-                "of their own in it, named as the class is"
-            )
+    for images in places:
+        if images is None or is_remote(images) or set(str(images)) & set("*?[{"):
+            continue
+        if not Path(images).exists():
+            raise SecondLensError(f"no folder or file {images}: name one that holds pictures")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import get_console
 from rich.table import Table
 
 from ..errors import SecondLensError
+from ..terminal import notes
 from .options import PATH, check_lens, check_new, console, hold_new
 
 
@@ -16,7 +16,7 @@ def _follow_quiet() -> None:
     """The hub's library has progress bars of its own."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if get_console().quiet:
+    if notes().quiet:
         disable_progress_bars()
 
 

@@ -48,6 +48,15 @@ class Pooled:
     """A / sigma by block j."""
 
 
+class NotFinite(SecondLensError):
+    """NaN or infinity in the network, on some images or on all."""
+
+    def __init__(self, where: str, finite: list[bool]) -> None:
+        super().__init__(f"NaN or infinity in {where}: check the images, or use a wider precision")
+        self.finite = finite
+        """Whether all is well, by image."""
+
+
 class Capture:
     """Hooks on one forward pass after another, gone when the `with` ends.
 
@@ -208,9 +217,9 @@ class Capture:
                 where = f"the activations of layer {depth}"
             if not _is_finite(self._rows.get(depth)):
                 where = f"the input of block {depth}"
-        raise SecondLensError(
-            f"NaN or infinity in {where}: check the images, or use a wider precision"
-        )
+        kept = [*self._rows.values(), self._post.projected]
+        finite = torch.stack([row.flatten(1).isfinite().all(1) for row in kept]).all(0)
+        raise NotFinite(where, finite.tolist())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Batch, Reader, in_parts
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
-from .capture import Capture, Pooled
+from .capture import Capture, NotFinite, Pooled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,10 +38,11 @@ def stream(
     images: Any,
     layers: Iterable[int],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     keep_activations: bool = False,
     class_token_only: bool = False,
+    in_halves: bool = True,
     what: str = "images",
     progress: bool = False,
 ) -> Iterator[Encoded]:
@@ -61,6 +62,8 @@ def stream(
         Whether activations of every token and attention are kept, see `Pooled`.
     class_token_only
         Whether the last block skips what no effect needs, see `Clip.class_token_only`.
+    in_halves
+        Whether a batch for which memory is short is read in parts, see `in_parts`.
     what
         Title of the progress bar.
 
@@ -76,11 +79,37 @@ def stream(
         if class_token_only:
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
-        for batch in tracked(reader, what, progress):
-            representation = clip.encode_image(batch.pixels)
-            yield Encoded(
-                positions=batch.positions,
-                pixels=batch.pixels,
-                representation=representation,
-                pooled=capture.pool(representation),
-            )
+
+        def encoded(batch: Batch) -> Encoded | None:
+            try:
+                return _encode(clip, capture, batch)
+            except NotFinite as error:
+                if len(batch.positions) > 1 and not any(error.finite):
+                    raise  # of the model or its precision, and of no image
+                rest = _finite_part(reader, batch, error)
+                return _encode(clip, capture, rest) if rest.positions else None
+
+        batches = tracked(reader, what, progress)
+        found: Iterator[Encoded | None] = map(encoded, batches)
+        if in_halves:
+            found = (done for _, done in in_parts(batches, clip, encoded))
+        yield from (each for each in found if each is not None)
+
+
+def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
+    representation = clip.encode_image(batch.pixels)
+    return Encoded(
+        positions=batch.positions,
+        pixels=batch.pixels,
+        representation=representation,
+        pooled=capture.pool(representation),
+    )
+
+
+def _finite_part(reader: Reader, batch: Batch, error: NotFinite) -> Batch:
+    """The images of a batch on which all is well; the reader lists the others as skipped."""
+    for position, finite in zip(batch.positions, error.finite, strict=True):
+        if not finite:
+            reader.skipped[reader.source.ids[position]] = str(error)
+    kept = [place for place, finite in enumerate(error.finite) if finite]
+    return Batch(positions=[batch.positions[place] for place in kept], pixels=batch.pixels[kept])

@@ -31,8 +31,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
+from ..devices import undisturbed, wide
 from ..errors import SecondLensError
-from ..models.view import Block, Clip, Images, class_token, hooked
+from ..models.view import Block, Clip, class_token, hooked
 from .capture import Capture, Pooled, norm_statistics
 
 CONVENTIONS = ("exact", "official")
@@ -160,7 +162,8 @@ def isometry(paths: Float[Tensor, "neurons extended dim"]) -> Isometry:
     basis = paths.new_empty(neurons, dim, rank)
     transform = paths.new_empty(neurons, rank, extended)
     for chunk in chunks(neurons, NEURONS_PER_CHUNK):
-        basis[chunk], transform[chunk] = torch.linalg.qr(paths[chunk].mT.double())
+        q, r = torch.linalg.qr(wide(paths[chunk].mT))
+        basis[chunk], transform[chunk] = q.to(paths), r.to(paths)
     return Isometry(basis=basis, transform=transform)
 
 
@@ -234,8 +237,10 @@ def _block_bias(block: Block, dtype: torch.dtype) -> Float[Tensor, " width"]:
     return torch.einsum("he,hew->w", heads, block.output.to(dtype)) + block.output_bias.to(dtype)
 
 
+@checked
+@undisturbed
 def second_order(
-    clip: Clip, images: Images, layer: int, convention: str = "exact"
+    clip: Clip, images: Any, layer: int, convention: str = "exact"
 ) -> Float[Tensor, "images neurons dim"]:
     """Second-order effects of all neurons of an MLP layer (Eq. 5), materialised for a few images.
 
@@ -283,8 +288,10 @@ def bias_effect(clip: Clip, pooled: Pooled, layer: int) -> Float[Tensor, "images
     return pooled.scale[:, None] * (pooled.path_scales[layer] @ paths)
 
 
+@checked
+@undisturbed
 @torch.no_grad()
-def direct(clip: Clip, images: Images, layer: int) -> Float[Tensor, "images neurons dim"]:
+def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons dim"]:
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.
 
     Parameters

@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.decoding import decode
+from ..data.reader import default_batch
 from ..models.view import Clip
 from .moments import Moments
 from .plan import Plan, make_plan
@@ -221,10 +222,11 @@ def spread_plan(
     workers: int,
     top: int,
     memory: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     shard_size: int | None = None,
 ) -> Plan:
     """A plan for many workers: two passes, and a few shards for each worker."""
+    batch_size = batch_size or default_batch(clip)
     wanted = shard_size or max(batch_size, images // (SHARDS_PER_WORKER * workers))
     plan = make_plan(
         clip,

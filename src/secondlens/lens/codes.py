@@ -1,9 +1,10 @@
 """Sparse signed texts of the neurons of a lens, and the tensors they are kept as."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,6 +43,17 @@ class Codes:
             f"Codes({len(self.labels)} texts, at most {longest} a neuron, "
             f"layers {', '.join(map(str, sorted(self.indices)))})"
         )
+
+    def to(self, device: torch.device) -> "Codes":
+        """Return the same on a device; nothing is copied that is there already."""
+        moved: dict[str, Any] = {
+            name: {layer: tensor.to(device) for layer, tensor in getattr(self, name).items()}
+            for name in _OF_LAYERS
+        }
+        for name in _OF_CODES:
+            whole = getattr(self, name)
+            moved[name] = None if whole is None else whole.to(device)
+        return replace(self, **moved)
 
     def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
         """(text, coefficient) of a neuron's brief code, strongest first, at most `count`.
@@ -99,8 +111,8 @@ def codes_from_tensors(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Cod
     kept: dict[str, Any] = {name: tensors.pop(name) for name in _OF_CODES if name in tensors}
     kept |= {name: {} for name in _OF_LAYERS}
     for key, tensor in tensors.items():
-        name, layer = key.rsplit("-", 1)
-        kept[name][int(layer)] = tensor
+        name, layer = _of_layer(key)
+        kept[name][layer] = tensor
     return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **kept)
 
 
@@ -182,6 +194,14 @@ def join(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, A
     """The fields that `split` took apart."""
     joined: dict[str, Any] = dict(plain)
     for key, tensor in tensors.items():
-        name, layer = key.rsplit("-", 1)
-        joined.setdefault(name, {})[int(layer)] = tensor
+        name, layer = _of_layer(key)
+        joined.setdefault(name, {})[layer] = tensor
     return joined
+
+
+def _of_layer(key: str) -> tuple[str, int]:
+    """Name and layer of a tensor in a file."""
+    name, _, layer = key.rpartition("-")
+    if key != f"{name}-{int(layer):02}":
+        raise ValueError(f"there is a tensor {key!r}")
+    return name, int(layer)

@@ -10,7 +10,7 @@ grows with the number of images but their ids, unless coordinates are kept.
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..arguments import checked
+from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import as_source, dataset_hash
+from ..devices import CPU, undisturbed
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError
@@ -29,6 +31,7 @@ from ..progress import bars
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_resumable, unfinished
 from ..storage.locks import locked
+from ..storage.validation import Position, convert
 from .layer import Coordinates, LayerLens, layer_lens
 from .lens import Lens
 from .moments import top_count
@@ -61,7 +64,9 @@ class FitRun:
     def __init__(self, shards: ShardWork, engine: Engine, bars: Progress) -> None:
         self.shards, self.engine, self.bars = shards, engine, bars
         self.plan, self.parts = shards.plan, shards.parts
+        self.asked, self.told = shards.reader.images_per_batch, False
 
+    @undisturbed
     def fit(self) -> tuple[dict[int, LayerLens], dict[str, Any]]:
         """What both passes tell of each layer, and which pictures could be read."""
         by_layer: dict[int, LayerLens] = {}
@@ -79,12 +84,12 @@ class FitRun:
         return by_layer, info
 
     def coordinates(self) -> Coordinates:
-        """Of all images that could be read, where they were stored."""
+        """Of all images that could be read, where they were stored; on the CPU."""
         z, basis = {}, {}
         for layer in self.plan.layers:
             numbers = self.shards.with_images(layer)
             z[layer] = torch.cat([self.shards.stored(layer, number) for number in numbers])
-            basis[layer] = self.shards.basis(layer)
+            basis[layer] = self.shards.basis(layer).cpu()
         return Coordinates(z=z, basis=basis)
 
     def make_tree(self, workers: Workers, root: Node) -> None:
@@ -97,20 +102,29 @@ class FitRun:
             title = f"{root.stage}{of}" if level == 0 else f"merging {root.stage}{of}"
             bar = self.bars.add_task(title, total=count, completed=count - len(missing))
             try:
-                for _ in workers.map(missing):
+                for _, size in workers.map(missing):
+                    self._tell(size)
                     self.bars.advance(bar)
             except Incomplete as error:
                 raise Unfinished(error.failures, self.parts.folder) from error
+
+    def _tell(self, size: int) -> None:
+        """Say it, once, if memory ran out and batches are smaller than they were to be."""
+        if size < self.asked and not self.told:
+            warn_of_batches(self.shards.clip, size)
+            self.told = True
 
     def _finished(self, means: Node, top_images: Node, layer: int, unread: Tensor) -> LayerLens:
         moments, sums = self.shards.nodes.layer_means(means, layer)
         ranked = self.shards.nodes.ranked(top_images, layer)
         fitted = layer_lens(moments, *ranked, self.shards.basis(layer), sums / moments.count)
+        fitted = fitted.to(CPU)
         # from positions in the source to positions among the images that could be read
-        before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
+        before = torch.searchsorted(unread, fitted.top_images)
         return replace(fitted, top_images=fitted.top_images - before)
 
 
+@checked
 def fit(
     clip: Clip,
     images: Any,
@@ -121,7 +135,7 @@ def fit(
     convention: str = "exact",
     store: str = "auto",
     keep_coordinates: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     memory: int | None = None,
     shard_size: int | None = None,
@@ -162,12 +176,13 @@ def fit(
         Keep every image's float32 coordinates in memory and in the lens, so that it can be
         merged.
     batch_size
-        Images in one forward pass.
+        Images in one forward pass; by default 32 on a CPU, elsewhere by the memory that is free.
+        Where that runs out, batches are halved, and a warning says so.
     workers
         Processes that decode pictures.
     memory
-        Bytes that may be used besides the model; by default half of what is free. Layers are
-        fitted in groups where it is short.
+        Bytes that may be used besides the model, where the model is; by default half of what is
+        free there. Layers are fitted in groups where it is short.
     shard_size
         Images that one worker reads before it writes what it found; by default `make_plan`'s.
     engine
@@ -190,6 +205,7 @@ def fit(
     """
     chosen = _layers(clip, layers)
     source = as_source(images)
+    size = default_batch(clip) if batch_size is None else batch_size
     top_of = partial(top_count, top)
     most = top_of(len(source.ids))
     if out is not None:
@@ -201,14 +217,14 @@ def fit(
         chosen,
         top=most,
         convention=convention,
-        batch_size=batch_size,
+        batch_size=size,
         store=store,
         keep_coordinates=keep_coordinates,
         out=out,
         memory=memory,
         shard_size=shard_size,
     )
-    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    reader = Reader(source=source, clip=clip, batch_size=size, workers=workers)
     model = describe_model(clip)
     engine = engine or Local()
     with ExitStack() as stack:
@@ -225,7 +241,9 @@ def fit(
             "store": store,
             "batch size": batch_size,
         }
-        plan = _plan_from_json(plan, parts.claim(work, _plan_to_json(plan)))
+        recorded = parts.claim(work, _plan_to_json(plan))
+        with parts.reading("work"):
+            plan = _plan_from_json(plan, recorded)
         if announce is not None:
             announce(plan)
         # elsewhere, nobody needs the bases
@@ -286,14 +304,33 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
     return {"groups": groups, "shards": shards, "store": plan.store}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedPlan:
+    """What `work.json` holds of a plan."""
+
+    groups: tuple[tuple[Position, ...], ...]
+    shards: tuple[tuple[Position, Position], ...]
+    store: Literal["float32", "float16"] | None
+
+
 def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
-    """The plan with the choices recorded when the work began: less may be free now."""
-    return replace(
-        plan,
-        groups=tuple(tuple(group) for group in recorded["groups"]),
-        shards=tuple(range(*shard) for shard in recorded["shards"]),
-        store=recorded["store"],
-    )
+    """The plan with the choices recorded when the work began: less may be free now.
+
+    Raises
+    ------
+    ValueError
+        They are not choices for this work.
+    """
+    found = convert(recorded, RecordedPlan, "work.json")
+    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
+        raise ValueError("its groups are not of the layers")
+    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
+    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
+        raise ValueError("its shards are not of the images")
+    if any(start >= end for start, end in found.shards):
+        raise ValueError("it has a shard without images")
+    shards = tuple(range(*shard) for shard in found.shards)
+    return replace(plan, groups=found.groups, shards=shards, store=found.store)
 
 
 def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:

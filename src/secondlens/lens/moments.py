@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..devices import wide
 from ..errors import SecondLensError
 
 HISTOGRAM_EDGES = torch.linspace(0, 8, 41)
@@ -151,15 +152,15 @@ def first_component(
     which the sum of the projections is positive. A neuron whose rows are all zero gets a zero
     component and share.
     """
-    values, vectors = torch.linalg.eigh(torch.bmm(centred.mT, centred).double())
-    component = vectors[..., -1].to(centred.dtype)
-    total = values.clamp(min=0).sum(-1)
-    share = torch.where(total > 0, values[:, -1] / total, 0).to(centred.dtype)
+    values, vectors = torch.linalg.eigh(wide(torch.bmm(centred.mT, centred)))
+    component = vectors[..., -1].to(centred)
+    energy = values.clamp(min=0).sum(-1)
+    share = torch.where(energy > 0, values[:, -1] / energy, 0).to(centred)
     projections = torch.bmm(centred, component[:, :, None])[:, :, 0]
     votes = projections.sign().sum(-1)
     side = torch.where(votes == 0, projections.sum(-1), votes)
     sign = torch.where(side < 0, -1.0, 1.0).to(component)
-    return component * (sign * (total > 0))[:, None], share
+    return component * (sign * (energy > 0).to(centred))[:, None], share
 
 
 def centred_norms(
@@ -171,9 +172,9 @@ def centred_norms(
 
 def share_of_first(covariance: Float[Tensor, "neurons rank rank"]) -> Float[Tensor, " neurons"]:
     """The first eigenvalue's share of a covariance: how rank-one effects are over all images."""
-    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
+    values = torch.linalg.eigvalsh(wide(covariance)).clamp(min=0)
     total = values.sum(-1)
-    return torch.where(total > 0, values[:, -1] / total, 0).to(covariance.dtype)
+    return torch.where(total > 0, values[:, -1] / total, 0).to(covariance)
 
 
 def gaussian_null(
@@ -202,7 +203,7 @@ def gaussian_null(
     -------
     Share of the energy in the top samples, and share of the first component in them, [neurons].
     """
-    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0).to(covariance.dtype)
+    values = torch.linalg.eigvalsh(wide(covariance)).clamp(min=0).to(covariance)
     generator = torch.Generator().manual_seed(seed)
     normals = torch.randn(samples, values.shape[1], generator=generator).to(values)
     squares = normals.square() @ values.T

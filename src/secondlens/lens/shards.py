@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.reader import Reader
+from ..devices import smaller
 from ..effects.streaming import stream
 from ..effects.value_paths import (
     coordinates,
@@ -24,8 +25,9 @@ from ..effects.value_paths import (
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
+from ..storage.validation import Position, check_positions, convert
 from .layer import Ranking
-from .moments import Centre, Moments, TopImages
+from .moments import HISTOGRAM_EDGES, Centre, Moments, TopImages
 from .plan import Plan
 
 FAN_IN = 16
@@ -93,6 +95,28 @@ class Means:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What the JSON of a node of the first stage holds."""
+
+    images: Position
+    unread: tuple[Position, ...]
+    skipped: dict[str, str]
+
+
+AXES = {
+    "mean": ("neurons", "rank"),
+    "scatter": ("neurons", "rank", "rank"),
+    "energy": ("neurons",),
+    "activations": ("tokens", "neurons"),
+    "norms": ("neurons", "top"),
+    "images": ("neurons", "top"),
+    "centred": ("neurons", "top", "rank"),
+    "histogram": ("neurons", "bins"),
+    "z": ("images", "neurons", "rank"),
+}
+"""Of the tensors of nodes, by the end of their names."""
+
 Ranked = dict[int, tuple[TopImages, Tensor]]
 """What a node of the second stage holds: top images and histogram [neurons, bins], by layer."""
 
@@ -118,24 +142,33 @@ class Nodes:
 
     def info(self, node: Node) -> dict[str, Any]:
         """Of a node of the means: images, unread and skipped."""
-        return self.parts.info(node.name)
+        return self._info(node.name)
+
+    def _info(self, name: str) -> dict[str, Any]:
+        with self.parts.reading(name):
+            found = vars(convert(self.parts.info(name), Info, name))
+            if found["images"] + len(found["unread"]) > self.plan.images:
+                raise ValueError("it has more images than there are")
+        return {**found, "unread": list(found["unread"])}
 
     def means(self, node: Node) -> Means:
         """What it holds."""
         info, tensors = self.info(node), self.tensors(node.name)
         layers = self.plan.groups[node.group] if info["images"] else ()
-        return Means(
-            **info,
-            moments={n: self._moments(info["images"], tensors, n) for n in layers},
-            activations={n: tensors[f"{n}.activations"] for n in layers},
-        )
+        with self.parts.reading(node.name):
+            return Means(
+                **info,
+                moments={n: self._moments(info["images"], tensors, n) for n in layers},
+                activations={n: tensors[f"{n}.activations"] for n in layers},
+            )
 
     def layer_means(self, node: Node, layer: int) -> tuple[Moments, Tensor]:
         """Moments and sums of activations of one layer alone."""
         found = self.tensors(node.name, f"{layer}.")
         tensors = {f"{layer}.{name}": tensor for name, tensor in found.items()}
-        moments = self._moments(self.info(node)["images"], tensors, layer)
-        return moments, found["activations"]
+        images = self.info(node)["images"]
+        with self.parts.reading(node.name):
+            return self._moments(images, tensors, layer), found["activations"]
 
     def save_means(self, node: Node, means: Means) -> None:
         """Write it; at the root also the centres, which are all that the second stage needs."""
@@ -155,16 +188,19 @@ class Nodes:
         # kept, because every shard needs them
         if self._centred is None or self._centred[0] != group:
             found = self.tensors(_centres(group))
-            of_layers = {
-                n: Centre(mean=found[f"{n}.mean"], energy=found[f"{n}.energy"])
-                for n in self.plan.groups[group]
-            }
+            with self.parts.reading(_centres(group)):
+                of_layers = {
+                    n: Centre(mean=found[f"{n}.mean"], energy=found[f"{n}.energy"])
+                    for n in self.plan.groups[group]
+                }
             self._centred = group, of_layers
-        return self.parts.info(_centres(group))["images"], self._centred[1]
+        return self._info(_centres(group))["images"], self._centred[1]
 
     def ranked(self, node: Node, layer: int) -> tuple[TopImages, Tensor]:
         """What it holds of one layer."""
-        return _ranked(self.tensors(node.name, f"{layer}."))
+        tensors = self.tensors(node.name, f"{layer}.")
+        with self.parts.reading(node.name):
+            return _ranked(tensors)
 
     def save_ranked(self, node: Node, ranked: Ranked) -> None:
         """Write it."""
@@ -177,6 +213,10 @@ class Nodes:
 
     def merge(self, node: Node) -> None:
         """Make a node of those below it."""
+        with self.parts.reading(self.below(node)[0].name):
+            self._merge(node)
+
+    def _merge(self, node: Node) -> None:
         first, *others = self.below(node)
         if node.stage == STAGES[0]:
             means = self.means(first)
@@ -194,7 +234,38 @@ class Nodes:
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Of a part, see `Checkpoints.tensors`."""
         found = self.parts.tensors(name, prefix)
+        with self.parts.reading(name):
+            for key, tensor in found.items():
+                self._check(f"{prefix}{key}", tensor)
         return {key: tensor.to(self.clip.device) for key, tensor in found.items()}
+
+    def stored(self, number: int, layer: int) -> Tensor:
+        """Coordinates [images, neurons, rank] of a shard, as they were stored; on the CPU."""
+        name = _stored(number, layer)
+        with self.parts.reading(name):
+            z = self.parts.tensors(name)["z"]
+            self._check(f"{layer}.z", z)
+        return z
+
+    def _check(self, key: str, tensor: Tensor) -> None:
+        """Raise `ValueError` for a tensor that no node has."""
+        layer, _, name = key.partition(".")
+        plan, clip = self.plan, self.clip
+        number = torch.finfo(clip.compute_dtype).bits // 8
+        sizes = {
+            "neurons": clip.neurons,
+            "tokens": clip.tokens,
+            "bins": len(HISTOGRAM_EDGES) - 1,
+            "rank": plan.coordinates_per_image[int(layer)] // (clip.neurons * number),
+        }
+        for axis, size in zip(AXES[name], tensor.shape, strict=True):
+            if size != sizes.get(axis, size) or size > max(plan.images, *sizes.values()):
+                raise ValueError(f"{key} has {size} {axis}")
+        whole = name in ("images", "histogram")
+        if tensor.dtype.is_floating_point == whole:
+            raise ValueError(f"{key} is {tensor.dtype}")
+        if name == "images":
+            check_positions(tensor, plan.images, key, least=-1)
 
     def _all_ranked(self, node: Node) -> Ranked:
         tensors = self.tensors(node.name)
@@ -263,22 +334,48 @@ class ShardWork:
         self._transforms: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
 
-    def __call__(self, node: Node) -> None:
-        """Make one node."""
-        if node.level:
-            self.nodes.merge(node)
-        elif node.stage == STAGES[0]:
-            self.first_pass(node)
-        else:
-            self.second_pass(node)
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model; the rest follows it."""
+        self.clip.model.to(device)
+
+    def __call__(self, node: Node) -> int:
+        """Make one node, in smaller batches if memory runs out; return the images of a batch.
+
+        Raises
+        ------
+        SecondLensError
+            Memory runs out with a single picture, or while nodes are merged.
+        """
+        while not self._made(node):
+            size = 1 if node.level else self.reader.images_per_batch
+            self.reader = replace(self.reader, batch_size=smaller(size, self.clip.device))
+        return self.reader.images_per_batch
+
+    def _made(self, node: Node) -> bool:
+        """Make one node, unless memory runs out; the error would keep what filled it."""
+        try:
+            if node.level:
+                self.nodes.merge(node)
+            elif node.stage == STAGES[0]:
+                self.first_pass(node)
+            else:
+                self.second_pass(node)
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def stored(self, layer: int, number: int) -> Tensor:
-        """Coordinates [images, neurons, rank] of a shard, as they were stored."""
-        z = self.nodes.tensors(_stored(number, layer))["z"]
+        """Coordinates [images, neurons, rank] of a shard, as they were stored; on the CPU."""
+        z = self.nodes.stored(number, layer)
         if z.dtype != torch.float16:
             return z
         moments, _ = self.nodes.layer_means(self._leaf(layer, number), layer)
-        return z.to(moments.mean.dtype) * _rms(moments) + moments.mean
+        return z.to(moments.mean.dtype) * _rms(moments).cpu() + moments.mean.cpu()
 
     def with_images(self, layer: int) -> list[int]:
         """Numbers of the shards of which something could be read."""
@@ -286,7 +383,7 @@ class ShardWork:
         return [n for n in numbers if self.nodes.info(self._leaf(layer, n))["images"]]
 
     def basis(self, layer: int) -> Tensor:
-        """Of the effects of each neuron, [neurons, dim, rank]."""
+        """Of the effects of each neuron, [neurons, dim, rank], on the model's device."""
         if layer not in self._bases:
             self._isometry(layer, keep_basis=True)
         return self._bases.pop(layer)
@@ -306,11 +403,11 @@ class ShardWork:
                 moments[layer] = moments[layer].merge(seen) if layer in moments else seen
                 activations[layer] = activations.get(layer, 0) + sums[layer]
                 if self.plan.store is not None:
-                    kept[layer].append(z)
+                    kept[layer].append(z.cpu())
         for layer, seen in moments.items() if self.plan.store is not None else ():
             z = torch.cat(kept.pop(layer))
             if self.plan.store == "float16":
-                z = ((z - seen.mean) / _rms(seen)).half()
+                z = ((z - seen.mean.cpu()) / _rms(seen).cpu()).half()
             self.parts.save(_stored(node.number, layer), {"z": z}, {})
         means = Means(
             images=len(read),
@@ -351,9 +448,12 @@ class ShardWork:
         positions = torch.tensor(expected, device=self.clip.device)
         for layer, ranking in rankings.items():
             z = self.stored(layer, node.number)
+            with self.parts.reading(_stored(node.number, layer)):
+                if len(z) != len(expected):
+                    raise ValueError(f"it is of {len(z)} images and not {len(expected)}")
             for start in range(0, len(z), IMAGES_PER_RANKING):
                 some = slice(start, start + IMAGES_PER_RANKING)
-                ranking.see(z[some], positions[some])
+                ranking.see(z[some].to(self.clip.device), positions[some])
 
     def _batches(
         self, reader: Reader, layers: tuple[int, ...], *, activations: bool = False
@@ -364,7 +464,10 @@ class ShardWork:
         for layer in layers:
             self._isometry(layer, keep_basis=False)
         for batch in stream(
-            self.clip, reader, layers, keep_activations=activations, class_token_only=True
+            *(self.clip, reader, layers),
+            keep_activations=activations,
+            class_token_only=True,
+            in_halves=False,  # what is computed here takes memory too
         ):
             pooled = batch.pooled
             scale = image_scale(pooled, self.convention)

@@ -5,10 +5,13 @@ so another family of models needs no more than a function that builds a `Clip` (
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -16,47 +19,104 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor, nn
 
-from ..errors import SecondLensError
+from ..arguments import checked
+from ..devices import undisturbed
+from ..errors import SecondLensError, SecondLensWarning
+from . import picture_reader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
+class Block(ABC):
     """One residual block: the modules whose outputs are read, and weights split by head.
 
-    Weights are views of the model's own where no LayerScale has to be folded in. They map a row
-    vector `x` of the residual stream by `x @ query[h].T + query_bias[h]` to a head, and a row
+    Weights are read from the model each time, so they follow it to another device, precision or
+    checkpoint; they are views of the model's own where no LayerScale has to be folded in. They map
+    a row vector `x` of the residual stream by `x @ query[h].T + query_bias[h]` to a head, and a row
     vector of a head by `v @ output[h]` back to the stream.
     """
 
-    module: nn.Module
-    ln_1: nn.Module
+    module: Any
+    ln_1: Any
+    ln_2: nn.Module
+    mlp_input: nn.Module
+    """Its output is what the activation function gets."""
     activation: nn.Module
     attention_end: nn.Module
     """Its output is what attention adds to the residual stream."""
     mlp_end: nn.Module
     """Its output is what the MLP adds to the residual stream."""
-
-    gain: Float[Tensor, " width"]
-    """Of `ln_1`, as `bias` and `eps`."""
-    bias: Float[Tensor, " width"]
-    eps: float
-    query: Float[Tensor, "heads head_width width"]
-    key: Float[Tensor, "heads head_width width"]
-    value: Float[Tensor, "heads head_width width"]
-    query_bias: Float[Tensor, "heads head_width"]
-    key_bias: Float[Tensor, "heads head_width"]
-    value_bias: Float[Tensor, "heads head_width"]
-    output: Float[Tensor, "heads head_width width"]
-    """Layer scale included, as in every weight below."""
-    output_bias: Float[Tensor, " width"]
-    neuron_rows: Float[Tensor, "neurons width"]
-    """What one unit of each neuron's activation writes to the residual stream (w of Eq. 3)."""
-    mlp_bias: Float[Tensor, " width"]
     mlp_half: Callable[[Tensor], Tensor] | None = None
     """The second half of the block, x + mlp(ln_2(x)), for any number of tokens; None if it cannot
     be run on its own."""
+
+    @property
+    def gain(self) -> Float[Tensor, " width"]:
+        """Of `ln_1`, as `bias` and `eps`."""
+        return _detached(self.ln_1.weight)
+
+    @property
+    def bias(self) -> Float[Tensor, " width"]:
+        """Of `ln_1`."""
+        return _detached(self.ln_1.bias)
+
+    @property
+    def eps(self) -> float:
+        """Of `ln_1`."""
+        eps: float = self.ln_1.eps
+        return eps
+
+    @property
+    @abstractmethod
+    def query(self) -> Float[Tensor, "heads head_width width"]:
+        """From the residual stream to each head, as `key` and `value`."""
+
+    @property
+    @abstractmethod
+    def key(self) -> Float[Tensor, "heads head_width width"]:
+        """See `query`."""
+
+    @property
+    @abstractmethod
+    def value(self) -> Float[Tensor, "heads head_width width"]:
+        """See `query`."""
+
+    @property
+    @abstractmethod
+    def query_bias(self) -> Float[Tensor, "heads head_width"]:
+        """Of the query."""
+
+    @property
+    @abstractmethod
+    def key_bias(self) -> Float[Tensor, "heads head_width"]:
+        """Of the key."""
+
+    @property
+    @abstractmethod
+    def value_bias(self) -> Float[Tensor, "heads head_width"]:
+        """Of the value."""
+
+    @property
+    @abstractmethod
+    def output(self) -> Float[Tensor, "heads head_width width"]:
+        """From each head back to the stream; layer scale included, as in every weight below."""
+
+    @property
+    @abstractmethod
+    def output_bias(self) -> Float[Tensor, " width"]:
+        """Of the output."""
+
+    @property
+    @abstractmethod
+    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
+        """What one unit of each neuron's activation writes to the residual stream (w of Eq. 3)."""
+
+    @property
+    @abstractmethod
+    def mlp_bias(self) -> Float[Tensor, " width"]:
+        """Of the MLP's output."""
 
     def class_attention(
         self, normalised: Float[Tensor, "images tokens width"]
@@ -73,6 +133,10 @@ class Block:
         return torch.bmm(folded, normalised.mT).softmax(dim=-1)
 
 
+def _detached(weight: Tensor) -> Tensor:
+    return weight.detach()
+
+
 def is_affine(norm: nn.Module) -> bool:
     """Whether it is a LayerNorm with gain and bias, the only norm that the effects describe."""
     return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
@@ -83,12 +147,21 @@ Images = Tensor | Sequence[Image]
 
 TEXTS_PER_BATCH = 256
 
+BLACK, WHITE = 0.1, 0.9
+"""Below one and above the other lie pixels of nearly any batch that was not normalised."""
+UNNORMALISED = (
+    "all pixels of a batch lie between 0 and 1, from black to white: they look as if they were not "
+    "normalised, and the model sees them paler than they are; normalise them as its preprocessing "
+    "does, or give the pictures themselves"
+)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Clip:
     """A CLIP whose output is the class token, and what second-order effects need of it.
 
-    It reads weights as they were when it was made: move or convert a model first.
+    Weights are read from the model when they are needed: a model that was moved, converted or given
+    another checkpoint after it was wrapped is explained as it is now.
     """
 
     name: str
@@ -96,18 +169,15 @@ class Clip:
     activation: str
     """`"gelu"`, `"gelu_tanh"`, `"quick_gelu"`, or the class name of another function."""
     blocks: tuple[Block, ...]
-    ln_post: nn.Module
-    post_gain: Float[Tensor, " width"]
-    post_bias: Float[Tensor, " width"]
-    post_eps: float
-    projection: Float[Tensor, "width dim"]
+    ln_post: Any
+    patches: Any
+    """The first layer: it takes images in the dtype of its weight."""
+    read_projection: Callable[[], Float[Tensor, "width dim"]]
     image_size: tuple[int, int]
     grid: tuple[int, int]
     """Rows and columns of patches: tokens are the class token, then the patches row by row."""
     batch_first: bool
     """Whether blocks see [images, tokens, width] rather than [tokens, images, width]."""
-    dtype: torch.dtype
-    """Of the images that the image tower takes."""
     model: nn.Module
     image_tower: Callable[[Tensor], Tensor]
     text_tower: Callable[[list[str]], Tensor] | None
@@ -122,6 +192,33 @@ class Clip:
         return (
             f"Clip({self.name!r}, {self.layers} layers, {self.heads} heads, {self.neurons} neurons)"
         )
+
+    @property
+    def post_gain(self) -> Float[Tensor, " width"]:
+        """Of `ln_post`, as `post_bias` and `post_eps`."""
+        return _detached(self.ln_post.weight)
+
+    @property
+    def post_bias(self) -> Float[Tensor, " width"]:
+        """Of `ln_post`."""
+        return _detached(self.ln_post.bias)
+
+    @property
+    def post_eps(self) -> float:
+        """Of `ln_post`."""
+        eps: float = self.ln_post.eps
+        return eps
+
+    @property
+    def projection(self) -> Float[Tensor, "width dim"]:
+        """From the output of `ln_post` to the embedding."""
+        return self.read_projection()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images that the image tower takes."""
+        dtype: torch.dtype = self.patches.weight.dtype
+        return dtype
 
     @property
     def layers(self) -> int:
@@ -168,15 +265,16 @@ class Clip:
         """The last MLP layer that a later attention layer reads."""
         return self.layers - 2
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of all weights of both towers."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over names, shapes, dtypes and bytes of all weights of both towers, as they are
+        now; computed again only after they changed."""
+        state = tuple(map(_state, chain(self.model.parameters(), self.model.buffers())))
+        known: tuple[Any, str] | None = vars(self).get("_hashed")
+        if known is None or known[0] != state:
+            known = state, _hash(self.model.state_dict())
+            object.__setattr__(self, "_hashed", known)
+        return known[1]
 
     def check_layer(self, layer: int, *, last: bool = False) -> int:
         """Return `layer` if it has second-order effects (or, with `last`, if it exists).
@@ -205,39 +303,55 @@ class Clip:
         """
         return states if self.batch_first else states.transpose(0, 1)
 
-    def prepare(self, images: Images) -> Float[Tensor, "images 3 height width"]:
+    def prepare(self, images: Any) -> Float[Tensor, "images 3 height width"]:
         """Images as the image tower takes them: its shape, device and dtype.
 
         Parameters
         ----------
         images
-            A float tensor already preprocessed, or PIL images, which the model's own inference
-            transform preprocesses.
+            A float tensor already preprocessed; or pictures, which are turned upright and go
+            through the model's own inference transform: one PIL image or a list of them, the path
+            of a file or of a folder, a list of paths, or whatever else `fit` takes, as long as all
+            of it fits into memory.
 
         Raises
         ------
         SecondLensError
-            No images, something else than a list or a tensor, a tensor of another shape or of
-            integers, or PIL images for a model that came without its transform.
+            No images, something else than images, a picture that cannot be read, a tensor of
+            another shape or of integers, or pictures for a model that came without its transform.
         """
-        if not isinstance(images, Tensor | Sequence) or isinstance(images, str):
-            raise SecondLensError(
-                f"images must be a list of PIL images or a tensor, and this is a "
-                f"{type(images).__name__}: put a single image into a list, and open files first"
-            )
-        if len(images) == 0:
+        if isinstance(images, Tensor | Sequence) and len(images) == 0:
             raise SecondLensError(f"{self.name} got no images: give at least one")
-        if not isinstance(images, Tensor):
-            images = self._preprocessed(images)
-        if tuple(images.shape[1:]) != (3, *self.image_size) or not images.is_floating_point():
+        given = isinstance(images, Tensor)
+        pixels = images if given else self._preprocessed(picture_reader(images))
+        if tuple(pixels.shape[1:]) != (3, *self.image_size) or not pixels.is_floating_point():
             height, width = self.image_size
             raise SecondLensError(
                 f"{self.name} takes preprocessed float images [images, 3, {height}, {width}], and "
-                f"these are {images.dtype} {list(images.shape)}"
+                f"these are {pixels.dtype} {list(pixels.shape)}"
             )
-        return images.to(self.device, self.dtype)
+        # a look at pixels of an accelerator would wait for it
+        if given and pixels.device.type == "cpu" and self._look_unnormalised(pixels):
+            warnings.warn(UNNORMALISED, SecondLensWarning, stacklevel=2)
+        return pixels.to(self.device, self.dtype)
 
-    def _preprocessed(self, images: Sequence[Image]) -> Tensor:
+    def _look_unnormalised(self, images: Tensor) -> bool:
+        """Whether pixels go from 0 to 1, and those of the model's own preprocessing below 0."""
+        if images[:1].amin() < 0:  # which is enough for nearly every batch
+            return False
+        low, high = images.aminmax()
+        return bool(0 <= low < BLACK and WHITE < high <= 1) and self._normalises
+
+    @cached_property
+    def _normalises(self) -> bool:
+        if self.preprocess is None:
+            return True
+        black = new_image("RGB", self.image_size[::-1])
+        return bool(self.preprocess(black).amin() < 0)
+
+    def _preprocessed(self, images: Sequence[Image] | Tensor) -> Tensor:
+        if isinstance(images, Tensor):
+            return images
         if self.preprocess is None:
             raise SecondLensError(
                 f"{self.name} came without preprocessing: pass preprocess= when wrapping the "
@@ -245,8 +359,9 @@ class Clip:
             )
         return torch.stack([self.preprocess(image) for image in images])
 
+    @undisturbed
     @torch.no_grad()
-    def encode_image(self, images: Images) -> Float[Tensor, "images dim"]:
+    def encode_image(self, images: Any) -> Float[Tensor, "images dim"]:
         """Representations r, before any normalisation, of images that `prepare` takes."""
         check_eval(self.model)
         return self.image_tower(self.prepare(images))
@@ -279,6 +394,8 @@ class Clip:
         finally:
             del block.module.forward
 
+    @checked
+    @undisturbed
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """One unit row for each text, float32 (float64 for a float64 model).
@@ -290,8 +407,6 @@ class Clip:
             tower.
         """
         check_eval(self.model)
-        if isinstance(texts, str):
-            raise SecondLensError(f"encode_text takes a list of texts, such as [{texts!r}]")
         if self.text_tower is None:
             raise SecondLensError(
                 f"{self.name} came without a tokenizer: pass tokenizer= when wrapping the model, "
@@ -302,6 +417,22 @@ class Clip:
         rows = [F.normalize(batch.to(self.compute_dtype), dim=-1) for batch in batches]
         empty = torch.empty(0, self.dim, dtype=self.compute_dtype, device=self.device)
         return torch.cat(rows) if rows else empty
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor is written to, moved or converted."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), version, tensor.dtype, tensor.device
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        name = name.replace("_orig_mod.", "")  # torch.compile puts it in
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
 
 
 def check_eval(model: nn.Module) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
-from rich.progress import Progress
 from torch import Tensor
 
 from ..applications.segmentation.heat_maps import grey, overlay
@@ -27,11 +26,11 @@ from ..applications.segmentation.protocol import (
     table4_methods,
     tune,
 )
-from ..data import masked_sets
 from ..data.masked import (
     MaskedImages,
     Part,
     WorldMasks,
+    masked,
     split,
 )
 from ..data.reader import FEW_IMAGES
@@ -42,6 +41,7 @@ from ..formatting import counted
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..progress import tracked
 from .results import Result, Row, Setting
 from .study import PAPER_MODEL, Study
 
@@ -224,7 +224,7 @@ def demo_lens(clip: Clip, images: int) -> Lens:
 
 def data_work(
     path: Path,
-    layout: str,
+    layout: str | None,
     *,
     classes: Path | None,
     names: Path | None,
@@ -236,10 +236,8 @@ def data_work(
 
     Parameters
     ----------
-    path, names, ignore
-        What the members of `masked_sets` take.
-    layout
-        A member of `masked_sets`.
+    path, layout, names, ignore
+        As for `masked`.
     classes
         A file with one class a line; by default the classes that the data name, each as "a photo
         of a ...", or ImageNet's with their 80 prompts where the data name none.
@@ -249,14 +247,14 @@ def data_work(
     SecondLensError
         Data that are not there or not laid out so, or too few images.
     """
-    found = masked_sets[layout](path, names=names, ignore=ignore)
+    recognised, found = masked(path, layout, names=names, ignore=ignore)
     tuning, rest = split(found, dev)
     if found.classes or classes is not None:
         texts = vocabulary(classes or found.classes, templates=[TEMPLATE])
     else:
         texts = vocabulary("imagenet")
     return Task(
-        name=f"{layout} in {path}",
+        name=f"{recognised} in {path}",
         dev=tuning,
         test=Part(found, rest.positions[:images]),
         classes=texts,
@@ -275,16 +273,15 @@ def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) 
     """
     methods = table4_methods(clip, lens)
     classes = Classes(clip, work.classes, predicted)
-    with Progress() as progress:
-        steps = -(-len(work.dev) // FEW_IMAGES), -(-len(work.test) // FEW_IMAGES)
-        tuning = progress.track(
-            batches(clip, work.dev, classes), total=steps[0], description="tuning"
-        )
-        choices = tune(methods, tuning)
-        testing = progress.track(
-            batches(clip, work.test, classes), total=steps[1], description="testing"
-        )
-        comparison = measure(methods, choices, testing)
+    tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
+    choices = tune(
+        methods, tracked(batches(clip, work.dev, classes), "tuning", shown=True, total=tuning)
+    )
+    comparison = measure(
+        methods,
+        choices,
+        tracked(batches(clip, work.test, classes), "testing", shown=True, total=testing),
+    )
     first = Part(work.test, range(min(SHOWN, len(work.test))))
     shown = next(batches(clip, first, classes, size=SHOWN))
     images, found = len(set(comparison.images)), rows(comparison)

@@ -1,12 +1,14 @@
 """Orthogonal matching pursuit of many targets at once (section 4 of arXiv 2406.04341)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..arguments import checked
+from ..devices import has_float64, undisturbed
 from ..errors import SecondLensError
 from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
@@ -27,6 +29,10 @@ class OmpPath:
     cosines: Float[Tensor, "targets K"]
     """Between the target and what the code of each size makes of it; 0 if either is zero."""
 
+    def to(self, device: torch.device) -> "OmpPath":
+        """Return the same on a device."""
+        return OmpPath(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     def coefficients(self, m: int) -> Float[Tensor, "targets m"]:
         """Coefficients of the first `m` atoms; 0 where the index is -1.
 
@@ -41,6 +47,8 @@ class OmpPath:
         return self.steps[:, m - 1, :m]
 
 
+@checked
+@undisturbed
 def omp(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -52,8 +60,9 @@ def omp(
 
     Each step adds the atom with the largest absolute inner product with the residual (atoms as
     given, so that longer ones are favoured; ties go to the lowest index) and fits all coefficients
-    anew. Choices, coefficients and early ends are those of scikit-learn's `orthogonal_mp_gram`,
-    decided in float64, and no Gram matrix of the dictionary is built.
+    anew. Choices, coefficients and early ends are those of scikit-learn's `orthogonal_mp_gram` for
+    targets of norm 1, decided in float64, and no Gram matrix of the dictionary is built. Targets of
+    other norms are coded as if they had that norm: the atoms of a code do not depend on it.
 
     Parameters
     ----------
@@ -71,8 +80,8 @@ def omp(
     -------
     indices
         Atoms in the order in which they were chosen. -1 once the row has ended: the square of the
-        largest inner product was below the epsilon of the dtype, or the squared distance of the
-        atom from the span of those chosen at most that.
+        largest inner product, of a target with norm 1, was below the epsilon of the dtype, or the
+        squared distance of the atom from the span of those chosen at most that.
     coefficients
         Theirs; 0 where the index is -1.
 
@@ -93,6 +102,8 @@ def omp(
     return torch.cat([i for i, _ in parts]), torch.cat([c for _, c in parts])
 
 
+@checked
+@undisturbed
 def omp_path(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -113,6 +124,7 @@ def omp_path(
     )
 
 
+@checked
 @torch.no_grad()
 def omp_paths(
     targets: Float[Tensor, "targets dim"],
@@ -123,15 +135,33 @@ def omp_paths(
 ) -> Iterator[OmpPath]:
     """What `omp_path` gives, for a few hundred targets after another, in their order.
 
-    Parameters and errors are those of `omp`; only one part is held at a time.
+    Parameters and errors are those of `omp`; only one part is held at a time. Where the device has
+    no float64, the CPU does the work.
     """
     check_inputs(targets, atoms, k)
+    device = targets.device
+    if not has_float64(device):
+        for path in omp_paths(targets.cpu(), atoms.cpu(), k, nonnegative=nonnegative):
+            yield path.to(device)
+        return
     dictionary = Dictionary(atoms, product_dtype(atoms.device), signed=not nonnegative)
     shape = (min(len(targets), TARGETS_PER_CHUNK), k, atoms.shape[1])
     fit = NonnegativeFit(shape, atoms) if nonnegative else Fit(shape, atoms)
     for chunk in targets.split(TARGETS_PER_CHUNK):
-        fit.start(chunk)
-        yield _pursue(fit, dictionary, k)
+        wide = chunk.to(fit.all_chosen)
+        unit = _power_of_two(wide)
+        fit.start(wide / unit)
+        path = _pursue(fit, dictionary, k)
+        unit = unit.to(targets)
+        yield replace(
+            path, steps=path.steps * unit[:, None], residual_norms=path.residual_norms * unit
+        )
+
+
+def _power_of_two(targets: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows 1"]:
+    """The one nearest to each norm: dividing by it rounds nothing, so only the ends move."""
+    norms = targets.norm(dim=1, keepdim=True) * 2**0.5
+    return torch.ldexp(torch.ones_like(norms), torch.frexp(norms).exponent - 1)
 
 
 def _pursue(fit: Fit, dictionary: Dictionary, k: int) -> OmpPath:

@@ -4,7 +4,7 @@ A checkpoint is written once, whole or not at all, and never changed.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from ..errors import SecondLensError
 from ..formatting import differences
 from . import remote
 from .files import read_json, save_json, whole
+from .regular import check_regular
+from .validation import reading
 
 
 def save_tensors(
@@ -32,9 +34,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises
     ------
-    OSError, SafetensorError
+    OSError, SafetensorError, ValueError
         There is none, or it is damaged; the message names it.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -79,7 +82,7 @@ class Checkpoints:
             earlier: dict[str, Any] = found["plan"]
             if set(earlier) != set(plan):
                 raise ValueError("its plan is another one")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
         if differing:
             raise SecondLensError(
@@ -97,7 +100,9 @@ class Checkpoints:
     def save(self, name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         """Write a part."""
         if self.folder is None:
-            self._in_memory[name] = (tensors, info)
+            # on the CPU: those of many shards would fill a GPU
+            kept = {key: tensor.cpu() for key, tensor in tensors.items()}
+            self._in_memory[name] = (kept, info)
             return
         save_tensors(f"{self.folder}/{name}.safetensors", tensors)
         save_json(f"{self.folder}/{name}.json", info)
@@ -106,16 +111,21 @@ class Checkpoints:
         """The JSON beside the tensors of a part."""
         if self.folder is None:
             return self._in_memory[name][1]
-        return read_json(f"{self.folder}/{name}.json")
+        with self.reading(name):
+            return read_json(f"{self.folder}/{name}.json")
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Those whose name begins with `prefix`, which the keys returned lack."""
         if self.folder is None:
             stored = self._in_memory[name][0]
             return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-        with self._file(name) as path, safe_open(path, framework="pt") as file:
+        with self.reading(name), self._file(name) as path, safe_open(path, "pt") as file:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+
+    def reading(self, name: str) -> AbstractContextManager[None]:
+        """Inside it, what fails is that a part is damaged."""
+        return reading(f"the part {name} of {self.folder}", f"remove {self.folder}")
 
     def drop(self) -> None:
         """Remove all parts, and the folder."""
@@ -135,6 +145,7 @@ class Checkpoints:
             with remote.fetched(place) as copy:
                 yield copy
         else:
+            check_regular(Path(place))
             yield Path(place)
 
     def _files(self) -> set[str]:

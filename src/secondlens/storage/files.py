@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from ..errors import SecondLensError
 from . import remote
+from .regular import read_bounded
 
 
 def save_json(path: str | Path, content: dict[str, Any]) -> None:
@@ -31,19 +32,43 @@ def save_json(path: str | Path, content: dict[str, Any]) -> None:
     save_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
+LARGEST_JSON = 2**28
+"""Bytes, about five million ids of images; what is made of them takes some ten times that."""
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read one.
 
     Raises
     ------
-    ValueError
-        It is damaged, or no object.
+    OSError, ValueError
+        There is none, or it is damaged, has a key twice, is too large, or no object.
     """
-    is_here = not remote.is_remote(path)
-    content = Path(path).read_bytes() if is_here else remote.read(remote.location(path))
-    found = json.loads(content)
+    if remote.is_remote(path):
+        content = remote.read(remote.location(path), 0, LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
+    else:
+        content = read_bounded(Path(path), LARGEST_JSON)
+    try:
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__}")
+    if _HALF.search(content):
+        json.dumps(found, ensure_ascii=False).encode()  # which half a character cannot be
+    return found
+
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""What may be one half of a character, or both."""
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has a key twice")
     return found
 
 
@@ -91,7 +116,7 @@ def whole(path: str | Path) -> Iterator[Path]:
             partial.chmod(mode)
         _sync(partial)
         partial.replace(place)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeError) as error:
         raise SecondLensError(f"{place.parent} cannot be written to: {error}") from error
     finally:
         with suppress(OSError):

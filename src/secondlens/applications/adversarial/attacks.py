@@ -8,7 +8,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from ...arguments import checked
 from ...data.vocabularies import Vocabulary, object_names, vocabulary
+from ...devices import undisturbed
 from ...engine.local import Local
 from ...engine.pool import Engine
 from ...errors import SecondLensError
@@ -136,6 +138,8 @@ def _words(asked: int | None, pool: int) -> int:
     return min(MOST_WORDS, max(1, int(SHARE_OF_POOL * pool))) if asked is None else asked
 
 
+@checked
+@undisturbed
 def attack(
     clip: Clip,
     lens: Lens,

@@ -80,6 +80,11 @@ class DiffusionGenerator:
         if offload == "none":
             self._pipeline.to(device)
             return
+        if torch.device(device).type == "cpu":
+            raise SecondLensError(
+                "the pipeline cannot be offloaded: it is in main memory already, so name a GPU, or "
+                "drop the offloading"
+            )
         try:
             if offload == "model":
                 self._pipeline.enable_model_cpu_offload(device=device)

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
+from ...devices import undisturbed, wide
 from ...effects.ablated_runs import indirect
 from ...effects.capture import Pooled
 from ...effects.streaming import stream
@@ -28,6 +30,7 @@ from ...intervals import of_mean
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...storage.files import save_json, whole
+from ...storage.validation import Position
 from .ablated_clip import AblatedClip, GroupEffects, LayerNeuron, by_layer
 from .audits import Audit
 
@@ -43,7 +46,7 @@ class Point:
     """What one way of cutting does, in shares; on the half that decides, then on the other."""
 
     method: str
-    count: int
+    count: Position
     """Of neurons, or of text directions."""
     strength: float
     chosen_usual: float
@@ -156,6 +159,10 @@ class Defence:
     """By method, ours first."""
     points: tuple[Point, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.methods) != len(self.results):
+            raise ValueError("it has no result of some method, or more than one")
+
     @property
     def methods(self) -> list[str]:
         """In the order of the results."""
@@ -214,7 +221,7 @@ def rival_margins(
     lens: Lens,
     classifier: Float[Tensor, "classes dim"],
     kinds: Sequence[Labelled],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> dict[LayerNeuron, float]:
     """How much each neuron favours the strongest rival over the true class, on the half that
@@ -304,6 +311,8 @@ COST = 0.01
 RANDOM, PROJECTED = "random neurons", "text projected out"
 
 
+@checked
+@undisturbed
 def defend(
     clip: Clip,
     lens: Lens,
@@ -313,7 +322,7 @@ def defend(
     *,
     rivals: Sequence[int] | None = None,
     others: Mapping[str, Sequence[LayerNeuron]] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Defence:
@@ -406,7 +415,7 @@ def _check(
     rivals: Sequence[int] | None,
 ) -> None:
     lens.check_model(clip)
-    if audit.model["weights"] != clip.weights_hash:
+    if audit.model.get("weights") != clip.weights_hash:
         raise SecondLensError(f"this audit is of another model than {clip.name}: audit it first")
     for pictures in kinds:
         if pictures.classes.labels != audit.classes:
@@ -438,7 +447,7 @@ def _removed(
     lens: Lens,
     pictures: Labelled,
     groups: Mapping[Way, Sequence[LayerNeuron]],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> tuple[Float[Tensor, "images dim"], dict[Way, Float[Tensor, "images dim"]]]:
     """Embeddings, and what cutting each group takes out of them."""
@@ -463,6 +472,6 @@ def _projected(
     Embeddings are centred on the mean of the usual pictures that decide.
     """
     rows = cues.embed(clip) - classifier.mean(0)
-    basis = torch.linalg.qr(rows.T).Q
+    basis = torch.linalg.qr(wide(rows.T)).Q.to(rows)
     along: Tensor = centred @ basis @ basis.T
     return along

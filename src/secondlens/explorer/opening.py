@@ -60,7 +60,7 @@ def open_lens(
     folder = path / FOLDER
     if folder.with_name(
         f"{FOLDER}.lock"
-    ).exists():  # of a process that was stopped, or still writes
+    ).exists():  # of one that was stopped, or writes
         with suppress(SecondLensError), writing(folder):
             pass
     seen = load_survey(folder, lens)

@@ -58,9 +58,7 @@ def open_lens(
         lens.check_model(clip)
     source = as_source(images) if images is not None else own_pictures(lens)
     folder = path / FOLDER
-    if folder.with_name(
-        f"{FOLDER}.lock"
-    ).exists():  # of one that was stopped, or writes
+    if folder.with_name(f"{FOLDER}.lock").exists():  # of one that was stopped, or writes
         with suppress(SecondLensError), writing(folder):
             pass
     seen = load_survey(folder, lens)

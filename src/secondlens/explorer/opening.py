@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,9 @@ def open_lens(
         lens.check_model(clip)
     source = as_source(images) if images is not None else own_pictures(lens)
     folder = path / FOLDER
+    if folder.with_name(f"{FOLDER}.lock").exists():  # of one that was stopped, or writes
+        with suppress(SecondLensError), writing(folder):
+            pass
     seen = load_survey(folder, lens)
     outdated = is_outdated(folder, lens)
     if seen is None and clip is not None and source is not None and lens.codes:

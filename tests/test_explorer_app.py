@@ -336,10 +336,10 @@ def test_runs_are_known_and_their_pictures_stay_inside(tmp_path):
     (tmp_path / "a" / "report.json").write_text(
         '{"draw": "dog", "mistake_for": "deer", "rates": {}, "shots": [{"caption": "a dog"}]}'
     )
-    with pytest.raises(SecondLensError, match="report.json is damaged"):
+    with pytest.raises(SecondLensError, match=r"report\.json is damaged"):
         load_runs([tmp_path])
     (tmp_path / "a" / "report.json").write_text("{")
-    with pytest.raises(SecondLensError, match="report.json"):
+    with pytest.raises(SecondLensError, match=r"report\.json"):
         load_runs([tmp_path])
 
 

@@ -111,6 +111,8 @@ class Ablation:
                     ranked[int(layer), kind[0]] = tensor
                 else:
                     counts[int(layer)] = tensor
+            if len({len(each) for each in (*ranked.values(), *counts.values())}) > 1:
+                raise ValueError("it tells of different numbers of images")
         return cls(ranks=ranked, significant=counts)
 
 

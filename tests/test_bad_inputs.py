@@ -19,6 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from scale import sampled
 from unchanged import materials
 
 from secondlens.commands.group import COMMANDS, main
@@ -411,18 +412,13 @@ def test_every_command_has_bad_inputs():
     assert set(LINES) == {command.name for command in COMMANDS}
 
 
-def some(names, often):
-    """All names; those that are not tried often are left to `make test-all`."""
-    return [pytest.param(name, marks=[] if name in often else pytest.mark.long) for name in names]
-
-
-@pytest.mark.parametrize("command", some(LINES, {"fit", "search", "pull"}))
+@pytest.mark.parametrize("command", sampled(LINES, {"fit", "search", "pull"}))
 def test_bad_command_lines(command, place):
     found = {line: refused(f"{command} {line}", place) for line in LINES[command]}
     assert not {line: why for line, why in found.items() if why}
 
 
-@pytest.mark.parametrize("name", some(FORMATS, {next(iter(FORMATS))}))
+@pytest.mark.parametrize("name", sampled(FORMATS, {next(iter(FORMATS))}))
 def test_bad_files(name, place, tmp_path):
     file, line, changes = FORMATS[name]
     assert refused(f"{line} --no-such", place) == ""

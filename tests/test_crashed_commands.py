@@ -8,6 +8,7 @@ import click
 import pytest
 from crashing import crashes
 from outputs import check_state, leftovers, read, run
+from scale import sampled
 from small_world import CASES, small, write_given
 
 from secondlens.commands.group import main
@@ -46,7 +47,10 @@ def stop(case, given, tmp_path, moments):
         shutil.rmtree(state)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.moments])
+@pytest.mark.parametrize(
+    "name",
+    sampled([name for name, case in CASES.items() if case.moments], {"fit", "describe", "pull"}),
+)
 def test_stopped_at_some_moments(name, given, tmp_path):
     case = CASES[name]
 
@@ -106,7 +110,7 @@ def busy(given, tmp_path_factory):
         process.stdin.close()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, {"fit", "audit", "share"}))
 def test_of_two_at_once_one_is_refused(name, busy):
     folder, holder = busy
     before = read(folder)

@@ -735,7 +735,7 @@ def test_a_picture_that_is_a_pipe(stranger):
         {"image": [{"bytes": None, "path": str(stranger.place / "pipe")}]},
         features=datasets.Features({"image": datasets.Image()}),
     )
-    with pytest.raises(ValueError, match="it is not a file"):
+    with pytest.raises(ValueError, match="is not a file"):
         as_source(rows).load(0)
 
 

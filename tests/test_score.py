@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from models import tiny_images, tiny_model, tiny_tokenizer
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from secondlens.commands.group import main
@@ -396,8 +397,9 @@ def test_command_needs_the_images_of_the_fit_to_refit(demo_lens, tmp_path):
     assert "--fit-images" in result.stderr
 
 
-def test_command_says_what_is_missing(demo_lens):
+def test_command_says_what_is_missing(demo_lens, tmp_path):
     path, words = demo_lens
-    result = run(path, "--texts", words, "--images", path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    result = run(path, "--texts", words, "--images", tmp_path)
     assert result.exit_code == 2
     assert "need a referee" in result.stderr

@@ -276,7 +276,7 @@ def test_a_cluster_is_planned_as_json_too(place):
         (("fit", "photos", "--out", "fresh", "--address", "auto"), "add --engine ray"),
         (("describe", LENS, "--texts", "world", "--texts", "world"), "are called world"),
         (("score", LENS, "--images", "photos"), "need a referee"),
-        (("score", LENS, "--model", "ViT-B-32"), "pictures of its own: name some with --images"),
+        (("score", LENS, "--model", "ViT-B-32"), "needs --images, --referee"),
         (
             ("fit", "photos", "--out", "fresh", "--model", "ViT-B-32"),
             "random weights without --pre",

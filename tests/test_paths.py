@@ -121,8 +121,9 @@ def test_classes_are_those_of_all_paths_written_out():
     writes = (seen["p"][:, :, None] * rows).transpose(0, 1).flatten(1).detach()
     expected = torch.zeros(clip.neurons, 7, clip.dim, dtype=torch.float64)
     ways = list(steps(model, seen["stream"]))
-    assert len(ways) == 5
-    for path in product(*ways):
+    every = list(product(*ways))
+    assert len(every) == 882
+    for path in every:
         x, edges = writes.T, ()
         for names, matrix in path:
             x, edges = matrix @ x, edges + names
@@ -365,7 +366,7 @@ def test_mistakes():
         ({"directions": rows[:, :3]}, r"\[directions, 12\], and these are \[2, 3\]"),
         ({"directions": rows[0]}, r"these are \[12\]"),
         ({"directions": rows, "layers": [3]}, "no layer 3"),
-        ({"directions": rows, "layers": []}, "no layers to follow"),
+        ({"directions": rows, "layers": []}, "no layers are named"),
     ):
         with pytest.raises(sl.SecondLensError, match=message):
             sl.paths(clip, images, **wrong)

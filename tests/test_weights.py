@@ -513,7 +513,6 @@ def test_an_adapter_beside_its_base_is_refused_without_peft(folder, monkeypatch)
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_is_merged(folder, tmp_path):
-    pytest.importorskip("peft")
     weights = adapter(folder, folder)
     key = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
     change = weights[key.format("B")] @ weights[key.format("A")]

@@ -110,7 +110,7 @@ def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> Non
     with shape_alone(model.model, model.pretrained):
         clip = model.load(untrained=True)
     convention, batch_size = settings["convention"], settings["batch_size"] or default_batch(clip)
-    numbers = _layers(settings["layers"], clip)
+    numbers = clip.chosen_layers(layer_numbers(settings["layers"]))
     found = make_plan(
         clip,
         count,
@@ -166,7 +166,7 @@ def _cluster(count: int, model: ChosenModel, gpus: int, as_json: bool, **setting
     found = capacity.spread_plan(
         clip,
         count,
-        _layers(settings["layers"], clip),
+        clip.chosen_layers(layer_numbers(settings["layers"])),
         workers=gpus,
         top=top,
         memory=int(settings["memory"] * 1e9),
@@ -234,12 +234,6 @@ def _shapes(model: ChosenModel) -> "Clip":
             return model.load(untrained=True)
         empty = open_clip.create_model(model.model, device="meta")
     return from_open_clip(empty.eval(), name=model.model, check=False)
-
-
-def _layers(text: str, clip: "Clip") -> list[int]:
-    chosen = layer_numbers(text)
-    numbers = range(clip.layers - 1) if chosen == "all" else chosen
-    return sorted({clip.check_layer(layer) for layer in numbers})
 
 
 def duration(seconds: float | int) -> str:

@@ -127,7 +127,7 @@ def paths(
         Neither texts nor directions, or both; directions of another width; a layer that does not
         exist; a model whose MLP is of another kind (see `linearise`); or no readable image.
     """
-    chosen = _layers(clip, layers)
+    chosen = clip.chosen_layers(layers, last=True)
     wanted = chosen_directions(clip, texts, directions)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
     found: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
@@ -397,18 +397,6 @@ def _past_mlp(block: LinearBlock, parts: list[Tensor]) -> list[Tensor]:
     found[MLP] = found[MLP] + block.mlp(norm.linear(together))
     found[NORM] = found[NORM] + block.mlp(norm.through_scale(together))
     return found
-
-
-def _layers(clip: Clip, layers: Any) -> list[int]:
-    if isinstance(layers, int) or (isinstance(layers, str) and layers != "all"):
-        raise SecondLensError(
-            f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
-        )
-    given = range(clip.layers) if isinstance(layers, str) else layers
-    chosen = sorted({clip.check_layer(layer, last=True) for layer in given})
-    if not chosen:
-        raise SecondLensError("no layers to follow paths from: name at least one, or all")
-    return chosen
 
 
 def chosen_directions(

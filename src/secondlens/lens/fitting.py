@@ -203,7 +203,7 @@ def fit(
         Some shards failed on every worker that tried them. All others are done: the same call
         tries again what is missing, and there is no lens before nothing is.
     """
-    chosen = _layers(clip, layers)
+    chosen = clip.chosen_layers(layers)
     source = as_source(images)
     size = default_batch(clip) if batch_size is None else batch_size
     top_of = partial(top_count, top)
@@ -269,19 +269,6 @@ def fit(
             lens.save_held(out)
         parts.drop()
     return lens
-
-
-def _layers(clip: Clip, layers: Any) -> list[int]:
-    """The layers to fit, in order."""
-    if isinstance(layers, int) or (isinstance(layers, str) and layers != "all"):
-        raise SecondLensError(
-            f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
-        )
-    given = range(clip.layers - 1) if isinstance(layers, str) else layers
-    chosen = sorted({clip.check_layer(layer) for layer in given})
-    if not chosen:
-        raise SecondLensError("no layers to fit: name at least one, or all")
-    return chosen
 
 
 def describe_model(clip: Clip) -> dict[str, Any]:

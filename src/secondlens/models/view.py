@@ -296,6 +296,25 @@ class Clip:
             )
         raise SecondLensError(f"{self.name} has no layer {layer}: choose one of 0 to {top}")
 
+    def chosen_layers(self, layers: Any, *, last: bool = False) -> list[int]:
+        """Return some MLP layers in order, each once; "all" are those that `check_layer` accepts.
+
+        Raises
+        ------
+        SecondLensError
+            Neither a list nor "all", an empty list, or a layer that `check_layer` refuses.
+        """
+        if isinstance(layers, Integral) or (isinstance(layers, str) and layers != "all"):
+            raise SecondLensError(
+                f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
+            )
+        every = range(self.layers if last else self.layers - 1)
+        given = every if isinstance(layers, str) else layers
+        chosen = sorted({self.check_layer(layer, last=last) for layer in given})
+        if not chosen:
+            raise SecondLensError("no layers are named: name at least one, or all")
+        return chosen
+
     def batch_major(self, states: Float[Tensor, "_ _ features"]) -> Float[Tensor, "_ _ features"]:
         """What a module inside a block saw or returned, as [images, tokens, features].
 

@@ -260,6 +260,7 @@ def parrot(tmp_path_factory):
 def test_a_chat_model_answers_alike_for_the_same_seed(parrot):
     captioner = ChatModel(str(parrot), tokens=40)
     before = torch.random.get_rng_state()
+    import_module("fake")  # a machine with two more devices, which are left alone
     one, again = (captioner.write(PAIR, ["lamp"], 1, 3) for _ in range(2))
     assert one == again
     assert torch.equal(before, torch.random.get_rng_state())

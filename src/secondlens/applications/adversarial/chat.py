@@ -70,7 +70,10 @@ class ChatModel:
         except (jinja2.TemplateError, *UNLOADABLE) as error:
             reason = str(error).strip().split("\n")[0]
             raise SecondLensError(f"the chat template of {self.name} fails: {reason}") from error
-        with torch.random.fork_rng():
+        place = self._model.device
+        # those of all devices would be started by default, with a warning where there are several
+        drawing = [] if place.type == "cpu" else [place]
+        with torch.random.fork_rng(drawing, device_type=place.type):
             torch.manual_seed(seed)
             reply = self._model.generate(
                 **inputs, max_new_tokens=self.tokens, do_sample=True, temperature=0.6, top_p=0.9

@@ -23,10 +23,10 @@ from .data.folder import Folder
 from .data.reader import Reader
 from .effects.capture import Capture
 from .lens.fitting import fit
-from .lens.layer import Ranking
+from .lens.layer import IMAGES_PER_RANKING
 from .lens.moments import Centre, first_component
 from .lens.plan import make_plan
-from .lens.shards import IMAGES_PER_RANKING
+from .lens.ranking import Ranking
 from .models.loading import check_name
 from .models.open_clip import from_open_clip
 from .models.view import Clip
@@ -152,8 +152,9 @@ def ranking_cost(neurons: int = 3072, images: int = 5000, rank: int = 24) -> dic
     def directions() -> Tensor:
         ranking = Ranking(centre, 100)
         for positions in torch.arange(images).split(IMAGES_PER_RANKING):
-            ranking.see(z[positions[0] : positions[-1] + 1], positions)
-        return first_component(ranking.top_images.strongest_first().centred)[0]
+            centred = z[positions[0] : positions[-1] + 1] - centre.mean
+            ranking.see(centred.transpose(0, 1), positions)
+        return first_component(ranking.ranked().top_images.strongest_first().centred)[0]
 
     return {"directions_s": interleaved({"directions": directions}, 3)["directions"]}
 

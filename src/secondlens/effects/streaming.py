@@ -1,19 +1,20 @@
 """The one loop over images: read a batch, encode it, pool what second-order effects need of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Batch, Reader
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
-from .capture import Capture, Pooled
+from .capture import Capture, Pass, Pooled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +32,17 @@ class Encoded:
     def embedding(self) -> Float[Tensor, "images dim"]:
         """Unit rows, in the precision of effects."""
         return F.normalize(self.representation.to(self.pooled.scale.dtype), dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """A batch of images after the image tower, before anything is pooled."""
+
+    positions: list[int]
+    """Of the images, in the source."""
+    seen: Pass
+    check: Callable[[bool], None]
+    """Takes whether all of `Pass.sound` holds, and raises what `Capture.read` raises if not."""
 
 
 def stream(
@@ -84,3 +96,26 @@ def stream(
                 representation=representation,
                 pooled=capture.pool(representation),
             )
+
+
+def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator[Seen]:
+    """Encode images batch by batch and let the caller pool, and say when to wait for the device.
+
+    Inside the loop, the last block is computed as `Clip.class_token_only` says.
+
+    Raises
+    ------
+    SecondLensError
+        What `stream` raises, as far as the caller checks.
+    """
+    with clip.class_token_only(), Capture(clip, layers) as capture:
+        for batch in reader:
+            seen = capture.read(clip.encode_image(batch.pixels), check=False)
+            check = partial(_check, clip, capture, batch)
+            yield Seen(positions=batch.positions, seen=seen, check=check)
+
+
+def _check(clip: Clip, capture: Capture, batch: Batch, sound: bool) -> None:
+    if not sound:
+        # what the pass showed is gone, so it is made once more
+        capture.read(clip.encode_image(batch.pixels))

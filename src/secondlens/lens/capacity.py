@@ -24,7 +24,7 @@ from ..data.decoding import decode
 from ..models.view import Clip
 from .moments import Moments
 from .plan import Plan, make_plan
-from .shards import FAN_IN, levels
+from .nodes import FAN_IN, levels
 
 SHARDS_PER_WORKER: Final = 4
 """So that workers end at about the same time, though shards differ."""

@@ -5,9 +5,11 @@ an image's coordinates in one layer of N neurons take N * rank numbers, and a la
 N * rank^2, whatever the number of images.
 """
 
+import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -27,6 +29,9 @@ BUFFER = 512 * 2**20
 """Bytes of coordinates that a shard may gather before they are written."""
 IMAGES_PER_SHARD = 512
 """At least, where coordinates are not stored."""
+SAMPLE = 8192
+"""Images from which covariances and mean activations are: eigenvalues need thousands, and not
+millions."""
 MAX_SHARDS = 256
 MAX_PARTIALS = 4 * 2**30
 """Bytes that the partial statistics of all shards of a group may take together."""
@@ -37,13 +42,15 @@ class Plan:
     """How a fit will run."""
 
     images: int
+    sample: int
+    """Images from which covariances and mean activations are: all, or a random choice of them."""
     layers: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     """Layers that share their passes; more than one group where memory is short."""
     shards: tuple[range, ...]
     """Positions of the images, in the order in which statistics are reduced."""
     store: str | None
-    """Dtype of stored coordinates, None if images pass a second time instead."""
+    """Dtype of stored coordinates, None if images pass again instead."""
     keep_basis: bool
     """Whether bases stay in memory; if not, they are computed again at the end."""
     memory: int
@@ -56,16 +63,29 @@ class Plan:
     """Bytes of one image's float32 coordinates, by layer."""
 
     @property
+    def sampled(self) -> bool:
+        """Whether the first stage reads a sample of the images."""
+        return self.sample < self.images
+
+    @property
+    def sampled_shards(self) -> tuple[Sequence[int], ...]:
+        """Positions of the images that the first stage reads."""
+        if not self.sampled:
+            return self.shards
+        return _sampled_shards(self.images, self.sample, len(self.shards[0]))
+
+    @property
     def passes(self) -> int:
-        """Forward passes of every image."""
-        return len(self.groups) * (1 if self.store else 2)
+        """Forward passes of every image; those of a sample come on top."""
+        return len(self.groups) * (1 if self.store or self.sampled else 2)
 
     def __str__(self) -> str:
-        stored = (
-            f"coordinates stored in {self.store}"
-            if self.store
-            else "images pass again for the top images"
-        )
+        if self.sampled:
+            stored = f"and one of a sample of {self.sample:,} for covariances and mean activations"
+        elif self.store:
+            stored = f"coordinates stored in {self.store}"
+        else:
+            stored = "images pass again for the top images"
         groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
         return (
             f"{counted(len(self.layers), 'layer')}{groups}, {counted(self.images, 'image')} in "
@@ -89,6 +109,7 @@ def make_plan(
     memory: int | None = None,
     disk: int | None = None,
     shard_size: int | None = None,
+    sample: int | None = None,
 ) -> Plan:
     """Decide how to fit.
 
@@ -107,8 +128,9 @@ def make_plan(
     batch_size
         Images in one forward pass.
     store
-        "float32" or "float16": store coordinates, so that one pass is enough. "never": two
-        passes. "auto": float32 where there is room, else never.
+        "float32" or "float16": store the coordinates of all images, so that one pass is enough.
+        "never": images pass again. "auto": float32 where there is room and every image is in the
+        sample, else never.
     keep_coordinates
         Whether coordinates and bases of all layers are in memory at the end, for the lens.
     out
@@ -117,15 +139,18 @@ def make_plan(
         Bytes that may be used; by default half of what is free.
     shard_size
         Images a shard, rounded up to whole batches; by default at most 256 shards.
+    sample
+        Images from which covariances and mean activations are; by default 8,192. Where coordinates
+        of all images are stored, all.
 
     Raises
     ------
     SecondLensError
-        No such convention or way to store, batches or shards without images, or too little memory
-        for even one layer.
+        No such convention or way to store, batches, shards or samples without images, or too
+        little memory for even one layer.
     """
     check_convention(convention)
-    for what, count in (("batch", batch_size), ("shard", shard_size)):
+    for what, count in (("batch", batch_size), ("shard", shard_size), ("sample", sample)):
         if count is not None and count < 1:
             raise SecondLensError(f"a {what} needs at least 1 image, and it has {count}")
     if store not in STORES:
@@ -136,8 +161,10 @@ def make_plan(
     layers = tuple(sorted(layers))
     shapes = {layer: _Shape.of(clip, layer, top, convention, batch_size) for layer in layers}
     z_bytes = sum(shape.z for shape in shapes.values()) * images
+    keeps = keep_coordinates or store in ("float32", "float16")
+    sample = images if keeps else min(images, SAMPLE if sample is None else sample)
     if store == "auto":
-        store = "float32" if z_bytes <= disk else "never"
+        store = "float32" if z_bytes <= disk and sample == images else "never"
     scale = {"float32": 1.0, "float16": 0.5, "never": 0.0}[store]
     groups = _groups(shapes, memory)
     largest = max(groups, key=lambda group: sum(shapes[n].working for n in group))
@@ -147,6 +174,7 @@ def make_plan(
     partials = sum(shape.moments + shape.top for shape in shapes.values()) * len(shards)
     return Plan(
         images=images,
+        sample=sample,
         layers=layers,
         groups=groups,
         shards=shards,
@@ -246,6 +274,13 @@ def _shards(
     return tuple(
         range(start, min(start + per_shard, images)) for start in range(0, images, per_shard)
     )
+
+
+@lru_cache(maxsize=4)
+def _sampled_shards(images: int, sample: int, per_shard: int) -> tuple[Sequence[int], ...]:
+    positions = sorted(random.Random(0).sample(range(images), sample))
+    size = min(per_shard, IMAGES_PER_SHARD)
+    return tuple(positions[start : start + size] for start in range(0, sample, size))
 
 
 def _free(out: str | Path) -> int:

@@ -59,18 +59,34 @@ class Block:
     be run on its own."""
 
     def class_attention(
-        self, normalised: Float[Tensor, "images tokens width"]
+        self, normalised: Float[Tensor, "images tokens width"], dtype: torch.dtype | None = None
     ) -> Float[Tensor, "images heads tokens"]:
         """Attention of the class token to every token (a_i of Eq. 4), from the output of `ln_1`.
 
         One query a head, folded into the keys' weights: no key is ever computed, and the key bias
-        shifts all scores of a head alike, so the softmax drops it. Computed in the dtype given.
+        shifts all scores of a head alike, so the softmax drops it. Scores and attention are in
+        `dtype`, by default that of `normalised`.
         """
-        dtype = normalised.dtype
-        query = torch.einsum("bw,hew->bhe", normalised[:, 0], self.query.to(dtype))
+        dtype = dtype or normalised.dtype
+        query = torch.einsum("bw,hew->bhe", normalised[:, 0].to(dtype), self.query.to(dtype))
         query = (query + self.query_bias.to(dtype)) * self.query.shape[1] ** -0.5
         folded = torch.einsum("bhe,hew->bhw", query, self.key.to(dtype))
-        return torch.bmm(folded, normalised.mT).softmax(dim=-1)
+        return _product(folded, normalised.mT, dtype).softmax(dim=-1)
+
+
+MIXED_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")
+"""Whether this torch can sum products of half precision into a float32 result."""
+
+
+def _product(
+    left: Float[Tensor, "batch rows inner"],
+    right: Float[Tensor, "batch inner columns"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "batch rows columns"]:
+    """Multiply with a result in `dtype`, if possible without a copy of `right` in it."""
+    if MIXED_PRODUCTS and right.is_cuda and right.dtype != dtype:
+        return torch.bmm(left.to(right.dtype), right, out_dtype=dtype)
+    return torch.bmm(left, right.to(dtype))
 
 
 def is_affine(norm: nn.Module) -> bool:

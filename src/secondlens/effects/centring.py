@@ -6,14 +6,15 @@ is one product for each neuron: the centre is a column more, so nothing is subtr
 and every result is rounded once. `f` and `unit` are 1, except in half precision.
 
 Half precision is that of a model on an accelerator, whose tensor cores add up products of half
-precision in float32. Coefficients, W and the result are then rounded to it, with a relative error u
-(2^-11 in float16, 2^-8 in bfloat16, as activations have it already), which leaves at most
+precision in float32. Rows A / sigma, coefficients, W and the result are then rounded to it, with a
+relative error u (2^-11 in float16, 2^-8 in bfloat16), as activations are already. That leaves, to
+first order in u, at most
 
-    |error of z - centre| <= u * ( 2 * sum over paths of |transform| |scale * c|
-                                   + |centre| + |z - centre| )
+    |error of z - centre| <= u * ( |centre| + |z - centre| + 3 * sum over paths k of
+                                   |transform_k| * scale * sum over tokens of A |p| / sigma )
 
-to first order in u, where |.| is the norm of a column. Parts of a unit embedding that thousands of
-neurons share are small; f and unit keep them away from the smallest numbers of float16.
+where |transform_k| is the norm of a column. Parts of a unit embedding that thousands of neurons
+share are small; f and unit keep them away from the smallest numbers of float16.
 """
 
 import torch

@@ -15,6 +15,7 @@ from ..errors import SecondLensError
 
 HISTOGRAM_EDGES = torch.linspace(0, 8, 41)
 """Centred norms over their root mean square, per neuron; the last bin also takes what is beyond."""
+_BIN_WIDTH = HISTOGRAM_EDGES[1].item()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -298,9 +299,8 @@ def histogram(
 ) -> Int[Tensor, "neurons bins"]:
     """How many images have which centred norm, in units of the root mean square."""
     bins = len(HISTOGRAM_EDGES) - 1
-    width = HISTOGRAM_EDGES[1].item()
-    relative = norms / rms.clamp(min=torch.finfo(rms.dtype).tiny)[:, None]
-    place = (relative / width).clamp_(max=bins - 1).long()
+    width = (_BIN_WIDTH * rms).clamp(min=torch.finfo(rms.dtype).tiny)
+    place = (norms / width[:, None]).clamp_(max=bins - 1).long()
     counts = torch.zeros(len(rms), bins, dtype=torch.int64, device=norms.device)
     one = torch.ones((), dtype=torch.int64, device=norms.device)
     return counts.scatter_add_(1, place, one.expand_as(place))

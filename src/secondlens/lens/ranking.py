@@ -50,10 +50,12 @@ class Offer:
 
     centred: Float[Tensor, "neurons images rank"]
     norms: Float[Tensor, "neurons images"]
+    squares: Float[Tensor, " neurons"]
+    """Sums of squared norms."""
     positions: Int[Tensor, " images"]
     entering: Bool[Tensor, "neurons images"]
     counts: Int[Tensor, " 3"]
-    """Norms that are not finite, pairs that enter, and neurons that have some."""
+    """Neurons with norms that are not finite, pairs that enter, and neurons that have some."""
 
 
 class Ranking:
@@ -92,10 +94,12 @@ class Ranking:
         norms = torch.linalg.vector_norm(centred, dim=-1, dtype=unit.dtype) * unit
         entering = self._top_images.entering(norms, positions)
         of_neurons = entering.sum(dim=1)
-        broken = norms.numel() - norms.isfinite().sum()
+        squares = torch.linalg.vector_norm(norms, dim=1).square()
+        broken = (~squares.isfinite()).sum()
         return Offer(
             centred=centred,
             norms=norms,
+            squares=squares,
             positions=positions,
             entering=entering,
             counts=torch.stack([broken, of_neurons.sum(), of_neurons.count_nonzero()]),
@@ -108,7 +112,7 @@ class Ranking:
         )
         self._histogram += histogram(offer.norms, self._rms)
         self._total += offer.centred.sum(dim=1, dtype=self._unit.dtype) * self._unit[:, None]
-        self._squares += offer.norms.square().sum(dim=1)
+        self._squares += offer.squares
 
     def see(
         self, centred: Float[Tensor, "neurons images rank"], positions: Int[Tensor, " images"]

@@ -271,7 +271,13 @@ def simulated(
     empty = open_clip.create_model(model, device="meta")
     clip = from_open_clip(empty.eval(), name=model, check=False)
     rates, _ = measured(
-        "cpu", tflops=tflops, network=network * 1e9, store=bandwidth * 1e9, decoders=8, decoded=100
+        "cpu",
+        clip.dtype,
+        tflops=tflops,
+        network=network * 1e9,
+        store=bandwidth * 1e9,
+        decoders=8,
+        decoded=100,
     )
     chosen = list(range(clip.layers - 1))[-layers:]
     table = Table(title=f"{model}, {images:,} images, layers {chosen[0]} to {chosen[-1]}")

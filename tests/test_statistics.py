@@ -10,6 +10,7 @@ from scale import TIMES
 from secondlens.errors import SecondLensError
 from secondlens.lens.moments import (
     Moments,
+    MomentSums,
     TopImages,
     first_component,
     gaussian_null,
@@ -64,6 +65,19 @@ def test_moments_merge_in_any_grouping_to_numpys(sizes, random):
         covariance = np.cov(z[:, neuron].numpy().T, bias=True).reshape(5, 5)
         np.testing.assert_allclose(merged.covariance[neuron], covariance, atol=1e-12)
     np.testing.assert_allclose(merged.energy, (z - z.mean(0)).square().sum(-1).mean(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[30], [1, 20, 9], [7, 1, 1, 21]])
+def test_moments_summed_in_place_are_numpys(sizes):
+    z, sums = random_z(30), MomentSums()
+    for part in z.split(sizes):
+        sums.see(part.transpose(0, 1))
+    found = sums.moments()
+    assert found.count == 30
+    np.testing.assert_allclose(found.mean, z.mean(0), atol=1e-12)
+    for neuron in range(z.shape[1]):
+        covariance = np.cov(z[:, neuron].numpy().T, bias=True)
+        np.testing.assert_allclose(found.covariance[neuron], covariance, atol=1e-12)
 
 
 @given(st.permutations(range(12)), st.integers(2, 12))

@@ -1,6 +1,5 @@
 """`secondlens plan`."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,7 +51,7 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
     "--bandwidth", type=POSITIVE, default=25.0, show_default=True, help="GB/s of the store."
 )
 @click.option("--picture", type=POSITIVE, default=100.0, show_default=True, help="kB of a file.")
-@click.option("--memory", type=POSITIVE, default=64.0, show_default=True, help="GB of a worker.")
+@click.option("--memory", type=POSITIVE, default=80.0, show_default=True, help="GB of a worker.")
 @click.option("--shard-size", type=click.IntRange(1), help="By default 4 shards a worker.")
 @json_option
 @with_model
@@ -96,6 +95,7 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     from ..lens.fitting import fit
     from ..lens.moments import top_count
     from ..lens.plan import make_plan
+    from ..timing import seconds_on
 
     count = count_of(images)
     with shape_alone(model.model, model.pretrained):
@@ -117,14 +117,15 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     noise = torch.randn(batch_size, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
     seconds = []
     for batches in (1, 1 + TIMED_BATCHES):
-        sample = noise.repeat(batches, 1, 1, 1)
-        began = time.perf_counter()
-        fit(clip, sample, numbers, top=2, convention=convention, store="never")
-        seconds.append(time.perf_counter() - began)
+        pictures = noise.repeat(batches, 1, 1, 1)
+        began = seconds_on(clip.device)
+        fit(clip, pictures, numbers, top=2, convention=convention, store="never")
+        seconds.append(seconds_on(clip.device) - began)
     # "never" makes two passes, and what both fits have in common drops out
     per_image = (seconds[1] - seconds[0]) / (2 * TIMED_BATCHES * batch_size)
     fixed = max(0.0, seconds[0] - 2 * batch_size * per_image)
-    total = fixed + found.passes * count * per_image
+    reads = found.passes * count + (len(found.groups) * found.sample if found.sampled else 0)
+    total = fixed + reads * per_image
     if as_json:
         times = {"seconds_per_image_and_pass": per_image, "seconds": total}
         print_json(_as_document(found) | times)
@@ -158,6 +159,7 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
     )
     rates, sources = measured(
         model.device,
+        clip.dtype,
         tflops=settings["tflops"],
         network=settings["network"] * 1e9,
         store=settings["bandwidth"] * 1e9,
@@ -215,7 +217,7 @@ def _shapes(model: ChosenModel) -> "Clip":
     with shape_alone(model.model, model.pretrained):
         if model.pretrained is not None or model.model not in open_clip.list_models():
             return model.load(untrained=True)
-        empty = open_clip.create_model(model.model, device="meta")
+        empty = open_clip.create_model(model.model, precision=model.precision, device="meta")
     return from_open_clip(empty.eval(), name=model.model, check=False)
 
 

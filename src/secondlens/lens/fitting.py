@@ -348,7 +348,8 @@ def describe_model(clip: Clip) -> dict[str, Any]:
 def _plan_to_json(plan: Plan) -> dict[str, Any]:
     shards = [[shard.start, shard.stop] for shard in plan.shards]
     groups = [list(group) for group in plan.groups]
-    return {"groups": groups, "shards": shards, "sample": plan.sample, "store": plan.store}
+    sample = [plan.sample, plan.sample_shard]
+    return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
 
 
 def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
@@ -357,7 +358,8 @@ def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
         plan,
         groups=tuple(tuple(group) for group in recorded["groups"]),
         shards=tuple(range(*shard) for shard in recorded["shards"]),
-        sample=recorded["sample"],
+        sample=recorded["sample"][0],
+        sample_shard=recorded["sample"][1],
         store=recorded["store"],
     )
 

@@ -38,7 +38,7 @@ class LayerLens:
     explained: Float[Tensor, " neurons"]
     """Share of the top images' energy that lies on `directions`."""
     explained_all: Float[Tensor, " neurons"]
-    """The first component's share of the energy of all images."""
+    """The first component's share of the energy of all images, or of a sample of them."""
     explained_null: Float[Tensor, " neurons"]
     """`explained` of a Gaussian with the same covariance."""
     selectivity: Float[Tensor, " neurons"]
@@ -46,9 +46,10 @@ class LayerLens:
     selectivity_null: Float[Tensor, " neurons"]
     """`selectivity` of a Gaussian with the same covariance."""
     histogram: Int[Tensor, "neurons bins"]
-    """Images by norm over root mean square, bins of `HISTOGRAM_EDGES`."""
+    """Images by norm over root mean square, bins of `HISTOGRAM_EDGES`; both around the mean of the
+    sample, where the fit took one."""
     activation_mean: Float[Tensor, "tokens neurons"]
-    """Mean activation at every token."""
+    """Mean activation at every token, over all images or a sample of them."""
 
     def __repr__(self) -> str:
         neurons, dim = self.directions.shape

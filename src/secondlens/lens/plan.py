@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ..effects.centring import pooling_dtype
 from ..effects.value_paths import check_convention
 from ..errors import SecondLensError
 from ..formatting import counted
@@ -32,6 +33,8 @@ IMAGES_PER_SHARD = 512
 SAMPLE = 8192
 """Images from which covariances and mean activations are: eigenvalues need thousands, and not
 millions."""
+SPARE = 2
+"""Images that a neuron keeps around the mean of a sample, for each of its top images."""
 MAX_SHARDS = 256
 MAX_PARTIALS = 4 * 2**30
 """Bytes that the partial statistics of all shards of a group may take together."""
@@ -44,6 +47,8 @@ class Plan:
     images: int
     sample: int
     """Images from which covariances and mean activations are: all, or a random choice of them."""
+    sample_shard: int
+    """Images of a shard of the sample."""
     layers: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     """Layers that share their passes; more than one group where memory is short."""
@@ -72,7 +77,7 @@ class Plan:
         """Positions of the images that the first stage reads."""
         if not self.sampled:
             return self.shards
-        return _sampled_shards(self.images, self.sample, len(self.shards[0]))
+        return _sampled_shards(self.images, self.sample, self.sample_shard)
 
     @property
     def passes(self) -> int:
@@ -159,22 +164,37 @@ def make_plan(
     if disk is None:
         disk = int(SHARE * _free(out)) if out else memory // 2
     layers = tuple(sorted(layers))
-    shapes = {layer: _Shape.of(clip, layer, top, convention, batch_size) for layer in layers}
-    z_bytes = sum(shape.z for shape in shapes.values()) * images
     keeps = keep_coordinates or store in ("float32", "float16")
     sample = images if keeps else min(images, SAMPLE if sample is None else sample)
+    shapes = {
+        layer: _Shape.of(clip, layer, top, convention, batch_size, sampled=sample < images)
+        for layer in layers
+    }
+    z_bytes = sum(shape.z for shape in shapes.values()) * images
     if store == "auto":
         store = "float32" if z_bytes <= disk and sample == images else "never"
     scale = {"float32": 1.0, "float16": 0.5, "never": 0.0}[store]
     groups = _groups(shapes, memory)
-    largest = max(groups, key=lambda group: sum(shapes[n].working for n in group))
-    working = sum(shapes[n].working for n in largest)
+    largest = max(groups, key=lambda group: _needed([shapes[n] for n in group]))
+    working = _needed([shapes[n] for n in largest])
     keep_basis = working + sum(shapes[n].basis for n in largest) <= memory
-    shards = _shards(images, batch_size, shapes, largest, store != "never", shard_size)
-    partials = sum(shape.moments + shape.top for shape in shapes.values()) * len(shards)
+    moments, ranked = (
+        sum(getattr(shape, what) for shape in shapes.values()) for what in ("moments", "top")
+    )
+    # a part of a sampled fit holds either moments or top images, and else a shard has both
+    apart = sample < images
+    partial = sum((0 if apart else shapes[n].moments) + shapes[n].top for n in largest)
+    z_of_image = sum(shapes[n].z for n in largest) if store != "never" else None
+    shards = _shards(images, batch_size, partial, z_of_image, shard_size)
+    sample_shard = len(shards[0])
+    if apart:
+        parts = max(2, MAX_PARTIALS // sum(shapes[n].moments for n in largest))
+        sample_shard = max(min(sample_shard, IMAGES_PER_SHARD), -(-sample // parts))
+    partials = moments * -(-sample // sample_shard) + ranked * len(shards)
     return Plan(
         images=images,
         sample=sample,
+        sample_shard=sample_shard,
         layers=layers,
         groups=groups,
         shards=shards,
@@ -182,7 +202,6 @@ def make_plan(
         keep_basis=keep_basis,
         memory=working
         + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
-        + (max(shapes[n].basis for n in largest) * 2)
         + (min(BUFFER, int(scale * z_bytes)) if store != "never" else 0)
         + (z_bytes + sum(shape.basis for shape in shapes.values()) if keep_coordinates else 0),
         disk=int(scale * z_bytes) + partials,
@@ -209,27 +228,45 @@ class _Shape:
     moments: int
     top: int
     working: int
+    """Of every layer of a group at a time."""
+    passing: int
+    """Of one layer at a time."""
     lens: int
 
+    @property
+    def alone(self) -> int:
+        """Of one layer at a time, whatever is done with it."""
+        return max(self.passing, 2 * self.basis)
+
     @classmethod
-    def of(cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int) -> "_Shape":
+    def of(
+        cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int, *, sampled: bool
+    ) -> "_Shape":
         own = clip.heads * (clip.layers - 1 - layer)
         extended = own if convention == "exact" else 3 * own + 3
         rank, neurons = min(extended, clip.dim), clip.neurons
         number = torch.finfo(clip.compute_dtype).bits // 8
+        pooled = torch.finfo(pooling_dtype(clip)).bits // 8
         z, basis = neurons * rank * number, neurons * clip.dim * rank * number
-        transform, scatter = neurons * rank * extended * number, neurons * rank * rank * number
+        transform, scatter = neurons * rank * (extended + 1) * pooled, neurons * rank**2 * number
         moments = scatter + z + clip.tokens * neurons * number
-        ranked = neurons * top * (rank * number + 16)
-        activations = batch_size * clip.tokens * neurons * number
-        batch = activations + 3 * batch_size * neurons * extended * number
+        ranked = neurons * (SPARE * top if sampled else top) * (rank * pooled + number + 8)
+        activations = batch_size * clip.tokens * neurons * torch.finfo(clip.dtype).bits // 8
+        products = batch_size * neurons * rank * pooled
         return cls(
             z=z,
             basis=basis,
             moments=moments,
             top=ranked,
-            # statistics are held twice while shards are reduced
-            working=transform + 3 * scatter + 2 * ranked + batch,
+            # the first stage holds moments, the second top images; what a batch is pooled to takes
+            # the place of its activations, layer by layer
+            working=transform + max(moments, ranked) + max(activations, products),
+            passing=(
+                # of one layer at a time: coefficients and coordinates, centred in the wide
+                # precision, or moments of two nodes that are merged
+                max(batch_size * neurons * (extended * pooled + 2 * rank * number), 3 * scatter)
+                + batch_size * clip.tokens * clip.heads * clip.layers * (number + pooled)
+            ),
             lens=neurons * ((2 * clip.dim + clip.tokens) * number + top * 16 + 400),
         )
 
@@ -237,37 +274,36 @@ class _Shape:
 def _groups(shapes: dict[int, _Shape], memory: int) -> tuple[tuple[int, ...], ...]:
     """Consecutive layers, from the last one on, as many in a group as memory allows."""
     groups: list[list[int]] = []
-    used = 0
     for layer in sorted(shapes, reverse=True):
-        needed = shapes[layer].working
-        least = needed + 2 * shapes[layer].basis
+        least = _needed([shapes[layer]])
         if least > memory:
             raise SecondLensError(
                 f"layer {layer} needs {size(least)} of memory and {size(memory)} may be used: "
                 "choose later layers, fewer top images or a smaller batch"
             )
-        if not groups or used + needed + 2 * shapes[layer].basis > memory:
+        if not groups or _needed([shapes[n] for n in (*groups[-1], layer)]) > memory:
             groups.append([])
-            used = 0
         groups[-1].append(layer)
-        used += needed
     return tuple(tuple(sorted(group)) for group in groups)
+
+
+def _needed(group: Sequence[_Shape]) -> int:
+    """Bytes of layers that share their passes."""
+    return sum(shape.working for shape in group) + max(shape.alone for shape in group)
 
 
 def _shards(
     images: int,
     batch_size: int,
-    shapes: dict[int, _Shape],
-    group: tuple[int, ...],
-    stored: bool,
+    partial: int,
+    z_of_image: int | None,
     asked: int | None,
 ) -> tuple[range, ...]:
     """Whole batches a shard; few shards where their partial statistics are large."""
-    partial = sum(shapes[n].moments + shapes[n].top for n in group)
     most = max(2, min(MAX_SHARDS, MAX_PARTIALS // partial))
     per_shard = max(IMAGES_PER_SHARD, -(-images // most))
-    if stored:
-        per_shard = min(per_shard, max(1, BUFFER // sum(shapes[n].z for n in group)))
+    if z_of_image is not None:
+        per_shard = min(per_shard, max(1, BUFFER // z_of_image))
     per_shard = max(batch_size, per_shard // batch_size * batch_size)
     if asked is not None:
         per_shard = -(-asked // batch_size) * batch_size
@@ -279,8 +315,7 @@ def _shards(
 @lru_cache(maxsize=4)
 def _sampled_shards(images: int, sample: int, per_shard: int) -> tuple[Sequence[int], ...]:
     positions = sorted(random.Random(0).sample(range(images), sample))
-    size = min(per_shard, IMAGES_PER_SHARD)
-    return tuple(positions[start : start + size] for start in range(0, sample, size))
+    return tuple(positions[start : start + per_shard] for start in range(0, sample, per_shard))
 
 
 def _free(out: str | Path) -> int:

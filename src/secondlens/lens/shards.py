@@ -17,12 +17,8 @@ from .layer import IMAGES_PER_RANKING
 from .moments import Centre, Moments
 from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Nodes, Readable
 from .passes import MeansPass, RankingPass
-from .plan import Plan
+from .plan import SPARE, Plan
 from .ranking import Ranked, Ranking
-
-SPARE = 2
-"""Images that a neuron keeps around the mean of a sample, for each of its top images."""
-
 
 class Changed(SecondLensError):
     """The pictures of a later pass are not those of the first."""

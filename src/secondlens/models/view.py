@@ -67,26 +67,20 @@ class Block:
         shifts all scores of a head alike, so the softmax drops it. Scores and attention are in
         `dtype`, by default that of `normalised`.
         """
-        dtype = dtype or normalised.dtype
-        query = torch.einsum("bw,hew->bhe", normalised[:, 0].to(dtype), self.query.to(dtype))
-        query = (query + self.query_bias.to(dtype)) * self.query.shape[1] ** -0.5
-        folded = torch.einsum("bhe,hew->bhw", query, self.key.to(dtype))
-        return _product(folded, normalised.mT, dtype).softmax(dim=-1)
+        wide = dtype or normalised.dtype
+        mixed = MIXED_PRODUCTS and normalised.is_cuda and wide != normalised.dtype
+        keys = normalised if mixed else normalised.to(wide)
+        query = torch.einsum("bw,hew->bhe", keys[:, 0], self.query.to(keys))
+        query = (query + self.query_bias.to(keys)) * self.query.shape[1] ** -0.5
+        folded = torch.einsum("bhe,hew->bhw", query, self.key.to(keys))
+        if mixed:
+            # queries are rounded as the model rounds its own, scores are not
+            return torch.bmm(folded, keys.mT, out_dtype=wide).softmax(dim=-1)
+        return torch.bmm(folded, keys.mT).softmax(dim=-1)
 
 
 MIXED_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")
 """Whether this torch can sum products of half precision into a float32 result."""
-
-
-def _product(
-    left: Float[Tensor, "batch rows inner"],
-    right: Float[Tensor, "batch inner columns"],
-    dtype: torch.dtype,
-) -> Float[Tensor, "batch rows columns"]:
-    """Multiply with a result in `dtype`, if possible without a copy of `right` in it."""
-    if MIXED_PRODUCTS and right.is_cuda and right.dtype != dtype:
-        return torch.bmm(left.to(right.dtype), right, out_dtype=dtype)
-    return torch.bmm(left, right.to(dtype))
 
 
 def is_affine(norm: nn.Module) -> bool:

@@ -118,16 +118,19 @@ class Cost:
         )
 
 
-FREE = frozenset(
-    "view _unsafe_view transpose permute expand select slice unsqueeze squeeze t as_strided detach "
-    "unbind split alias unflatten reshape diagonal split_with_sizes lift_fresh device "
-    "_reshape_alias empty new_empty empty_strided empty_like new_empty_strided lift".split()
-)
+# fmt: off
+FREE = frozenset((
+    "view", "_unsafe_view", "transpose", "permute", "expand", "select", "slice", "unsqueeze",
+    "squeeze", "t", "as_strided", "detach", "unbind", "split", "alias", "unflatten", "reshape",
+    "diagonal", "split_with_sizes", "lift_fresh", "device", "_reshape_alias", "empty", "new_empty",
+    "empty_strided", "empty_like", "new_empty_strided", "lift",
+))
+# fmt: on
 """What launches nothing."""
-WRITES_ONLY = frozenset("copy_ fill_ zero_".split())
-TOUCHES_FEW = frozenset("index_put_ index_copy_ index_add_ scatter_ scatter_add_".split())
+WRITES_ONLY = frozenset(["copy_", "fill_", "zero_"])
+TOUCHES_FEW = frozenset(["index_put_", "index_copy_", "index_add_", "scatter_", "scatter_add_"])
 """Of what they write into, only as much as they write."""
-READS_FEW = frozenset("index gather index_select embedding".split())
+READS_FEW = frozenset(["index", "gather", "index_select", "embedding"])
 """Of what they read, only as much as they return."""
 
 
@@ -188,9 +191,7 @@ def _returns_at_once(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return bool(given.get("non_blocking"))
 
 
-def kernel(
-    name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-) -> Kernel:
+def kernel(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Kernel:
     """Bytes and operations of one call."""
     written = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
     into = {id(each) for each in written}
@@ -261,9 +262,7 @@ class Fitting:
 
     def __init__(self, clip: Clip, batch: int, layers: Sequence[int], top: int) -> None:
         self.clip, self.layers = clip, layers
-        self.pixels = torch.zeros(
-            batch, 3, *clip.image_size, device=clip.device, dtype=clip.dtype
-        )
+        self.pixels = torch.zeros(batch, 3, *clip.image_size, device=clip.device, dtype=clip.dtype)
         zeros = partial(torch.zeros, device=clip.device, dtype=clip.compute_dtype)
         self.maps: dict[int, CentredMap] = {}
         centres: dict[int, Centre] = {}
@@ -347,7 +346,7 @@ def costs(
 
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
-    """Attention by the kernel that a GPU would choose, and no kernel whose insides nobody counts."""
+    """Attention by the kernel that a GPU would choose, and none whose insides nobody counts."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -38,8 +38,8 @@ from secondlens.lens import capacity
 from secondlens.lens.capacity import measured
 from secondlens.lens.fitting import FitRun, fit
 from secondlens.lens.moments import Moments, top_count
-from secondlens.lens.plan import make_plan
 from secondlens.lens.nodes import MEANS, TOP_IMAGES, Node, Readable
+from secondlens.lens.plan import make_plan
 from secondlens.lens.ranking import Ranking
 from secondlens.lens.shards import ShardWork
 from secondlens.models.loading import load
@@ -202,7 +202,7 @@ def driver(counts: tuple[int, ...]) -> None:
             )
 
 
-READABLE = Readable(images=8, unread=[], skipped={})
+READABLE = Readable(images=8, unread=(), skipped={})
 
 
 class Synthetic(ShardWork):

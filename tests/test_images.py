@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import tarfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import datasets
@@ -21,11 +21,13 @@ import torchvision
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny_model
+from models import tiny_model, tiny_tokenizer
 from PIL import Image, ImageOps
 from scale import TIMES
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from webdataset.shardlists import expand_urls
 
+import secondlens as sl
 from secondlens.data.decoding import Unreadable, decode
 from secondlens.data.folder import Folder, ImageFolder
 from secondlens.data.huggingface import HuggingFace
@@ -34,7 +36,7 @@ from secondlens.data.reader import Reader
 from secondlens.data.sources import InMemory, Subset, TorchDataset, as_source, dataset_hash
 from secondlens.data.streams import Spooled
 from secondlens.data.tar import Tar
-from secondlens.errors import SecondLensError
+from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
 
@@ -756,11 +758,11 @@ def test_a_full_disk(encoded, tmp_path):
 def test_what_is_no_source(pictures, encoded, tmp_path):
     write_tars(tmp_path / "both", encoded)
     write_parquet(tmp_path / "both" / "x.parquet", encoded)
-    (tmp_path / "one.png").write_bytes(encoded[0])
+    (tmp_path / "one.png.txt").write_bytes(encoded[0])
     (tmp_path / "empty").mkdir()
     for images, message in (
         (tmp_path / "both", r"holds \.parquet and \.tar files"),
-        (tmp_path / "one.png", "is no folder of pictures"),
+        (tmp_path / "one.png.txt", "is neither a picture nor a folder of pictures"),
         (["a.tar", "b.parquet"], r"no folder or file b\.parquet"),
         (tmp_path / "empty", "no pictures"),
         (tmp_path / "nowhere", "no folder or file"),
@@ -777,6 +779,20 @@ def test_what_is_no_source(pictures, encoded, tmp_path):
     with pytest.raises(SecondLensError, match=r"no \.tar file in"):
         Tar(tmp_path / "empty")
     assert len(as_source(f"{tmp_path}/both/*.tar").ids) == COUNT
+
+
+def test_files_of_pictures_by_name(pictures, encoded, tmp_path):
+    folder = write_folder(tmp_path / "a", encoded)
+    whole = Folder(folder)
+    files = [folder / each for each in whole.ids]
+    for images in (files, [str(each) for each in files], str(folder / "*" / "*.png")):
+        source = as_source(images)
+        assert sorted(source.ids) == sorted(whole.ids)
+        other = whole.load(whole.ids.index(source.ids[0]))
+        assert np.array_equal(np.asarray(source.load(0)), np.asarray(other))
+    assert as_source(files[0]).ids == [files[0].name]
+    with pytest.raises(SecondLensError, match="no file"):
+        as_source([files[0], folder / "gone.png"])
 
 
 def test_the_hash_tells_sets_apart(pictures, encoded, tmp_path):
@@ -826,3 +842,82 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch, encoded):
         as_source(tmp_path / "x.parquet")
     with pytest.raises(SecondLensError, match=r"pip install 'secondlens\[datasets\]'"):
         as_source(tmp_path / "saved")
+
+
+# --- the same pictures in Python as on the command line ---
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """Pictures as people have them: turned by EXIF, transparent, of 16 bits, in a palette."""
+    scene = Image.effect_mandelbrot((96, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+    exif = Image.Exif()
+    exif[0x112] = 6
+    scene.save(tmp_path / "a.jpg", exif=exif.tobytes(), quality=95)
+    clear = scene.convert("RGBA")
+    clear.putalpha(scene.convert("L"))
+    clear.save(tmp_path / "b.png")
+    grey = np.asarray(scene.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / "c.png")
+    scene.convert("P").save(tmp_path / "d.gif")
+    return tmp_path
+
+
+def test_pictures_are_the_same_however_they_are_given(clip, taken):
+    files = sorted(taken.iterdir())
+    (batch,) = Reader(source=Folder(taken), clip=clip)
+    expected = clip.prepare(batch.pixels)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Image.open(each)) for each in files]
+        for images in (
+            taken,
+            str(taken),
+            files,
+            [str(each) for each in files],
+            opened,
+            Folder(taken),
+            zip([each.name for each in files], opened, strict=True),
+        ):
+            assert torch.equal(clip.prepare(images), expected)
+        for file, image, row in zip(files, opened, expected, strict=True):
+            for one in (file, str(file), image):
+                assert torch.equal(clip.prepare(one), row[None])
+
+
+def test_functions_take_what_names_pictures(taken):
+    clip = from_open_clip(tiny_model(), preprocess, tiny_tokenizer)
+    pixels = clip.prepare(taken)
+    lens = sl.fit(clip, taken, [0], top=2)
+    words = sl.vocabulary(["a", "b", "c"])
+    mean = lens[0].activation_mean
+    for function in (
+        lambda images: sl.second_order(clip, images, 0),
+        lambda images: sl.direct(clip, images, 0),
+        lambda images: sl.indirect(clip, images, 0, [0], mean),
+        lambda images: clip.encode_image(images),
+        lambda images: sl.AblatedClip(clip, lens, {0: [0]}).encode_image(images),
+    ):
+        assert torch.equal(function(taken), function(pixels))
+    assert len(sl.segment(clip, lens, str(taken), "a")) == 4
+    file = taken / "a.jpg"
+    named, seen = (sl.discover(clip, lens, each, 1, texts=words) for each in (file, pixels[0]))
+    assert repr(named) == repr(seen)
+    with pytest.raises(SecondLensError, match="discover takes one image, and these are 4"):
+        sl.discover(clip, lens, taken, 1, texts=words)
+
+
+def test_a_picture_that_cannot_be_read_is_named(clip, taken):
+    (taken / "broken.png").write_bytes(b"\x89PNG broken")
+    with pytest.raises(SecondLensError, match=r"the picture 'broken\.png' cannot be used"):
+        clip.prepare(taken)
+
+
+def test_pictures_that_were_not_normalised_are_noticed():
+    normalised = Compose([Resize((16, 16)), ToTensor(), Normalize([0.5] * 3, [0.25] * 3)])
+    pixels = torch.linspace(0, 1, 16).expand(2, 3, 16, 16)
+    clip = from_open_clip(tiny_model(), normalised)
+    with pytest.warns(SecondLensWarning, match="look as if they were not normalised"):
+        clip.encode_image(pixels)
+    clip.encode_image((pixels - 0.5) / 0.25)
+    raw = Compose([Resize((16, 16)), ToTensor()])
+    from_open_clip(tiny_model(), raw).encode_image(pixels)  # as that model has them

@@ -1,15 +1,12 @@
 """Workers end with their parent, and two processes never write one output."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
-import uuid
-from pathlib import Path
 
-import psutil
 import pytest
+from families import Family
 from models import tiny_images, tiny_model
 from scale import PATIENCE
 
@@ -53,58 +50,20 @@ if __name__ == "__main__":
 """
 
 
-class Fitting:
-    """A process that fits, and all processes that came of it, which its environment marks."""
+class Fitting(Family):
+    """A process that fits."""
 
     def __init__(self, folder, kind="alone", seconds=0.3):
-        self.mark = uuid.uuid4().hex
         script = folder / "fitting.py"
         script.write_text(FITTING)
-        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MARK": self.mark}
-        self.process = subprocess.Popen(
-            [sys.executable, script, str(folder / "lens"), kind, str(seconds)],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert self.process.stdout.readline() == "ready\n"
-
-    def family(self):
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("MARK") == self.mark:
-                    found.append(process)
-            except psutil.Error:
-                pass
-        return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+        super().__init__([script, folder / "lens", kind, str(seconds)])
 
     def wait_for(self, members):
         deadline = time.monotonic() + PATIENCE
-        while len(self.family()) < members and time.monotonic() < deadline:
+        while len(self.members()) < members and time.monotonic() < deadline:
             assert self.process.poll() is None
             time.sleep(0.05)
-        assert len(self.family()) >= members
-
-    def end(self):
-        """What it says until it ends. Not by `communicate`, which forgets what was read ahead with
-        the first line."""
-        with self.process:
-            return self.process.stdout.read(), self.process.stderr.read()
-
-    def kill(self):
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdout.close()
-        self.process.stderr.close()
-
-    def orphans(self, seconds):
-        """What is left after that time at the latest; it is ended."""
-        deadline = time.monotonic() + seconds
-        while (left := self.family()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for each in left:
-            each.kill()
-        return left
+        assert len(self.members()) >= members
 
 
 @pytest.mark.parametrize(
@@ -116,7 +75,7 @@ def test_no_worker_outlives_its_parent(tmp_path, kind, after):
     fitting = Fitting(tmp_path, kind, seconds=3)
     fitting.wait_for(2)
     time.sleep(after)
-    assert len(fitting.family()) > 1
+    assert len(fitting.members()) > 1
     fitting.kill()
     assert fitting.orphans(PATIENCE) == []
 
@@ -138,7 +97,7 @@ def test_no_actor_outlives_its_driver(tmp_path):
     fitting = Fitting(tmp_path, "ray", seconds=3)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        if any("_Holder.perform" in " ".join(each.cmdline()) for each in fitting.family()):
+        if any("_Holder.perform" in " ".join(each.cmdline()) for each in fitting.members()):
             break
         time.sleep(0.2)
     else:

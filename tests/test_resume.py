@@ -139,10 +139,19 @@ def test_unfinished_work_with_other_settings_is_refused(clip, images, tmp_path):
     out = tmp_path / "lens"
     with pytest.raises(Interrupted):
         fit(clip, Fragile(images, 8), out=out, top=5, batch_size=3)
-    with pytest.raises(SecondLensError, match="another top"):
+    with pytest.raises(SecondLensError, match=r"work with top 5 and not 6: finish"):
         fit(clip, Fragile(images), out=out, top=6, batch_size=3)
-    with pytest.raises(SecondLensError, match="another images"):
+    with pytest.raises(
+        SecondLensError, match=r"work with images [0-9a-f]{8}… and not [0-9a-f]{8}…: finish"
+    ):
         fit(clip, Fragile(images[:20]), out=out, top=5, batch_size=3)
+    several = r"layers \[0, 1, 2\] and not \[1\], top 5 and not 6, batch size 3 and not 4: finish"
+    with pytest.raises(SecondLensError, match=several):
+        fit(clip, Fragile(images), [1], out=out, top=6, batch_size=4)
+    other = from_open_clip(tiny_model(layers=4, seed=1), name="other")
+    of_model = r"work with model name tiny and not other, model weights \w{8}… and not \w{8}…: fin"
+    with pytest.raises(SecondLensError, match=of_model):
+        fit(other, Fragile(images), out=out, top=5, batch_size=3)
     record = Path(f"{out}.unfinished") / "work.json"
     whole = json.loads(record.read_text())
     for damaged in ("{", "[1, 2]", '{"work": 3}', json.dumps(whole | {"plan": {}})):

@@ -63,7 +63,9 @@ def check_exact(clip, lens, images):
         norms, order = centred.norm(dim=-1).sort(dim=0, descending=True, stable=True)
         fitted = lens[layer]
         torch.testing.assert_close(fitted.mean, effects.mean(0), rtol=0, atol=1e-12)
-        torch.testing.assert_close(fitted.energy, centred.square().sum(-1).mean(0), rtol=1e-8, atol=0)
+        torch.testing.assert_close(
+            fitted.energy, centred.square().sum(-1).mean(0), rtol=1e-8, atol=0
+        )
         assert torch.equal(fitted.top_images, order[:5].T)
         torch.testing.assert_close(fitted.top_norms, norms[:5].T, rtol=1e-8, atol=0)
         for n in range(0, clip.neurons, 7):
@@ -184,7 +186,9 @@ def test_centred_coordinates_within_the_bound(convention, dtype):
     product = each(ScaledPass(seen, convention, dtype), 1)
     assert 1 not in seen.activations, "they are let go"
     assert product.dtype == dtype and each.weights.shape[-1] % (8 if dtype != z.dtype else 1) == 0
-    error = (product.double() * each.unit[:, None, None] - (z - centre).transpose(0, 1)).norm(dim=-1)
+    error = (product.double() * each.unit[:, None, None] - (z - centre).transpose(0, 1)).norm(
+        dim=-1
+    )
     u = torch.finfo(dtype).eps / 2
     bound = u * (4 * used.T + (centre.norm(dim=-1)[:, None] + (z - centre).norm(dim=-1).T))
     assert (error <= bound + 1e-12).all()

@@ -346,7 +346,7 @@ def test_refusals(clip, other, unseen, scored):
         score(clip, lens, vocabulary(["a"], name="else"), unseen, labels)
     with pytest.raises(SecondLensError, match="400 images and labels of 3"):
         score(clip, lens, texts, unseen, labels[:3])
-    with pytest.raises(SecondLensError, match="give a set of texts for each image"):
+    with pytest.raises(SecondLensError, match="referee of score must be"):
         score(clip, lens, texts, unseen, ["text 1"] * COUNT)
     for count in (1, 3):
         with pytest.raises(SecondLensError, match=f"{count} readable images are too few to score"):

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from models import TEXT
 from PIL import Image, PngImagePlugin
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from unchanged.materials import OLD_ATTACK, OLD_AUDIT, OLD_DEFENCE
 
 import secondlens as sl
 from secondlens.applications.adversarial.attacks import attack
@@ -267,6 +268,34 @@ def test_runs_tell_nothing(home, lens, tmp_path):
     _tell(out / "attack" / "report.json", home)
     run("export", lens, tmp_path / "site", "--no-model", "--runs", out)
     assert telling(tmp_path / "site") == []
+
+
+def test_pages_of_old_runs_tell_nothing(home, lens, tmp_path):
+    """Audits and attacks of version 0.1 may name images, models and pipelines by their paths."""
+    runs = tmp_path / "runs"
+    for name, old in (("audit", OLD_AUDIT), ("attack", OLD_ATTACK), ("defence", OLD_DEFENCE)):
+        shutil.copytree(old, runs / name)
+    audit = json.loads((runs / "audit" / "audit.json").read_text())
+    audit["images"] = [[f"{home}/photographs/{each}" for each in ids] for ids in audit["images"]]
+    audit["model"]["name"] = f"hf:{home}/models/clip-of-mine"
+    audit["telltale"] = f"{home}"
+    (runs / "audit" / "audit.json").write_text(json.dumps(audit))
+    report = json.loads((runs / "attack" / "report.json").read_text())
+    report["settings"] |= {
+        "writer": f"chat:{home}/models/chat-of-mine",
+        "too_close": f"sentences:{home}/models/sentences-of-mine",
+        "drawer": f"diffusion:{home}/models/pipeline-of-mine,height=16",
+        "check": f"referee:hf:{home}/models/clip-of-mine",
+        "model": f"local-dir:{home}/models/clip-of-mine",
+    }
+    report["telltale"] = f"{home}"
+    (runs / "attack" / "report.json").write_text(json.dumps(report))
+    run("export", lens, tmp_path / "site", "--no-model", "--runs", runs)
+    assert telling(tmp_path / "site") == []
+    settings = next(r for r in load_runs([runs]).reports if r["kind"] == "attack")["settings"]
+    assert settings["image_generator"] == "diffusion:pipeline-of-mine,height=16"
+    assert settings["captioner"].endswith("chat-of-mine")
+    assert settings["too_close"].endswith("sentences-of-mine")
 
 
 def _tell(report, home):

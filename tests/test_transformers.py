@@ -383,7 +383,7 @@ def test_a_folder_of_a_vision_model(tmp_path):
 
 def test_weights_are_never_made_up(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path)
-    with pytest.raises(SecondLensError, match=r"no weights for visual_projection\.weight"):
+    with pytest.raises(SecondLensError, match=r"weights are missing, visual_projection\.weight"):
         load(f"hf:{tmp_path}")
 
 

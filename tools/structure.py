@@ -22,7 +22,7 @@ OWN = Path(__file__).parent.parent / "src" / "secondlens"
 
 
 def members() -> set[str]:
-    """Return the dotted names of this library's files that hold a command or a registry's member."""
+    """Return the dotted names of the files that hold a command or a member of a registry."""
     made = [member.factory for kinds in REGISTRIES for member in registry(kinds)]
     places = [each.partition(":")[0] if isinstance(each, str) else each.__module__ for each in made]
     places += [command.callback.__module__ for command in COMMANDS if command.callback]

@@ -17,9 +17,16 @@ from .data.sources import ImageSource as ImageSource
 from .data.vocabularies import Vocabulary as Vocabulary
 from .data.vocabularies import vocabulary as vocabulary
 from .effects.ablated_runs import indirect as indirect
+from .effects.all_paths import Paths as Paths
+from .effects.all_paths import paths as paths
+from .effects.all_paths import paths_of as paths_of
+from .effects.attention_maps import attention as attention
+from .effects.finite_paths import FinitePaths as FinitePaths
+from .effects.finite_paths import finite_paths as finite_paths
 from .effects.value_paths import direct as direct
 from .effects.value_paths import second_order as second_order
 from .errors import SecondLensError as SecondLensError
+from .errors import SecondLensWarning as SecondLensWarning
 from .errors import UnsupportedModel as UnsupportedModel
 from .lens.codes import Codes as Codes
 from .lens.fitting import fit as fit

@@ -10,3 +10,10 @@ class SecondLensError(Exception):
 
 class UnsupportedModel(SecondLensError):
     """The model computes something that the second-order effect of the paper does not describe."""
+
+
+class SecondLensWarning(UserWarning):
+    """What was approximated, left out or chosen without being asked for, in one sentence.
+
+    The command line prints it as a note.
+    """

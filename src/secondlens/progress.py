@@ -1,8 +1,9 @@
-"""Progress of long work, on standard error; the command line chooses the console."""
+"""Progress of long work, on standard error."""
 
 from collections.abc import Iterable
 from typing import TypeVar
 
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -11,6 +12,8 @@ from rich.progress import (
     TimeRemainingColumn,
     track,
 )
+
+from .terminal import notes, visible
 
 Item = TypeVar("Item")
 
@@ -22,7 +25,7 @@ def tracked(
 
     `total` is their number where the items do not know it.
     """
-    return track(items, what, total) if shown else items
+    return track(items, escape(visible(what)), total, console=notes()) if shown else items
 
 
 def bars(shown: bool) -> Progress:
@@ -32,5 +35,6 @@ def bars(shown: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        console=notes(),
         disable=not shown,
     )

@@ -15,13 +15,15 @@ neurons, of later heads and of tokens.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
+from ..arguments import checked
+from ..data.sources import pictures_of
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..effects.capture import Capture, Pooled
 from ..effects.value_paths import PathFactors, path_factors
@@ -29,7 +31,7 @@ from ..errors import SecondLensError
 from ..lens.codes import Codes
 from ..lens.layer import NeuronId
 from ..lens.lens import Lens
-from ..models.view import Clip, Images
+from ..models.view import Clip
 from ..sparse.pursuit import omp
 from ..words.concepts import group
 from ..words.describing import described
@@ -162,10 +164,11 @@ SYNONYM = 0.9
 """Cosine of texts, mean text subtracted, above which two of the words found are one."""
 
 
+@checked
 def discover(
     clip: Clip,
     lens: Lens,
-    image: "Image.Image | Tensor",
+    image: Any,
     top: int = 10,
     *,
     texts: "str | Path | Iterable[str] | Vocabulary | None" = None,
@@ -178,7 +181,7 @@ def discover(
     clip, lens
         A model and a lens fitted on it, in the convention "exact".
     image
-        A PIL image, or a preprocessed one [3, height, width].
+        A PIL image, the path of one, or a preprocessed one [3, height, width].
     top
         Words to find, at most.
     texts
@@ -192,11 +195,14 @@ def discover(
     ------
     SecondLensError
         Another model's lens or an "official" one, no words to choose from, `top` out of range, or
-        an image that `Clip.prepare` refuses.
+        something else than one image that `Clip.prepare` takes.
     """
-    discoverer = Discoverer(clip, lens, texts, paper=paper)
-    batch = image[None] if isinstance(image, Tensor) else [image]
-    return discoverer(batch, top)[0]
+    pictures = pictures_of(image[None] if isinstance(image, Tensor) else image)
+    if len(pictures) != 1:
+        raise SecondLensError(
+            f"discover takes one image, and these are {len(pictures)}: call it for each"
+        )
+    return Discoverer(clip, lens, texts, paper=paper)(pictures, top)[0]
 
 
 class Discoverer:
@@ -226,7 +232,7 @@ class Discoverer:
         self.atoms = F.normalize((rows - rows.mean(0)) @ self.scale, dim=1)
 
     @torch.no_grad()
-    def __call__(self, images: Images, top: int = 10) -> list[list[FoundWord]]:
+    def __call__(self, images: Any, top: int = 10) -> list[list[FoundWord]]:
         """The words of each of a few images that `Clip.prepare` takes."""
         self._check(top)
         with Capture(self.clip, self.lens.layers, keep_activations=True) as capture:

@@ -11,8 +11,8 @@ from .options import (
     ChosenModel,
     check_class_folders,
     check_lens,
-    check_new,
     console,
+    hold_new,
     json_option,
     layer_numbers,
     note,
@@ -98,12 +98,12 @@ def ablate(
     
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
-    check_new(out)
     check_lens(lens)
     check_class_folders(images)
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
+    hold_new(out)
     from ..applications.ablation.accuracy import ablate as ablate_lens
     from ..applications.ablation.attention import ablate_attention
     from ..applications.ablation.recoding import TextCodes, all_of

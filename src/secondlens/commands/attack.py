@@ -15,6 +15,7 @@ from .options import (
     ChosenEngine,
     ChosenModel,
     check_lens,
+    check_own_world,
     check_trained,
     console,
     grouped,
@@ -68,6 +69,20 @@ class AttackSteps:
         help="Another model that judges pictures; with sprites, what is drawn is known."
     )
     referee_pretrained: str | None = option(help="Its open_clip tag or checkpoint.")
+
+    def check(self, model: str) -> None:
+        """Raise `SecondLensError` that names at once all options which are missing."""
+        drawn = None if self.image_generator == "sprites" else self.image_generator
+        check_own_world(
+            model,
+            "an attack on",
+            {
+                "--classes": self.classes,
+                "--sentences": self.sentences,
+                "--image-generator": drawn,
+                "--referee": self.referee,
+            },
+        )
 
     def make(self, device: str) -> dict[str, Any]:
         """Keyword arguments of `attacker`, with models on the device.
@@ -192,6 +207,7 @@ def attack(
     if draw is not None and draw == mistake_for:
         raise SecondLensError(f"{draw} cannot be mistaken for itself: name two classes")
     chosen = None if layers is None else layer_numbers(layers)
+    steps.check(model.model)
     check_lens(lens)
     from ..applications.adversarial.attacks import attack_pairs, attacker
     from ..applications.adversarial.runs import with_old_names

@@ -13,8 +13,8 @@ from .options import (
     PATH,
     ChosenModel,
     check_lens,
-    check_new,
     console,
+    hold_new,
     json_option,
     print_json,
     with_model,
@@ -81,12 +81,13 @@ def audit(
 
     Example: secondlens audit secondlens-demo/lens --out audit
     """
-    check_new(out)
     check_lens(lens)
+    hold_new(out)
     from ..applications.auditing.audits import audit as measure
     from ..data.sources import as_source
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
+    from ..storage.files import whole_folder
 
     own = model.model.startswith("demo")
     for option, given in (("--classes", classes), ("--cues", cues), ("--images", images)):
@@ -105,8 +106,9 @@ def audit(
     found = measure(clip, fitted, names, source, words, batch_size=batch_size, progress=True)
     if drawable and drawings:
         found = replace(found, drawn=_drawn(clip, names, words, drawings))
-    found.save(out)
-    _write_page(out / "audit.html", clip, fitted, found, source)
+    with whole_folder(out) as folder:
+        found.save(folder)
+        _write_page(folder / "audit.html", clip, fitted, found, source)
     if as_json:
         names_of_ties = ("class", "cue", "effect", "spread", "drawn")
         ties = [dict(zip(names_of_ties, tie, strict=True)) for tie in found.ties(top)]

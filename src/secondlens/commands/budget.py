@@ -9,8 +9,8 @@ from .options import (
     PATH,
     ChosenModel,
     check_lens,
-    check_new,
     console,
+    hold_new,
     json_option,
     layer_numbers,
     note,
@@ -68,9 +68,9 @@ def budget(
 
     Example: secondlens budget secondlens-demo/lens --layers 5 --neurons 4
     """
-    check_new(out)
     check_lens(lens)
     chosen = layer_numbers(layers)
+    hold_new(out)
     from ..applications.ablation.budget import budget as divide
     from ..data.sources import as_source
     from ..effects.ablated_runs import check_neurons, indirect_seconds, sample

@@ -14,8 +14,8 @@ from .options import (
     ChosenModel,
     check_class_folders,
     check_lens,
-    check_new,
     console,
+    hold_new,
     json_option,
     print_json,
     with_model,
@@ -68,13 +68,14 @@ def defend(
 
     Example: secondlens defend audit secondlens-demo/lens --out defence
     """
-    check_new(out)
     check_lens(lens)
+    hold_new(out)
     from ..applications.adversarial.runs import attacked, is_attack
     from ..applications.auditing.audits import Audit
     from ..applications.auditing.defence import defend as choose
     from ..applications.auditing.defence import indirect_order, summary
     from ..lens.lens import Lens
+    from ..storage.files import whole_folder
 
     own, by_attack = model.model.startswith("demo"), is_attack(found)
     audited = None if by_attack else Audit.load(found)
@@ -103,7 +104,8 @@ def defend(
     if indirect:
         others["by indirect effect"] = indirect_order(clip, fitted, kinds, indirect, progress=True)
     defence = choose(clip, fitted, audited, *kinds, rivals=rivals, others=others, progress=True)
-    defence.save(out)
+    with whole_folder(out) as folder:
+        defence.save(folder)
     before = defence.before
     if as_json:
         print_json({"before": asdict(before), "methods": summary(defence), "report": out})

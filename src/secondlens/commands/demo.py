@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, check_new, console, json_option, print_json
+from .options import PATH, check_new, console, hold, json_option, print_json
 
 
 @click.command()
@@ -28,6 +28,7 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_js
 
     Example: secondlens demo --open
     """
+    hold(out)
     if not (out / "lens" / "lens.json").is_file():  # else what is there is used again
         check_new(out)
     from ..models.loading import load

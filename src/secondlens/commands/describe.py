@@ -14,6 +14,7 @@ from .options import (
     ChosenModel,
     check_parents,
     console,
+    hold,
     json_option,
     print_json,
     with_engine,
@@ -71,6 +72,7 @@ def describe(
     """
     if parquet_file:
         _check_parquet(parquet_file)
+    hold(parquet_file)
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
     from ..words.describing import describe as describe_lens

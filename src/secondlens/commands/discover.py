@@ -14,6 +14,7 @@ from .options import (
     check_parents,
     check_picture,
     console,
+    hold,
     json_option,
     note_photo,
     print_json,
@@ -55,6 +56,7 @@ def discover(
     check_parents(page)
     check_lens(lens)
     check_picture(photo)
+    hold(page)
     from ..applications.discovery import Discoverer
     from ..data.decoding import open_picture
     from ..lens.lens import Lens

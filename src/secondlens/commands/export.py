@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .explore import Opening, needing_extra, with_opening
-from .options import PATH, check_lens, check_new, console
+from .options import PATH, check_lens, console, hold_new
 
 SPACE = """---
 title: Neurons of CLIP
@@ -30,17 +30,16 @@ def export(lens: Path, site: Path, address: str, space: bool, opening: Opening) 
 
     Example: secondlens export secondlens-demo/lens site
     """
-    check_new(site)
     check_lens(lens)
+    hold_new(site)
     with needing_extra():
         from ..explorer.export import export as write
         from ..explorer.runs import load_runs
 
     found = load_runs(opening.runs)
     atlas, _ = opening.lens_with_model(lens)
-    write(atlas, site, address=address, runs=found, progress=True)
-    if space:
-        (site / "README.md").write_text(SPACE, encoding="utf-8")
+    more = {"README.md": SPACE.encode()} if space else {}
+    write(atlas, site, address=address, runs=found, more=more, progress=True)
     files = [path for path in site.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
     console.print(f"{site}: {len(files):,} files, {size:.1f} MB", markup=False, highlight=False)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from ..storage.files import check_resumable
+from ..storage.locks import locked
 from .options import (
     POSITIVE,
     STORES,
@@ -97,9 +98,10 @@ def fit(
     
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
-    check_resumable(out)
     check_pictures(images)
     chosen = layer_numbers(layers)
+    with locked(out):  # what a finished fit has left behind is removed
+        check_resumable(out)
     from ..data.sources import Subset, as_source
     from ..formatting import counted
     from ..lens.fitting import fit as fit_lens

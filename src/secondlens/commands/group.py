@@ -1,13 +1,15 @@
 """`secondlens`: what all commands have in common, and the list of them."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
-import rich
 from rich.logging import RichHandler
 
 from ..errors import SecondLensError
+from ..terminal import notes, one_line, reopen_notes, say_mistake
 from .ablate import ablate
 from .attack import attack
 from .audit import audit
@@ -23,7 +25,7 @@ from .fit import fit
 from .list import list_members
 from .options import Group, note
 from .plan import plan
-from .process import keep_freed_memory, told
+from .process import keep_freed_memory, quiet_libraries, told
 from .reproduce import reproduce
 from .score import score
 from .search import search
@@ -69,8 +71,22 @@ def _new_name(argument: str) -> str:
     return RENAMED[option] + equals + value
 
 
+@contextmanager
+def _visible() -> Iterator[None]:
+    """Inside it, what click finds wrong is told in one visible line, whatever it repeats."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = one_line(error.message)
+        raise
+
+
 class _Group(Group):
     """Says a user's mistake and an interruption in one sentence each."""
+
+    def make_context(self, *given: Any, **extra: Any) -> click.Context:
+        with _visible():
+            return super().make_context(*given, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -81,10 +97,10 @@ class _Group(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with told():
+            with told(), _visible():
                 return super().invoke(ctx)
         except SecondLensError as error:
-            click.echo(f"Error: {error}", err=True)
+            say_mistake(error)
             ctx.exit(2)
 
 
@@ -100,14 +116,15 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
     """
     if quiet and verbose:
         raise click.UsageError("--quiet and --verbose exclude each other")
-    # rich draws progress on this console, and notes go there: results alone go to standard output
-    rich.reconfigure(stderr=True, quiet=quiet, emoji=False)
+    reopen_notes(quiet=quiet)
     if verbose:
         logging.basicConfig(
             level=logging.INFO,
             format="%(name)s: %(message)s",
-            handlers=[RichHandler(console=rich.get_console(), show_path=False)],
+            handlers=[RichHandler(console=notes(), show_path=False)],
         )
+    else:
+        context.with_resource(quiet_libraries(note, bars=not quiet))
     if context.invoked_subcommand != explore.name:  # a server gives back what it does not need
         keep_freed_memory()
 

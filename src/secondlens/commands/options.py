@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from PIL import Image
-from rich import get_console
 from rich.console import Console
 
 from ..errors import SecondLensError
 from ..storage.files import check_empty
-from ..storage.locks import locked
+from ..storage.locks import locked, writing
+from ..storage.regular import check_regular
 from ..storage.remote import is_remote
+from ..terminal import Terminal, notes, results, say_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from ..engine.pool import Engine
     from ..models.view import Clip
 
-console = Console(emoji=False)  # names are printed as they are, ":smile:" too
-"""Where results go: standard output. Notes and progress go to rich's own, see `main`."""
+console = results
+"""Where results go; notes and progress go to `terminal.notes`."""
 
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""
@@ -66,7 +67,7 @@ json_option = click.option(
 
 def note(text: str) -> None:
     """Say what is no result: on standard error, and not with --quiet."""
-    get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+    notes().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def note_photo(model: str, picture: "Picture") -> None:
@@ -80,12 +81,12 @@ def note_photo(model: str, picture: "Picture") -> None:
 
 def tables(as_json: bool) -> Console:
     """Where tables go: nowhere if JSON is wanted in their place."""
-    return Console(quiet=True) if as_json else console
+    return Terminal(quiet=True) if as_json else console
 
 
 def print_json(content: Any) -> None:
     """Print one document: tensors and tuples as lists, what is no finite number as null."""
-    click.echo(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+    say_json(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _plain(content: Any) -> Any:
@@ -290,6 +291,17 @@ def _is_random(model: str, pretrained: str | None) -> bool:
     return pretrained is None and not model.startswith("demo") and ":" not in model
 
 
+def check_own_world(model: str, what: str, options: Mapping[str, Any]) -> None:
+    """Raise `SecondLensError` that names all options which a model needs and did not get, because
+    it has no embedded world to take their values from."""
+    missing = [name for name, value in options.items() if value is None]
+    if missing and not model.startswith("demo"):
+        raise SecondLensError(
+            f"{what} {model} needs {', '.join(missing)}: only the embedded models have a world of "
+            "their own"
+        )
+
+
 def layer_numbers(text: str) -> "list[int] | Literal['all']":
     """Such as "8,9,10", or "all".
 
@@ -327,10 +339,46 @@ def writing_lens(command: Any) -> Any:
     return held
 
 
-def check_new(out: Path | str | None) -> None:
-    """Raise `SecondLensError` if `out` is a file here, or a folder here with something in it."""
-    if out is not None and not is_remote(out):
-        check_empty(out)
+def hold(out: Path | None) -> None:
+    """Let no other process write an output until this command ends.
+
+    Raises
+    ------
+    SecondLensError
+        Another process writes it, or it cannot be written to.
+    """
+    if out is not None:
+        click.get_current_context().with_resource(writing(out))
+
+
+def hold_new(out: Path | None) -> None:
+    """Hold an output as `hold` does, and check that it is new."""
+    hold(out)
+    check_new(out)
+
+
+def check_new(out: Path | None) -> None:
+    """Raise `SecondLensError` if `out` is a file, or a folder with something in it; what a command
+    has finished there is named."""
+    if out is None:
+        return
+    for record, what in FINISHED.items():
+        if (out / record).is_file():
+            raise SecondLensError(
+                f"{out} exists already and holds a finished {what}: name a new folder, or remove "
+                "it first"
+            )
+    check_empty(out)
+
+
+FINISHED = {
+    "lens.json": "lens",
+    "audit.json": "audit",
+    "defence.json": "defence",
+    "report.json": "attack",
+    "index.html": "site",
+}
+"""Files that tell what a folder holds."""
 
 
 def check_parents(*files: Path | None) -> None:
@@ -345,6 +393,7 @@ def check_parents(*files: Path | None) -> None:
 def check_picture(file: Path) -> None:
     """Raise `SecondLensError` for a file that does not begin as a picture does."""
     try:
+        check_regular(file)
         Image.open(file).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error

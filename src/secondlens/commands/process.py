@@ -1,12 +1,19 @@
-"""What this process does about Ctrl-C and about memory that it no longer needs.
+"""What this process does about Ctrl-C, about what libraries say, and about memory that it no longer
+needs.
 
 It needs next to nothing, so that it is there before anything else is imported.
 """
 
 import ctypes
+import logging
+import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from ..errors import SecondLensWarning
 
 INTERRUPTED = 130
 """The exit code that shells give to what SIGINT ended."""
@@ -21,6 +28,49 @@ def told() -> Iterator[None]:
         said = "Interrupted: what is finished stays; give the same command again to go on."
         print(said, file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def quiet_libraries(say: Callable[[str], None], *, bars: bool) -> Iterator[None]:
+    """Inside it, libraries log and warn of nothing, and what secondlens warns of is said.
+
+    Whoever asks for warnings, with `python -W` or `PYTHONWARNINGS`, sees those of libraries too.
+
+    Parameters
+    ----------
+    say
+        Gets each sentence, once.
+    bars
+        Whether libraries may draw progress bars.
+    """
+    # read when the libraries are imported, which is later; a value of the user's own stays
+    for name in ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS"):
+        os.environ.setdefault(f"{name}_VERBOSITY", "error")
+    if not bars:
+        for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    said: set[str] = set()
+
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+        if not isinstance(message, SecondLensWarning):
+            before(message, *rest, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            say(str(message))
+
+    # without a handler, the first library that logs makes one that prints
+    silent = logging.NullHandler()
+    logging.root.addHandler(silent)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            warnings.simplefilter("always", SecondLensWarning)
+            before, warnings.showwarning = warnings.showwarning, show
+            yield
+    finally:
+        logging.root.removeHandler(silent)
 
 
 _MMAP_MAX, _TRIM_THRESHOLD = -4, -1

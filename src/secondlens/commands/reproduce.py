@@ -22,9 +22,10 @@ from .options import (
     Group,
     check_class_folders,
     check_lens,
-    check_new,
     console,
     grouped,
+    hold,
+    hold_new,
     json_option,
     option,
     print_json,
@@ -161,6 +162,7 @@ def _command(member: "Member[Result]") -> click.Command:
     @json_option
     @with_study
     def command(study: "Study", as_json: bool) -> None:
+        hold(study.out)
         _publish(member(study), study.out, as_json)
 
     return command
@@ -198,6 +200,7 @@ def everything(study: "Study", as_json: bool) -> None:
     from ..paper.everything import reproduce_all
     from ..paper.results import as_document
 
+    hold(study.out)
     made, left_out, page = reproduce_all(study, tables(as_json))
     if as_json:
         found = [as_document(result) for result in made]
@@ -257,8 +260,8 @@ def table4(
 
     Example: secondlens reproduce table4 --demo
     """
-    check_new(out)
     check_lens(lens)
+    hold_new(out)
     from ..lens.lens import Lens
     from ..paper.table4 import check_sources, compare, data_work, demo_lens, demo_work
 
@@ -323,6 +326,7 @@ def table3(
     Example: secondlens reproduce table3 --demo
     """
     check_lens(lens)
+    hold(out)
     result = results["table3"](
         model.load,
         steps.make(model.device),

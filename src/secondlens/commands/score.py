@@ -11,6 +11,7 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    check_own_world,
     check_trained,
     json_option,
     print_json,
@@ -75,6 +76,10 @@ def score(
 
     Example: secondlens score secondlens-demo/lens --dissect
     """
+    needed: dict[str, Any] = {"--images": images, "--referee": referee}
+    if dissect or stability:
+        needed["--fit-images"] = fit_images
+    check_own_world(model.model, "a score of", needed)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
     from ..lens.lens import Lens

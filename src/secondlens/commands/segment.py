@@ -10,9 +10,9 @@ from .options import (
     PATH,
     ChosenModel,
     check_lens,
-    check_new,
     check_picture,
     console,
+    hold_new,
     json_option,
     layer_numbers,
     note_photo,
@@ -106,10 +106,10 @@ def segment(
     
     Example: secondlens segment secondlens-demo/lens photo.png --text "a dog" --out masks
     """
-    check_new(out)
     check_lens(lens)
     check_picture(photo)
     chosen = None if layers is None else layer_numbers(layers)
+    hold_new(out)
     from ..applications.segmentation.heat_maps import (
         grey,
         label_map,

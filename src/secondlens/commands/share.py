@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import get_console
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .options import PATH, check_lens, check_new, console
+from ..terminal import notes
+from .options import PATH, check_lens, check_new, console, hold_new
 
 
 def _follow_quiet() -> None:
     """The hub's library has progress bars of its own."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if get_console().quiet:
+    if notes().quiet:
         disable_progress_bars()
 
 
@@ -52,7 +52,10 @@ def share(lens: Path, repo: str | None, to: Path | None, private: bool, dry_run:
     if private and repo is None:
         raise SecondLensError("a folder is as private as you keep it: drop --private")
     check_lens(lens)
-    check_new(to)
+    if dry_run:
+        check_new(to)
+    else:
+        hold_new(to)
     from ..lens.hub import prepared, push
     from ..lens.lens import Lens
     from ..storage.files import whole_folder
@@ -98,9 +101,10 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
 
     Example: secondlens pull user/name lens
     """
-    check_new(lens)
+    hold_new(lens)
     from ..formatting import counted
     from ..lens.lens import Lens
+    from ..storage.files import whole_folder
     from ..storage.remote import is_remote
 
     _follow_quiet()
@@ -110,7 +114,8 @@ def pull(repo: str, lens: Path, revision: str | None) -> None:
         found = Lens.load(repo)
     else:
         found = Lens.from_hub(repo, revision=revision)
-    found.save(lens)
+    with whole_folder(lens) as folder:
+        found.save_held(folder)
     shown = f"{lens}: layers {found.layers} of {found.model['name']}"
     console.print(
         f"{shown} over {counted(len(found.image_ids), 'image')}", markup=False, highlight=False

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from ..models.view import Clip, Images
+from ..storage.regular import check_regular
 
 # PostScript would start a program, and formats without a signature would claim any file.
 _FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"}
@@ -32,6 +33,8 @@ SUFFIXES = frozenset(
 
 _OPENED = sorted(_FORMATS & Image.OPEN.keys())
 
+LARGEST_FILE = 2**29
+"""Bytes of an encoded picture: more than the most pixels of it take without any compression."""
 MAX_ELONGATION = 1000
 """Longer side to shorter: resizing the shorter one blows the longer one up as much."""
 
@@ -54,13 +57,30 @@ def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = No
     Unreadable
         It is empty, damaged, cut off, too large, or no picture.
     """
-    if not file.read(1):
+    # some decoders read a file to its end before they look at it
+    if (size := file.seek(0, io.SEEK_END)) > LARGEST_FILE:
+        raise Unreadable(f"its file has {size:,} bytes, and {LARGEST_FILE:,} are the most")
+    file.seek(0)
+    if not size:
         raise Unreadable("it is empty")
     with _reasons():
         picture = Image.open(file, formats=_OPENED)
         if most_pixels is not None and picture.width * picture.height > most_pixels:
             raise Unreadable(f"it has more than {most_pixels:,} pixels")
         return _upright_rgb(picture)
+
+
+def decode_file(path: Path) -> Image.Image:
+    """The upright RGB picture in a file; a pipe or device is not waited for.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is none.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        return decode(file)
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
@@ -135,9 +155,8 @@ def open_picture(path: Path) -> Image.Image:
         There is none.
     """
     try:
-        with path.open("rb") as file:
-            return decode(file)
-    except (OSError, Unreadable) as error:
+        return decode_file(path)
+    except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read as a picture: {error}") from error
 
 
@@ -149,24 +168,11 @@ def whole(clip: Clip, pictures: Images) -> Images:
     SecondLensError
         A picture cannot be decoded, or is more than a thousand times as long as wide.
     """
-    turned = upright(pictures)
-    if isinstance(turned, Tensor):
-        return turned
-    height, width = clip.image_size
-    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in turned]
-
-
-def upright(pictures: Images) -> Images:
-    """PIL images as RGB, turned as their files say; preprocessed images as they are.
-
-    Raises
-    ------
-    SecondLensError
-        As `whole`.
-    """
     if isinstance(pictures, Tensor):
         return pictures
+    height, width = clip.image_size
     try:
-        return [upright_rgb(picture) for picture in pictures]
+        turned = [upright_rgb(picture) for picture in pictures]
     except Unreadable as error:
         raise SecondLensError(f"a picture cannot be used: {error}") from error
+    return [each.resize((width, height), Image.Resampling.BICUBIC) for each in turned]

@@ -12,13 +12,13 @@ import platformdirs
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SecondLensError
 from ..models.view import TEXTS_PER_BATCH, Clip
 from ..progress import tracked
 from ..storage.checkpoints import load_tensors, save_tensors
+from ..storage.validation import DAMAGED
 
 NORMALISATIONS = ("unit", "centred", "official")
 
@@ -70,9 +70,10 @@ def _load(path: Path, shape: tuple[int, int]) -> tuple[Tensor, int] | None:
     try:
         tensors = load_tensors(path)
         rows, cut = tensors["rows"], int(tensors["cut"])
-    except (OSError, SafetensorError, KeyError, RuntimeError):
+        known = rows.shape == shape and rows.is_floating_point() and bool(rows.isfinite().all())
+    except DAMAGED:
         return None
-    return (rows, cut) if rows.shape == shape else None
+    return (rows, cut) if known and cut >= 0 else None
 
 
 def _embed(clip: Clip, prompts: Prompts, progress: bool) -> tuple[Tensor, int]:

@@ -2,14 +2,15 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from ..errors import SecondLensError
-from ..storage.remote import Place, filesystem, location, reaching, read
-from .decoding import SUFFIXES, decode
+from ..storage.remote import Place, filesystem, location, opened, reaching, read
+from .decoding import SUFFIXES, decode, decode_file
+from .tar import expand, names
 
 
 class Folder:
@@ -37,8 +38,7 @@ class Folder:
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
-        with (self.root / self.ids[index]).open("rb") as file:
-            return decode(file)
+        return decode_file(self.root / self.ids[index])
 
     def sizes(self) -> list[int]:
         """Bytes of each picture; 0 where the file cannot be reached."""
@@ -71,7 +71,33 @@ class Folder:
                     yield name
 
 
-def _size(path: Path) -> int:
+class PictureFiles:
+    """Pictures in files that are named one by one, here or in a store.
+
+    An id is the path relative to the deepest folder that holds all of them.
+
+    Raises
+    ------
+    SecondLensError
+        One of them does not exist, or a pattern among them gives none.
+    """
+
+    def __init__(self, files: str | Place | Sequence[str | Place]) -> None:
+        self.files = expand(files, "")
+        self.ids = names(self.files)
+        self.damaged: dict[str, str] = {}
+
+    def load(self, index: int) -> Image.Image:
+        """Picture `index`, upright RGB."""
+        place = self.files[index]
+        return decode_file(place) if isinstance(place, Path) else decode(opened(place))
+
+    def sizes(self) -> list[int]:
+        """Bytes of each picture; 0 where the file cannot be reached."""
+        return [_size(each) for each in self.files]
+
+
+def _size(path: Place) -> int:
     try:
         return path.stat().st_size
     except OSError:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import SecondLensError
-from .decoding import Unreadable, decode
+from .decoding import decode, decode_file
 
 
 class HuggingFace:
@@ -64,11 +64,7 @@ class HuggingFace:
         encoded = _bytes_or_path(self._rows[index][self.column])
         if isinstance(encoded, bytes):
             return decode(io.BytesIO(encoded))
-        # a pipe would be waited for, and a device never ends
-        if encoded.exists() and not encoded.is_file():
-            raise Unreadable("it is not a file")
-        with encoded.open("rb") as file:
-            return decode(file)
+        return decode_file(encoded)
 
 
 def streamed(dataset: Any, column: str | None = None) -> Iterator[tuple[str, bytes | Path]]:

@@ -20,9 +20,12 @@ from torch import Tensor
 
 from ..demo.scenes import World
 from ..errors import SecondLensError
+from ..storage.regular import check_regular, read_bounded
 from .decoding import open_picture
 from .sources import UNREADABLE
 
+MASKS = ("PNG", "GIF", "BMP", "TIFF")
+"""Formats of masks, which lose nothing and start no program."""
 IGNORE = -1
 """In masks: what counts nowhere."""
 
@@ -160,9 +163,10 @@ class ImageNetSegmentation:
                 "reading gtsegs_ijcv.mat needs h5py: pip install 'secondlens[segmentation]'"
             ) from None
         try:
+            check_regular(Path(path))
             self.file = h5py.File(path)
             self._images, self._masks = self.file["value/img"], self.file["value/gt"]
-        except (OSError, KeyError):
+        except (OSError, KeyError, ValueError):
             raise SecondLensError(
                 f"{path} is not the file gtsegs_ijcv.mat of ImageNet-Segmentation: name that file"
             ) from None
@@ -206,7 +210,7 @@ class VOC:
         listing = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listing.is_file():
             raise SecondLensError(f"{root} has no {listing.relative_to(root)}: name a VOC folder")
-        self.ids = listing.read_text(encoding="utf-8").split()
+        self.ids = _text(listing).split()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -360,7 +364,8 @@ def _stack(masks: list[np.ndarray], like: np.ndarray) -> np.ndarray:
 def _values(path: Path, mode: str | None = None) -> np.ndarray:
     """Pixels of a mask, in a mode of PIL's; by default one number each, palettes as indices."""
     try:
-        with Image.open(path) as image:
+        check_regular(path)
+        with Image.open(path, formats=MASKS) as image:
             values = np.asarray(image if mode is None else image.convert(mode))
     except UNREADABLE as error:
         raise SecondLensError(f"{path} cannot be read as a mask: {error}") from error
@@ -369,12 +374,19 @@ def _values(path: Path, mode: str | None = None) -> np.ndarray:
     return values
 
 
-def _wnid_names(path: Path, wnids: list[str]) -> dict[str, str]:
+LARGEST_LIST = 2**26
+"""Bytes of a list of images or names."""
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bounded(path, LARGEST_LIST).decode()
+    except (OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read: {error}") from error
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+
+
+def _wnid_names(path: Path, wnids: list[str]) -> dict[str, str]:
+    lines = [line.split(maxsplit=1) for line in _text(path).splitlines() if line.strip()]
     names = {line[0]: line[-1].split(",")[0].strip() for line in lines}
     if missing := [wnid for wnid in wnids if wnid not in names]:
         raise SecondLensError(f"{path} has no name for {missing[0]}: add a line for it")

@@ -2,6 +2,7 @@
 
 import io
 from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import accumulate
 from types import ModuleType
 from typing import Any
@@ -53,11 +54,11 @@ class Parquet:
             try:
                 with opened(path) as raw, pq.ParquetFile(raw) as file:
                     schema, metadata = file.schema_arrow, file.metadata
+                    counts = _counts(metadata, raw.seek(0, io.SEEK_END))
             except _damage() as error:
                 self.damaged[name] = f"is no whole Parquet file: {error}"
                 continue
             column = _image_column(schema, column, name)
-            counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             self._groups += [(len(self.files), i) for i in range(len(counts))]
             self.files.append(path)
             rows += counts
@@ -103,7 +104,7 @@ class Parquet:
                         f"{_columns(file.schema_arrow)}"
                     )
                 try:
-                    found += file.read(columns=[column]).column(column).to_pylist()
+                    found += column_values(file, column)
                 except _damage() as error:
                     raise SecondLensError(
                         f"column {column!r} of {path} is damaged: {error}"
@@ -118,8 +119,8 @@ class Parquet:
             with opened(self.files[number]) as raw, pq.ParquetFile(raw) as file:
                 kind = file.schema_arrow.field(self.column).type
                 leaf = f"{self.column}.bytes" if kind.num_fields else self.column
-                # threads of a parent process do not exist in a forked one
-                table = file.read_row_group(place, columns=[leaf], use_threads=False)
+                batches = list(bounded(file, leaf, PICTURES_AT_A_TIME, place))
+                table = _pyarrow().Table.from_batches(batches)
         except _damage() as error:
             raise Unreadable(f"row group {place} of its file is damaged: {error}") from error
         return table.flatten().column(0)
@@ -138,7 +139,54 @@ def _pyarrow() -> ModuleType:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    return (OSError, _pyarrow().ArrowException)
+    return (OSError, ValueError, _pyarrow().ArrowException)
+
+
+LEAST_ROOM, INFLATION, LARGEST_COLUMN = 2**28, 64, 2**32
+"""Bytes that a column may always take, how many it may take for each byte of its file, for pictures
+and texts that say something do not shrink further, and the most of a column in a row group."""
+PICTURES_AT_A_TIME, VALUES_AT_A_TIME = 16, 1024
+
+
+def _counts(metadata: Any, size: int) -> list[int]:
+    """Rows of each row group of a file of some bytes; raises `ValueError` if they cannot be."""
+    counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) > INFLATION * size:
+        raise ValueError(f"it is said to have {sum(counts):,} rows in {size:,} bytes")
+    return counts
+
+
+def bounded(file: Any, leaf: str, rows: int, group: int | None = None) -> Iterator[Any]:
+    """Batches of a column of an open file, or of one row group of it.
+
+    Raises
+    ------
+    ValueError
+        It would take much more memory than the file takes room.
+    """
+    metadata, packed = file.metadata, 0
+    groups = range(metadata.num_row_groups) if group is None else [group]
+    for each in groups:
+        columns = (metadata.row_group(each).column(i) for i in range(metadata.num_columns))
+        sizes = [c.total_compressed_size for c in columns if c.path_in_schema.startswith(leaf)]
+        if not all(0 <= size <= LARGEST_COLUMN for size in sizes):
+            raise ValueError(f"a row group of {leaf} is said to have {max(sizes):,} bytes")
+        packed += sum(sizes)
+    left = LEAST_ROOM + INFLATION * packed
+    # threads of a parent process do not exist in a forked one
+    for batch in file.iter_batches(
+        rows, row_groups=list(groups), columns=[leaf], use_threads=False
+    ):
+        left -= batch.nbytes
+        if left < 0:
+            raise ValueError(f"{leaf} takes {INFLATION} times the memory of its file and more")
+        yield batch
+
+
+def column_values(file: Any, column: str) -> list[Any]:
+    """The values in a column of an open file; raises `ValueError` as `bounded`."""
+    batches = bounded(file, column, VALUES_AT_A_TIME)
+    return [value for batch in batches for value in batch.column(0).to_pylist()]
 
 
 def _holds_pictures(kind: Any) -> bool:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import SecondLensError
 from ..storage.remote import Place, location
-from .folder import Folder, StoredFolder
+from .decoding import upright_rgb
+from .folder import Folder, PictureFiles, StoredFolder
 from .huggingface import HuggingFace, is_held, is_streamed, streamed
 from .parquet import Parquet
 from .streams import Spooled
@@ -104,12 +106,12 @@ def as_source(images: Any) -> ImageSource:
     Parameters
     ----------
     images
-        A path: a folder of pictures, at any depth; tar or Parquet files, as one file, a folder of
-        them, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these; or a
-        folder that `save_to_disk` of Hugging Face's `datasets` wrote. All but the last may lie in a
-        store, such as `s3://bucket/data-*.tar`. Or an object: PIL images or
-        (id, image) pairs in a list, a preprocessed tensor [images, 3, height, width], a dataset of
-        `datasets` or torchvision, or an `ImageSource`, which is returned as it is. Any other
+        A path: a folder of pictures, at any depth; pictures, tar or Parquet files, as one file, a
+        pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these; a folder of tar
+        or Parquet files; or a folder that `save_to_disk` of Hugging Face's `datasets` wrote. All
+        but the last may lie in a store, such as `s3://bucket/data-*.tar`. Or an object: PIL images
+        or (id, image) pairs in a list, a preprocessed tensor [images, 3, height, width], a dataset
+        of `datasets` or torchvision, or an `ImageSource`, which is returned as it is. Any other
         iterable is a stream of pictures, which is read to its end and kept as `Spooled`.
 
     Raises
@@ -125,6 +127,37 @@ def as_source(images: Any) -> ImageSource:
         twice, _ = Counter(source.ids).most_common(1)[0]
         raise SecondLensError(f"two images have the id {twice!r}: give each an id of its own")
     return source
+
+
+def pictures_of(images: Any) -> list[Image.Image] | Tensor:
+    """A few pictures, all in memory, as every other function sees them: upright RGB.
+
+    Parameters
+    ----------
+    images
+        What `as_source` takes, or one PIL image. Preprocessed tensors are left as they are.
+
+    Raises
+    ------
+    SecondLensError
+        As `as_source`, a picture cannot be read, or some are preprocessed and others are not.
+    """
+    if isinstance(images, Tensor):
+        return images
+    source = as_source([images] if isinstance(images, Image.Image) else images)
+    found: list[Any] = []
+    for index, name in enumerate(source.ids):
+        try:
+            picture = source.load(index)
+            found.append(picture if isinstance(picture, Tensor) else upright_rgb(picture))
+        except UNREADABLE as error:
+            raise SecondLensError(f"the picture {name!r} cannot be used: {error}") from error
+    tensors = [each for each in found if isinstance(each, Tensor)]
+    if tensors and len({each.shape for each in tensors}) + (len(tensors) < len(found)) > 1:
+        raise SecondLensError(
+            "preprocessed pictures must be alone and of one shape: give PIL images, or tensors"
+        )
+    return torch.stack(tensors) if tensors else found
 
 
 def _adapted(images: Any) -> ImageSource:
@@ -184,12 +217,14 @@ def _of_files(files: Sequence[str | Place]) -> ImageSource:
     for kind in (Tar, Parquet):
         if suffixes <= kind.SUFFIXES:
             return kind(files)
+    if suffixes <= Folder.SUFFIXES:
+        return PictureFiles(files)
     other = next(each for each in files if location(each).suffix.lower() not in Tar.SUFFIXES)
     if not location(other).exists():
         raise SecondLensError(f"no folder or file {other}: name one that holds pictures")
     raise SecondLensError(
-        f"{other} is no folder of pictures, and not one of several files that are all .tar or all "
-        ".parquet: name the folder it is in, or such files"
+        f"{other} is neither a picture nor a folder of pictures, and not one of several files that "
+        "are all pictures, all .tar or all .parquet: name the folder it is in, or such files"
     )
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from ..errors import SecondLensError
 from ..storage import remote
 from ..storage.remote import Place, location, opened
-from .decoding import SUFFIXES, Unreadable, decode
+from .decoding import LARGEST_FILE, SUFFIXES, Unreadable, decode
 
 Files = str | Place | Sequence[str | Place]
 """A file, a folder, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these;
@@ -59,14 +59,16 @@ def names(paths: Sequence[Place]) -> list[str]:
     return ["/".join(each[common:]) for each in parts]
 
 
-def part(path: Place, offset: int, size: int) -> io.BytesIO:
-    """Some bytes of a file.
+def part(path: Place, offset: int, size: int, most: int = LARGEST_FILE) -> io.BytesIO:
+    """Some bytes of a file, at most `most`.
 
     Raises
     ------
     Unreadable
-        The file ends before them.
+        The file ends before them, or they are more than a picture has.
     """
+    if not 0 <= size <= most:
+        raise Unreadable(f"it is said to have {size:,} bytes, and {most:,} are the most")
     if isinstance(path, Path):
         with path.open("rb") as file:
             file.seek(offset)
@@ -107,7 +109,7 @@ def _braces(pattern: str) -> list[str]:
     return [each for n in numbers for each in _braces(f"{before}{n:0{len(first)}}{after}")]
 
 
-_DAMAGE = (tarfile.TarError, OSError, ValueError)
+_DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError)
 
 
 class Tar:
@@ -151,7 +153,11 @@ class Tar:
             try:
                 for member in _members(path):
                     key, kind = _split(member.name)
-                    if _is_picture(kind, extension):
+                    if not _is_picture(kind, extension):
+                        continue
+                    if wrong := _wrong(member):
+                        self.damaged[f"{shard}/{ascii(member.name)[1:-1]}"] = wrong
+                    else:
                         self._keys.append(key)
                         full_names.append(f"{shard}/{member.name}")
                         places.append((number, member.offset_data, member.size))
@@ -221,6 +227,17 @@ class Tar:
         return [notes[place] for place in wanted]
 
 
+def _wrong(member: tarfile.TarInfo) -> str:
+    """Why a picture cannot be one, if that shows in its header."""
+    try:
+        member.name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8: rename it"
+    if not 0 <= member.size <= LARGEST_FILE:
+        return f"is said to have {member.size:,} bytes, and {LARGEST_FILE:,} are the most"
+    return ""
+
+
 def _split(name: str) -> tuple[str, str]:
     """Key and extension of a file, as webdataset splits them."""
     folder, slash, last = name.rpartition("/")
@@ -245,9 +262,13 @@ def _check_unique(ids: list[str], full_names: list[str]) -> None:
         first[each] = name
 
 
+LARGEST_NOTE = 2**24
+"""Bytes of what stands beside a picture."""
+
+
 def _read_text(path: Place, member: tarfile.TarInfo) -> str:
     try:
-        return part(path, member.offset_data, member.size).read().decode()
+        return part(path, member.offset_data, member.size, LARGEST_NOTE).read().decode()
     except ValueError as error:
         raise SecondLensError(f"{member.name} in {path} is no UTF-8 text: {error}") from error
 
@@ -256,9 +277,22 @@ def _read_json(path: Place, member: tarfile.TarInfo) -> dict[str, Any]:
     """The entries of an object; JSON of another kind has none."""
     try:
         values = json.loads(_read_text(path, member))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SecondLensError(f"{member.name} in {path} is no JSON: {error}") from error
     return values if isinstance(values, dict) else {}
+
+
+class _Headers:
+    """A file of which headers alone are read, never as much at once as one of them may say."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Some bytes."""
+        if not 0 <= size <= LARGEST_NOTE:
+            raise tarfile.ReadError(f"a header is said to have {size:,} bytes")
+        return self.file.read(size)
 
 
 def _intact(path: Place) -> Iterator[tarfile.TarInfo]:
@@ -269,8 +303,16 @@ def _intact(path: Place) -> Iterator[tarfile.TarInfo]:
 
 def _members(path: Place) -> Iterator[tarfile.TarInfo]:
     """The files in an archive; if it is damaged, an error follows the last that can be found."""
-    with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        yield from (member for member in archive if member.isreg())
+    with opened(path) as file:
+        headers: Any = _Headers(file)
+        last = -1
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
+            for member in archive:
+                if member.offset <= last:  # a negative size would lead back, again and again
+                    raise tarfile.ReadError(f"a header is found twice, at byte {member.offset:,}")
+                last = member.offset
+                if member.isreg():
+                    yield member
         # tarfile takes an unreadable header for the end, and forgets archives behind the first
         file.seek(archive.offset)
         end = file.read(tarfile.RECORDSIZE)

@@ -10,11 +10,14 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES, with_article
 from ..errors import SecondLensError
 from ..models.view import Clip
+from ..storage.regular import read_bounded
 from . import named_vocabularies
 from .embedding import embed
+from .parquet import column_values
 
 TABLES = (".csv", ".parquet")
 
@@ -31,9 +34,22 @@ def read_lines(path: Path) -> list[str]:
         raise SecondLensError(f"{path} is a table: name a column of it, as {path}:COLUMN")
     try:
         # not splitlines, which also splits at characters that belong to a text
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
+        # as a file in text mode would, but for no other ends of lines
+        text = read_bounded(path, LARGEST_LIST).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except (ValueError, OSError) as error:
         raise SecondLensError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+LARGEST_LIST = 2**28
+"""Bytes of a file of texts."""
+
+
+def _check_length(path: Path) -> None:
+    if path.stat().st_size > LARGEST_LIST:
+        raise SecondLensError(
+            f"{path} has more than {LARGEST_LIST:,} bytes, which is no list of texts: name another"
+        )
 
 
 def read_column(path: Path, column: str) -> list[str]:
@@ -47,6 +63,7 @@ def read_column(path: Path, column: str) -> list[str]:
     """
     if not path.is_file():
         raise SecondLensError(f"there is no file {path}: name a CSV or Parquet file that exists")
+    _check_length(path)
     read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
     return read(path, column)
 
@@ -57,7 +74,7 @@ def _read_csv(path: Path, column: str) -> list[str]:
             table = csv.DictReader(file)
             _check_column(path, column, list(table.fieldnames or []))
             return [row[column] for row in table if row[column] is not None]
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
+    except (ValueError, OSError, csv.Error) as error:
         raise SecondLensError(f"{path} cannot be read as CSV: {error}") from error
 
 
@@ -69,8 +86,9 @@ def _read_parquet(path: Path, column: str) -> list[str]:
         raise SecondLensError(f"{path} needs pyarrow: pip install 'secondlens[parquet]'") from None
     try:
         _check_column(path, column, parquet.read_schema(path).names)
-        values = parquet.ParquetFile(path).read([column])[column].to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        with parquet.ParquetFile(path) as file:
+            values = column_values(file, column)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read as Parquet: {error}") from error
     texts = [value for value in values if value is not None]
     if not all(isinstance(text, str) for text in texts):
@@ -184,6 +202,7 @@ def class_names(name: str, labels: Iterable[str]) -> Vocabulary:
     return Vocabulary(name=name, labels=labels, prompts=prompts)
 
 
+@checked
 def vocabulary(
     texts: "str | Path | Iterable[str] | Vocabulary",
     *,
@@ -254,6 +273,13 @@ def _from_texts(name: str, texts: Iterable[str]) -> Vocabulary:
     labels = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not labels:
         raise SecondLensError(f"there are no texts in {name}: give at least one")
+    for label in labels:
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise SecondLensError(
+                f"the text {label!a} in {name} has half a character: write it in UTF-8"
+            ) from None
     return Vocabulary(name=name, labels=labels, prompts=_fill(("{}",), labels))
 
 

@@ -7,15 +7,16 @@ once for each image. What a neuron at its mean changes is the residual stream af
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError
-from ..models.view import Clip, Images, hooked
+from ..models.view import Clip, hooked
 from ..progress import bars
 from ..timing import seconds_on
 from .value_paths import chunks
@@ -47,6 +48,15 @@ class Stopped:
         rows: Tensor = self._run_on(streams).unflatten(0, (len(self.stream), len(neurons)))
         return rows
 
+    def copied(self, copies: int) -> "Stopped":
+        """Each image `copies` times, one after another."""
+        return replace(
+            self,
+            representation=self.representation.repeat_interleave(copies, 0),
+            activation=self.activation.repeat_interleave(copies, 0),
+            stream=self.stream.repeat_interleave(copies, 0),
+        )
+
     def without_all(self, mean: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "images dim"]:
         """Representations with all neurons of the layer at their means at once."""
         moved = (mean.to(self.activation) - self.activation) @ self._rows
@@ -59,12 +69,12 @@ class Stopped:
     @torch.no_grad()
     def _run_on(self, streams: Float[Tensor, "copies tokens width"]) -> Float[Tensor, "copies dim"]:
         blank = streams.new_zeros(1, 3, *self.clip.image_size, dtype=self.clip.dtype)
-        with _resumed(self.clip, self.layer, streams), self.clip.class_token_only():
+        with resumed(self.clip, self.layer, streams), self.clip.class_token_only():
             return self.clip.image_tower(blank)
 
 
 @torch.no_grad()
-def stop_after(clip: Clip, images: Images, layer: int) -> Stopped:
+def stop_after(clip: Clip, images: Any, layer: int) -> Stopped:
     """Run images through the network, keeping what running on from an MLP layer needs.
 
     Parameters
@@ -89,9 +99,10 @@ def stop_after(clip: Clip, images: Images, layer: int) -> Stopped:
     return Stopped(clip=clip, layer=layer, representation=representation, **seen)
 
 
+@checked
 def indirect(
     clip: Clip,
-    images: Images,
+    images: Any,
     layer: int,
     neurons: Sequence[int],
     mean: Float[Tensor, "tokens neurons"],
@@ -125,17 +136,13 @@ def indirect(
     """
     clip.check_layer(layer, last=True)
     check_neurons(clip, layer, neurons)
-    if mean.shape != (clip.tokens, clip.neurons):
-        raise SecondLensError(
-            f"mean needs a row for each token and a column for each neuron, "
-            f"[{clip.tokens}, {clip.neurons}], and it is {list(mean.shape)}"
-        )
-    images = clip.prepare(images)
-    effects = images.new_empty(len(images), len(neurons), clip.dim, dtype=clip.compute_dtype)
+    check_mean(clip, mean)
+    pixels = clip.prepare(images)
+    effects = pixels.new_empty(len(pixels), len(neurons), clip.dim, dtype=clip.compute_dtype)
     with bars(progress) as shown:
-        bar = shown.add_task("indirect effects", total=len(images) * len(neurons))
-        for some in chunks(len(images), IMAGES_PER_PASS):
-            stopped = stop_after(clip, images[some], layer)
+        bar = shown.add_task("indirect effects", total=len(pixels) * len(neurons))
+        for some in chunks(len(pixels), IMAGES_PER_PASS):
+            stopped = stop_after(clip, pixels[some], layer)
             for chunk, found in effects_of(stopped, neurons, mean):
                 effects[some, chunk] = found
                 shown.advance(bar, found.shape[0] * found.shape[1])
@@ -174,6 +181,15 @@ def check_neurons(clip: Clip, layer: int, neurons: Sequence[int]) -> None:
         )
 
 
+def check_mean(clip: Clip, mean: Float[Tensor, "tokens neurons"]) -> None:
+    """Raise `SecondLensError` unless there is an activation for each token and neuron."""
+    if mean.shape != (clip.tokens, clip.neurons):
+        raise SecondLensError(
+            f"mean needs a row for each token and a column for each neuron, "
+            f"[{clip.tokens}, {clip.neurons}], and it is {list(mean.shape)}"
+        )
+
+
 def sample(clip: Clip, count: int | None, seed: int = 0) -> list[int]:
     """Neurons of a layer drawn at random, sorted; all of them without a count.
 
@@ -191,9 +207,9 @@ def sample(clip: Clip, count: int | None, seed: int = 0) -> list[int]:
 
 
 @contextmanager
-def _resumed(clip: Clip, layer: int, streams: Tensor) -> Iterator[None]:
-    """Inside the `with`, block `layer` gives `streams`, whatever it sees, and those before it do
-    nothing."""
+def resumed(clip: Clip, layer: int, streams: Tensor) -> Iterator[None]:
+    """Inside the `with`, a pass of the image tower runs on from `streams` [copies, tokens, width]:
+    block `layer` gives them, whatever it sees, and those before it do nothing."""
 
     def nothing(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return x

@@ -172,9 +172,7 @@ class Capture:
                 attention_over_sigma=seen.attention_over_sigma if self.keep_activations else {},
             )
 
-    def read(
-        self, representation: Float[Tensor, "images dim"], *, check: bool = True
-    ) -> Pass:
+    def read(self, representation: Float[Tensor, "images dim"], *, check: bool = True) -> Pass:
         """Return what the pass that gave `representation` showed, and let go of it here.
 
         Parameters

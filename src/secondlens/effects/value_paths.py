@@ -31,8 +31,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError
-from ..models.view import Block, Clip, Images, class_token, hooked
+from ..models.view import Block, Clip, class_token, hooked
 from .capture import Capture, Pass, Pooled, norm_statistics
 
 CONVENTIONS = ("exact", "official")
@@ -233,8 +234,9 @@ def _block_bias(block: Block, dtype: torch.dtype) -> Float[Tensor, " width"]:
     return torch.einsum("he,hew->w", heads, block.output.to(dtype)) + block.output_bias.to(dtype)
 
 
+@checked
 def second_order(
-    clip: Clip, images: Images, layer: int, convention: str = "exact"
+    clip: Clip, images: Any, layer: int, convention: str = "exact"
 ) -> Float[Tensor, "images neurons dim"]:
     """Second-order effects of all neurons of an MLP layer (Eq. 5), materialised for a few images.
 
@@ -282,8 +284,9 @@ def bias_effect(clip: Clip, pooled: Pooled, layer: int) -> Float[Tensor, "images
     return pooled.scale[:, None] * (pooled.path_scales[layer] @ paths)
 
 
+@checked
 @torch.no_grad()
-def direct(clip: Clip, images: Images, layer: int) -> Float[Tensor, "images neurons dim"]:
+def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons dim"]:
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.
 
     Parameters

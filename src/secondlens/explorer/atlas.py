@@ -12,10 +12,9 @@ from ..effects.value_paths import chunks
 from ..errors import SecondLensError
 from ..lens.codes import Codes, Scores, Stability
 from ..lens.lens import Lens
-from .language import SIZES
 from .layout import Layout, layer_offsets
 from .numbers import quartiles, short, shortened
-from .records import Survey
+from .records import SIZES, Survey
 
 NAMING = 3
 """Words in a neuron's name."""

@@ -1,6 +1,7 @@
 """The pages as a static folder, for any web server that serves files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 from ..lens.published import published
@@ -16,7 +17,13 @@ PACK = 64
 
 
 def export(
-    atlas: Atlas, out: Path, *, address: str = "", runs: Runs | None = None, progress: bool = False
+    atlas: Atlas,
+    out: Path,
+    *,
+    address: str = "",
+    runs: Runs | None = None,
+    more: Mapping[str, bytes] | None = None,
+    progress: bool = False,
 ) -> None:
     """Write every page of a lens into a new folder.
 
@@ -31,6 +38,8 @@ def export(
         Where it will be found, such as "https://example.org/neurons", for link previews.
     runs
         Finished runs to show.
+    more
+        Other files that the folder shall have, by name.
     progress
         Show a progress bar.
 
@@ -42,7 +51,7 @@ def export(
     check_empty(out)
     atlas = Atlas(published(atlas.lens), atlas.survey, atlas.layout)
     pages = Pages(atlas, served=False, address=address, runs=runs)
-    written = _files(atlas, pages)
+    written = chain(_files(atlas, pages), (more or {}).items())
     with whole_folder(out) as folder:
         for name, content in tracked(written, "pages", progress):
             path = folder / name

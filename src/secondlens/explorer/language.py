@@ -15,15 +15,12 @@ from ..progress import tracked
 from ..words.describing import texts_of
 from . import records
 
-SIZES = 16
-"""Texts, at most, of the codes that pages show."""
-
 
 def triangles(
     clip: Clip, lens: Lens, name: str, *, progress: bool = False
 ) -> dict[int, Float[np.ndarray, "neurons numbers"]]:
-    """Codes of every size up to `SIZES` at once: with texts a_1, a_2, ... in the order of the
-    pursuit as the columns of A = Q R, the code of the first m solves R_m c = (Q^T r)_m, and its
+    """Codes of every size up to `records.SIZES` at once: with texts a_1, a_2, ... in the order of
+    the pursuit as the columns of A = Q R, the code of the first m solves R_m c = (Q^T r)_m, and its
     cosine with the direction r is the norm of (Q^T r)_m.
 
     Returns
@@ -36,7 +33,7 @@ def triangles(
         rows = texts_of(name, codes).embed(clip, progress=progress)
     atoms, found = normalise(rows, codes.normalise).cpu(), {}
     for layer in tracked(lens.layers, "words", progress):
-        texts = codes.indices[layer][:, :SIZES].clamp(min=0)
+        texts = codes.indices[layer][:, : records.SIZES].clamp(min=0)
         size = texts.shape[1]
         upper = torch.triu_indices(size, size)
         directions = lens[layer].directions.double()

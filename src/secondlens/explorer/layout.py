@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..storage.checkpoints import load_tensors, save_tensors
+from ..storage.regular import check_regular
+from ..storage.validation import DAMAGED, check_positions, check_tensors
 from .records import NEIGHBOURS, fingerprint
 
 COMPONENTS = 30
@@ -39,12 +41,19 @@ class Layout:
 def load_layout(path: Path, lens: Lens) -> Layout | None:
     """The layout in a file; None if there is none, or one of another lens."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("lens") != fingerprint(lens):
                 return None
-        return Layout(**load_tensors(path))
-    except (OSError, TypeError, SafetensorError):
+        found, total = (
+            Layout(**load_tensors(path)),
+            sum(len(lens[layer].directions) for layer in lens.layers),
+        )
+        check_tensors(found, {"neighbours": NEIGHBOURS}, tuple(vars(found)), neurons=total)
+        check_positions(found.neighbours, total, "neighbours")
+    except DAMAGED:
         return None
+    return found
 
 
 def lay_out(lens: Lens) -> Layout:

@@ -14,6 +14,7 @@ from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..models.loading import DEMOS
 from ..models.view import Clip
+from ..storage.locks import writing
 from .atlas import Atlas
 from .layout import lay_out, load_layout
 from .live import Live
@@ -62,7 +63,8 @@ def open_lens(
         again = " again: it was described again since it was surveyed" if outdated else " once"
         say(f"Looking at the pictures of {path}{again}; what is found is kept in {folder}.")
         seen = survey(clip, lens, source, progress=True)
-        seen.save(folder)
+        with writing(folder):
+            seen.save(folder)
     elif seen is None:
         missing = [
             what
@@ -85,7 +87,8 @@ def open_lens(
     if layout is None:
         say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")
         layout = lay_out(lens)
-        layout.save(folder / "layout.safetensors", lens)
+        with writing(folder):
+            layout.save(folder / "layout.safetensors", lens)
     atlas = Atlas(lens, held(seen), held(layout))
     return atlas, None if clip is None else Live(clip=clip, atlas=atlas, source=source)
 

@@ -3,6 +3,7 @@
 import io
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,6 +13,7 @@ import jinja2
 import orjson
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.decoding import Unreadable, decode
 from ..formatting import counted, number
 from . import page_kinds
 from .atlas import TEXTS, Atlas
@@ -282,8 +284,9 @@ def preview(atlas: Atlas, layer: int, neuron: int) -> bytes:
     if atlas.survey is not None:
         images = atlas.survey.layers[layer].images[neuron, GROUPS["strongest"]].tolist()
         for column, position in enumerate(each for each in images[:PICTURES] if each >= 0):
-            picture = Image.open(io.BytesIO(atlas.survey.picture(position))).convert("RGB")
-            card.paste(picture.resize((SIDE, SIDE)), (60 + 274 * column, 220))
+            with suppress(Unreadable):
+                picture = decode(io.BytesIO(atlas.survey.picture(position)))
+                card.paste(picture.resize((SIDE, SIDE)), (60 + 274 * column, 220))
     draw.text((60, 530), f"{atlas.lens.model['name']} · secondlens", GREY, small)
     buffer = io.BytesIO()
     card.save(buffer, "png")

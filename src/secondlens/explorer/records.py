@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors import SafetensorError
 
+from ..lens.codes import WORDS_THAT_COUNT
 from ..lens.lens import Lens
 from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import read_json, save_json
+from ..storage.validation import (
+    DAMAGED,
+    Position,
+    Texts,
+    check_positions,
+    check_tensors,
+    convert,
+)
 
 FORMAT = 1
 
@@ -43,6 +51,8 @@ BINS = 40
 LIGHT = 15
 """Steps of a heat map, from dark to full light."""
 NEIGHBOURS, CLASSES, RESPONDING = 8, 8, 12
+SIZES = 16
+"""Texts, at most, of the codes that pages show."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,7 +116,8 @@ class Survey:
         return self.pictures[self.offsets[position] : self.offsets[position + 1]].tobytes()
 
     def save(self, folder: Path) -> None:
-        """Write it; `survey.json` comes last and says that it is whole."""
+        """Write it; `survey.json`, which says that it is whole, comes last, and goes first."""
+        (folder / "survey.json").unlink(missing_ok=True)
         for layer, seen in self.layers.items():
             arrays = {f.name: getattr(seen, f.name) for f in fields(seen)}
             of_words = {
@@ -122,29 +133,75 @@ class Survey:
         save_json(folder / "survey.json", manifest)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `survey.json` holds."""
+
+    format: int
+    lens: str
+    surveyed: Position
+    layers: tuple[Position, ...]
+    vocabularies: Texts
+
+
 def load_survey(folder: Path, lens: Lens) -> Survey | None:
-    """The survey in a folder; None if there is none, or one of another lens."""
+    """The survey in a folder; None if there is none, a damaged one, or one of another lens."""
     try:
-        manifest = read_json(folder / "survey.json")
-        if (manifest["format"], manifest["lens"]) != (FORMAT, fingerprint(lens)):
+        manifest = convert(read_json(folder / "survey.json"), Manifest, "survey.json")
+        if (manifest.format, manifest.lens) != (FORMAT, fingerprint(lens)):
             return None
-        layers, names = {}, manifest["vocabularies"]
+        layers, names = {}, manifest.vocabularies
+        if list(manifest.layers) != lens.layers or list(names) != list(lens.codes):
+            return None
         codes: dict[str, dict[int, np.ndarray]] = {name: {} for name in names}
-        for layer in manifest["layers"]:
+        for layer in manifest.layers:
             arrays = _arrays(folder / f"layer-{layer:02}.safetensors")
             for number, name in enumerate(names):
                 codes[name][layer] = arrays.pop(f"codes-{number}")
             layers[layer] = LayerSurvey(**arrays)
         images = _arrays(folder / "images.safetensors")
-        return Survey(
-            lens=manifest["lens"],
-            surveyed=manifest["surveyed"],
+        found = Survey(
+            lens=manifest.lens,
+            surveyed=manifest.surveyed,
             layers=layers,
             codes=codes,
             **images,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        _check(found, lens)
+    except DAMAGED:
         return None
+    return found
+
+
+def _check(found: Survey, lens: Lens) -> None:
+    """Raise `ValueError` for arrays that are not those of a survey of this lens."""
+    neurons, images = lens.model["neurons"], len(lens.image_ids)
+    rows, columns = lens.model["grid"]
+    labels = len(next(iter(lens.codes.values())).labels)
+    sizes = {"neurons": neurons, "slots": SLOTS, "patches": rows * columns, "bands": BANDS}
+    for layer, seen in found.layers.items():
+        paths = lens.model["heads"] * (lens.model["layers"] - 1 - layer)
+        most = {"words": WORDS_THAT_COUNT, "classes": CLASSES, "top": images}
+        check_tensors(seen, most, (), bins=BINS, paths=paths, **sizes)
+        for positions, below, least in (
+            (seen.images, images, -1),
+            (seen.path, paths, 0),
+            (seen.heat, LIGHT + 1, 0),
+            (seen.classes, labels, 0),
+            (seen.concept, WORDS_THAT_COUNT, -1),
+            (seen.proof, WORDS_THAT_COUNT, -1),
+        ):
+            check_positions(positions, below, "positions of a survey", least)
+        for name, by_layer in found.codes.items():
+            size = min(SIZES, lens.codes[name].indices[layer].shape[1])
+            if by_layer[layer].shape != (neurons, size + size * (size + 1) // 2):
+                raise ValueError("the codes of a survey are not those of the lens")
+    check_tensors(found, finite=(), images=images, texts=labels, dim=lens.model["dim"])
+    check_positions(found.responding, neurons * len(lens.layers), "responding neurons", -1)
+    ends = found.offsets
+    if len(ends) != images + 1 or ends[0] != 0 or ends[-1] != len(found.pictures):
+        raise ValueError("the pictures of a survey are not those of the lens")
+    check_positions(np.diff(ends), len(found.pictures) + 1, "lengths of pictures")
 
 
 def is_outdated(folder: Path, lens: Lens) -> bool:
@@ -152,7 +209,7 @@ def is_outdated(folder: Path, lens: Lens) -> bool:
     try:
         manifest = read_json(folder / "survey.json")
         return bool(manifest["lens"] != fingerprint(lens))
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return False
 
 

@@ -1,16 +1,20 @@
 """Finished attacks, audits and defences, read from the files that they wrote."""
 
 import io
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..applications.adversarial.runs import new_names, without_folders
+from ..applications.adversarial.runs import new_names, read_report, without_folders
+from ..applications.auditing.audits import read_audit
+from ..applications.auditing.defence import Defence
 from ..errors import SecondLensError
+from ..naming import shown
 from ..storage.files import read_json
+from ..storage.validation import convert, reading
 from .numbers import json_ready, short
 
 KINDS: Mapping[str, frozenset[str]] = {
@@ -94,47 +98,58 @@ def load_runs(folders: Iterable[Path]) -> Runs:
 def _read(path: Path, runs: Runs) -> None:
     if path.stem not in ("report", "audit", "defence"):
         return
-    try:
-        report = read_json(path)
-    except (OSError, ValueError) as error:
-        raise SecondLensError(f"{path} cannot be read: {error}") from error
-    report = new_names(report)
-    for part in ("settings", "model"):
-        if isinstance(report.get(part), dict):
-            report[part] = without_folders(report[part])
-    kind = next((kind for kind, needed in KINDS.items() if needed <= report.keys()), None)
-    if kind is None:
-        return
-    try:
-        made = _attack(report, path.parent, runs) if kind == "attack" else json_ready(report)
-    except (KeyError, TypeError) as error:
-        raise SecondLensError(
-            f"{path} is no whole report of an attack, it lacks {error}: give the command of the "
-            "attack again"
-        ) from error
-    runs.reports.append({"kind": kind, "folder": path.parent.name, **made})
+    with reading(str(path), "give the command that made it again"):
+        report = new_names(read_json(path))
+        kind = next((kind for kind, needed in KINDS.items() if needed <= report.keys()), None)
+        if kind is not None:
+            made = _MAKERS[kind](report, path, runs)
+            runs.reports.append({"kind": kind, "folder": path.parent.name, **made})
 
 
-def _attack(report: dict[str, Any], folder: Path, runs: Runs) -> dict[str, Any]:
+def _audit(report: dict[str, Any], path: Path, runs: Runs) -> dict[str, Any]:
+    """An audit without the folders that names of its images may have."""
+    found = read_audit(report, path.name)
+    kept: dict[str, Any] = json_ready(vars(found))
+    images = [[shown(each) for each in of_cue] for of_cue in found.images]
+    return kept | {"model": without_folders(found.model), "images": images}
+
+
+def _defence(report: dict[str, Any], path: Path, runs: Runs) -> dict[str, Any]:
+    kept: dict[str, Any] = json_ready(asdict(convert(report, Defence, path.name)))
+    return kept
+
+
+def _attack(report: dict[str, Any], path: Path, runs: Runs) -> dict[str, Any]:
     """An attack with numbers in place of the files of its pictures."""
+    found, folder = read_report(report, path.name), path.parent
 
     def number(name: str) -> int | None:
-        path = (folder / name).resolve()
-        inside = path.is_relative_to(folder.resolve()) and path.suffix in SUFFIXES
-        if not inside or not path.is_file():
+        try:
+            place = (folder / name).resolve()
+            inside = place.is_relative_to(folder.resolve()) and place.suffix in SUFFIXES
+            if not inside or not place.is_file():
+                return None
+        except (OSError, ValueError, RuntimeError):  # no name that a file can have
             return None
-        runs.pictures.append(path)
+        runs.pictures.append(place)
         return len(runs.pictures) - 1
 
     samples = [
         {
-            **{name: sample[name] for name in SAMPLE_KEYS},
-            "margin": short(sample["margin"]),
-            "plain_margin": short(sample["plain_margin"]),
-            "picture": number(sample["file"]),
-            "plain": number(sample["plain_file"]),
+            **{name: getattr(sample, name) for name in SAMPLE_KEYS},
+            "margin": short(sample.margin),
+            "plain_margin": short(sample.plain_margin),
+            "picture": number(sample.file),
+            "plain": number(sample.plain_file),
         }
-        for sample in report["samples"]
+        for sample in found.samples
     ]
-    kept = ("draw", "mistake_for", "rates", "planned", "counted", "words", "settings")
-    return {name: report[name] for name in kept} | {"samples": samples}
+    kept = asdict(replace(found, samples=()))
+    return kept | {"settings": without_folders(found.settings), "samples": samples}
+
+
+_MAKERS: Mapping[str, Callable[[dict[str, Any], Path, Runs], dict[str, Any]]] = {
+    "attack": _attack,
+    "audit": _audit,
+    "defence": _defence,
+}

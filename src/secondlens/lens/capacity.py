@@ -25,8 +25,8 @@ from ..effects.centring import pooling_dtype
 from ..models.view import Clip
 from ..timing import seconds_on
 from .moments import Moments
-from .plan import SPARE, Plan, make_plan
 from .nodes import FAN_IN, MEANS, TOP_IMAGES, levels
+from .plan import SPARE, Plan, make_plan
 
 SHARDS_PER_WORKER: Final = 4
 """So that workers end at about the same time, though shards differ."""
@@ -293,7 +293,9 @@ def measured(
         dispatch=DISPATCH,
     )
     sources = {
-        "flops": "given" if tflops is not None else f"a {str(dtype)[6:]} product, {here} on {device}",
+        "flops": "given"
+        if tflops is not None
+        else f"a {str(dtype)[6:]} product, {here} on {device}",
         "decode": f"{'given' if decoded is not None else here}, times {decoders} cores",
         "network": "given, or assumed",
         "store": "given, or assumed",

@@ -99,8 +99,8 @@ def codes_from_tensors(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Cod
     kept: dict[str, Any] = {name: tensors.pop(name) for name in _OF_CODES if name in tensors}
     kept |= {name: {} for name in _OF_LAYERS}
     for key, tensor in tensors.items():
-        name, layer = key.rsplit("-", 1)
-        kept[name][int(layer)] = tensor
+        name, layer = _of_layer(key)
+        kept[name][layer] = tensor
     return Codes(labels=tuple(entry["labels"]), normalise=entry["normalise"], **kept)
 
 
@@ -182,6 +182,14 @@ def join(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, A
     """The fields that `split` took apart."""
     joined: dict[str, Any] = dict(plain)
     for key, tensor in tensors.items():
-        name, layer = key.rsplit("-", 1)
-        joined.setdefault(name, {})[int(layer)] = tensor
+        name, layer = _of_layer(key)
+        joined.setdefault(name, {})[layer] = tensor
     return joined
+
+
+def _of_layer(key: str) -> tuple[str, int]:
+    """Name and layer of a tensor in a file."""
+    name, _, layer = key.rpartition("-")
+    if key != f"{name}-{int(layer):02}":
+        raise ValueError(f"there is a tensor {key!r}")
+    return name, int(layer)

@@ -13,7 +13,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.reader import Reader
 from ..data.sources import as_source, dataset_hash
 from ..engine.local import Local
@@ -32,6 +33,7 @@ from ..progress import bars
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_resumable, unfinished
 from ..storage.locks import locked
+from ..storage.validation import Position, convert
 from .layer import Coordinates, LayerLens, layer_lens
 from .lens import Lens
 from .moments import Centre, top_count
@@ -39,7 +41,6 @@ from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Readable
 from .plan import Plan, make_plan
 from .ranking import Settled, settle
 from .shards import Changed, ShardWork
-
 
 _LOG = logging.getLogger(__name__)
 
@@ -149,9 +150,7 @@ class FitRun:
             histogram=ranked.histogram,
         )
 
-    def _finished(
-        self, group: int, settled: Settled, layer: int, readable: Readable
-    ) -> LayerLens:
+    def _finished(self, group: int, settled: Settled, layer: int, readable: Readable) -> LayerLens:
         nodes = self.shards.nodes
         moments, sums = nodes.means(nodes.root(group, MEANS), layer)
         basis = self.shards.basis(layer)
@@ -168,6 +167,7 @@ class FitRun:
         return f"none of {some} pictures could be read"
 
 
+@checked
 def fit(
     clip: Clip,
     images: Any,
@@ -289,7 +289,9 @@ def fit(
             "sample": sample,
             "batch size": batch_size,
         }
-        plan = _plan_from_json(plan, parts.claim(work, _plan_to_json(plan)))
+        recorded = parts.claim(work, _plan_to_json(plan))
+        with parts.reading("work"):
+            plan = _plan_from_json(plan, recorded)
         if announce is not None:
             announce(plan)
         # elsewhere, nobody needs the bases
@@ -352,15 +354,42 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
     return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedPlan:
+    """What `work.json` holds of a plan."""
+
+    groups: tuple[tuple[Position, ...], ...]
+    shards: tuple[tuple[Position, Position], ...]
+    sample: tuple[Position, Position]
+    store: Literal["float32", "float16"] | None
+
+
 def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
-    """The plan with the choices recorded when the work began: less may be free now."""
+    """The plan with the choices recorded when the work began: less may be free now.
+
+    Raises
+    ------
+    ValueError
+        They are not choices for this work.
+    """
+    found = convert(recorded, RecordedPlan, "work.json")
+    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
+        raise ValueError("its groups are not of the layers")
+    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
+    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
+        raise ValueError("its shards are not of the images")
+    if any(start >= end for start, end in found.shards):
+        raise ValueError("it has a shard without images")
+    sample, sample_shard = found.sample
+    if not (1 <= sample <= plan.images and sample_shard >= 1):
+        raise ValueError("its sample is not of the images")
     return replace(
         plan,
-        groups=tuple(tuple(group) for group in recorded["groups"]),
-        shards=tuple(range(*shard) for shard in recorded["shards"]),
-        sample=recorded["sample"][0],
-        sample_shard=recorded["sample"][1],
-        store=recorded["store"],
+        groups=found.groups,
+        shards=tuple(range(*shard) for shard in found.shards),
+        sample=sample,
+        sample_shard=sample_shard,
+        store=found.store,
     )
 
 

@@ -13,30 +13,34 @@ that agree, positions that exist, and finite numbers where nothing else makes se
 """
 
 import hashlib
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import msgspec
-from jaxtyping import jaxtyped
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import SecondLensError
 from ..naming import distinct, shown
 from ..storage.checkpoints import load_tensors, save_tensors
-from ..storage.files import read_json, save_json
+from ..storage.files import LARGEST_JSON, read_json, save_json
+from ..storage.regular import read_bounded
+from ..storage.validation import (
+    Size,
+    Texts,
+    check_distinct,
+    check_positions,
+    check_tensors,
+    convert,
+    reading,
+)
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
 from .layer import Coordinates, LayerLens
-
-FINITE = ("mean", "directions", "energy", "top_norms", "activation_mean", "coefficients", "brief")
-"""Tensors without which nothing can be said, if a number in them is none."""
+from .moments import HISTOGRAM_EDGES
 
 
 def check_files(folder: Path) -> None:
@@ -49,54 +53,6 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{path.name} is no file")
 
 
-def check_tensors(kept: Any, **sizes: int) -> None:
-    """Compare the tensors of a dataclass with its annotations.
-
-    Parameters
-    ----------
-    kept
-        Fields that are a tensor, none, or a tensor for each layer are looked at.
-    sizes
-        What named axes must be.
-
-    Raises
-    ------
-    ValueError
-        A tensor of another kind or size, or with a number that is not finite.
-    """
-    by_layer: dict[int, dict[str, tuple[Any, Tensor]]] = {}
-    single: dict[str, tuple[Any, Tensor]] = {}
-    for each in fields(kept):
-        value = getattr(kept, each.name)
-        if isinstance(value, Mapping) and get_origin(each.type) is dict:
-            for layer, tensor in value.items():
-                by_layer.setdefault(layer, {})[each.name] = get_args(each.type)[1], tensor
-        elif isinstance(value, Tensor):
-            kinds = get_args(each.type) if get_origin(each.type) is UnionType else (each.type,)
-            single[each.name] = kinds[0], value
-    for layer, tensors in ({-1: single} | by_layer).items():
-        seen = dict(sizes)
-        where = "" if layer < 0 else f" of layer {layer}"
-        with jaxtyped("context"):
-            for name, (kind, tensor) in tensors.items():
-                if not isinstance(tensor, kind):
-                    raise ValueError(
-                        f"{name}{where}, {tensor.dtype} {list(tensor.shape)}, is no "
-                        f"{kind.__name__} that agrees with the rest"
-                    )
-                for axis, size in zip(kind.dim_str.split(), tensor.shape, strict=True):
-                    if seen.get(axis, size) != size:
-                        raise ValueError(f"{name}{where} has {size} {axis} and not {seen[axis]}")
-                if name in FINITE and not math.isfinite(float(tensor.abs().sum())):
-                    raise ValueError(f"{name}{where} has a number that is not finite")
-
-
-def check_positions(positions: Tensor, below: int, what: str, least: int = 0) -> None:
-    """Raise `ValueError` unless all positions lie between `least` and `below`, without it."""
-    if positions.numel() and not (least <= int(positions.min()) and int(positions.max()) < below):
-        raise ValueError(f"{what} lie outside of {least} to {below - 1}")
-
-
 FORMAT = 2
 
 IMAGES = "images.json"
@@ -105,12 +61,6 @@ OWN = re.compile(
     r"\.(json|safetensors)(\.new)?(\.[0-9a-f]{8}\.partial)?"
 )
 """Names of files that a lens may leave in its folder beside `lens.json`."""
-
-Kind = TypeVar("Kind")
-
-Size = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
-"""Of an axis. What a stranger writes is bounded before it is used."""
-Texts = Annotated[tuple[str, ...], msgspec.Meta(max_length=2**27)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +82,11 @@ class CodesEntry:
     """A description, whose tensors are in a file of their own."""
 
     name: str
-    normalise: str
+    normalise: Literal["unit", "centred", "official"]
     labels: Texts
 
     def __post_init__(self) -> None:
-        _check_distinct(self.labels, "the texts of a description")
+        check_distinct(self.labels, "the texts of a description")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +119,7 @@ class Manifest:
 
     format: int
     model: ModelEntry
-    convention: str
+    convention: Literal["exact", "official"]
     top: Size
     layers: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=2**16)]
     codes: tuple[CodesEntry, ...]
@@ -185,10 +135,10 @@ class Manifest:
             raise ValueError("it names a file that is not part of a lens")
         if not 0 <= min(self.layers) <= max(self.layers) < self.model.layers:
             raise ValueError("it has layers that its model has not")
-        _check_distinct(self.layers, "its layers")
-        _check_distinct([each.name for each in self.codes], "its descriptions")
-        _check_distinct([(each.vocabulary, each.referee) for each in self.scores], "its scores")
-        _check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
+        check_distinct(self.layers, "its layers")
+        check_distinct([each.name for each in self.codes], "its descriptions")
+        check_distinct([(each.vocabulary, each.referee) for each in self.scores], "its scores")
+        check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,19 +149,7 @@ class Images:
     skipped: dict[str, str]
 
     def __post_init__(self) -> None:
-        _check_distinct(self.ids, "the ids of images")
-
-
-def _check_distinct(values: Sequence[object], what: str) -> None:
-    if len(set(values)) < len(values):
-        raise ValueError(f"{what} have the same twice")
-
-
-_DAMAGED = (
-    *(KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError),
-    *(OSError, SafetensorError),
-)
-"""What reading a folder that no fit wrote may raise."""
+        check_distinct(self.ids, "the ids of images")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -343,17 +281,32 @@ def read(folder: Path) -> Contents:
     path = folder / "lens.json"
     if not path.is_file():
         raise SecondLensError(f"{folder} holds no lens: there is no lens.json in it")
-    before = _digest(path)
+    before = state(folder)
     try:
         return _read(folder)
     except SecondLensError:
-        if not path.is_file() or _digest(path) == before:
+        if not path.is_file() or state(folder) == before:
             raise
         return _read(folder)
 
 
+def state(folder: Path) -> str | None:
+    """Tells whether the manifest in a folder is another one than before; None if there is none.
+
+    Raises
+    ------
+    SecondLensError
+        It is not a file, or larger than any.
+    """
+    path = folder / "lens.json"
+    if not path.is_file():
+        return None
+    with reading(f"the lens in {folder}"):
+        return hashlib.sha256(read_bounded(path, LARGEST_JSON)).hexdigest()
+
+
 def _read(folder: Path) -> Contents:
-    try:
+    with reading(f"the lens in {folder}"):
         check_files(folder)
         written = read_json(folder / "lens.json")
         if written["format"] != FORMAT:
@@ -363,39 +316,16 @@ def _read(folder: Path) -> Contents:
             )
         found = _contents(folder, written)
         _check(found)
-    except _DAMAGED as error:
-        raise SecondLensError(f"the lens in {folder} is damaged: {_reason(error)}") from error
     return found
 
 
-def _reason(error: Exception) -> str:
-    """In words, where the error has only a name."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{Path(error.filename).name}: {error.strerror}"
-    return f"it lacks {error}" if isinstance(error, KeyError) else f"{error or repr(error)}"
-
-
-def _checked(content: dict[str, Any], kind: type[Kind], file: str) -> Kind:
-    """What a file holds, as its dataclass says it must.
-
-    Raises
-    ------
-    ValueError
-        A key is missing, or holds something else.
-    """
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
 def _contents(folder: Path, written: dict[str, Any]) -> Contents:
-    found = _checked(written, Manifest, "lens.json")
+    found = convert(written, Manifest, "lens.json")
 
     def place(own: str) -> Path:
         return folder / found.files.get(own, own)
 
-    images = _checked(read_json(place(IMAGES)), Images, IMAGES)
+    images = convert(read_json(place(IMAGES)), Images, IMAGES)
     layers = found.layers
     coordinates = None
     if found.coordinates:
@@ -414,7 +344,8 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
     for each, name in zip(scores, _referees(scores), strict=True):
         each["referee"] = name
     return Contents(
-        model=written["model"] | {"name": shown(found.model.name)},
+        model={each.name: written["model"][each.name] for each in fields(ModelEntry)}
+        | {"name": shown(found.model.name)},
         convention=found.convention,
         top=found.top,
         sample=found.sample,
@@ -445,14 +376,30 @@ def _check(found: Contents) -> None:
     model, images = found.model, len(found.image_ids)
     neurons, dim = model["neurons"], model["dim"]
     rows, columns = model["grid"]
+    most = {"top": max(found.top, images), "bins": len(HISTOGRAM_EDGES) - 1, "rank": dim}
     for layer in found.by_layer.values():
-        check_tensors(layer, neurons=neurons, dim=dim, tokens=1 + rows * columns)
+        check_tensors(layer, most, neurons=neurons, dim=dim, tokens=1 + rows * columns)
         check_positions(layer.top_images, images, "top images")
     for codes in found.codes.values():
-        check_tensors(codes, neurons=neurons, dim=dim)
+        longest = max(1, len(codes.labels))
+        check_tensors(codes, {"k": longest, "words": longest}, neurons=neurons, dim=dim)
+        _check_layers(codes, ("indices", "coefficients", "brief", "cosine"), found.by_layer)
         for indices in codes.indices.values():
             check_positions(indices, len(codes.labels), "texts of a description", least=-1)
-    for evidence in (*found.scores.values(), *found.stability.values()):
-        check_tensors(evidence, neurons=neurons)
+    for scores in found.scores.values():
+        check_tensors(scores, neurons=neurons)
+        _check_layers(scores, ("auc", "low", "high", "controls"), found.by_layer)
+    for stability in found.stability.values():
+        check_tensors(stability, neurons=neurons)
+        _check_layers(
+            *(stability, ("cosine", "cosine_null", "overlap", "overlap_null"), found.by_layer)
+        )
     if found.coordinates is not None:
-        check_tensors(found.coordinates, images=images, neurons=neurons, dim=dim)
+        check_tensors(found.coordinates, most, images=images, neurons=neurons, dim=dim)
+
+
+def _check_layers(kept: Any, names: Sequence[str], layers: Collection[int]) -> None:
+    """Raise `ValueError` unless all of these have the same layers, which were fitted."""
+    found = [set(getattr(kept, name)) for name in names]
+    if any(each != found[0] for each in found) or not found[0] or not found[0] <= set(layers):
+        raise ValueError(f"{', '.join(names)} are not of the same fitted layers")

@@ -1,6 +1,5 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,23 +8,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
 from ..storage.locks import locked
-from .folder import Contents, read, write
+from .folder import Contents, read, state, write
 from .layer import Coordinates, LayerLens, both_stages, layer_lens
 
 _ORIGINS: "WeakKeyDictionary[Lens, tuple[Path, str | None]]" = WeakKeyDictionary()
 """The folder that a lens was read from or written to, and the manifest there at that time."""
-
-
-def _state(folder: Path) -> str | None:
-    """Tells manifests apart; None if there is none."""
-    try:
-        return hashlib.sha256((folder / "lens.json").read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -121,6 +113,7 @@ class Lens(Contents):
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the lens into a folder, here or in a store such as "s3://bucket/lens".
 
@@ -145,14 +138,15 @@ class Lens(Contents):
             return
         place = Path(path).resolve()
         origin, read_as = _ORIGINS.get(self, (place, None))
-        if origin == place and read_as not in (None, _state(place)):
+        if origin == place and read_as not in (None, state(place)):
             raise SecondLensError(
                 f"the lens in {path} changed since it was read: load it again, then do the same"
             )
         write(self, place)
-        _ORIGINS[self] = place, _state(place)
+        _ORIGINS[self] = place, state(place)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Lens":
         """The lens saved in a folder, here or in a store.
 
@@ -163,9 +157,9 @@ class Lens(Contents):
         """
         if not remote.is_remote(path):
             place = Path(path).resolve()
-            state = _state(place)
+            read_as = state(place)
             lens = cls(**vars(read(Path(path))))
-            _ORIGINS[lens] = place, state
+            _ORIGINS[lens] = place, read_as
             return lens
         if "lens.json" not in remote.names(str(path)):
             raise SecondLensError(f"{path} holds no lens: there is no lens.json in it")

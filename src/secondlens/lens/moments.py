@@ -177,7 +177,9 @@ class TopImages:
         keys = _rank_keys(both["norms"], both["images"])
         chosen = keys.topk(top, dim=1, sorted=False).indices
         rows = torch.arange(len(chosen), device=chosen.device)[:, None]
-        return TopImages(**{name: each[rows, chosen] for name, each in both.items()}, unit=self.unit)
+        return TopImages(
+            **{name: each[rows, chosen] for name, each in both.items()}, unit=self.unit
+        )
 
     def strongest_first(self, top: int | None = None) -> "TopImages":
         """Return the same images, or the `top` largest, sorted; the unit is one."""

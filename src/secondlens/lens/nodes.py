@@ -9,13 +9,14 @@ one, "top images again".
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
-from .moments import Centre, Moments, TopImages
+from ..storage.validation import Position, check_positions, convert
+from .moments import HISTOGRAM_EDGES, Centre, Moments, TopImages
 from .plan import Plan
 from .ranking import Ranked
 
@@ -56,11 +57,11 @@ def levels(shards: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Readable:
-    """Which images of a node could be read."""
+    """Which images of a node could be read: what its JSON holds."""
 
-    images: int
+    images: Position
     """How many."""
-    unread: list[int]
+    unread: tuple[Position, ...]
     """Positions of the others."""
     skipped: dict[str, str]
     """Why, by the image's id; damaged files too."""
@@ -102,7 +103,11 @@ class Nodes:
 
     def readable(self, node: Node) -> Readable:
         """Return which of its images could be read."""
-        return Readable(**self.parts.info(node.name))
+        with self.parts.reading(node.name):
+            found = convert(self.parts.info(node.name), Readable, node.name)
+            if found.images + len(found.unread) > self.plan.images:
+                raise ValueError("it has more images than there are")
+        return found
 
     def layers(self, node: Node) -> tuple[int, ...]:
         """Return those that it tells of, if anything could be read."""
@@ -114,8 +119,9 @@ class Nodes:
         """Moments and sums of activations [tokens, neurons] of one layer."""
         found = self.tensors(node.name, f"{layer}.")
         images = self.readable(node).images
-        moments = Moments(count=images, mean=found["mean"], scatter=found["scatter"])
-        return moments, found["activations"]
+        with self.parts.reading(node.name):
+            moments = Moments(count=images, mean=found["mean"], scatter=found["scatter"])
+            return moments, found["activations"]
 
     def save_means(
         self,
@@ -140,11 +146,15 @@ class Nodes:
         # kept, because every shard needs them
         if self._centred is None or self._centred[0] != name:
             found = self.tensors(name)
-            layers = sorted({int(key.partition(".")[0]) for key in found})
-            self._centred = (
-                name,
-                {n: Centre(mean=found[f"{n}.mean"], energy=found[f"{n}.energy"]) for n in layers},
-            )
+            with self.parts.reading(name):
+                layers = sorted({int(key.partition(".")[0]) for key in found})
+                self._centred = (
+                    name,
+                    {
+                        n: Centre(mean=found[f"{n}.mean"], energy=found[f"{n}.energy"])
+                        for n in layers
+                    },
+                )
         return self._centred[1]
 
     def save_centres(self, group: int, stage: str, centres: Mapping[int, Centre]) -> None:
@@ -157,8 +167,9 @@ class Nodes:
     def ranked(self, node: Node, layer: int) -> Ranked:
         """What it holds of one layer."""
         found = self.tensors(node.name, f"{layer}.")
-        top_images = TopImages(**{name: found.pop(name) for name in _OF_TOP_IMAGES})
-        return Ranked(top_images=top_images, **found)
+        with self.parts.reading(node.name):
+            top_images = TopImages(**{name: found.pop(name) for name in _OF_TOP_IMAGES})
+            return Ranked(top_images=top_images, **found)
 
     def save_ranked(self, node: Node, readable: Readable, ranked: Mapping[int, Ranked]) -> None:
         """Write it."""
@@ -172,6 +183,10 @@ class Nodes:
 
     def merge(self, node: Node) -> None:
         """Make a node of those below it, layer by layer."""
+        with self.parts.reading(self.below(node)[0].name):
+            self._merge(node)
+
+    def _merge(self, node: Node) -> None:
         below = self.below(node)
         readable = self.readable(below[0])
         for each in below[1:]:
@@ -197,10 +212,61 @@ class Nodes:
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Of a part, see `Checkpoints.tensors`."""
         found = self.parts.tensors(name, prefix)
+        with self.parts.reading(name):
+            for key, tensor in found.items():
+                self._check(f"{prefix}{key}", tensor)
         return {key: tensor.to(self.clip.device) for key, tensor in found.items()}
 
+    def stored(self, number: int, layer: int) -> Tensor:
+        """Coordinates [images, neurons, rank] of a shard, in the dtype they were stored in."""
+        name = stored_name(number, layer)
+        with self.parts.reading(name):
+            z = self.parts.tensors(name)["z"]
+            self._check(f"{layer}.z", z)
+        return z.to(self.clip.device)
 
+    def _check(self, key: str, tensor: Tensor) -> None:
+        """Raise `ValueError` for a tensor that no node has."""
+        layer, _, name = key.partition(".")
+        plan, clip = self.plan, self.clip
+        number = torch.finfo(clip.compute_dtype).bits // 8
+        sizes = {
+            "neurons": clip.neurons,
+            "tokens": clip.tokens,
+            "bins": len(HISTOGRAM_EDGES) - 1,
+            "rank": plan.coordinates_per_image[int(layer)] // (clip.neurons * number),
+        }
+        for axis, size in zip(AXES[name], tensor.shape, strict=True):
+            if size != sizes.get(axis, size) or size > max(plan.images, *sizes.values()):
+                raise ValueError(f"{key} has {size} {axis}")
+        whole = name in ("images", "histogram")
+        if tensor.dtype.is_floating_point == whole:
+            raise ValueError(f"{key} is {tensor.dtype}")
+        if name == "images":
+            check_positions(tensor, plan.images, key, least=-1)
+
+
+AXES = {
+    "mean": ("neurons", "rank"),
+    "scatter": ("neurons", "rank", "rank"),
+    "energy": ("neurons",),
+    "activations": ("tokens", "neurons"),
+    "norms": ("neurons", "top"),
+    "images": ("neurons", "top"),
+    "centred": ("neurons", "top", "rank"),
+    "unit": ("neurons",),
+    "histogram": ("neurons", "bins"),
+    "total": ("neurons", "rank"),
+    "squares": ("neurons",),
+    "z": ("images", "neurons", "rank"),
+}
+"""Of the tensors of nodes, by the end of their names."""
 _OF_TOP_IMAGES = ("norms", "images", "centred", "unit")
+
+
+def stored_name(number: int, layer: int) -> str:
+    """Of the part with a shard's coordinates of a layer."""
+    return f"coordinates-{layer:02}-{number:05}"
 
 
 def _centres(group: int, stage: str) -> str:

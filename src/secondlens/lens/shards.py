@@ -15,10 +15,11 @@ from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
 from .layer import IMAGES_PER_RANKING
 from .moments import Centre, Moments
-from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Nodes, Readable
+from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Nodes, Readable, stored_name
 from .passes import MeansPass, RankingPass
 from .plan import SPARE, Plan
 from .ranking import Ranked, Ranking
+
 
 class Changed(SecondLensError):
     """The pictures of a later pass are not those of the first."""
@@ -65,7 +66,7 @@ class ShardWork:
 
     def stored(self, layer: int, number: int) -> Tensor:
         """Coordinates [images, neurons, rank] of a shard, as they were stored."""
-        z = self.nodes.tensors(_stored(number, layer))["z"]
+        z = self.nodes.stored(number, layer)
         if z.dtype != torch.float16:
             return z
         moments, _ = self.nodes.means(self._leaf(layer, number), layer)
@@ -96,7 +97,7 @@ class ShardWork:
             if self.plan.store == "float16":
                 mean, rms = seen.mean.to(z.device), _rms(seen).to(z.device)
                 z = ((z - mean) / rms).half()
-            self.parts.save(_stored(node.number, layer), {"z": z}, {})
+            self.parts.save(stored_name(node.number, layer), {"z": z}, {})
         # last, because it says that the shard is complete
         readable = self._readable(node, found.positions, reader)
         self.nodes.save_means(node, readable, moments, found.activations())
@@ -143,6 +144,9 @@ class ShardWork:
         for layer, centre in centres.items():
             ranking = Ranking(centre, top)
             z = self.stored(layer, node.number) if read else centre.mean[None, :0]
+            with self.parts.reading(stored_name(node.number, layer)):
+                if read and len(z) != len(read):
+                    raise ValueError(f"it is of {len(z)} images and not {len(read)}")
             for start in range(0, len(read), IMAGES_PER_RANKING):
                 some = slice(start, start + IMAGES_PER_RANKING)
                 ranking.see((z[some] - centre.mean).transpose(0, 1), positions[some])
@@ -172,15 +176,13 @@ class ShardWork:
 
     def _readable(self, node: Node, read: list[int], reader: Reader) -> Readable:
         missing = set(self.nodes.shards(node.stage)[node.number]) - set(read)
-        return Readable(images=len(read), unread=sorted(missing), skipped=dict(reader.skipped))
+        return Readable(
+            images=len(read), unread=tuple(sorted(missing)), skipped=dict(reader.skipped)
+        )
 
     def _leaf(self, layer: int, number: int) -> Node:
         group = next(g for g, layers in enumerate(self.plan.groups) if layer in layers)
         return Node(group=group, stage=MEANS, level=0, number=number)
-
-
-def _stored(number: int, layer: int) -> str:
-    return f"coordinates-{layer:02}-{number:05}"
 
 
 def _rms(moments: Moments) -> Tensor:

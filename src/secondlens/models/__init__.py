@@ -12,14 +12,25 @@ Ways to name a model are registered here; `loading.load` says what their factori
 
 from typing import TYPE_CHECKING
 
-from ..registry import Registry
+from ..registry import Member, Registry
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
     from .view import Clip
 
 named_models: Registry["Clip"] = Registry("model", "models")
 """Factories of `(name, *, pretrained, device, precision, activation, check)`, by a whole name or by
 what stands before the colon in it; every other name is open_clip's."""
+
+picture_reader: Member["list[Image] | Tensor"] = Member(
+    name="pictures",
+    factory="secondlens.data.sources:pictures_of",
+    help="upright RGB pictures of whatever names or holds some",
+)
+"""What a `Clip` asks for pictures. Files are read above this package, which imports nothing there:
+the function is looked up when something else than a tensor is first given."""
 
 for _name, _function, _help in (
     ("demo", "demo", "the embedded model: drawn scenes"),

@@ -8,48 +8,94 @@ transformers is imported only when one of its models is loaded: it is an extra, 
 """
 
 import difflib
+import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.pretrained import download_pretrained_from_hf
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ..errors import SecondLensError, UnsupportedModel
+from ..arguments import checked
+from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from ..naming import shown_model
 from . import named_models
 from .checks import STATABLE, check_activation, trained_activation
-from .open_clip import from_open_clip
+from .open_clip import check_covered, from_open_clip
+from .places import REPOSITORY, folder_of
 from .strangers import UNLOADABLE, check_model, check_open_clip_model, no_code_runs
 from .transformers import COVERED, from_transformers
 from .view import Clip
+from .weights import file_of_weights, load_weights, misfit
 
+ADAPTER = "adapter_config.json"
+"""The file by which peft knows an adapter."""
 DEMOS = ("demo", "demo-twin")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def check_name(name: str, pretrained: str | None) -> None:
     """Raise `SecondLensError` for a name or tag that open_clip does not know."""
-    if name.startswith(("hf-hub:", "local-dir:")):
+    if schema(name):
+        if pretrained is not None:
+            raise SecondLensError(f"{name} names its own weights: drop pretrained")
         return
     known = open_clip.list_models()
     if name.replace("/", "-") not in known:
-        raise SecondLensError(f"no model is called {name!r}{_did_you_mean(name, [*known, *DEMOS])}")
+        raise SecondLensError(
+            f"no model is called {name!r}{_meant(name) or _did_you_mean(name, [*known, *DEMOS])}"
+        )
     if pretrained is None:
-        warnings.warn(f"{name} gets random weights: pass pretrained= to load some", stacklevel=3)
+        warnings.warn(
+            f"{name} gets random weights: pass pretrained= to load some",
+            SecondLensWarning,
+            stacklevel=3,
+        )
         return
     builtin = name.replace("/", "-")
-    if not open_clip.is_pretrained_cfg(builtin, pretrained) and not Path(pretrained).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(builtin)
+    if open_clip.is_pretrained_cfg(builtin, pretrained) or Path(pretrained).is_file():
+        return
+    if Path(pretrained).is_dir():
         raise SecondLensError(
-            f"{name} has no pretrained tag {pretrained!r}{_did_you_mean(pretrained, tags)}, and no "
-            "file has that path"
+            f"{pretrained} is a folder: name a file of weights in it, or the folder as the model, "
+            f"with {' or '.join(_schemas(Path(pretrained)))}"
         )
+    tags = open_clip.list_pretrained_tags_by_model(builtin)
+    raise SecondLensError(
+        f"{name} has no pretrained tag {pretrained!r}{_did_you_mean(pretrained, tags)}, and no "
+        "file has that path"
+    )
+
+
+def schema(name: str) -> str:
+    """What stands before the colon where a name says by it where its model lies."""
+    before, colon, _ = name.partition(":")
+    return before if colon and before in ("hf-hub", "local-dir") else ""
+
+
+def _meant(name: str) -> str:
+    """How what is no name may be given, or nothing."""
+    path = Path(name)
+    if path.is_dir():
+        return f": it is a folder, so name it {' or '.join(f'{s}{name}' for s in _schemas(path))}"
+    if path.is_file():
+        return ": it is a file, so name the model that its weights are of, and it with pretrained"
+    if name.count("/") == 1 and REPOSITORY.fullmatch(name):
+        return f": if it is on the hub, name it hf:{name}, or hf-hub:{name} for one of open_clip"
+    return ""
+
+
+def _schemas(folder: Path) -> list[str]:
+    """Those by which the model in a folder is loaded."""
+    kinds = (("config.json", "hf:"), ("open_clip_config.json", "local-dir:"))
+    return [kind for file, kind in kinds if (folder / file).is_file()] or ["hf:", "local-dir:"]
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:
@@ -70,37 +116,100 @@ def load_open_clip(
     Raises
     ------
     SecondLensError
-        A checkpoint that is none, or that fits another model; the weights cannot be fetched; or a
-        configuration names code to run.
+        A file without weights, or whose weights fit another model; the weights cannot be fetched;
+        or a configuration names code to run.
+    UnsupportedModel
+        A built-in configuration computes something that the effects do not describe, which is told
+        before its weights are fetched.
     """
     options: dict[str, bool] = {}
     if activation is not None and ":" not in name:  # else the model's own configuration decides
         quick = activation == "quick_gelu"
         options = {"force_quick_gelu": True} if quick else {"quick_gelu": False}
+    weights = f" with {pretrained}" if pretrained else ""
     try:
-        if ":" in name:
-            check_open_clip_model(name)
-        with no_code_runs():
+        named = _checked_place(name)
+        if pretrained and not Path(pretrained).is_file():
+            _check_before_fetching(name, options)
+        with no_code_runs(), _without_weights():
             model, _, preprocess = open_clip.create_model_and_transforms(
-                name,
+                named,
                 pretrained=pretrained,
                 device=device,
                 precision=precision,
-                weights_only=True,
+                load_weights=False,
+                pretrained_text=pretrained is None,
                 **options,
             )
-            return model, preprocess, open_clip.get_tokenizer(name)
+            tokenizer = open_clip.get_tokenizer(named)
+        if file := _file(named, pretrained):
+            load_weights(model, file)
+    except UnsupportedModel:
+        raise
+    except SecondLensError as error:
+        raise SecondLensError(f"open_clip cannot load {name}{weights}: {error}") from error
     except UNLOADABLE as error:
-        weights = f" with {pretrained}" if pretrained else ""
         raise SecondLensError(f"open_clip cannot load {name}{weights}: {_reason(error)}") from error
+    return model, preprocess, tokenizer
+
+
+def _checked_place(name: str) -> str:
+    """The name by which open_clip finds a model whose configurations name no code."""
+    kind = schema(name)
+    if not kind:
+        return name
+    place = name.partition(":")[2]
+    folder = folder_of(place)
+    if kind == "local-dir" and folder is None:
+        raise SecondLensError(f"there is no folder {place!r}: name one that holds a model")
+    if folder is not None:
+        if "local-dir:" not in _schemas(folder):
+            raise SecondLensError(f"it is a model of transformers: name it hf:{place}")
+        kind, place = "local-dir", str(folder)
+    check_open_clip_model(place)
+    return f"{kind}:{place}"
+
+
+def _check_before_fetching(name: str, options: dict[str, bool]) -> None:
+    """Raise `UnsupportedModel` if the configuration decides that the model is not covered."""
+    try:
+        with _without_weights(), torch.device("meta"):
+            shape = open_clip.create_model(
+                name, load_weights=False, pretrained_text=False, device="meta", **options
+            )
+    except UNLOADABLE:
+        return  # a text tower whose own configuration is on the hub: the whole model will tell
+    check_covered(shape, name)
+
+
+def _file(named: str, pretrained: str | None) -> Path | None:
+    """The file of a model's weights, which is fetched if it is not here."""
+    kind, place = schema(named), named.partition(":")[2]
+    if kind == "local-dir":
+        return file_of_weights(Path(place))
+    if kind == "hf-hub":
+        return Path(download_pretrained_from_hf(place))
+    if pretrained is None:
+        return None
+    record = open_clip.get_pretrained_cfg(named.replace("/", "-"), pretrained)
+    return Path(open_clip.download_pretrained(record) if record else pretrained)
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Inside it, open_clip does not say that a model is random: its weights come afterwards."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "initialized" not in record.getMessage()
+
+    logging.root.addFilter(other)
+    try:
+        yield
+    finally:
+        logging.root.removeFilter(other)
 
 
 def _reason(error: Exception) -> str:
-    # torch would advise to unpickle it anyway, which runs whatever the file says
-    if isinstance(error, UnpicklingError):
-        return "it is not a file of weights"
-    if "TorchScript archive" in str(error):
-        return "it is a TorchScript archive, which holds code: save its state_dict instead"
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
@@ -109,11 +218,13 @@ def load_transformers(
 ) -> tuple[nn.Module, Any, Any]:
     """Model, image processor and tokenizer of a hub name or a folder; None for what it lacks.
 
+    A LoRA adapter that lies beside the model, or names it as its base, is merged into it.
+
     Raises
     ------
     SecondLensError
-        transformers is missing, or cannot load the model or all of its weights; or a configuration
-        names code to run.
+        transformers is missing, or peft for an adapter; the model cannot be loaded, or its weights
+        and its configuration do not fit each other; or a configuration names code to run.
     UnsupportedModel
         The model is no CLIP.
     """
@@ -126,8 +237,8 @@ def load_transformers(
         ) from error
     kinds = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
     try:
-        check_model(name)
-        kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+        place, adapter = _base_and_adapter(name)
+        kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
         if kind not in kinds:
             raise UnsupportedModel(
                 f"hf:{name} cannot be explained: it is a {kind} model, and only transformers' "
@@ -135,20 +246,73 @@ def load_transformers(
             )
         with no_code_runs():
             model, report = kinds[kind].from_pretrained(
-                name, output_loading_info=True, trust_remote_code=False
+                place,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below
+                trust_remote_code=False,
+                # an adapter is merged below: where there is none to be found, none is added
+                **({"adapter_kwargs": {"subfolder": "none"}} if adapter else {}),
             )
+            # what is missing transformers would make up at random, and what is surplus it drops
+            _check_report(model, report)
+            if adapter:
+                model = merged(model, adapter)
+    except UnsupportedModel:
+        raise
+    except SecondLensError as error:
+        raise SecondLensError(f"transformers cannot load hf:{name}: {error}") from error
     except (*UNLOADABLE, StrictDataclassError) as error:
         reason = _reason(error)
         raise SecondLensError(f"transformers cannot load hf:{name}: {reason}") from error
-    # transformers would make them up at random, with no more than a log message
-    if missing := sorted(report["missing_keys"]):
-        raise SecondLensError(
-            f"hf:{name} has no weights for {missing[0]} ({len(missing)} missing): choose a "
-            f"checkpoint of a whole {type(model).__name__}"
-        )
     model = model.to(device=device, dtype=DTYPES[precision.removeprefix("pure_")]).eval()
     with no_code_runs():
-        return model, _image_processor(name), _tokenizer(name)
+        return model, _image_processor(place), _tokenizer(place)
+
+
+def _base_and_adapter(name: str) -> tuple[str, str | None]:
+    """Place of a model whose configurations name no code, and of an adapter to merge into it."""
+    place = str(folder_of(name) or name)
+    here = check_model(place)
+    if (here / "config.json").is_file():
+        return place, place if (here / ADAPTER).is_file() else None
+    if (here / ADAPTER).is_file():
+        base = str(json.loads((here / ADAPTER).read_text()).get("base_model_name_or_path") or "")
+        base = str(folder_of(base) or base)
+        check_model(base)
+        return base, place
+    if (here / "open_clip_config.json").is_file():
+        kind = "local-dir" if here == Path(place) else "hf-hub"
+        raise SecondLensError(f"it is a model of open_clip: name it {kind}:{name}")
+    raise SecondLensError("it holds no model: there is no config.json in it")
+
+
+def _check_report(model: nn.Module, report: Mapping[str, Any]) -> None:
+    """Raise `SecondLensError` unless the weights were those of the model, all and no others."""
+    wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    given = {key: shape for key, shape in wanted.items() if key not in report["missing_keys"]}
+    given |= dict.fromkeys(sorted(report["unexpected_keys"]), ())
+    given |= {key: shape for key, shape, _ in report["mismatched_keys"]}
+    if reason := misfit(wanted, given):
+        raise SecondLensError(f"its weights do not fit its configuration: {reason}")
+
+
+def merged(model: nn.Module, adapter: str) -> nn.Module:
+    """A model with the adapter in a folder or repository merged into its weights.
+
+    Raises
+    ------
+    SecondLensError
+        peft is missing.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise SecondLensError(
+            "it comes with an adapter, and merging that needs peft: pip install "
+            "'secondlens[adapters]', or save the merged model"
+        ) from None
+    whole: nn.Module = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return whole
 
 
 def _image_processor(name: str) -> Any:
@@ -175,9 +339,10 @@ def _tokenizer(name: str) -> Any:
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
+@checked
 def load(
     name: str,
-    pretrained: str | None = None,
+    pretrained: str | Path | None = None,
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     activation: str | None = None,
@@ -223,7 +388,7 @@ def load(
     kinds = [each for each in (name, name.partition(":")[0]) if each in named_models]
     clip = named_models[kinds[0] if kinds else "open_clip"](
         name,
-        pretrained=pretrained,
+        pretrained=None if pretrained is None else str(pretrained),
         device=device,
         precision=precision,
         activation=activation,

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..arguments import checked
 from ..errors import UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
@@ -22,8 +23,9 @@ from .resizing import interpolated
 from .view import Block, Clip, check_eval, is_affine
 
 
+@checked
 def from_open_clip(
-    model: Any,
+    model: nn.Module,
     preprocess: Callable[[Image], Tensor] | None = None,
     tokenizer: Callable[[list[str]], Tensor] | None = None,
     name: str = "open_clip model",
@@ -52,10 +54,9 @@ def from_open_clip(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
-    tower: Any = getattr(model, "visual", None)
-    for reason in _refusals(tower):
-        raise UnsupportedModel(f"{name} cannot be explained: {reason}")
+    check_covered(model, name)
     check_eval(model)
+    tower: Any = model.visual
     attention = tower.transformer.resblocks[0].attn
 
     clip = Clip(
@@ -83,6 +84,15 @@ def from_open_clip(
     if check:
         check_parity(clip)
     return clip
+
+
+def check_covered(model: Any, name: str) -> None:
+    """Raise `UnsupportedModel` if the mathematics does not describe the model's image tower.
+
+    Its weights are not looked at, so that they need not be there.
+    """
+    for reason in _refusals(getattr(model, "visual", None)):
+        raise UnsupportedModel(f"{name} cannot be explained: {reason}")
 
 
 def _encode_image(tower: Any, images: Tensor) -> Tensor:
@@ -173,6 +183,8 @@ def _block(block: Any) -> Block:
     return Block(
         module=block,
         ln_1=block.ln_1,
+        ln_2=block.ln_2,
+        mlp_input=mlp.c_fc,
         activation=mlp.gelu,
         attention_end=block.ls_1,
         mlp_end=block.ls_2,

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from .view import Clip
 
@@ -20,6 +21,7 @@ DARK, LIGHT = 51, 204
 """Grey levels that tell how a model normalises pixels."""
 
 
+@checked
 def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
     """The same model for pictures of another size, its position embedding interpolated.
 

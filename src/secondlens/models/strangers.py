@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError
 
 from ..errors import SecondLensError
+from .weights import check_pointer
 
 UNLOADABLE = (
     ArithmeticError,
@@ -74,31 +75,36 @@ QUESTION = ("transformers.dynamic_module_utils", "TIME_OUT_REMOTE_CODE")
 _shutting = threading.RLock()
 
 
-def check_model(name: str) -> None:
+def check_model(name: str) -> Path:
     """Read the configurations of a folder, or of a repository of the hub, and refuse code.
+
+    Returns
+    -------
+    The folder in which the configurations are.
 
     Raises
     ------
     SecondLensError
-        A configuration names code, or there are too many files to look at.
+        A configuration names code, a file is a pointer of git-lfs, or there are too many files to
+        look at.
     OSError, ValueError, RuntimeError
         A configuration is damaged or too large, or the repository cannot be had.
     """
-    for path, content in _configurations(name):
+    folder = _folder_of_configurations(name)
+    for path, content in _configurations(folder):
         _check(content, path.name, f"{path.name} of {name}")
+    return folder
 
 
 def check_open_clip_model(name: str) -> None:
-    """The same for an `hf-hub:` or `local-dir:` name of open_clip and the models that it names.
+    """The same for a folder or repository of open_clip, and the models that it names.
 
     Raises
     ------
     SecondLensError, OSError, ValueError, RuntimeError
         As `check_model`; or options reach a tokenizer that open_clip does not define.
     """
-    place = name.partition(":")[2]
-    check_model(place)
-    for path, content in _configurations(place):
+    for path, content in _configurations(check_model(name)):
         if path.name != "open_clip_config.json" or not isinstance(content, dict):
             continue
         parts = content.get("model_cfg", content)
@@ -147,19 +153,34 @@ def _shut(*_: Any, **__: Any) -> NoReturn:
     )
 
 
-def _configurations(name: str) -> Iterator[tuple[Path, Any]]:
-    """Path and content of each."""
-    if not Path(name).is_dir():
-        from huggingface_hub import snapshot_download
+def _folder_of_configurations(name: str) -> Path:
+    """A folder itself; of a repository, those files alone are fetched."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
 
-        patterns = [*CONFIGURATIONS, *(f"*/{each}" for each in CONFIGURATIONS)]
-        name = snapshot_download(name, allow_patterns=patterns)
-    for path in _files(name):
+    patterns = [*CONFIGURATIONS, *(f"*/{each}" for each in CONFIGURATIONS)]
+    return Path(snapshot_download(name, allow_patterns=patterns))
+
+
+def _configurations(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """Path and content of each."""
+    for path in _files(folder):
+        if _is_read(path):
+            check_pointer(path)
         if any(fnmatch(path.name, pattern) for pattern in CONFIGURATIONS):
             yield path, _content(path)
 
 
-def _files(folder: str) -> Iterator[Path]:
+def _is_read(path: Path) -> bool:
+    """Whether a library may open it, which prefers safetensors and no variant such as `.fp16`."""
+    if "." in path.stem or not path.is_file():
+        return False
+    old = path.suffix in (".bin", ".pt", ".pth") and not any(path.parent.glob("*.safetensors"))
+    return old or path.suffix in (".json", ".safetensors", ".txt")
+
+
+def _files(folder: Path) -> Iterator[Path]:
     """All files of a folder, also in folders that links lead to, as libraries follow them."""
     seen: set[str] = set()
     count = 0

@@ -1,6 +1,6 @@
 """The `Clip` of a transformers model: its weights split by head, or the reason why it has none."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ..arguments import checked
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
@@ -16,10 +17,11 @@ from .view import Block, Clip, check_eval, is_affine
 COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
 
 
+@checked
 def from_transformers(
-    model: Any,
-    image_processor: Any = None,
-    tokenizer: Any = None,
+    model: nn.Module,
+    image_processor: Callable[..., Any] | None = None,
+    tokenizer: Callable[..., Any] | None = None,
     name: str = "transformers model",
     check: bool = True,
 ) -> Clip:
@@ -50,7 +52,8 @@ def from_transformers(
     check_eval(model)
     for reason in _refusals(model):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
-    vision = model.vision_model
+    towers: Any = model
+    vision = towers.vision_model
     patches, layers = vision.embeddings.patch_embedding, vision.encoder.layers
     rows = vision.embeddings.image_size // vision.embeddings.patch_size
     has_text_tower = hasattr(model, "text_model")
@@ -65,7 +68,7 @@ def from_transformers(
         post_gain=vision.post_layernorm.weight.detach(),
         post_bias=vision.post_layernorm.bias.detach(),
         post_eps=vision.post_layernorm.eps,
-        projection=model.visual_projection.weight.detach().T,
+        projection=towers.visual_projection.weight.detach().T,
         image_size=(vision.embeddings.image_size,) * 2,
         grid=(rows, rows),
         batch_first=True,
@@ -177,6 +180,8 @@ def _block(layer: Any) -> Block:
     return Block(
         module=layer,
         ln_1=layer.layer_norm1,
+        ln_2=layer.layer_norm2,
+        mlp_input=layer.mlp.fc1,
         activation=layer.mlp.activation_fn,
         attention_end=attention.out_proj,
         mlp_end=layer.mlp.fc2,

@@ -5,6 +5,7 @@ so another family of models needs no more than a function that builds a `Clip` (
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor, nn
 
-from ..errors import SecondLensError
+from ..arguments import checked
+from ..errors import SecondLensError, SecondLensWarning
+from . import picture_reader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +36,9 @@ class Block:
 
     module: nn.Module
     ln_1: nn.Module
+    ln_2: nn.Module
+    mlp_input: nn.Module
+    """Its output is what the activation function gets."""
     activation: nn.Module
     attention_end: nn.Module
     """Its output is what attention adds to the residual stream."""
@@ -92,6 +99,14 @@ Images = Tensor | Sequence[Image]
 """Preprocessed images, float [images, 3, height, width], or PIL images; `Clip.prepare` checks."""
 
 TEXTS_PER_BATCH = 256
+
+BLACK, WHITE = 0.1, 0.9
+"""Below one and above the other lie pixels of nearly any batch that was not normalised."""
+UNNORMALISED = (
+    "all pixels of a batch lie between 0 and 1, from black to white: they look as if they were not "
+    "normalised, and the model sees them paler than they are; normalise them as its preprocessing "
+    "does, or give the pictures themselves"
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -215,39 +230,55 @@ class Clip:
         """
         return states if self.batch_first else states.transpose(0, 1)
 
-    def prepare(self, images: Images) -> Float[Tensor, "images 3 height width"]:
+    def prepare(self, images: Any) -> Float[Tensor, "images 3 height width"]:
         """Images as the image tower takes them: its shape, device and dtype.
 
         Parameters
         ----------
         images
-            A float tensor already preprocessed, or PIL images, which the model's own inference
-            transform preprocesses.
+            A float tensor already preprocessed; or pictures, which are turned upright and go
+            through the model's own inference transform: one PIL image or a list of them, the path
+            of a file or of a folder, a list of paths, or whatever else `fit` takes, as long as all
+            of it fits into memory.
 
         Raises
         ------
         SecondLensError
-            No images, something else than a list or a tensor, a tensor of another shape or of
-            integers, or PIL images for a model that came without its transform.
+            No images, something else than images, a picture that cannot be read, a tensor of
+            another shape or of integers, or pictures for a model that came without its transform.
         """
-        if not isinstance(images, Tensor | Sequence) or isinstance(images, str):
-            raise SecondLensError(
-                f"images must be a list of PIL images or a tensor, and this is a "
-                f"{type(images).__name__}: put a single image into a list, and open files first"
-            )
-        if len(images) == 0:
+        if isinstance(images, Tensor | Sequence) and len(images) == 0:
             raise SecondLensError(f"{self.name} got no images: give at least one")
-        if not isinstance(images, Tensor):
-            images = self._preprocessed(images)
-        if tuple(images.shape[1:]) != (3, *self.image_size) or not images.is_floating_point():
+        given = isinstance(images, Tensor)
+        pixels = images if given else self._preprocessed(picture_reader(images))
+        if tuple(pixels.shape[1:]) != (3, *self.image_size) or not pixels.is_floating_point():
             height, width = self.image_size
             raise SecondLensError(
                 f"{self.name} takes preprocessed float images [images, 3, {height}, {width}], and "
-                f"these are {images.dtype} {list(images.shape)}"
+                f"these are {pixels.dtype} {list(pixels.shape)}"
             )
-        return images.to(self.device, self.dtype)
+        # a look at pixels of an accelerator would wait for it
+        if given and pixels.device.type == "cpu" and self._look_unnormalised(pixels):
+            warnings.warn(UNNORMALISED, SecondLensWarning, stacklevel=2)
+        return pixels.to(self.device, self.dtype)
 
-    def _preprocessed(self, images: Sequence[Image]) -> Tensor:
+    def _look_unnormalised(self, images: Tensor) -> bool:
+        """Whether pixels go from 0 to 1, and those of the model's own preprocessing below 0."""
+        if images[:1].amin() < 0:  # which is enough for nearly every batch
+            return False
+        low, high = images.aminmax()
+        return bool(0 <= low < BLACK and WHITE < high <= 1) and self._normalises
+
+    @cached_property
+    def _normalises(self) -> bool:
+        if self.preprocess is None:
+            return True
+        black = new_image("RGB", self.image_size[::-1])
+        return bool(self.preprocess(black).amin() < 0)
+
+    def _preprocessed(self, images: Sequence[Image] | Tensor) -> Tensor:
+        if isinstance(images, Tensor):
+            return images
         if self.preprocess is None:
             raise SecondLensError(
                 f"{self.name} came without preprocessing: pass preprocess= when wrapping the "
@@ -256,7 +287,7 @@ class Clip:
         return torch.stack([self.preprocess(image) for image in images])
 
     @torch.no_grad()
-    def encode_image(self, images: Images) -> Float[Tensor, "images dim"]:
+    def encode_image(self, images: Any) -> Float[Tensor, "images dim"]:
         """Representations r, before any normalisation, of images that `prepare` takes."""
         check_eval(self.model)
         return self.image_tower(self.prepare(images))
@@ -289,6 +320,7 @@ class Clip:
         finally:
             del block.module.forward
 
+    @checked
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """One unit row for each text, float32 (float64 for a float64 model).
@@ -300,8 +332,6 @@ class Clip:
             tower.
         """
         check_eval(self.model)
-        if isinstance(texts, str):
-            raise SecondLensError(f"encode_text takes a list of texts, such as [{texts!r}]")
         if self.text_tower is None:
             raise SecondLensError(
                 f"{self.name} came without a tokenizer: pass tokenizer= when wrapping the model, "

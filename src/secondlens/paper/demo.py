@@ -19,7 +19,7 @@ from ..lens.lens import Lens
 from ..models.loading import load
 from ..models.view import Clip
 from ..report.neurons import Fact, write_report
-from ..storage.files import check_empty
+from ..storage.files import check_empty, whole_folder
 from ..words.describing import describe
 from ..words.scoring import compare, score, score_table
 from ..words.summary import NeuronSummary, neurons_in_words, quartiles
@@ -112,7 +112,8 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
         unseen = Scenes(World(planted=planted), SCORE_SEED, 2 * test_images)
         twin = load(TWIN[clip.name])
         score(clip, lens, texts, unseen, truth(unseen), related=twin, progress=True)
-        lens.save(out / "lens")
+        with whole_folder(out / "lens") as folder:
+            lens.save_held(folder)
     measured = out / f"ranks-{test_images}.safetensors"
     known = measured.is_file()
     ablation = _ablation(clip, lens, measured, test_images)

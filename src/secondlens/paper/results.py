@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..formatting import fixed, number
-from ..storage.files import save_csv, save_json, save_picture
+from ..storage.files import save_csv, save_json, save_picture, whole_folder
 
 Row = dict[str, Any]
 """A cell by column: text, numbers, or None where there is nothing."""
@@ -126,17 +126,18 @@ def as_document(result: Result) -> dict[str, Any]:
 
 
 def write(result: Result, out: Path) -> list[Path]:
-    """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder; each is whole or absent."""
-    paths = [out / f"{result.name}.csv", out / f"{result.name}.json"]
-    save_csv(paths[0], result.rows)
-    save_json(paths[1], as_document(result))
-    if result.details:
-        paths.append(out / f"{result.name}-details.csv")
-        save_csv(paths[-1], result.details)
-    if result.picture is not None:
-        paths.append(out / f"{result.name}.png")
-        save_picture(paths[-1], result.picture)
-    return paths
+    """NAME.csv, NAME.json, NAME.png and NAME-details.csv in a folder, all of them or none."""
+    names = [f"{result.name}.csv", f"{result.name}.json"]
+    with whole_folder(out) as folder:
+        save_csv(folder / names[0], result.rows)
+        save_json(folder / names[1], as_document(result))
+        if result.details:
+            names.append(f"{result.name}-details.csv")
+            save_csv(folder / names[-1], result.details)
+        if result.picture is not None:
+            names.append(f"{result.name}.png")
+            save_picture(folder / names[-1], result.picture)
+    return [out / name for name in names]
 
 
 def publish(result: Result, out: Path, console: Console) -> Result:

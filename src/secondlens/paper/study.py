@@ -18,9 +18,13 @@ from ..data.vocabularies import Vocabulary, object_names, vocabulary
 from ..demo.scenes import Scenes, World
 from ..demo.world import NAMES
 from ..errors import SecondLensError
+from ..formatting import differences
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..storage.files import unfinished
+from ..storage.locks import locked
+from ..storage.remote import remove
 from ..words.describing import default_size
 from .results import Setting
 
@@ -35,6 +39,31 @@ def scenes(seed: int, count: int, *, planted: bool, style: bool = False) -> Labe
     labels = tuple(NAMES.index(source.scene(i).objects[0]) for i in range(count))
     name = "unseen scenes in a held-out style" if style else "unseen scenes"
     return Labelled(name=name, source=source, labels=labels, classes=object_names())
+
+
+def kept_lens(path: Path, clip: Clip, source: ImageSource, convention: str) -> Lens:
+    """The lens that an earlier run has left, as this run would fit it.
+
+    Raises
+    ------
+    SecondLensError
+        It was fitted with other settings, or another process is writing it.
+    """
+    with locked(path):  # the fit may have been stopped at its very end
+        remove(unfinished(path))
+    found = Lens.load(path)
+    found.check_model(clip)
+    ids = {*found.image_ids, *found.skipped}
+    differing = differences(
+        {"pictures": len(ids), "convention": found.convention},
+        {"pictures": len(source.ids), "convention": convention},
+    )
+    if differing or ids != set(source.ids):
+        raise SecondLensError(
+            f"{path} was fitted with {differing or 'other pictures'}: remove it, or name a new "
+            "folder with --out"
+        )
+    return found
 
 
 PAPER_MODEL = "ViT-B-32 (openai)"
@@ -177,13 +206,11 @@ class Study:
         kept = self.out / "lens" / self.model.replace("/", "-")
         path = self.lens_path or (kept if (kept / "lens.json").is_file() else None)
         if path is not None:
+            if self.lens_path is None:
+                return kept_lens(path, self.clip, self.fit_source, self.convention)
             found = Lens.load(path)
             found.check_model(self.clip)
-            if self.lens_path is not None or set(found.image_ids) <= set(self.fit_source.ids):
-                return found
-            raise SecondLensError(
-                f"{path} was fitted on other pictures: remove it, or name a new folder with --out"
-            )
+            return found
         return fit(self.clip, self.fit_source, convention=self.convention, out=kept, progress=True)
 
     @cached_property

@@ -35,9 +35,10 @@ from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
 from ..progress import tracked
-from ..storage.files import check_empty
+from ..storage.files import check_empty, whole_folder
 from ..words.describing import describe
 from .results import Result, Row, Setting
+from .study import kept_lens
 
 OURS = METHODS[0]
 WHOLE = f"{OURS}, whole codes"
@@ -305,12 +306,14 @@ def reproduce_table3(
     if lens_path is not None:
         lens = Lens.load(lens_path)
     elif (kept / "lens.json").is_file():
-        lens = Lens.load(kept)
+        assert source is not None
+        lens = kept_lens(kept, clip, source, "exact")
     else:
         assert source is not None
         lens = fit(clip, source, progress=True)
         describe(clip, lens, world_vocabulary())
-        lens.save(kept)
+        with whole_folder(kept) as folder:
+            lens.save_held(folder)
     some = None if source is None or not effect_images else evenly(source, effect_images)
     made = attacker(clip, lens, images=count, neurons=neurons, **options)
     pairs = ATTACK_PAIRS if demo else tuple(PAPER)

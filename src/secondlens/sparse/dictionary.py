@@ -8,7 +8,6 @@ precision is enough to find the few atoms that are worth an exact look.
 
 import timeit
 from functools import cache, partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +17,8 @@ from torch import Tensor
 from ..errors import SecondLensError
 
 
-def check_inputs(targets: Any, atoms: Any, k: int) -> None:
+def check_inputs(targets: Tensor, atoms: Tensor, k: int) -> None:
     """Raise `SecondLensError` for vectors that cannot be coded with `k` of these atoms."""
-    if not (isinstance(targets, Tensor) and isinstance(atoms, Tensor)):
-        raise SecondLensError(
-            f"targets and atoms must be tensors, and they are {type(targets).__name__} and "
-            f"{type(atoms).__name__}: torch.as_tensor makes tensors of arrays"
-        )
     if targets.ndim != 2 or atoms.ndim != 2 or targets.shape[1] != atoms.shape[1]:
         raise SecondLensError(
             f"targets and atoms need rows of the same width, and their shapes are "

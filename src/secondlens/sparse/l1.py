@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from .dictionary import check_inputs
 
 
+@checked
 @torch.no_grad()
 def lasso(
     targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "atoms _dim"], alpha: float

@@ -1,12 +1,13 @@
 """Orthogonal matching pursuit of many targets at once (section 4 of arXiv 2406.04341)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..arguments import checked
 from ..errors import SecondLensError
 from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
@@ -41,6 +42,7 @@ class OmpPath:
         return self.steps[:, m - 1, :m]
 
 
+@checked
 def omp(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -52,8 +54,9 @@ def omp(
 
     Each step adds the atom with the largest absolute inner product with the residual (atoms as
     given, so that longer ones are favoured; ties go to the lowest index) and fits all coefficients
-    anew. Choices, coefficients and early ends are those of scikit-learn's `orthogonal_mp_gram`,
-    decided in float64, and no Gram matrix of the dictionary is built.
+    anew. Choices, coefficients and early ends are those of scikit-learn's `orthogonal_mp_gram` for
+    targets of norm 1, decided in float64, and no Gram matrix of the dictionary is built. Targets of
+    other norms are coded as if they had that norm: the atoms of a code do not depend on it.
 
     Parameters
     ----------
@@ -71,8 +74,8 @@ def omp(
     -------
     indices
         Atoms in the order in which they were chosen. -1 once the row has ended: the square of the
-        largest inner product was below the epsilon of the dtype, or the squared distance of the
-        atom from the span of those chosen at most that.
+        largest inner product, of a target with norm 1, was below the epsilon of the dtype, or the
+        squared distance of the atom from the span of those chosen at most that.
     coefficients
         Theirs; 0 where the index is -1.
 
@@ -93,6 +96,7 @@ def omp(
     return torch.cat([i for i, _ in parts]), torch.cat([c for _, c in parts])
 
 
+@checked
 def omp_path(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -113,6 +117,7 @@ def omp_path(
     )
 
 
+@checked
 @torch.no_grad()
 def omp_paths(
     targets: Float[Tensor, "targets dim"],
@@ -130,8 +135,20 @@ def omp_paths(
     shape = (min(len(targets), TARGETS_PER_CHUNK), k, atoms.shape[1])
     fit = NonnegativeFit(shape, atoms) if nonnegative else Fit(shape, atoms)
     for chunk in targets.split(TARGETS_PER_CHUNK):
-        fit.start(chunk)
-        yield _pursue(fit, dictionary, k)
+        wide = chunk.to(fit.all_chosen)
+        unit = _power_of_two(wide)
+        fit.start(wide / unit)
+        path = _pursue(fit, dictionary, k)
+        unit = unit.to(targets)
+        yield replace(
+            path, steps=path.steps * unit[:, None], residual_norms=path.residual_norms * unit
+        )
+
+
+def _power_of_two(targets: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows 1"]:
+    """The one nearest to each norm: dividing by it rounds nothing, so only the ends move."""
+    norms = targets.norm(dim=1, keepdim=True) * 2**0.5
+    return torch.ldexp(torch.ones_like(norms), torch.frexp(norms).exponent - 1)
 
 
 def _pursue(fit: Fit, dictionary: Dictionary, k: int) -> OmpPath:

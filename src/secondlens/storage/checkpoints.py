@@ -4,7 +4,7 @@ A checkpoint is written once, whole or not at all, and never changed.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..formatting import differences
 from . import remote
 from .files import read_json, save_json, whole
+from .regular import check_regular
+from .validation import reading
 
 
 def save_tensors(
@@ -31,9 +34,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises
     ------
-    OSError, SafetensorError
+    OSError, SafetensorError, ValueError
         There is none, or it is damaged; the message names it.
     """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -74,16 +78,16 @@ class Checkpoints:
             return plan
         try:
             found = read_json(record)
-            differing = [key for key in work if found["work"].get(key) != work[key]]
+            differing = differences(found["work"], work)
             earlier: dict[str, Any] = found["plan"]
             if set(earlier) != set(plan):
                 raise ValueError("its plan is another one")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
         if differing:
             raise SecondLensError(
-                f"{self.folder} holds unfinished work with another {differing[0]}: finish it with "
-                "the settings it began with, or remove it"
+                f"{self.folder} holds unfinished work with {differing}: finish it with the "
+                "settings it began with, or remove it"
             )
         return earlier
 
@@ -105,22 +109,32 @@ class Checkpoints:
         """The JSON beside the tensors of a part."""
         if self.folder is None:
             return self._in_memory[name][1]
-        return read_json(f"{self.folder}/{name}.json")
+        with self.reading(name):
+            return read_json(f"{self.folder}/{name}.json")
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Those whose name begins with `prefix`, which the keys returned lack."""
         if self.folder is None:
             stored = self._in_memory[name][0]
             return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-        with self._file(name) as path, safe_open(path, framework="pt") as file:
+        with self.reading(name), self._file(name) as path, safe_open(path, "pt") as file:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+
+    def reading(self, name: str) -> AbstractContextManager[None]:
+        """Inside it, what fails is that a part is damaged."""
+        return reading(f"the part {name} of {self.folder}", f"remove {self.folder}")
 
     def drop(self) -> None:
         """Remove all parts, and the folder."""
         self._in_memory.clear()
-        if self.folder is not None:
-            remote.remove(self.folder)
+        if self.folder is None:
+            return
+        if not remote.is_remote(self.folder):
+            # the record goes last: what it stands for is known, wherever this is stopped
+            for name in self._files() - {"work.json"}:
+                Path(self.folder, name).unlink(missing_ok=True)
+        remote.remove(self.folder)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
@@ -129,6 +143,7 @@ class Checkpoints:
             with remote.fetched(place) as copy:
                 yield copy
         else:
+            check_regular(Path(place))
             yield Path(place)
 
     def _files(self) -> set[str]:

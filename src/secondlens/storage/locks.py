@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import SecondLensError
+from .files import settle
 from .remote import is_remote
 
 _here: set[Path] = set()
@@ -48,6 +49,24 @@ def locked(out: str | Path) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
             file.close()
+
+
+@contextmanager
+def writing(out: str | Path) -> Iterator[None]:
+    """Hold an output as `locked` does, after `settle` dealt with what a stopped process left of it.
+
+    Raises
+    ------
+    SecondLensError
+        Another process holds it, or it cannot be written to.
+    """
+    with locked(out):
+        if not is_remote(out):
+            try:
+                settle(Path(out))
+            except OSError as error:
+                raise SecondLensError(f"{out} cannot be written to: {error}") from error
+        yield
 
 
 def _taken(path: Path, out: str | Path) -> IO[bytes]:

@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 from upath import UPath
 
 from ..errors import SecondLensError
+from .regular import check_regular
 
 Place = Path | UPath
 """A path on this machine, or one in a store."""
@@ -111,8 +112,11 @@ def read(place: Place, start: int | None = None, stop: int | None = None) -> byt
 
 
 def opened(place: Place) -> io.BufferedReader:
-    """A file to read, here or in a store."""
-    return place.open("rb") if isinstance(place, Path) else io.BufferedReader(_File(place), BLOCK)
+    """A file to read, here or in a store; raises `ValueError` as `check_regular`."""
+    if isinstance(place, Path):
+        check_regular(place)
+        return place.open("rb")
+    return io.BufferedReader(_File(place), BLOCK)
 
 
 class _File(io.RawIOBase):
@@ -188,7 +192,7 @@ def names(url: str) -> set[str]:
 def remove(place: "str | Path") -> None:
     """Delete a folder and what is in it."""
     if not is_remote(place):
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)  # another process may be doing the same
         return
     store, path = filesystem(str(place))
     with reaching(place):

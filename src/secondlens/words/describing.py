@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..data import named_vocabularies
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary, vocabulary
@@ -27,6 +28,7 @@ CONTROLS = 512
 """Random directions that are coded beside the neurons'."""
 
 
+@checked
 def describe(
     clip: Clip,
     lens: Lens,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary
 from ..effects.streaming import stream
@@ -31,6 +32,7 @@ published; linear in between."""
 NUMBERS_PER_CHUNK = 2**24
 
 
+@checked
 @torch.no_grad()
 def dissect(
     clip: Clip,

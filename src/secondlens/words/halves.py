@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.sources import Subset, as_source
 from ..data.vocabularies import Vocabulary
 from ..errors import SecondLensError
@@ -16,6 +17,7 @@ from ..models.view import Clip
 from .describing import describe, described
 
 
+@checked
 def stability(
     clip: Clip,
     lens: Lens,

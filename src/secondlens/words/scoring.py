@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from rich.table import Table
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.embedding import normalise
 from ..data.labelled import check_label_sets
 from ..data.sources import ImageSource, as_source
@@ -144,6 +145,7 @@ class WordSides:
         return torch.bmm(self.weights.to(words), words[self.texts])
 
 
+@checked
 def score(
     clip: Clip,
     lens: Lens,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import checked
 from ..data.embedding import embed_texts
 from ..errors import SecondLensError
 from ..lens.layer import NeuronId
@@ -27,6 +28,7 @@ class Match(NeuronId):
     """Below zero if the neuron's direction points away from what was searched for."""
 
 
+@checked
 def search(
     clip: Clip, lens: Lens, text: str, top: int = 20, *, description: str | None = None
 ) -> list[Match]:
@@ -83,6 +85,7 @@ def text_direction(
     return F.normalize(embed_texts(clip, text)[0].to(mean_text) - mean_text, dim=0)
 
 
+@checked
 def similar(lens: Lens, layer: int, neuron: int, top: int = 20) -> list[Match]:
     """The neurons whose directions point most along that of a neuron, or most against it.
 

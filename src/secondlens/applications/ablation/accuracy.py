@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import check_labels, ranks
 from ...data.reader import Reader
 from ...data.sources import as_source
@@ -25,6 +26,7 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from ...progress import tracked
 from ...storage.checkpoints import load_tensors, save_tensors
+from ...storage.validation import check_positions, reading
 from .readings import Direct, Effects, Indirect, Reading, SecondOrder, Together
 
 BASELINE = (-1, "nothing")
@@ -86,14 +88,24 @@ class Ablation:
 
     @classmethod
     def load(cls, path: Path) -> "Ablation":
-        """What `save` wrote."""
+        """What `save` wrote.
+
+        Raises
+        ------
+        SecondLensError
+            There is none, or it is damaged.
+        """
         ranked, counts = {}, {}
-        for key, tensor in load_tensors(path).items():
-            what, layer, *kind = key.split("/", 2)
-            if what == "ranks":
-                ranked[int(layer), kind[0]] = tensor
-            else:
-                counts[int(layer)] = tensor
+        with reading(str(path), "remove it, then run again"):
+            for key, tensor in load_tensors(path).items():
+                what, layer, *kind = key.split("/", 2)
+                if tensor.ndim != 1 or tensor.dtype != torch.int64:
+                    raise ValueError(f"{key} is {tensor.dtype} {list(tensor.shape)}")
+                check_positions(tensor, 2**24, key)
+                if what == "ranks":
+                    ranked[int(layer), kind[0]] = tensor
+                else:
+                    counts[int(layer)] = tensor
         return cls(ranks=ranked, significant=counts)
 
 
@@ -145,6 +157,7 @@ Recode = Callable[[Float[Tensor, "chosen dim"]], Mapping[str, Float[Tensor, "cho
 """Vectors to put in place of directions, such as their sparse codes, by name."""
 
 
+@checked
 @torch.no_grad()
 def ablate(
     clip: Clip,
@@ -218,7 +231,9 @@ def ablate(
         for layer in chosen:
             check_neurons(clip, layer, neurons)
     some = list(range(clip.neurons)) if neurons is None else list(neurons)
-    if effect in ("direct", "indirect") and reference is None:
+    if reference is not None:
+        reference = as_source(reference)
+    elif effect in ("direct", "indirect"):
         raise SecondLensError(
             f"{effect} effects need pictures for their means: give some as reference"
         )

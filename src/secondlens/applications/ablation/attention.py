@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...arguments import checked
 from ...data.labelled import check_labels
 from ...data.reader import Batch, Reader
 from ...data.sources import as_source
@@ -57,6 +58,7 @@ def attention_effects(
     return F.normalize(representation, dim=-1), effects
 
 
+@checked
 @torch.no_grad()
 def ablate_attention(
     clip: Clip,

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.reader import Reader
 from ...data.sources import as_source
 from ...effects.ablated_runs import check_neurons, effects_of, stop_after
@@ -62,6 +63,7 @@ class Budget:
         return whole[:3, 3] / whole[3, 3]
 
 
+@checked
 @torch.no_grad()
 def budget(
     clip: Clip,

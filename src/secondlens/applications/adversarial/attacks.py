@@ -8,6 +8,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from ...arguments import checked
 from ...data.vocabularies import Vocabulary, object_names, vocabulary
 from ...engine.local import Local
 from ...engine.pool import Engine
@@ -16,6 +17,7 @@ from ...lens.lens import Lens
 from ...models.loading import DEMOS
 from ...models.view import Clip
 from ...storage.files import check_empty, save_json
+from ...storage.locks import writing
 from ...words.describing import described
 from . import gallery
 from .captioning import Captioner, TemplateCaptioner
@@ -49,17 +51,18 @@ class Attacker:
         Raises
         ------
         SecondLensError
-            The same class twice, an unknown class, a folder that holds something else, or a step
-            that cannot go on.
+            The same class twice, an unknown class, a folder that holds something else or that
+            another process writes, or a step that cannot go on.
         """
         if pair.draw == pair.mistake_for:
             raise SecondLensError(f"{pair.draw} cannot be mistaken for itself: name two classes")
         texts = self.classes.embed(self.clip)
         zeroshot = Zeroshot(self.clip, self.classes.labels, texts, pair)
-        report = run(
-            pair, self.steps, zeroshot, Path(out), settings=self.settings, progress=progress
-        )
-        gallery.write(self.clip, self.lens, report, zeroshot.v, Path(out))
+        with writing(out):
+            report = run(
+                pair, self.steps, zeroshot, Path(out), settings=self.settings, progress=progress
+            )
+            gallery.write(self.clip, self.lens, report, zeroshot.v, Path(out))
         return report
 
 
@@ -134,6 +137,7 @@ def _words(asked: int | None, pool: int) -> int:
     return min(MOST_WORDS, max(1, int(SHARE_OF_POOL * pool))) if asked is None else asked
 
 
+@checked
 def attack(
     clip: Clip,
     lens: Lens,
@@ -173,8 +177,8 @@ def attack(
     ------
     SecondLensError
         The same class twice, an unknown class, another model's lens, one without a description,
-        a folder that holds something else, no word or caption that may be used, or a step that
-        fails.
+        a folder that holds something else or that another process writes, no word or caption that
+        may be used, or a step that fails.
     """
     made = attacker(clip, lens, **_new_options(options))
     return made(Pair(draw=draw, mistake_for=mistake_for), out, progress=progress)
@@ -212,9 +216,6 @@ def attack_pairs(
     if unknown := [name for name in names if name not in made.classes.labels]:
         raise SecondLensError(f"there is no class {unknown[0]!r}: list classes of the vocabulary")
     folder = Path(out)
-    if not (folder / "pairs.json").is_file():
-        check_empty(folder)
-    save_json(folder / "pairs.json", {"classes": list(names)})
     pairs = [
         Pair(draw=drawn, mistake_for=wrong)
         for drawn, wrong in permutations(dict.fromkeys(names), 2)
@@ -222,15 +223,19 @@ def attack_pairs(
     engine = engine or Local()
     # side by side, the bars of several pairs would say nothing
     shown = progress and engine.shared == "nobody"
-    with engine.start(partial(_attacked, made, folder.absolute(), shown)) as workers:
-        found = dict(workers.map(pairs))
-    reports = [found[pair] for pair in pairs if isinstance(found[pair], Report)]
-    left_out = {pair: found[pair] for pair in pairs if isinstance(found[pair], str)}
-    if not reports:
-        raise SecondLensError(
-            f"none of the pairs could be attacked: {next(iter(left_out.values()))}"
-        )
-    gallery.write_index(reports, left_out, folder)
+    with writing(folder):
+        if not (folder / "pairs.json").is_file():
+            check_empty(folder)
+        save_json(folder / "pairs.json", {"classes": list(names)})
+        with engine.start(partial(_attacked, made, folder.absolute(), shown)) as workers:
+            found = dict(workers.map(pairs))
+        reports = [found[pair] for pair in pairs if isinstance(found[pair], Report)]
+        left_out = {pair: found[pair] for pair in pairs if isinstance(found[pair], str)}
+        if not reports:
+            raise SecondLensError(
+                f"none of the pairs could be attacked: {next(iter(left_out.values()))}"
+            )
+        gallery.write_index(reports, left_out, folder)
     return reports, left_out
 
 

@@ -7,13 +7,14 @@ alone.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from PIL import Image, PngImagePlugin
 
 from ...storage.files import save_picture
+from ...storage.validation import DAMAGED, convert
 
 METADATA = "secondlens"
 """Key of a PNG file's text."""
@@ -67,18 +68,19 @@ def picture(
 
 
 def _read(path: Path, wanted: Facts) -> GeneratedImage | None:
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
-        with Image.open(path) as file:
-            found = json.loads(file.info[METADATA])
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, KeyError):
+        with Image.open(path, formats=["PNG"]) as file:
+            text = json.loads(file.info[METADATA])
+            if "drawer" in text:  # as version 0.1 called it
+                text["image_generator"] = text.pop("drawer")
+            found = convert(text, Facts, path.name)
+            if replace(found, shows=None) != wanted:
+                return None
+            return GeneratedImage(image=file.convert("RGB"), shows=found.shows)
+    except (*DAMAGED, SyntaxError, Image.DecompressionBombError):
         return None
-    shows = found.pop("shows", None)
-    if "drawer" in found:  # as version 0.1 called it
-        found["image_generator"] = found.pop("drawer")
-    if found != {key: value for key, value in asdict(wanted).items() if key != "shows"}:
-        return None
-    return GeneratedImage(image=image, shows=None if shows is None else tuple(shows))
 
 
 def _write(path: Path, generated: GeneratedImage, facts: Facts) -> None:

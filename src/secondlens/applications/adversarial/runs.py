@@ -13,21 +13,33 @@ deleted is made anew, and so is what follows from it if it changes.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ...data.folder import Folder
 from ...data.labelled import Labelled
 from ...data.sources import Subset
 from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
+from ...formatting import differences
 from ...intervals import wilson
 from ...naming import shown
 from ...progress import tracked
 from ...storage.files import check_empty, read_json, save_csv, save_json
+from ...storage.validation import (
+    Kind,
+    Position,
+    Settings,
+    Texts,
+    check_finite,
+    convert,
+    reading,
+)
 from .captioning import Caption, Captioner, captions
 from .generation import GeneratedImage, ImageGenerator, picture
 from .judging import Judge, Zeroshot
@@ -237,11 +249,13 @@ def folder_name(pair: Pair) -> str:
 def _begin(out: Path, asked: dict[str, Any]) -> None:
     """Start the run folder, or find that it is this run's."""
     if (out / "attack.json").is_file():
-        found = without_folders(load_json(out / "attack.json"))
-        if different := [key for key in asked if found.get(key) != asked[key]]:
+        with _intact(out / "attack.json"):
+            found = new_names(read_json(out / "attack.json"))
+        # both without folders: what looks like a path may be a class, such as "AC /DC"
+        if differing := differences(without_folders(found), without_folders(asked)):
             raise SecondLensError(
-                f"{out} holds another attack, with another {different[0].replace('_', ' ')}: name "
-                "a new folder with --out, or remove it first"
+                f"{out} holds another attack, with {differing}: name a new folder with --out, or "
+                "remove it first"
             )
         return
     check_empty(out)
@@ -260,23 +274,13 @@ def _words(pair: Pair, steps: Steps, zeroshot: Zeroshot, out: Path) -> list[Rank
             steps.image_generator.knows,
         )
         save_json(path, {"words": [asdict(word) for word in found]})
-    with _intact(path):
-        return [
-            RankedWord(**{**word, "neurons": tuple(map(tuple, word["neurons"]))})
-            for word in load_json(path)["words"]
-        ]
+    return list(_load(path, StoredWords).words)
 
 
 def _captions(pair: Pair, steps: Steps, words: Sequence[RankedWord], out: Path) -> list[Caption]:
     path, texts = out / "captions.json", [word.text for word in words]
-    if path.is_file():
-        with _intact(path):
-            known = load_json(path)
-            if known["words"] == texts:
-                return [
-                    Caption(**{**caption, "words": tuple(caption["words"])})
-                    for caption in known["captions"]
-                ]
+    if path.is_file() and list((known := _load(path, StoredCaptions)).words) == texts:
+        return list(known.captions)
     found = captions(steps.captioner, pair, texts, steps.captions, steps.seed)
     save_json(path, {"words": texts, "captions": [asdict(caption) for caption in found]})
     return found
@@ -306,10 +310,11 @@ def _samples(
     path = out / "verdicts.json"
     drawn = all((out / sample[of]).is_file() for sample in plan for of in ("file", "plain_file"))
     if drawn and path.is_file():
-        with _intact(path):
-            found = load_json(path)["samples"]
-            if [{key: sample[key] for key in plan[0]} for sample in found] == plan:
-                return [Sample(**{**sample, "words": tuple(sample["words"])}) for sample in found]
+        found = _load(path, StoredSamples).samples
+        if [{**sample, "words": tuple(sample["words"])} for sample in plan] == [
+            {key: getattr(sample, key) for key in plan[0]} for sample in found
+        ]:
+            return list(found)
     shown = tracked(plan, f"{pair.draw} as {pair.mistake_for}", progress)
     attacked: list[GeneratedImage] = []
     controls: list[GeneratedImage] = []
@@ -349,25 +354,85 @@ def _judged(
     ]
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the run.
+@dataclass(frozen=True, kw_only=True)
+class StoredWords:
+    """What `words.json` holds."""
+
+    words: Annotated[tuple[RankedWord, ...], msgspec.Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for word in self.words:
+            check_finite(word.score, *(share for _, _, share in word.neurons))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCaptions:
+    """What `captions.json` holds."""
+
+    words: Texts
+    captions: Annotated[tuple[Caption, ...], msgspec.Meta(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSamples:
+    """What `verdicts.json` holds."""
+
+    samples: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        for sample in self.samples:
+            check_finite(sample.margin, sample.plain_margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRate:
+    """What `report.json` holds of a kind of success."""
+
+    count: Position
+    of: Position
+    share: float
+    interval: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        check_finite(self.share, *self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredReport(StoredWords, StoredSamples):
+    """What `report.json` holds, but for names of version 0.1."""
+
+    draw: str
+    mistake_for: str
+    settings: Settings
+    planned: Position
+    counted: Position
+    rates: dict[str, StoredRate]
+
+    def __post_init__(self) -> None:
+        StoredWords.__post_init__(self)
+        StoredSamples.__post_init__(self)
+
+
+def read_report(content: dict[str, Any], file: str) -> StoredReport:
+    """A `report.json` of any version, checked.
 
     Raises
     ------
-    SecondLensError
-        It is damaged.
+    ValueError
+        It lacks something, or has something else in its place.
     """
+    return convert(new_names(content), StoredReport, file)
+
+
+def _load(path: Path, kind: type[Kind]) -> Kind:
+    """A JSON file of the run, checked; raises `SecondLensError` if it is damaged."""
     with _intact(path):
-        return new_names(read_json(path))
+        return convert(new_names(read_json(path)), kind, path.name)
 
 
-@contextmanager
-def _intact(path: Path) -> Iterator[None]:
+def _intact(path: Path) -> AbstractContextManager[None]:
     """Inside it, what fails is that a file does not hold what a run writes."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SecondLensError(f"{path} is damaged: remove it, then run again") from error
+    return reading(str(path), "remove it, then run again")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -408,16 +473,20 @@ def attacked(folder: str | Path, classes: Vocabulary) -> Attacked:
     row = {label: i for i, label in enumerate(classes.labels)}
     positions, labels, rivals, words = [], [], [], set()
     for path in reports:
-        report, inside = load_json(path), path.parent.relative_to(root)
-        try:
-            drawn, wrong = row[report["draw"]], row[report["mistake_for"]]
-            words |= {str(word["text"]) for word in report["words"]}
-            files = [(inside / sample["file"]).as_posix() for sample in _counted(report)]
-            positions += [place[file] for file in files]
-        except (KeyError, TypeError) as error:
-            raise SecondLensError(
-                f"{path} is damaged, or an attack on other classes: nothing is known of {error}"
-            ) from error
+        with reading(str(path), "give the command of the attack again"):
+            report, inside = read_report(read_json(path), path.name), path.parent.relative_to(root)
+        files = [(inside / each.file).as_posix() for each in report.samples if each.counted]
+        for known, name in [
+            *((row, name) for name in (report.draw, report.mistake_for)),
+            *((place, file) for file in files),
+        ]:
+            if name not in known:
+                raise SecondLensError(
+                    f"{path} is damaged, or an attack on other classes: {name!r} is unknown"
+                )
+        drawn, wrong = row[report.draw], row[report.mistake_for]
+        words |= {word.text for word in report.words}
+        positions += [place[file] for file in files]
         labels += [drawn] * len(files)
         rivals += [wrong] * len(files)
     if not positions:
@@ -426,7 +495,3 @@ def attacked(folder: str | Path, classes: Vocabulary) -> Attacked:
         name=root.name, source=Subset(source, positions), labels=tuple(labels), classes=classes
     )
     return Attacked(pictures=pictures, rivals=tuple(rivals), words=tuple(sorted(words)))
-
-
-def _counted(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [sample for sample in report["samples"] if sample["counted"]]

@@ -24,6 +24,7 @@ from ...lens.codes import Codes
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...sparse.pursuit import omp
+from ...storage.validation import Position
 from ..ablation.readings import Indirect
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
@@ -68,7 +69,7 @@ class RankedWord:
 
     text: str
     score: float
-    neurons: tuple[tuple[int, int, float], ...] = ()
+    neurons: tuple[tuple[Position, Position, float], ...] = ()
     """(layer, neuron, what it adds to the score), strongest first; none for words that were not
     chosen by neurons."""
 

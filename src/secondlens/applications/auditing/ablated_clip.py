@@ -10,6 +10,7 @@ effect of a single neuron is ever computed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,12 @@ from ...effects.ablated_runs import check_neurons
 from ...effects.capture import Capture, Pooled
 from ...effects.value_paths import chunks, path_factors
 from ...lens.lens import Lens
-from ...models.view import Clip, Images
+from ...models.view import Clip
+from ...storage.validation import Position
 
 NEURONS_PER_CHUNK = 64
 
-LayerNeuron = tuple[int, int]
+LayerNeuron = tuple[Position, Position]
 """Its layer, and its place in the layer."""
 
 
@@ -78,7 +80,7 @@ class AblatedClip:
         return total * pooled.scale[:, None] - self._mean
 
     @torch.no_grad()
-    def encode_image(self, images: Images) -> Float[Tensor, "images dim"]:
+    def encode_image(self, images: Any) -> Float[Tensor, "images dim"]:
         """Embeddings: unit rows from which the chosen effects are taken, not normalised again."""
         with self.clip.class_token_only():
             if not self._parts:

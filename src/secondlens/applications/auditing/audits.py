@@ -10,13 +10,15 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import check_label_sets
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
@@ -26,9 +28,8 @@ from ...intervals import Z
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...storage.files import read_json, save_csv, save_json
-from .ablated_clip import GroupEffects
-
-"""Standard errors in half of a 95 % interval."""
+from ...storage.validation import Settings, Texts, check_distinct, convert, reading
+from .ablated_clip import GroupEffects, LayerNeuron
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,28 +175,67 @@ class Audit:
         path = Path(folder) / "audit.json"
         if not path.is_file():
             raise SecondLensError(f"{folder} holds no audit: there is no audit.json in it")
-        try:
-            kept = read_json(path)
-            matrices = {
-                name: torch.tensor(
-                    [[float("nan") if v is None else v for v in row] for row in kept[name]]
-                )
-                for name in ("effect", "spread", "drawn")
-                if kept.get(name) is not None
-            }
+        with reading(f"the audit in {folder}"):
+            kept = read_audit(read_json(path), path.name)
             return cls(
-                model=kept["model"],
-                classes=tuple(kept["classes"]),
-                cues=tuple(kept["cues"]),
-                prompts=tuple(tuple(each) for each in kept["prompts"]),
-                neurons=tuple(
-                    tuple((int(at), int(n)) for at, n in each) for each in kept["neurons"]
-                ),
-                images=tuple(tuple(each) for each in kept["images"]),
-                **matrices,
+                model=kept.model,
+                classes=kept.classes,
+                cues=kept.cues,
+                prompts=kept.prompts,
+                neurons=kept.neurons,
+                images=kept.images,
+                effect=_with_nan(kept.effect),
+                spread=_with_nan(kept.spread),
+                drawn=None if kept.drawn is None else _with_nan(kept.drawn),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-            raise SecondLensError(f"the audit in {folder} is damaged: {error!r}") from error
+
+
+Matrix = tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAudit:
+    """What `audit.json` holds.
+
+    Raises
+    ------
+    ValueError
+        A name twice, or lists that do not fit together.
+    """
+
+    model: Settings
+    classes: Texts
+    cues: Texts
+    prompts: tuple[Annotated[Texts, msgspec.Meta(min_length=1)], ...]
+    effect: Matrix
+    spread: Matrix
+    neurons: tuple[tuple[LayerNeuron, ...], ...]
+    images: tuple[Texts, ...]
+    drawn: Matrix | None = None
+
+    def __post_init__(self) -> None:
+        check_distinct(self.classes, "its classes")
+        if not self.classes or not self.cues:
+            raise ValueError("it has no classes or no cues")
+        for name in ("prompts", "neurons", "images"):
+            if len(getattr(self, name)) != len(self.cues):
+                raise ValueError(f"it has {len(self.cues)} cues, and {name} of another number")
+        for matrix in (self.effect, self.spread, self.drawn):
+            if matrix is None:
+                continue
+            if [len(row) for row in matrix] != [len(self.cues)] * len(self.classes):
+                raise ValueError("its numbers are not those of its classes and cues")
+            if any(value is not None and math.isinf(value) for row in matrix for value in row):
+                raise ValueError("it has a number that is not finite")
+
+
+def read_audit(content: dict[str, Any], file: str) -> StoredAudit:
+    """An `audit.json`, checked; raises `ValueError` if it is damaged."""
+    return convert(content, StoredAudit, file)
+
+
+def _with_nan(matrix: Matrix) -> Float[Tensor, "classes cues"]:
+    return torch.tensor([[math.nan if v is None else v for v in row] for row in matrix])
 
 
 def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
@@ -205,6 +245,7 @@ def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
     return [[v if v == v else None for v in row] for row in matrix.tolist()]
 
 
+@checked
 @torch.no_grad()
 def audit(
     clip: Clip,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...arguments import checked
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
@@ -28,6 +29,7 @@ from ...intervals import of_mean
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...storage.files import save_json, whole
+from ...storage.validation import Position
 from .ablated_clip import AblatedClip, GroupEffects, LayerNeuron, by_layer
 from .audits import Audit
 
@@ -43,7 +45,7 @@ class Point:
     """What one way of cutting does, in shares; on the half that decides, then on the other."""
 
     method: str
-    count: int
+    count: Position
     """Of neurons, or of text directions."""
     strength: float
     chosen_usual: float
@@ -155,6 +157,10 @@ class Defence:
     results: tuple[Outcome, ...]
     """By method, ours first."""
     points: tuple[Point, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.methods) != len(self.results):
+            raise ValueError("it has no result of some method, or more than one")
 
     @property
     def methods(self) -> list[str]:
@@ -304,6 +310,7 @@ COST = 0.01
 RANDOM, PROJECTED = "random neurons", "text projected out"
 
 
+@checked
 def defend(
     clip: Clip,
     lens: Lens,
@@ -406,7 +413,7 @@ def _check(
     rivals: Sequence[int] | None,
 ) -> None:
     lens.check_model(clip)
-    if audit.model["weights"] != clip.weights_hash:
+    if audit.model.get("weights") != clip.weights_hash:
         raise SecondLensError(f"this audit is of another model than {clip.name}: audit it first")
     for pictures in kinds:
         if pictures.classes.labels != audit.classes:

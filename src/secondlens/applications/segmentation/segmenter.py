@@ -6,7 +6,7 @@ where the text is. An image is encoded once; one more text costs a few small pro
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from ...data.decoding import upright, whole
+from ...arguments import checked
+from ...data.decoding import whole
 from ...data.embedding import embed_texts
+from ...data.sources import pictures_of
 from ...effects.capture import Capture
 from ...effects.value_paths import PathFactors, chunks, path_factors
 from ...errors import SecondLensError
@@ -307,10 +309,11 @@ def joined(
 IMAGES_PER_PASS = 32
 
 
+@checked
 def segment(
     clip: Clip,
     lens: Lens,
-    images: "Image.Image | Images",
+    images: Any,
     texts: str | Sequence[str],
     *,
     against: str | Sequence[str] = (),
@@ -328,8 +331,8 @@ def segment(
     clip, lens
         A model and a lens fitted on it.
     images
-        A PIL image, a list of them, or preprocessed images [3, height, width] or [images, 3,
-        height, width].
+        A PIL image, or preprocessed images [3, height, width] or [images, 3, height, width]; or
+        what `Clip.prepare` takes.
     texts
         One text, such as "a dog", or several.
     against
@@ -343,8 +346,8 @@ def segment(
 
     Returns
     -------
-    [height, width] for one text, [texts, height, width] for several; in a list for a list of
-    images, since these may differ in size, and stacked for a tensor of images.
+    [height, width] for one text, [texts, height, width] for several; in a list for several images,
+    since these may differ in size, and for what a path names; stacked for a tensor of images.
 
     Raises
     ------
@@ -356,14 +359,14 @@ def segment(
     if windows < 1:
         raise SecondLensError(f"{windows} windows show nothing: take at least one")
     single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
-    batch = _as_batch(images, single)
+    batch = pictures_of(images[None] if single and isinstance(images, Tensor) else images)
     rows = embed_texts(clip, texts)
     if against:
         rows = rows - embed_texts(clip, against).mean(0)
     segmenter = Segmenter(clip, lens, recipe)
     maps: list[Tensor] = []
     for some in chunks(len(batch), max(1, IMAGES_PER_PASS // windows**2)):
-        pictures = upright(batch[some])
+        pictures = batch[some]
         sizes = [_size(picture) for picture in pictures]
         boxes = [boxes_of(*size, windows) for size in sizes]
         seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
@@ -377,12 +380,6 @@ def segment(
     if single:
         return maps[0]
     return torch.stack(maps) if isinstance(images, Tensor) else maps
-
-
-def _as_batch(images: "Image.Image | Images", single: bool) -> Images:
-    if len(batch := [images] if isinstance(images, Image.Image) else images) == 0:
-        raise SecondLensError("there are no images: give at least one")
-    return batch[None] if single and isinstance(batch, Tensor) else batch
 
 
 def _size(picture: Image.Image | Tensor) -> tuple[int, int]:

@@ -1,0 +1,119 @@
+"""All paths: what they cost, how well they add up, and how well they foretell an ablation.
+
+    python benchmarks/paths.py                    # the embedded model: how true
+    python benchmarks/paths.py --model ViT-B-32   # random weights of that shape: how costly
+
+Cost is processor time of one run over that of an encoding, for all neurons of all layers.
+Foretelling is the correlation, over neurons and pictures, between what a neuron does along the
+direction of the picture's class and what changes there when it is held at its mean at every token.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import secondlens as sl
+from secondlens.commands.process import keep_freed_memory
+from secondlens.data.vocabularies import object_names
+from secondlens.demo.scenes import Scenes, World
+from secondlens.effects.ablated_runs import sample
+from secondlens.effects.all_paths import CLASSES, VALUE, backward
+from secondlens.effects.linearised import linearise
+
+FIT_SEED, TEST_SEED = 1, 2
+
+
+def best(work: Callable[[], Any], runs: int = 3) -> float:
+    """Return the processor seconds of the fastest run."""
+    seconds = []
+    for _ in range(runs):
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+    return min(seconds)
+
+
+def cost(name: str) -> None:
+    """Print the price of all neurons of all layers, in encodings."""
+    keep_freed_memory()
+    clip = sl.from_open_clip(open_clip.create_model(name).eval(), check=False)
+    images = torch.randn(8, 3, *clip.image_size)
+    texts = F.normalize(torch.randn(4, clip.dim), dim=-1)
+    layers = list(range(clip.layers))
+    encoding = best(lambda: clip.encode_image(images))
+
+    def run(count: int) -> float:
+        work = lambda: dict(backward(linearise(clip, images), texts[:count], layers))  # noqa: E731
+        return best(work) / encoding
+
+    one, four = run(1), run(4)
+    print(f"{name}: one text, forward pass included {one:.2f} encodings")
+    print(f"{name}: each further text {(four - one) / 3:.2f}")
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, over everything."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def truth(neurons: int, pictures: int) -> None:
+    """Print remainders and correlations for every layer of the embedded model."""
+    clip = sl.load("demo")
+    world = World()
+    means = sl.fit(clip, Scenes(world, FIT_SEED, 256))
+    scenes = [world.scene(TEST_SEED, i) for i in range(pictures)]
+    images = torch.stack([clip.preprocess(scene.image) for scene in scenes])
+    names = object_names().embed(clip)
+    best_names = (F.normalize(clip.encode_image(images), dim=-1) @ names.T).argmax(-1)
+    directions = names[best_names] - names.mean(0)
+    chosen = sample(clip, neurons)
+    print(f"{neurons} neurons a layer, {pictures} pictures, each along its own class")
+    print("layer  one: missed at K=3  worst  layer: missed, K  value path  all, K=1  all, K=3")
+    for layer in means.layers:
+        mean = means[layer].activation_mean
+        rows: list[tuple[Tensor, ...]] = []
+        missed, whole = [], []
+        for image, direction in zip(images.split(1), directions.split(1), strict=True):
+            finite = sl.finite_paths(
+                clip, image, layer, chosen, mean, directions=direction, nodes=3
+            )
+            moved = sl.finite_paths(
+                *(clip, image, layer, range(clip.neurons), mean),
+                directions=direction,
+                together=True,
+                tolerance=0.01,
+            )
+            once = sl.finite_paths(clip, image, layer, chosen, mean, directions=direction, nodes=1)
+            size = finite.total.square().mean().sqrt()
+            missed.append((finite.remainder.abs() / size).flatten())
+            whole.append((moved.missed, moved.nodes))
+            rows.append((finite.effects, once.effects, finite.total))
+        effects, by_one_node, total = (torch.cat(each) for each in zip(*rows, strict=True))
+        value = correlation(effects[..., VALUE], total)
+        errors = torch.cat(missed)
+        print(
+            f"{layer:5}  {100 * errors.median():.5f} %  {100 * errors.max():.4f} %  "
+            f"{100 * max(m for m, _ in whole):.2f} %, {max(k for _, k in whole)}  {value:.3f}  "
+            f"{correlation(by_one_node.sum(-1), total):.5f}  "
+            f"{correlation(effects.sum(-1), total):.5f}"
+        )
+    print("classes:", ", ".join(CLASSES))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", help="print the cost on random weights of this open_clip model")
+    parser.add_argument("--neurons", type=int, default=256)
+    parser.add_argument("--pictures", type=int, default=4)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.model:
+        cost(options.model)
+    else:
+        truth(options.neurons, options.pictures)

@@ -128,7 +128,7 @@ def test_layer_groups_give_the_same_lens(clip, images):
     for _ in range(2):
         need = make_plan(clip, 23, [0, 1, 2], top=5, store="never", memory=10**12).memory
         apart = fit(
-            clip, images, top=5, store="never", memory=int(need / 1.7), announce=plans.append
+            clip, images, top=5, store="never", memory=int(need / 1.3), announce=plans.append
         )
     assert len(plans[0].groups) > 1
     assert plans[0].passes == 2 * len(plans[0].groups)

@@ -194,7 +194,9 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
 def _as_document(plan: "Plan") -> dict[str, Any]:
     """The plan with sizes in bytes; of its shards, how many there are and how long."""
     shards = {"shards": len(plan.shards), "shard_size": len(plan.shards[0])}
-    return vars(plan) | {"passes": plan.passes} | shards
+    found = vars(plan) | {"passes": plan.passes} | shards
+    del found["sample_shard"]
+    return found
 
 
 def _stage(timing: "Timing") -> dict[str, Any]:

@@ -250,7 +250,7 @@ class _Shape:
         z, basis = neurons * rank * number, neurons * clip.dim * rank * number
         transform, scatter = neurons * rank * (extended + 1) * pooled, neurons * rank**2 * number
         moments = scatter + z + clip.tokens * neurons * number
-        ranked = neurons * (SPARE * top if sampled else top) * (rank * pooled + number + 8)
+        ranked = neurons * (SPARE * top if sampled else top) * (rank * pooled + 16)
         activations = batch_size * clip.tokens * neurons * torch.finfo(clip.dtype).bits // 8
         products = batch_size * neurons * rank * pooled
         return cls(

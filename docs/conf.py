@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_click",
     "fields",
+    "members",
     "mathml",
 ]
 MARKUP = re.compile(r"[*|`]|_(?=\W)")

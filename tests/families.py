@@ -1,7 +1,6 @@
 """Processes that tests start and kill, and all that came of them."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -41,7 +40,7 @@ class Family:
             return self.process.stdout.read(), self.process.stderr.read()
 
     def kill(self):
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
         self.process.stdout.close()
         self.process.stderr.close()

@@ -537,6 +537,7 @@ def test_mistakes(demo, tmp_path, options, message):
 
 class Called(TemplateCaptioner):
     def __init__(self, name):
+        super().__init__()
         self.name = name
 
 

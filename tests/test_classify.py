@@ -1,13 +1,8 @@
-"""Readers of labelled pictures, on small folders laid out like the real ones."""
+"""Labelled pictures: their classes and positions. Layouts are in `test_layouts`."""
 
-import hashlib
-import pickle
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
 from secondlens.data.labelled import (
     TEMPLATE,
@@ -34,28 +29,6 @@ def imagenet(tmp_path_factory):
     picture(root / "val" / "n01443537" / "another.png")
     for i in range(7):
         picture(root / "train" / "n01440764" / f"{i}.png")
-    return root
-
-
-def cifar(root, labels, monkeypatch):
-    """The files of CIFAR-10, with the checksums that torchvision would find in them."""
-    folder = root / CIFAR10.base_folder
-    folder.mkdir()
-    names = ["airplane", "automobile", "bird"]
-
-    def write(name, content):
-        raw = pickle.dumps(content)
-        (folder / name).write_bytes(raw)
-        return [name, hashlib.md5(raw).hexdigest()]
-
-    data = np.zeros((len(labels), 3072), np.uint8)
-    test = write("test_batch", {"data": data, "labels": labels})
-    train = write("data_batch_1", {"data": data[:2], "labels": labels[:2]})
-    key, checksum = write("batches.meta", {"label_names": names})
-    monkeypatch.setattr(CIFAR10, "test_list", [test])
-    monkeypatch.setattr(CIFAR10, "train_list", [train])
-    meta = {"filename": key, "key": "label_names", "md5": checksum}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
     return root
 
 
@@ -112,61 +85,6 @@ def test_class_folders_and_lists(tmp_path):
     (root / "owl").mkdir()
     with pytest.raises(SecondLensError, match=r"no pictures in .*owl"):
         labelled(root)
-
-
-def test_cifar(tmp_path, monkeypatch):
-    root = cifar(tmp_path, [2, 0, 1, 1], monkeypatch)
-    found = labelled(root)
-    assert found.labels == (2, 0, 1, 1) and found.classes.labels[1] == "automobile"
-    assert found.source.load(0).size == (32, 32)
-    assert len(training_pictures(root).ids) == 2
-    (root / CIFAR10.base_folder / "test_batch").write_bytes(b"other")
-    with pytest.raises(SecondLensError, match="not the CIFAR-10 that torchvision knows"):
-        labelled(root)
-
-
-def test_cifar_without_pictures_of_a_class(tmp_path, monkeypatch):
-    root = cifar(tmp_path, [0, 1, 1], monkeypatch)
-    with pytest.raises(SecondLensError, match="no pictures of bird"):
-        labelled(root)
-
-
-def test_what_is_missing(tmp_path, imagenet):
-    structure = "val/n01440764/ILSVRC2012_val_00000293.JPEG"
-    with pytest.raises(SecondLensError, match=structure):
-        labelled(tmp_path / "nowhere")
-    picture(tmp_path / "half" / "val" / "n01440764" / "a.png")
-    with pytest.raises(
-        SecondLensError, match=r"no pictures of n01443537 \(goldfish\), nor of 998 other classes"
-    ):
-        labelled(tmp_path / "half")
-    with pytest.raises(SecondLensError, match="to fit a lens on"):
-        training_pictures(tmp_path / "half")
-    picture(tmp_path / "only" / "train" / "n01440764" / "a.png")
-    with pytest.raises(SecondLensError, match=f"no folder val: .*{structure}"):
-        labelled(tmp_path / "only")
-    picture(tmp_path / "odd" / "n01440764" / "a.png")
-    picture(tmp_path / "odd" / "n99999999" / "a.png")
-    with pytest.raises(SecondLensError, match=r"n99999999 .* is no wordnet id"):
-        labelled(tmp_path / "odd")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SecondLensError, match="no pictures in"):
-        labelled(tmp_path / "empty")
-
-
-def test_one_class_that_is_missing_is_named_alone(tmp_path, imagenet):
-    for folder in sorted((imagenet / "val").iterdir())[1:]:
-        picture(tmp_path / "val" / folder.name / "1.png")
-    with pytest.raises(SecondLensError, match=r"no pictures of n01440764 \(tench\): it needs"):
-        labelled(tmp_path)
-
-
-def test_lists_are_for_class_folders(tmp_path, imagenet, monkeypatch):
-    own = tmp_path / "classes.txt"
-    own.write_text("n01440764\n")
-    for root in (imagenet, cifar(tmp_path, [0, 1, 2], monkeypatch)):
-        with pytest.raises(SecondLensError, match="whose classes are known: drop the list"):
-            labelled(root, own)
 
 
 def test_labels():

@@ -6,89 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashing import crashes
 from models import tiny_images, tiny_model, tiny_tokenizer
+from outputs import leftovers
 
 import secondlens as sl
 from secondlens.lens.lens import Lens
 from secondlens.models.open_clip import from_open_clip
-
-# a process that is gone closes its files without saying so
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
-checkpoints = import_module("secondlens.storage.checkpoints")
-
-
-class Killed(BaseException):
-    """The process is gone: nothing can catch it."""
-
-
-class Disk:
-    """Stops the process at its operation number `last`, and lets none happen after it.
-
-    A write that it stops is half done, as when the system had not written all of it yet.
-    """
-
-    def __init__(self, monkeypatch, last):
-        self.left = last
-        for name in ("replace", "unlink", "touch", "mkdir", "chmod", "rmdir"):
-            monkeypatch.setattr(Path, name, self.counted(getattr(Path, name)))
-        monkeypatch.setattr(Path, "write_text", self.written(Path.write_text))
-        monkeypatch.setattr(checkpoints, "save_file", self.saved(checkpoints.save_file))
-        monkeypatch.setattr(shutil, "rmtree", self.counted(shutil.rmtree))
-
-    def step(self):
-        """Whether this operation happens, does half, or is refused."""
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-        return self.left > 0
-
-    def counted(self, operation):
-        def run(*given, **options):
-            if not self.step():
-                raise Killed
-            return operation(*given, **options)
-
-        return run
-
-    def written(self, operation):
-        def run(path, text, **options):
-            if not self.step():
-                operation(path, text[: len(text) // 2], **options)
-                raise Killed
-            return operation(path, text, **options)
-
-        return run
-
-    def saved(self, operation):
-        def run(tensors, path, *more):
-            whole = self.step()
-            operation(tensors, path, *more)
-            if not whole:
-                content = Path(path).read_bytes()
-                with Path(path).open("wb") as file:
-                    file.write(content[: len(content) // 2])
-                raise Killed
-
-        return run
-
-
-def stopped_everywhere(work):
-    """Stop some work at each of its operations; gives the number of each, and None at its end."""
-    for last in range(1, 10_000):
-        with pytest.MonkeyPatch.context() as patch:
-            Disk(patch, last)
-            try:
-                work()
-            except Killed:
-                killed = last
-            else:
-                killed = None
-        yield killed
-        if killed is None:
-            return
 
 
 @pytest.fixture(scope="module")
@@ -146,57 +70,48 @@ def another_lens(clip, folder):
 
 @pytest.mark.parametrize("change", [other_words, one_more, one_less, another_lens])
 def test_a_lens_is_the_old_or_the_new_one(clip, described, tmp_path, change):
-    whole = tmp_path / "whole"
-    shutil.copytree(described, whole)
-    change(clip, whole)
-    old, new = state(described), state(whole)
+    place = tmp_path / "work" / "lens"
+    shutil.copytree(described, place)
+    with crashes(place.parent, tmp_path) as states:
+        change(clip, place)
+    old, new = state(described), state(place)
     assert old != new
     seen = []
-    place = tmp_path / "lens"
-
-    def work():
-        shutil.copytree(described, place)
-        change(clip, place)
-
-    for killed in stopped_everywhere(work):
-        if not place.exists():  # stopped while the copy was made
-            continue
-        if not (place / "lens.json").exists() or len([*place.iterdir()]) < 6:
-            shutil.rmtree(place)
-            continue
-        found = state(place)
-        assert found in (old, new), killed
+    for each in states:
+        found = state(each / "lens")
+        assert found in (old, new), each.name
         seen.append(found == new)
-        change(clip, place)  # goes on, or does it once more
-        assert state(place) == new
-        assert not [path for path in place.iterdir() if path.suffix in (".new", ".partial")]
-        shutil.rmtree(place)
+        change(clip, each / "lens")  # goes on, or does it once more
+        assert state(each / "lens") == new
+        assert not leftovers(each)
     assert seen == sorted(seen) and not seen[0] and seen[-1]  # one moment from which it is new
 
 
 def test_a_fit_goes_on_wherever_it_was_stopped(clip, tmp_path):
     images = tiny_images(clip, 8)
     expected = sl.fit(clip, images, top=2)
-    place = tmp_path / "lens"
+    (tmp_path / "work").mkdir()
     stops = 0
 
-    def work():
-        sl.fit(clip, images, top=2, out=place, shard_size=3)
+    def work(folder):
+        sl.fit(clip, images, top=2, out=folder / "lens", shard_size=3)
 
-    for killed in stopped_everywhere(work):
+    with crashes(tmp_path / "work", tmp_path) as states:
+        work(tmp_path / "work")
+    for each in states:
+        place = each / "lens"
         if (place / "lens.json").exists():
             found = Lens.load(place)
             with pytest.raises(sl.SecondLensError, match="holds a finished lens"):
-                work()
+                work(each)
         else:
-            stops += killed is not None
-            work()
+            stops += 1
+            work(each)
             found = Lens.load(place)
         for layer in expected.layers:
             torch.testing.assert_close(found[layer].directions, expected[layer].directions)
             assert torch.equal(found[layer].top_images, expected[layer].top_images)
-        for path in tmp_path.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert not Path(f"{place}.unfinished").exists()
     assert stops > 10
 
 

@@ -20,7 +20,7 @@ from secondlens.commands import main
 from secondlens.commands.attack import AttackSteps
 from secondlens.commands.list import REGISTRIES, registry
 from secondlens.data import labelled_sets, masked_sets, named_vocabularies
-from secondlens.data.labelled import Labelled, labelled
+from secondlens.data.labelled import KeyedPictures, LabelledSet, labelled
 from secondlens.data.masked import Example
 from secondlens.data.sources import InMemory
 from secondlens.errors import SecondLensError
@@ -172,15 +172,14 @@ def test_a_captioner_and_an_image_generator(tmp_path):
 
 def test_a_labelled_set(tmp_path):
     @labelled_sets.register("by-name", help="pictures whose names begin with their class")
-    def by_name(root, **_):
+    def by_name(root):
         files = sorted(root.glob("*_*.png"))
         names = [file.name.partition("_")[0] for file in files]
         if not files:
             return None
-        classes = sl.vocabulary(sorted({*names}))
-        labels = tuple(map(classes.labels.index, names))
         source = InMemory([Image.open(file).convert("RGB") for file in files])
-        return Labelled(name="by name", source=source, labels=labels, classes=classes)
+        pictures = KeyedPictures(name="by name", source=source, keys=names)
+        return LabelledSet(test=lambda: pictures)
 
     for name in ("dog_1", "cat_1", "dog_2"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .data.folder import Folder
 from .data.reader import Reader
+from .devices import CPU, check_device, wait
 from .effects.capture import Capture
 from .lens.fitting import fit
 from .lens.layer import IMAGES_PER_RANKING
@@ -32,21 +33,22 @@ from .models.open_clip import from_open_clip
 from .models.view import Clip
 
 
-def random_clip(name: str) -> Clip:
-    """An open_clip model of this name with random weights.
+def random_clip(name: str, device: str = "cpu") -> Clip:
+    """An open_clip model of this name with random weights, on a device.
 
     Raises
     ------
     SecondLensError
-        open_clip has no model of this name.
+        open_clip has no model of this name, or there is no such device.
     """
+    place = check_device(device)
     with warnings.catch_warnings():
         # that weights are random is what is wanted
         warnings.simplefilter("ignore")
         check_name(name, None)
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms(name)
-    return from_open_clip(model.eval(), preprocess, name=name, check=False)
+    return from_open_clip(model.eval().to(place), preprocess, name=name, check=False)
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
@@ -57,13 +59,15 @@ def interleaved(
     runs: dict[str, Callable[[], Any]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    device: torch.device = CPU,
 ) -> dict[str, float]:
-    """Median seconds of each, one after another, after a round that does not count."""
+    """Median seconds of each on a device, one after another, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for counted in (False, *(True,) * rounds):
         for name, run in runs.items():
             began = clock()
             run()
+            wait(device)
             if counted:
                 seconds[name].append(clock() - began)
     return {name: numbers.median(values) for name, values in seconds.items()}
@@ -73,7 +77,7 @@ def capture_cost(
     clip: Clip, batch: int, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
     """Reading the coefficients of one layer and of all layers, beside plain encoding."""
-    images = torch.randn(batch, 3, *clip.image_size)
+    images = clip.prepare(torch.randn(batch, 3, *clip.image_size))
     every = range(clip.last_effect_layer + 1)
 
     def capture(layers: Any, short: bool) -> None:
@@ -100,6 +104,7 @@ def capture_cost(
         },
         rounds,
         clock,
+        clip.device,
     )
     return {
         "encode_ms_per_image": 1000 * seconds["encode"] / batch,
@@ -135,7 +140,7 @@ def fit_cost(clip: Clip, pictures: int, layers: list[int], rounds: int) -> dict[
             return run
 
         runs = {"encode": encode, "stored": fitted("float32"), "two": fitted("never")}
-        seconds = interleaved(runs, rounds)
+        seconds = interleaved(runs, rounds, device=clip.device)
     return {
         "fit_pictures": pictures,
         "decode_and_encode_s": seconds["encode"],
@@ -144,19 +149,23 @@ def fit_cost(clip: Clip, pictures: int, layers: list[int], rounds: int) -> dict[
     }
 
 
-def ranking_cost(neurons: int = 3072, images: int = 5000, rank: int = 24) -> dict[str, float]:
-    """Top images and directions of one layer from stored coordinates."""
+def ranking_cost(
+    neurons: int = 3072, images: int = 5000, rank: int = 24, device: str = "cpu"
+) -> dict[str, float]:
+    """Top images and directions of one layer from coordinates stored in main memory."""
+    place = check_device(device)
     z = torch.randn(images, neurons, rank)
-    centre = Centre(mean=z.mean(0), energy=torch.full((neurons,), float(rank)))
+    energy = torch.full((neurons,), float(rank), device=place)
+    centre = Centre(mean=z.mean(0).to(place), energy=energy)
 
     def directions() -> Tensor:
         ranking = Ranking(centre, 100)
         for positions in torch.arange(images).split(IMAGES_PER_RANKING):
-            centred = z[positions[0] : positions[-1] + 1] - centre.mean
-            ranking.see(centred.transpose(0, 1), positions)
+            some = z[positions[0] : positions[-1] + 1].to(place)
+            ranking.see((some - centre.mean).transpose(0, 1), positions.to(place))
         return first_component(ranking.ranked().top_images.strongest_first().centred)[0]
 
-    return {"directions_s": interleaved({"directions": directions}, 3)["directions"]}
+    return {"directions_s": interleaved({"directions": directions}, 3, device=place)["directions"]}
 
 
 def memory_cost(clip: Clip, counts: tuple[int, int]) -> dict[str, float]:
@@ -183,7 +192,13 @@ class _Noise:
 
 
 def bench(
-    name: str, *, batch: int, rounds: int, pictures: int, clock: str = "wall"
+    name: str,
+    *,
+    batch: int,
+    rounds: int,
+    pictures: int,
+    clock: str = "wall",
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """All figures for one model shape.
 
@@ -199,13 +214,16 @@ def bench(
         JPEG files of the end-to-end fit; 0 leaves it out.
     clock
         One of `CLOCKS`, for what is done in this process alone.
+    device
+        Where the model runs.
 
     Raises
     ------
     SecondLensError
-        open_clip has no model of this name, or one that the effects do not describe.
+        open_clip has no model of this name, or one that the effects do not describe; or there is
+        no such device.
     """
-    clip = random_clip(name)
+    clip = random_clip(name, device)
     layers = [clip.last_effect_layer - i for i in (2, 1, 0)]
     found: dict[str, Any] = {"model": name, "batch": batch, "threads": torch.get_num_threads()}
     found |= {"clock": clock} | capture_cost(clip, batch, rounds, CLOCKS[clock])

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import torch
 
+from .devices import wait
+
 
 def seconds_on(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return what a clock shows once a device has done all that it was given."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+    wait(device)
     return clock()

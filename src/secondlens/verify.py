@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .devices import has_float64
 from .effects.value_paths import CONVENTIONS, OFFICIAL_SCALE, second_order
 from .errors import SecondLensError
 from .models.checks import (
@@ -73,7 +74,7 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
     Parameters
     ----------
     clip
-        A float32 or float64 model, on a device that computes float64.
+        A float32 or float64 model. Where its device has no float64, the CPU computes that.
     trained_with
         The activation function that the weights were trained with, a key of `FUNCTIONS`; by
         default, the one that the first block computes, which is not checked if it has no name.
@@ -103,7 +104,9 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
         )
     exact = _converted(clip, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, *clip.image_size, generator=generator, dtype=torch.float64)
+    image = torch.randn(
+        1, 3, *clip.image_size, generator=generator, dtype=torch.float64, device="cpu"
+    )
     run = LiteralPass.of(exact, image)
     last = clip.last_effect_layer
     layers = sorted({0, last // 2, last}) if last >= 0 else []
@@ -126,14 +129,17 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
             yield Check(
                 subject=f"{convention} effects of layer {layer}",
                 dtype=name,
-                error=relative_error(found, effects),
+                error=relative_error(found.cpu(), effects.cpu()),
                 tolerance=EFFECT_TOLERANCES[dtype],
             )
 
 
 def _converted(clip: Clip, dtype: torch.dtype) -> Clip:
-    """The view of a copy of the model, all of it in `dtype`."""
-    model = copy.deepcopy(clip.model).to(dtype)
+    """The view of a copy of the model, all of it in `dtype`; on the CPU if its device has none."""
+    model = copy.deepcopy(clip.model)
+    if dtype is torch.float64 and not has_float64(clip.device):
+        model = model.cpu()
+    model = model.to(dtype)
     view = from_open_clip if hasattr(model, "visual") else from_transformers
     return view(model, name=clip.name, check=False)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..arguments import checked
 from ..data.sources import pictures_of
 from ..data.vocabularies import Vocabulary, vocabulary
+from ..devices import undisturbed, wide
 from ..effects.capture import Capture, Pooled
 from ..effects.value_paths import PathFactors, path_factors
 from ..errors import SecondLensError
@@ -77,7 +78,7 @@ def code_of_sum(
     order = weights[0].argsort(descending=True, stable=True)
     order = order[weights[0][order] > 0]
     indices = indices[0][order]
-    chosen = atoms[indices].double()
+    chosen = wide(atoms[indices])
     # the code is the least-squares one on its atoms, which is linear in the sum
     duals = torch.linalg.solve(chosen @ chosen.T, chosen).to(scale) @ scale
     return Code(
@@ -123,7 +124,7 @@ def metric(lens: Lens) -> Float[Tensor, "dim dim"]:
     W^-2 is the mean of r r^T over all directions r, in units of its mean eigenvalue, plus `RIDGE`.
     |x W| is small for what many neurons can write together, and large for what few can.
     """
-    directions = torch.cat([lens[layer].directions for layer in lens.layers]).double()
+    directions = wide(torch.cat([lens[layer].directions for layer in lens.layers]))
     moment = directions.T @ directions
     values, vectors = torch.linalg.eigh(moment / moment.trace() * len(moment))
     scale: Tensor = vectors * (values.clamp(min=0) + RIDGE).rsqrt() @ vectors.T
@@ -165,6 +166,7 @@ SYNONYM = 0.9
 
 
 @checked
+@undisturbed
 def discover(
     clip: Clip,
     lens: Lens,
@@ -218,6 +220,7 @@ class Discoverer:
     ) -> None:
         lens.check_model(clip)
         lens.check_exact()
+        lens = lens.to(clip.device)
         self.clip, self.lens, self.paper = clip, lens, paper
         self.codes: Codes | None = None
         if texts is None or paper:
@@ -322,8 +325,8 @@ class Discoverer:
                         Carrier(layer=parts[i][0], neuron=parts[i][1], weight=values[i])
                         for i in order
                     ),
-                    heads=heads[members].sum(0),
-                    patches=from_tokens[1:].reshape(clip.grid),
+                    heads=heads[members].sum(0).cpu(),
+                    patches=from_tokens[1:].reshape(clip.grid).cpu(),
                     class_token=float(from_tokens[0]),
                 )
             )

@@ -9,11 +9,13 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
-    check_class_folders,
+    batch_option,
     check_lens,
+    check_pictures,
     console,
     hold_new,
     json_option,
+    labelled_pictures,
     layer_numbers,
     note,
     print_json,
@@ -46,7 +48,7 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 @click.option("--sizes", help="Texts in a code, such as 4,8,16.")
 @click.option("--published", is_flag=True, help="Codes made and projected on as published.")
 @click.option("--reference", type=PATH, help="Pictures for means of effects not in the lens.")
-@click.option("--classes", type=PATH, help="A file with one class folder a line.")
+@click.option("--classes", type=PATH, help="A file with one class a line, in order.")
 @click.option("--all-classes", is_flag=True, help="All 1,000 of ImageNet for its wordnet ids.")
 @click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
 @click.option(
@@ -56,7 +58,7 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
     show_default=True,
     help="Every so many-th picture.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @click.option(
     "--decoders",
     "workers",
@@ -82,7 +84,7 @@ def ablate(
     all_classes: bool,
     templates: tuple[str, ...],
     subset: int,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     out: Path | None,
     as_json: bool,
@@ -90,8 +92,9 @@ def ablate(
 ) -> None:
     """Measure what the neurons of a LENS do for zero-shot classification of labelled IMAGES.
 
-    IMAGES is ImageNet, CIFAR-10, or a folder with one for each class; for the embedded models it
-    is by default unseen scenes. Accuracy is top-1 and, in the files, top-5, with 95 % intervals.
+    IMAGES is ImageNet, CIFAR-10, a folder with one for each class, or another set of
+    `secondlens list labelled-sets`; for the embedded models it is by default unseen scenes.
+    Accuracy is top-1 and, in the files, top-5, with 95 % intervals.
 
     Example: secondlens ablate secondlens-demo/lens --layers 5 --subset 10
 
@@ -99,7 +102,7 @@ def ablate(
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
     check_lens(lens)
-    check_class_folders(images)
+    check_pictures(images, reference)
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
@@ -171,11 +174,10 @@ def _pictures(
     model: ChosenModel, images: Path | None, classes: Path | None, all_classes: bool
 ) -> "Labelled":
     """Those that were named, or unseen scenes of an embedded model."""
-    from ..data.labelled import labelled
     from ..paper.study import TEST_SEED, scenes
 
     if images is not None:
-        return labelled(images, classes, all_classes=all_classes)
+        return labelled_pictures(images, classes, all_classes=all_classes)
     if not model.model.startswith("demo"):
         raise SecondLensError(f"{model.model} has no pictures of its own: name labelled IMAGES")
     return scenes(TEST_SEED, TEST_SCENES, planted=model.model == "demo")

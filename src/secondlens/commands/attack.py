@@ -231,7 +231,9 @@ def attack(
         reports = [made(Pair(draw=draw, mistake_for=mistake_for), out, progress=True)]
     else:
         names = made.classes.labels if among is None else [n.strip() for n in among.split(",")]
-        reports, left_out = attack_pairs(made, names, out, engine=engine.make(), progress=True)
+        reports, left_out = attack_pairs(
+            made, names, out, engine=engine.make(model.device), progress=True
+        )
         for pair, reason in left_out.items():
             line = f"{pair.draw}, {pair.mistake_for} is left out: {reason}"
             note(line)

@@ -12,11 +12,15 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    PictureChoice,
+    batch_option,
     check_lens,
     console,
     hold_new,
     json_option,
+    labelled_pictures,
     print_json,
+    with_choice,
     with_model,
 )
 
@@ -40,12 +44,17 @@ PICTURES = 4
 @click.option(
     "--classes",
     type=click.Path(),
-    help="What the classifier tells apart: a file with one class a line.",
+    help="What the classifier tells apart: a file with one class a line; by default the classes of "
+    "a labelled set.",
 )
 @click.option(
     "--cues", type=click.Path(), help="Words that may push towards a class: a file with one a line."
 )
-@click.option("--images", type=click.Path(), help="Pictures that were not used to fit.")
+@click.option(
+    "--images",
+    type=click.Path(),
+    help="Pictures that were not used to fit; without --classes, a labelled set.",
+)
 @click.option(
     "--template", "templates", multiple=True, help="For classes, such as 'a photo of {}'."
 )
@@ -58,8 +67,9 @@ PICTURES = 4
 )
 @click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @json_option
+@with_choice
 @with_model
 def audit(
     lens: Path,
@@ -70,8 +80,9 @@ def audit(
     drawings: int,
     out: Path,
     top: int,
-    batch_size: int,
+    batch_size: int | None,
     as_json: bool,
+    choice: PictureChoice,
     model: ChosenModel,
 ) -> None:
     """Find the cues that push a zero-shot classifier towards classes that are not there.
@@ -84,18 +95,26 @@ def audit(
     check_lens(lens)
     hold_new(out)
     from ..applications.auditing.audits import audit as measure
-    from ..data.sources import as_source
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
     from ..storage.files import whole_folder
 
     own = model.model.startswith("demo")
-    for option, given in (("--classes", classes), ("--cues", cues), ("--images", images)):
+    # a labelled set has classes of its own
+    known = classes if images is None else images
+    for option, given in (("--classes", known), ("--cues", cues), ("--images", images)):
         if given is None and not own:
             raise SecondLensError(f"{model.model} has no world of its own: give {option}")
-    source = _unseen() if images is None else as_source(images)
     drawable = classes is None and cues is None
     names = None if classes is None else vocabulary(classes, templates=templates or None)
+    if images is None:
+        source = _unseen()
+    elif names is not None or own:
+        source = choice.source(images)
+    else:
+        labelled = labelled_pictures(Path(images))
+        source = labelled.source
+        names = vocabulary(labelled.classes, templates=templates or None)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
         from ..data.vocabularies import backgrounds, object_names

@@ -3,11 +3,12 @@
 import click
 from rich.table import Table
 
-from .options import console, json_option, print_json, shape_alone
+from .options import DEVICE_HELP, console, json_option, print_json, shape_alone
 
 
 @click.command()
 @click.option("--model", default="ViT-B-32", show_default=True, help="An open_clip name.")
+@click.option("--device", default="cpu", show_default=True, help=DEVICE_HELP)
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
 @click.option(
@@ -36,6 +37,7 @@ from .options import console, json_option, print_json, shape_alone
 @json_option
 def bench(
     model: str,
+    device: str,
     batch_size: int,
     rounds: int,
     pictures: int,
@@ -59,12 +61,14 @@ def bench(
         torch.set_num_threads(threads)
     with shape_alone(model, None):
         found = benches.bench(
-            model, batch=batch_size, rounds=rounds, pictures=pictures, clock=clock
+            model, batch=batch_size, rounds=rounds, pictures=pictures, clock=clock, device=device
         )
     if directions:
-        found |= benches.ranking_cost()
+        found |= benches.ranking_cost(device=device)
     if memory_images:
-        found |= benches.memory_cost(load("demo"), (memory_images // 10, memory_images))
+        found |= benches.memory_cost(
+            load("demo", device=device), (memory_images // 10, memory_images)
+        )
     if as_json:
         print_json(found)
         return

@@ -8,6 +8,7 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    PictureChoice,
     check_lens,
     console,
     hold_new,
@@ -15,6 +16,7 @@ from .options import (
     layer_numbers,
     note,
     print_json,
+    with_choice,
     with_model,
 )
 
@@ -47,6 +49,7 @@ SCENES = 64
 )
 @click.option("--out", type=PATH, help="A folder for CSV, JSON and a plot.")
 @json_option
+@with_choice
 @with_model
 def budget(
     lens: Path,
@@ -58,6 +61,7 @@ def budget(
     workers: int,
     out: Path | None,
     as_json: bool,
+    choice: PictureChoice,
     model: ChosenModel,
 ) -> None:
     """Say how much of what neurons of a LENS do to IMAGES is direct, second-order, and neither.
@@ -72,7 +76,6 @@ def budget(
     chosen = layer_numbers(layers)
     hold_new(out)
     from ..applications.ablation.budget import budget as divide
-    from ..data.sources import as_source
     from ..effects.ablated_runs import check_neurons, indirect_seconds, sample
     from ..formatting import counted
     from ..lens.lens import Lens
@@ -85,7 +88,7 @@ def budget(
     for layer in wanted:
         fitted[layer]
     if images is not None:
-        source = as_source(images)
+        source = choice.source(images)
     elif model.model.startswith("demo"):
         source = scenes(TEST_SEED, SCENES, planted=model.model == "demo").source
     else:

@@ -12,11 +12,12 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
-    check_class_folders,
     check_lens,
+    check_pictures,
     console,
     hold_new,
     json_option,
+    labelled_pictures,
     print_json,
     with_model,
 )
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("found", metavar="AUDIT_OR_ATTACK", type=PATH)
 @click.argument("lens", type=PATH)
-@click.option("--usual", type=PATH, help="Class folders of pictures as they usually are.")
-@click.option("--unusual", type=PATH, help="Class folders of pictures with misleading cues.")
+@click.option("--usual", type=PATH, help="A labelled set of pictures as they usually are.")
+@click.option("--unusual", type=PATH, help="A labelled set of pictures with misleading cues.")
 @click.option("--template", "templates", multiple=True, help="As for audit.")
 @click.option(
     "--images", type=click.IntRange(4), default=4000, show_default=True, help="Drawn, if not given."
@@ -128,10 +129,8 @@ def defend(
 
 
 def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
-    from ..data.labelled import labelled
-
-    check_class_folders(path)
-    found = labelled(path)
+    check_pictures(path)
+    found = labelled_pictures(path)
     return found.prompted(templates) if templates else found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, check_new, console, hold, json_option, print_json
+from .options import DEVICE_HELP, PATH, check_new, console, hold, json_option, print_json
 
 
 @click.command()
@@ -22,8 +22,17 @@ from .options import PATH, check_new, console, hold, json_option, print_json
     help="Scenes for the ablations.",
 )
 @click.option("--twin", is_flag=True, help="The twin, trained without planted cues.")
+@click.option("--device", default="cpu", show_default=True, help=DEVICE_HELP)
 @json_option
-def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_json: bool) -> None:
+def demo(
+    out: Path,
+    show: bool,
+    images: int,
+    test_images: int,
+    twin: bool,
+    device: str,
+    as_json: bool,
+) -> None:
     """Explain the neurons of the embedded CLIP: no network, no data needed.
 
     Example: secondlens demo --open
@@ -34,7 +43,8 @@ def demo(out: Path, show: bool, images: int, test_images: int, twin: bool, as_js
     from ..models.loading import load
     from ..paper.demo import as_document, print_summary, run
 
-    found = run(load("demo-twin" if twin else "demo"), out, images=images, test_images=test_images)
+    clip = load("demo-twin" if twin else "demo", device=device)
+    found = run(clip, out, images=images, test_images=test_images)
     if as_json:
         print_json(as_document(found))
     else:

@@ -83,7 +83,7 @@ def describe(
     if twice := {name for name in names if names.count(name) > 1}:
         raise SecondLensError(f"two vocabularies are called {min(twice)}: rename one of the files")
     clip = model.load()
-    runs = engine.make()
+    runs = engine.make(model.device)
     found = {
         texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=runs, progress=True)
         for texts in vocabularies

@@ -11,7 +11,18 @@ from typing import Any
 import click
 
 from ..errors import SecondLensError
-from .options import PATH, ChosenModel, Weights, check_lens, console, grouped, note, option
+from .options import (
+    PATH,
+    PRECISIONS,
+    ChosenModel,
+    PictureChoice,
+    Weights,
+    check_lens,
+    console,
+    grouped,
+    note,
+    option,
+)
 from .process import give_back_memory
 
 LONGEST_GOODBYE = 2
@@ -19,10 +30,11 @@ LONGEST_GOODBYE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening(Weights):
+class Opening(Weights, PictureChoice):
     """What is shown beside a lens: its model and pictures, and finished runs."""
 
     model: str | None = option(help="As for fit; by default, of a demo lens, its own.")
+    precision: str = option(default="fp32", type=click.Choice(PRECISIONS), help="As for fit.")
     images: str | None = option(
         type=click.Path(), help="The pictures of the fit; embedded ones are drawn anew."
     )
@@ -38,15 +50,15 @@ class Opening(Weights):
 
     def lens_with_model(self, lens: Path) -> tuple[Any, Any]:
         """The atlas of a lens, and the live model or None."""
-        from ..data.sources import as_source
         from ..explorer.opening import model_name, open_lens
 
-        source = None if self.images is None else as_source(self.images)
+        source = None if self.images is None else self.source(self.images)
         name = None if self.no_model else model_name(lens, self.model)
         if name is None:
             return open_lens(lens, None, source, say=note)
         weights = {each.name: getattr(self, each.name) for each in fields(Weights)}
-        return open_lens(lens, ChosenModel(model=name, **weights).load(), source, say=note)
+        chosen = ChosenModel(model=name, precision=self.precision, **weights)
+        return open_lens(lens, chosen.load(), source, say=note)
 
 
 with_opening = grouped("opening", Opening)

@@ -11,6 +11,8 @@ from .options import (
     STORES,
     ChosenEngine,
     ChosenModel,
+    PictureChoice,
+    batch_option,
     check_pictures,
     console,
     convention_option,
@@ -18,6 +20,7 @@ from .options import (
     layer_numbers,
     note,
     print_json,
+    with_choice,
     with_engine,
     with_model,
 )
@@ -54,7 +57,7 @@ from .options import (
     "--memory", type=POSITIVE, help="GB to use besides the model; by default half of what is free."
 )
 @click.option("--keep-coordinates", is_flag=True, help="So that the lens can be merged.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @click.option(
     "--decoders",
     type=click.IntRange(0),
@@ -71,6 +74,7 @@ from .options import (
     help="Images that covariances and mean activations are from; by default 8,192.",
 )
 @json_option
+@with_choice
 @with_engine
 @with_model
 def fit(
@@ -81,11 +85,15 @@ def fit(
     memory: float | None,
     decoders: int,
     as_json: bool,
+    choice: PictureChoice,
     engine: ChosenEngine,
     model: ChosenModel,
     **settings: Any,
 ) -> None:
     """Fit a lens on IMAGES: a folder of pictures, tar shards or Parquet files.
+
+    Of a set that holds train and val side by side, such as ImageNet, the training pictures are
+    taken. Whatever is left out is said.
 
     An interrupted fit goes on where it was when the same command is given again, with whatever
     engine. IMAGES and the lens may lie in a store that all workers reach.
@@ -102,11 +110,12 @@ def fit(
     chosen = layer_numbers(layers)
     with locked(out):  # what a finished fit has left behind is removed
         check_resumable(out)
-    from ..data.sources import Subset, as_source
+    from ..data.sources import Subset
     from ..formatting import counted
     from ..lens.fitting import fit as fit_lens
 
-    source = as_source(images)
+    source = choice.source(images)
+    left_out = dict(getattr(source, "damaged", {}))
     if subset > 1:
         source = Subset(source, range(0, len(source.ids), subset))
     lens = fit_lens(
@@ -115,7 +124,7 @@ def fit(
         chosen,
         out=out,
         memory=None if memory is None else int(memory * 1e9),
-        engine=engine.make(),
+        engine=engine.make(model.device),
         announce=lambda plan: note(str(plan)),
         workers=decoders,
         progress=True,
@@ -127,7 +136,8 @@ def fit(
         return
     over = counted(len(lens.image_ids), "image")
     console.print(f"{out}: layers {lens.layers} over {over}", markup=False, highlight=False)
-    if lens.skipped:
-        console.print(f"{counted(len(lens.skipped), 'picture')} could not be read:")
-        for name, reason in lens.skipped.items():
+    unread = {name: reason for name, reason in lens.skipped.items() if name not in left_out}
+    if unread:
+        console.print(f"{counted(len(unread), 'picture')} could not be read:")
+        for name, reason in unread.items():
             console.print(f"  {name}: {reason}", markup=False, highlight=False)

@@ -29,6 +29,8 @@ from ..terminal import Terminal, notes, results, say_json
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+    from ..data.labelled import Labelled
+    from ..data.sources import ImageSource
     from ..engine.pool import Engine
     from ..models.view import Clip
 
@@ -46,6 +48,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 STORES = ("auto", "float32", "float16", "never")
 """Dtypes of stored coordinates, see `plan`."""
 
+DEVICE_HELP = "Where the model runs, such as cuda, cuda:1, mps or xpu."
+
 LONGEST_SENTENCE = 1000
 """Characters of a command's first sentence, of which none is cut."""
 
@@ -58,6 +62,12 @@ convention_option = click.option(
     default="exact",
     show_default=True,
     help=CONVENTION_HELP,
+)
+
+batch_option = click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images in a forward pass; by default 32, elsewhere than on a CPU by the free memory.",
 )
 
 json_option = click.option(
@@ -162,7 +172,7 @@ class Weights:
         type=click.Choice(["gelu", "quick_gelu"]),
         help="What the weights were trained with, if nothing records it.",
     )
-    device: str = option(default="cpu", help="Where the model runs.")
+    device: str = option(default="cpu", help=DEVICE_HELP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +213,70 @@ with_model = grouped("model", ChosenModel)
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureChoice:
+    """Which pictures count where archives or tables hold several."""
+
+    column: str | None = option(
+        help="Of pictures or their paths, in Parquet files and datasets; by default the only one."
+    )
+    extension: str | None = option(
+        help="Of pictures in tar archives that have several with one key, such as input.png."
+    )
+    ids: str | None = option(
+        help="What identifies a picture: a column, or of tar archives key or name."
+    )
+
+    def source(self, images: str | Path) -> "ImageSource":
+        """The pictures at a path, and a note of what is left out.
+
+        Raises
+        ------
+        SecondLensError
+            As `as_source`.
+        """
+        from ..data.sources import Choice, as_source
+
+        choice = Choice(column=self.column, extension=self.extension, ids=self.ids)
+        return note_left_out(as_source(str(images), choice))
+
+
+with_choice = grouped("choice", PictureChoice)
+"""Options that say which pictures count; the command gets one argument, `choice`."""
+
+MOST_NOTED = 10
+"""Lines about what is left out before a command begins."""
+
+
+def note_left_out(source: "ImageSource") -> "ImageSource":
+    """Say what is left out of some pictures, and give them back."""
+    from ..data.sources import FileSource
+
+    left_out = dict(source.damaged) if isinstance(source, FileSource) else {}
+    for name, reason in list(left_out.items())[:MOST_NOTED]:
+        note(f"{name}: {reason}")
+    if len(left_out) > MOST_NOTED:
+        note(f"and {len(left_out) - MOST_NOTED:,} more")
+    return source
+
+
+def labelled_pictures(
+    images: Path, classes: Path | None = None, *, all_classes: bool = False
+) -> "Labelled":
+    """The labelled set at a path, and a note of what is left out.
+
+    Raises
+    ------
+    SecondLensError
+        As `labelled`.
+    """
+    from ..data.labelled import labelled
+
+    found = labelled(images, classes, all_classes=all_classes)
+    note_left_out(found.source)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChosenEngine:
     """Where work runs. Making the engine is left to the command, after cheaper checks."""
 
@@ -232,12 +306,12 @@ class ChosenEngine:
         if self.engine == "local" and (self.address is not None or self.worker_gpus):
             raise SecondLensError("--address and --worker-gpus are Ray's: add --engine ray")
 
-    def make(self) -> "Engine":
-        """The engine itself."""
+    def make(self, device: str = "cpu") -> "Engine":
+        """The engine itself, whose workers have their models on a kind of device."""
         if self.engine == "local":
             from ..engine.local import Local
 
-            return Local(workers=self.workers or 0, retries=self.retries)
+            return Local(workers=self.workers or 0, retries=self.retries, device=device)
         from ..engine.ray import Ray
 
         return Ray(
@@ -399,17 +473,10 @@ def check_picture(file: Path) -> None:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error
 
 
-def check_pictures(images: Path | str) -> None:
+def check_pictures(*places: Path | str | None) -> None:
     """Raise `SecondLensError` for a place of pictures where nothing is."""
-    if not (is_remote(images) or set(str(images)) & set("*?[{") or Path(images).exists()):
-        raise SecondLensError(f"no folder or file {images}: name one that holds pictures")
-
-
-def check_class_folders(*folders: Path | None) -> None:
-    """Raise `SecondLensError` for a folder of pictures that has no folder for any class."""
-    for folder in folders:
-        if folder is not None and folder.is_dir() and not any(p.is_dir() for p in folder.iterdir()):
-            raise SecondLensError(
-                f"{folder} has no folders for classes: put the pictures of each class in a folder "
-                "of their own in it, named as the class is"
-            )
+    for images in places:
+        if images is None or is_remote(images) or set(str(images)) & set("*?[{"):
+            continue
+        if not Path(images).exists():
+            raise SecondLensError(f"no folder or file {images}: name one that holds pictures")

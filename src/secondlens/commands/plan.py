@@ -10,6 +10,8 @@ from .options import (
     POSITIVE,
     STORES,
     ChosenModel,
+    PictureChoice,
+    batch_option,
     console,
     convention_option,
     json_option,
@@ -17,6 +19,7 @@ from .options import (
     print_json,
     shape_alone,
     tables,
+    with_choice,
     with_model,
 )
 
@@ -38,7 +41,7 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 )
 @convention_option
 @click.option("--store", type=click.Choice(STORES), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @click.option(
     "--out", type=click.Path(), default="lens", show_default=True, help="Where it will be."
 )
@@ -54,8 +57,15 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 @click.option("--memory", type=POSITIVE, default=80.0, show_default=True, help="GB of a worker.")
 @click.option("--shard-size", type=click.IntRange(1), help="By default 4 shards a worker.")
 @json_option
+@with_choice
 @with_model
-def plan(images: str | None, how_many: str | None, model: ChosenModel, **settings: Any) -> None:
+def plan(
+    images: str | None,
+    how_many: str | None,
+    choice: PictureChoice,
+    model: ChosenModel,
+    **settings: Any,
+) -> None:
     """Say what a fit on IMAGES (a folder, or a number) will need: passes, memory, disk, time.
 
     Time is measured on a few batches of noise, and leaves out the decoding of pictures. With
@@ -72,35 +82,34 @@ def plan(images: str | None, how_many: str | None, model: ChosenModel, **setting
     if wanted is None:
         raise SecondLensError("say how many images: a folder, or a number such as 50000 or 400M")
     layer_numbers(settings["layers"])
+    count = count_of(wanted, choice)
     if settings["gpus"] is None:
-        _here(wanted, model, **settings)
+        _here(count, model, **settings)
     else:
-        _cluster(wanted, model, **settings)
+        _cluster(count, model, **settings)
 
 
-def count_of(images: str) -> int:
+def count_of(images: str, choice: PictureChoice) -> int:
     """A number such as 50000 or 400M, or how many pictures a folder holds."""
-    from ..data.sources import as_source
-
     unit = UNITS.get(images[-1:], 1)
     number = images if unit == 1 else images[:-1]
     if number.replace(".", "", 1).isdecimal():
         return int(float(number) * unit)
-    return len(as_source(images).ids)
+    return len(choice.source(images).ids)
 
 
-def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> None:
+def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> None:
     import torch
 
+    from ..data.reader import default_batch
     from ..lens.fitting import fit
     from ..lens.moments import top_count
     from ..lens.plan import make_plan
     from ..timing import seconds_on
 
-    count = count_of(images)
     with shape_alone(model.model, model.pretrained):
         clip = model.load(untrained=True)
-    convention, batch_size = settings["convention"], settings["batch_size"]
+    convention, batch_size = settings["convention"], settings["batch_size"] or default_batch(clip)
     numbers = _layers(settings["layers"], clip)
     found = make_plan(
         clip,
@@ -119,7 +128,15 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     for batches in (1, 1 + TIMED_BATCHES):
         pictures = noise.repeat(batches, 1, 1, 1)
         began = seconds_on(clip.device)
-        fit(clip, pictures, numbers, top=2, convention=convention, store="never")
+        fit(
+            clip,
+            pictures,
+            numbers,
+            top=2,
+            convention=convention,
+            store="never",
+            batch_size=batch_size,
+        )
         seconds.append(seconds_on(clip.device) - began)
     # "never" makes two passes, and what both fits have in common drops out
     per_image = (seconds[1] - seconds[0]) / (2 * TIMED_BATCHES * batch_size)
@@ -137,7 +154,7 @@ def _here(images: str, model: ChosenModel, as_json: bool, **settings: Any) -> No
     )
 
 
-def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settings: Any) -> None:
+def _cluster(count: int, model: ChosenModel, gpus: int, as_json: bool, **settings: Any) -> None:
     from ..formatting import counted
     from ..lens import capacity
     from ..lens.capacity import measured
@@ -145,7 +162,7 @@ def _cluster(images: str, model: ChosenModel, gpus: int, as_json: bool, **settin
     from ..lens.plan import size
 
     clip = _shapes(model)
-    count, source = count_of(images), 1000 * settings["picture"]
+    source = 1000 * settings["picture"]
     top = top_count(settings["top"], count)
     found = capacity.spread_plan(
         clip,

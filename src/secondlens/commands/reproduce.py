@@ -20,8 +20,8 @@ from .options import (
     PATH,
     ChosenModel,
     Group,
-    check_class_folders,
     check_lens,
+    check_pictures,
     console,
     grouped,
     hold,
@@ -40,7 +40,7 @@ class StudyOptions:
 
     demo: bool = option(default=False, is_flag=True, help="On the embedded world: no data needed.")
     images: Path | None = option(
-        type=PATH, help="ImageNet, CIFAR-10, or a folder with one for each class."
+        type=PATH, help="ImageNet, CIFAR-10, or another set of `list labelled-sets`."
     )
     shifted: Path | None = option(type=PATH, help="Shifted pictures, such as ImageNet-R.")
     lens: Path | None = option(
@@ -93,7 +93,7 @@ class StudyOptions:
         if not self.demo and self.images is None:
             raise SecondLensError("name pictures with --images, or take --demo")
         check_lens(self.lens)
-        check_class_folders(self.images, self.shifted)
+        check_pictures(self.images, self.shifted)
         from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
 
         return Study(
@@ -223,9 +223,7 @@ def _with_own_options(function: Callable[..., None]) -> click.Command:
 @click.option(
     "--layout",
     type=click.Choice(masked_sets.names),
-    default=masked_sets.names[0],
-    show_default=True,
-    help="How images and masks are laid out; secondlens list masked-sets says more.",
+    help="How images and masks are laid out, see `list masked-sets`; by default recognised.",
 )
 @click.option("--names", type=PATH, help="For imagenet-s: a file with a wnid and name a line.")
 @click.option("--ignore", type=click.IntRange(0), help="For folder: the value of ignored pixels.")
@@ -243,7 +241,7 @@ def table4(
     demo: bool,
     lens: Path | None,
     images: Path | None,
-    layout: str,
+    layout: str | None,
     names: Path | None,
     ignore: int | None,
     classes: Path | None,

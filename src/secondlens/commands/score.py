@@ -11,11 +11,14 @@ from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
+    PictureChoice,
+    batch_option,
     check_own_world,
     check_trained,
     json_option,
     print_json,
     tables,
+    with_choice,
     with_model,
     writing_lens,
 )
@@ -51,8 +54,9 @@ UNSEEN_SCENES = 2000
     type=click.Path(),
     help="Those of the fit, for --dissect and --stability; by default the embedded models' scenes.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@batch_option
 @json_option
+@with_choice
 @with_model
 @writing_lens
 def score(
@@ -65,8 +69,9 @@ def score(
     dissect: bool,
     stability: bool,
     fit_images: str | None,
-    batch_size: int,
+    batch_size: int | None,
     as_json: bool,
+    choice: PictureChoice,
     model: ChosenModel,
 ) -> None:
     """Score the descriptions in a LENS on pictures that were not used to fit, and save the scores.
@@ -93,7 +98,7 @@ def score(
     shown = tables(as_json)
     fitted = Lens.load(lens)
     pool = vocabulary(texts, templates=templates or None)
-    source, known_words = (images, None) if images else _unseen(model.model)
+    source, known_words = (choice.source(images), None) if images else _unseen(model.model)
     if referee is None and known_words is None:
         raise SecondLensError("pictures without labels need a referee: name a model with --referee")
     if referee is not None:
@@ -102,11 +107,13 @@ def score(
     judge: Any = known_words
     if referee is not None:
         judge = load(referee, referee_pretrained, model.device)
-    related: list[Clip | None] = [None] if referee is not None else [None, load(TWIN[clip.name])]
+    related: list[Clip | None] = (
+        [None] if referee is not None else [None, load(TWIN[clip.name], device=clip.device)]
+    )
     measured = []
     pools = [pool]
     if dissect or stability:
-        known = fit_images or _fit_scenes(clip.name, fitted)
+        known = choice.source(fit_images) if fit_images else _fit_scenes(clip.name, fitted)
     if dissect:
         label(clip, fitted, pool, known, batch_size=batch_size, progress=True)
         pools.append(by_activation(pool))

@@ -5,7 +5,8 @@ A source (`ImageSource`) has `ids` and `load`; `as_source` makes one of whatever
 ==============  ====================================================================
 `Folder`        all pictures under a folder; `ImageFolder` with a class for each subfolder
 `StoredFolder`  the same in an object store, such as `s3://bucket/photos`
-`Tar`           plain tar archives, as webdataset writes them
+`PictureFiles`  pictures that are named one by one
+`Tar`           tar archives, as webdataset writes them
 `Parquet`       tables with encoded pictures in a column
 `HuggingFace`   a map-style dataset of the library `datasets`
 `TorchDataset`  anything with a length whose items are pictures or (picture, label)
@@ -16,8 +17,9 @@ A source (`ImageSource`) has `ids` and `load`; `as_source` makes one of whatever
 
 `decoding` turns encoded bytes into upright RGB for all of them. A `Reader` gives batches, and lists
 what it had to skip. Every source pickles, and none keeps a file open, so that worker processes may
-read it however they are started. `labelled` and `masked` are pictures of which more is known;
-`vocabularies` are texts, and `embedding` makes them vectors.
+read it however they are started. `labelled` and `masked` are pictures of which more is known, in
+the layouts of `class_folders`, `archived_sets`, `cifar` and `coco`; `vocabularies` are texts, and
+`embedding` makes them vectors.
 
 What has a name of its own is registered here: vocabularies, sets with labels, sets with masks.
 """
@@ -27,19 +29,20 @@ from typing import TYPE_CHECKING
 from ..registry import Registry
 
 if TYPE_CHECKING:
-    from .labelled import Labelled
+    from .labelled import LabelledSet
     from .masked import MaskedSet
     from .vocabularies import Vocabulary
 
 named_vocabularies: Registry["Vocabulary"] = Registry("vocabulary", "vocabularies")
 """Factories without arguments."""
 
-labelled_sets: Registry["Labelled | None"] = Registry("labelled set", "labelled-sets")
-"""Factories of `(root, *, classes, all_classes)`, see `labelled`, which give None for a folder that
-is laid out in another way. The last one registered is asked first."""
+labelled_sets: Registry["LabelledSet | None"] = Registry("labelled set", "labelled-sets")
+"""Factories of `(path)`, which is absolute, that give None where the layout is another one. The
+last one registered is asked first."""
 
-masked_sets: Registry["MaskedSet"] = Registry("masked set", "masked-sets")
-"""Factories of `(path, *, names, ignore)`; those without a meaning for a set are ignored by it."""
+masked_sets: Registry["MaskedSet | None"] = Registry("masked set", "masked-sets")
+"""Factories of `(path, *, names, ignore)`, see `masked`, that give None where the layout is another
+one and refuse an option that means nothing for theirs. The last one registered is asked first."""
 
 for _registry, _module, _members in (
     (
@@ -54,12 +57,33 @@ for _registry, _module, _members in (
     ),
     (
         labelled_sets,
-        "labelled",
+        "class_folders",
+        (("class-folders", "class_folders", "one folder for each class, or wordnet id"),),
+    ),
+    (
+        labelled_sets,
+        "archived_sets",
         (
-            ("class-folders", "class_folders", "one folder for each class, or wordnet id"),
-            ("imagenet", "imagenet", "ImageNet as it was downloaded, with train and val in it"),
-            ("cifar-10", "cifar_10", "CIFAR-10 as torchvision keeps it"),
+            ("webdataset", "webdataset", "tar shards with .cls, or label in .json, by split"),
+            ("parquet", "parquet", "Parquet files with a column label, by split: hub data sets"),
         ),
+    ),
+    (
+        labelled_sets,
+        "class_folders",
+        (
+            ("splits", "splits", "class folders in train, val or test: ImageNet, Imagenette"),
+            (
+                "imagenet",
+                "imagenet",
+                "ImageNet's val as it comes, labels by Kaggle or devkit",
+            ),
+        ),
+    ),
+    (
+        labelled_sets,
+        "cifar",
+        (("cifar-10", "cifar_10", "the pickles of cifar-10-python.tar.gz, unpacked"),),
     ),
     (
         masked_sets,
@@ -69,6 +93,14 @@ for _registry, _module, _members in (
             ("voc", "voc", "Pascal VOC: 20 classes, several in an image"),
             ("imagenet-s", "imagenet_s", "ImageNet-S: the class of the folder in each image"),
             ("folder", "mask_folder", "pictures under images, masks of the same name under masks"),
+        ),
+    ),
+    (
+        masked_sets,
+        "coco",
+        (
+            ("coco-panoptic", "coco_panoptic", "COCO panoptic: its .json, and a PNG a picture"),
+            ("coco", "coco", "COCO instances: annotations/instances_*.json and its pictures"),
         ),
     ),
 ):

@@ -6,6 +6,8 @@ What is decided here, for every source:
 - An animation is its first frame, and a multi-page TIFF its first page.
 - Transparent pixels show white, the page that such pictures are drawn for.
 - 16-bit grey keeps its whole range: 65,535 is white. Floats have no white and are refused.
+- Texts in a PNG do not count, however large they are.
+- HEIC needs the extra `heif`.
 - Colour profiles are ignored, as the preprocessing of CLIP does.
 - Pictures that would need gigabytes, decoded or resized, are refused.
 """
@@ -13,7 +15,7 @@ What is decided here, for every source:
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,26 @@ from ..errors import SecondLensError
 from ..models.view import Clip, Images
 from ..storage.regular import check_regular
 
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 # PostScript would start a program, and formats without a signature would claim any file.
-_FORMATS = {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP"}
+_FORMATS = {
+    "AVIF",
+    "BMP",
+    "GIF",
+    "HEIF",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "QOI",
+    "TIFF",
+    "WEBP",
+}
 SUFFIXES = frozenset(
     suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS
 )
@@ -64,10 +84,37 @@ def decode(file: io.BufferedReader | io.BytesIO, *, most_pixels: int | None = No
     if not size:
         raise Unreadable("it is empty")
     with _reasons():
-        picture = Image.open(file, formats=_OPENED)
-        if most_pixels is not None and picture.width * picture.height > most_pixels:
-            raise Unreadable(f"it has more than {most_pixels:,} pixels")
-        return _upright_rgb(picture)
+        try:
+            return _decoded(file, most_pixels)
+        except ValueError:
+            file.seek(0)
+            if (without := _without_texts(file.read())) is None:
+                raise
+        return _decoded(io.BytesIO(without), most_pixels)
+
+
+def _decoded(file: io.BufferedReader | io.BytesIO, most_pixels: int | None) -> Image.Image:
+    picture = Image.open(file, formats=_OPENED)
+    if most_pixels is not None and picture.width * picture.height > most_pixels:
+        raise Unreadable(f"it has more than {most_pixels:,} pixels")
+    return _upright_rgb(picture)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _without_texts(encoded: bytes) -> bytes | None:
+    """A PNG without its texts, whose size Pillow limits; None if there are none to leave out."""
+    if not encoded.startswith(_PNG):
+        return None
+    kept, start = [_PNG], len(_PNG)
+    while start + 12 <= len(encoded):
+        end = start + 12 + int.from_bytes(encoded[start : start + 4])
+        if encoded[start + 4 : start + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(encoded[start:end])
+        start = end
+    without = b"".join(kept)
+    return without if len(without) < len(encoded) else None
 
 
 def decode_file(path: Path) -> Image.Image:

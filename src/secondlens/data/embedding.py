@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import TEXTS_PER_BATCH, Clip
 from ..progress import tracked
@@ -25,6 +26,7 @@ NORMALISATIONS = ("unit", "centred", "official")
 Prompts = Sequence[Sequence[str]]
 
 
+@undisturbed
 def embed(clip: Clip, prompts: Prompts, *, progress: bool = False) -> Float[Tensor, "texts dim"]:
     """The normalised mean of the embeddings of each text's prompts; see `Vocabulary.embed`."""
     count = sum(map(len, prompts))

@@ -10,13 +10,16 @@ from PIL import Image
 from ..errors import SecondLensError
 from ..storage.remote import Place, filesystem, location, opened, reaching, read
 from .decoding import SUFFIXES, decode, decode_file
+from .strays import LeftOut, is_stray, is_stray_folder
 from .tar import expand, names
 
 
 class Folder:
     """All pictures under a folder, sorted by path; an id is the path relative to the folder.
 
-    Links to folders are followed, and a folder that several of them reach counts once.
+    Links to folders are followed, and a folder that several of them reach counts once. `damaged`
+    lists what is left out: files that are not pictures by their suffix, and what systems and
+    editors leave behind, such as `.ipynb_checkpoints`, `__MACOSX` and `._x`.
 
     Raises
     ------
@@ -24,16 +27,18 @@ class Folder:
         There is no such folder, or no picture in it.
     """
 
-    SUFFIXES = SUFFIXES
+    SUFFIXES = tuple(SUFFIXES)
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise SecondLensError(f"no folder {self.root}: name one that holds pictures")
         self.damaged: dict[str, str] = {}
+        self._left_out = LeftOut()
         self.ids = sorted(self._pictures("", set()))
+        self.damaged.update(self._left_out)
         if not self.ids:
-            reasons = "".join(f", and {name} {why}" for name, why in self.damaged.items())
+            reasons = "".join(f"; {name}: {why}" for name, why in self.damaged.items())
             raise SecondLensError(f"no pictures in {self.root} or the folders in it{reasons}")
 
     def load(self, index: int) -> Image.Image:
@@ -60,15 +65,28 @@ class Folder:
             name = folder + entry.name
             # a link that leads nowhere is a picture that cannot be read, not one to forget
             link = entry.is_symlink()
+            suffix = Path(name).suffix.lower()
             if os.path.isdir(entry) if link else entry.is_dir():  # noqa: PTH112
-                yield from self._pictures(name + "/", seen)
-            elif Path(name).suffix.lower() in SUFFIXES and (link or entry.is_file()):
-                try:
-                    name.encode()
-                except UnicodeEncodeError:
-                    self.damaged[ascii(name)] = "has a name that is not UTF-8: rename it"
+                if is_stray_folder(entry.name):
+                    self._left_out.add("hidden folders", name, "not part of the set")
                 else:
+                    yield from self._pictures(name + "/", seen)
+            elif is_stray(entry.name) or suffix not in SUFFIXES:
+                self._left_out.add_file(_shown(name), suffix)
+            elif link or entry.is_file():
+                if _shown(name) == name:
                     yield name
+                else:
+                    self.damaged[ascii(name)] = "has a name that is not UTF-8: rename it"
+
+
+def _shown(name: str) -> str:
+    """A name as it is, or, if it is not UTF-8, in ASCII."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return ascii(name)
+    return name
 
 
 class PictureFiles:
@@ -83,7 +101,7 @@ class PictureFiles:
     """
 
     def __init__(self, files: str | Place | Sequence[str | Place]) -> None:
-        self.files = expand(files, "")
+        self.files = expand(files, Folder.SUFFIXES)
         self.ids = names(self.files)
         self.damaged: dict[str, str] = {}
 
@@ -117,15 +135,19 @@ class ImageFolder(Folder):
     Raises
     ------
     SecondLensError
-        As `Folder`, or a picture lies in no subfolder.
+        As `Folder`, or all pictures lie in no subfolder.
     """
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
-        if outside := [each for each in self.ids if "/" not in each]:
+        outside = [each for each in self.ids if "/" not in each]
+        if len(outside) == len(self.ids):
             raise SecondLensError(
-                f"{outside[0]} lies in none of the class folders of {self.root}: move it into one"
+                f"{self.root} has no folders for classes: put the pictures of each class in a "
+                "folder of their own in it, named as the class is"
             )
+        self.ids = [each for each in self.ids if "/" in each]
+        self.damaged |= dict.fromkeys(outside, "left out: it lies in no class folder")
         names = [each.partition("/")[0] for each in self.ids]
         self.classes = sorted(set(names))
         place = {name: i for i, name in enumerate(self.classes)}
@@ -148,15 +170,19 @@ class StoredFolder:
         store, path = filesystem(self.root)
         with reaching(self.root):
             found = store.find(path, detail=True)
-        sizes = {
-            name.removeprefix(path.rstrip("/") + "/"): int(entry["size"] or 0)
-            for name, entry in found.items()
-            if PurePosixPath(name).suffix.lower() in SUFFIXES
-        }
+        sizes: dict[str, int] = {}
+        left_out = LeftOut()
+        for whole, entry in found.items():
+            name = whole.removeprefix(path.rstrip("/") + "/")
+            suffix = PurePosixPath(name).suffix.lower()
+            if suffix in SUFFIXES and not is_stray(name):
+                sizes[name] = int(entry["size"] or 0)
+            else:
+                left_out.add_file(name, suffix)
         if not sizes:
             raise SecondLensError(f"no pictures in {self.root}: name a folder that holds some")
         self.ids = sorted(sizes)
-        self.damaged: dict[str, str] = {}
+        self.damaged: dict[str, str] = dict(left_out)
         self._sizes = [sizes[each] for each in self.ids]
 
     def load(self, index: int) -> Image.Image:

@@ -12,6 +12,9 @@ from PIL import Image
 from ..errors import SecondLensError
 from .decoding import decode, decode_file
 
+Picture = Image.Image | bytes | Path
+"""An image, an encoded one, or the path of a file."""
+
 
 class HuggingFace:
     """A map-style dataset with a column of pictures; an id is the row's number.
@@ -41,8 +44,8 @@ class HuggingFace:
         self._rows = _encoded(dataset, self.column)
 
     @classmethod
-    def from_disk(cls, folder: str | Path) -> "HuggingFace":
-        """A dataset that `save_to_disk` wrote.
+    def from_disk(cls, folder: str | Path, **options: Any) -> "HuggingFace":
+        """A dataset that `save_to_disk` wrote; options as of the class.
 
         Raises
         ------
@@ -57,7 +60,7 @@ class HuggingFace:
             raise SecondLensError(f"{folder} holds a damaged dataset: {reason}") from error
         if isinstance(loaded, datasets.DatasetDict):
             raise SecondLensError(f"{folder} has several splits: name one of {', '.join(loaded)}")
-        return cls(loaded)
+        return cls(loaded, **options)
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
@@ -67,17 +70,39 @@ class HuggingFace:
         return decode_file(encoded)
 
 
-def streamed(dataset: Any, column: str | None = None) -> Iterator[tuple[str, bytes | Path]]:
-    """(row number, encoded picture or its path) for each row of a `datasets.IterableDataset`.
+def streamed(dataset: Any, column: str | None = None) -> Iterator[tuple[str, Picture]]:
+    """(row number, picture, or its bytes or path) for each row of a `datasets.IterableDataset`.
 
     Raises
     ------
     SecondLensError
         As `HuggingFace`.
     """
+    if dataset.features is None:
+        yield from _without_features(dataset, column)
+        return
     column = _image_column(dataset, column)
     for number, row in enumerate(_encoded(dataset, column)):
         yield str(number), _bytes_or_path(row[column])
+
+
+def _without_features(dataset: Any, column: str | None) -> Iterator[tuple[str, Picture]]:
+    """Rows of a stream whose types `map` has forgotten, told by its first row."""
+    for number, row in enumerate(dataset):
+        if number == 0:
+            suited = [name for name, cell in row.items() if _picture_in(cell) is not None]
+            column = _chosen(suited, list(row), column)
+        picture = _picture_in(row[column])
+        yield str(number), b"" if picture is None else picture
+
+
+def _picture_in(cell: Any) -> Picture | None:
+    """The picture in a cell, if there is one: an image, bytes, or a dictionary of both kinds."""
+    if isinstance(cell, Image.Image | bytes):
+        return cell
+    if isinstance(cell, dict) and {"bytes", "path"} <= cell.keys():
+        return _bytes_or_path(cell)
+    return None
 
 
 def _bytes_or_path(cell: dict[str, Any] | None) -> bytes | Path:
@@ -118,13 +143,17 @@ def _image_column(dataset: Any, column: str | None) -> str:
     suited: list[str] = [
         name for name, kind in features.items() if isinstance(kind, _datasets().Image)
     ]
+    return _chosen(suited, list(features), column)
+
+
+def _chosen(suited: list[str], columns: list[str], column: str | None) -> str:
     if column is None and len(suited) == 1:
         return suited[0]
     if column is not None and column in suited:
         return column
     raise SecondLensError(
-        f"choose a column of pictures with column=: those of the type Image are {suited}, and all "
-        f"are {list(features)}"
+        f"choose a column of pictures with column= (--column): those of pictures are {suited}, and "
+        f"all are {columns}"
     )
 
 

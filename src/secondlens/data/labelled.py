@@ -1,10 +1,12 @@
-"""Labelled pictures for zero-shot classification: ImageNet, ImageNet-R, CIFAR-10, class folders."""
+"""Labelled pictures for zero-shot classification, recognised by what is in a folder."""
 
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float, Int
@@ -12,20 +14,13 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from . import labelled_sets
-from .folder import Folder, ImageFolder
-from .sources import ImageSource, Subset, TorchDataset, as_source
+from .sources import ImageSource, Subset
 from .vocabularies import Vocabulary, class_names, read_lines, vocabulary
 
 WNID = re.compile(r"n\d{8}")
-CIFAR = "cifar-10-batches-py"
 
 TEMPLATE = "A photo of a {}"
 """The paper's example of a prompt; the published code averages OpenAI's 80."""
-
-STRUCTURE = (
-    "it needs a folder val with one folder of pictures for each of the 1,000 wordnet ids, such as "
-    "val/n01440764/ILSVRC2012_val_00000293.JPEG, and, to fit a lens on, a folder train like it"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,85 +50,140 @@ class Labelled:
         return replace(self, classes=vocabulary(self.classes, templates=templates))
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeyedPictures:
+    """Pictures with what their set calls the class of each, before the classes have names."""
+
+    name: str
+    source: ImageSource
+    keys: Sequence[str]
+    """Of each picture: the name of its class folder, a wordnet id, or a number from 0."""
+    names: Mapping[str, str] | None = None
+    """Key -> name of each class, in their order, if the set says; else wordnet ids have ImageNet's
+    names and others are their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet:
+    """A labelled set that was recognised; its pictures are found when they are asked for."""
+
+    test: Callable[[], KeyedPictures]
+    """Those to measure on."""
+    training: Callable[[], ImageSource] | None = None
+    """Those to fit a lens on, if the set has others for that."""
+    parts: tuple[str, ...] = ()
+    """Names of the parts that were found below the path, if that is not one of them."""
+
+
+def recognised(path: str | Path) -> LabelledSet:
+    """The labelled set at a path, by the first of `labelled_sets` that knows its layout.
+
+    Raises
+    ------
+    SecondLensError
+        There is nothing, or in no layout that is known.
+    """
+    # so that the folder a path is in has a name, whatever the path
+    root = Path(os.path.abspath(path))  # noqa: PTH100
+    sets: Iterator[LabelledSet | None] = (each(root) for each in reversed([*labelled_sets]))
+    for found in sets:
+        if found is not None:
+            return found
+    if not root.exists():
+        raise SecondLensError(f"there is no folder {path} with labelled pictures: {LAYOUTS}")
+    raise SecondLensError(f"{path} is not a set with labels: {LAYOUTS}")
+
+
+LAYOUTS = (
+    "name a folder with one folder of pictures for each class, such as "
+    "val/n01440764/ILSVRC2012_val_00000293.JPEG, or a set that `secondlens list labelled-sets` "
+    "knows"
+)
+
+
 def labelled(
     path: str | Path, classes: str | Path | None = None, *, all_classes: bool = False
 ) -> Labelled:
-    """Labelled pictures in a folder, recognised by what is in it.
+    """Labelled pictures at a path, recognised by what is there.
 
     Parameters
     ----------
     path
-        ImageNet, with `val` in it; folders named by wordnet ids, such as ImageNet-R; CIFAR-10 as
-        torchvision keeps it, with `cifar-10-batches-py` in it; or one folder for each class.
+        A folder in any layout of `labelled_sets`, or files of it, such as
+        `imagenet/data/validation-*.parquet`.
     classes
-        A file with one class folder a line, in the order that classes shall have, each followed,
-        if it is not its own name, by a tab and the name. By default the folders' own names, or
-        ImageNet's for wordnet ids.
+        A file with one class a line, in the order that they shall have, each followed, if it is not
+        its own name, by a tab and the name; of classes that are numbers, the names alone, from 0.
+        By default the set's own names, or ImageNet's for wordnet ids.
     all_classes
         For wordnet ids: choose from all 1,000 classes of ImageNet, and not only from those that
-        have a folder.
+        have pictures.
 
     Raises
     ------
     SecondLensError
-        None of these is there; a wordnet id that ImageNet does not have; a class without a
-        picture; or a list of classes that does not match the folders.
+        No layout that is known, or labels that are missing; a wordnet id that ImageNet does not
+        have; fewer than two classes; or a list of classes that does not match the pictures.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise SecondLensError(f"there is no folder {root} with labelled pictures: {STRUCTURE}")
+    pictures = recognised(path).test()
     wanted = None if classes is None else Path(classes)
-    asked = reversed([*labelled_sets])
-    sets: Iterator[Labelled | None] = (
-        each(root, classes=wanted, all_classes=all_classes) for each in asked
-    )
-    return next(found for found in sets if found is not None)
-
-
-def class_folders(root: Path, *, classes: Path | None, all_classes: bool) -> Labelled:
-    """The member "class-folders" of `labelled_sets`, which takes any folder.
-
-    Raises
-    ------
-    SecondLensError
-        As `labelled`.
-    """
-    found = ImageFolder(root)
-    _check_no_empty(root, found.classes)
-    if classes is not None:
-        names = _listed(classes, found.classes)
-    elif any(WNID.fullmatch(name) for name in found.classes):
-        names = _wordnet_names(found.classes, root)
-        if all_classes:
-            names = imagenet_names()
-    else:
-        names = {name: name for name in found.classes}
-    place = {folder: row for row, folder in enumerate(names)}
+    names = _class_names(pictures, wanted, all_classes)
+    if len(names) < 2:
+        raise SecondLensError(
+            f"{path} has one class only, {next(iter(names))}, so that every answer would be right: "
+            "name a folder that holds a folder for each of several classes"
+        )
+    place = {key: row for row, key in enumerate(names)}
+    whole = list(names.values()) == list(imagenet_names().values())
+    few = all(WNID.fullmatch(key) for key in names) and not whole
     return Labelled(
-        name=root.name,
-        source=found,
-        labels=tuple(place[found.classes[label]] for label in found.labels),
-        classes=class_names(root.name, names.values()),
+        name=pictures.name + (f" ({len(names)} of ImageNet's 1,000 classes)" if few else ""),
+        source=pictures.source,
+        labels=tuple(place[key] for key in pictures.keys),
+        classes=vocabulary("imagenet") if whole else class_names(pictures.name, names.values()),
     )
+
+
+def _class_names(
+    pictures: KeyedPictures, listed: Path | None, all_classes: bool
+) -> Mapping[str, str]:
+    """Key -> name of the classes to choose from, in their order."""
+    keys = sorted(set(pictures.keys))
+    if listed is not None:
+        return _listed(listed, keys)
+    if pictures.names is not None:
+        return pictures.names
+    if all(key.isdecimal() for key in keys):
+        raise SecondLensError(
+            f"the labels of {pictures.name} are numbers without names: name them with --classes, a "
+            "file with one class a line"
+        )
+    if not any(WNID.fullmatch(key) for key in keys):
+        return {key: key for key in keys}
+    names = imagenet_names()
+    if unknown := [key for key in keys if key not in names]:
+        raise SecondLensError(
+            f"the class {unknown[0]} of {pictures.name} is not a wordnet id of ImageNet's 1,000 "
+            "classes: remove it, or name the classes in a file"
+        )
+    return names if all_classes else {key: name for key, name in names.items() if key in keys}
 
 
 def training_pictures(path: str | Path) -> ImageSource:
-    """The pictures that a lens is fitted on: `train` of ImageNet, or of CIFAR-10.
+    """The pictures that a lens is fitted on: those that a labelled set has for training.
 
     Raises
     ------
     SecondLensError
         There are none.
     """
-    root = Path(path)
-    if (root / CIFAR).is_dir():
-        return TorchDataset(_cifar_part(root, train=True))
-    if (root / "train").is_dir():
-        return Folder(root / "train")
-    raise SecondLensError(
-        f"{root} has no training pictures to fit a lens on: name a lens with --lens, or ImageNet's "
-        f"folder, {STRUCTURE}"
-    )
+    training = recognised(path).training
+    if training is None:
+        raise SecondLensError(
+            f"{path} has no training pictures to fit a lens on: name a lens with --lens, or the "
+            "folder that holds both train and val"
+        )
+    return training()
 
 
 def evenly(source: ImageSource, count: int) -> ImageSource:
@@ -144,12 +194,14 @@ def evenly(source: ImageSource, count: int) -> ImageSource:
     return Subset(source, [position * total // count for position in range(count)])
 
 
-def imagenet_names() -> dict[str, str]:
+@cache
+def imagenet_names() -> Mapping[str, str]:
     """Wordnet id -> name of the 1,000 classes of ImageNet, in their order."""
     from open_clip import IMAGENET_CLASSNAMES
     from timm.data.imagenet_info import ImageNetInfo
 
-    return dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+    wnids = ImageNetInfo("imagenet-1k").label_names()
+    return MappingProxyType(dict(zip(wnids, IMAGENET_CLASSNAMES, strict=True)))
 
 
 def ranks(
@@ -191,111 +243,28 @@ def check_label_sets(labels: Sequence[Collection[str]], images: int, of: str) ->
         )
 
 
-def _refuse_list(root: Path, classes: Path | None) -> None:
-    if classes is not None:
-        raise SecondLensError(
-            f"{root} is laid out as ImageNet or CIFAR-10, whose classes are known: drop the list "
-            "of classes, or name the folder in it that holds a folder for each class"
-        )
-
-
-def imagenet(root: Path, *, classes: Path | None, **_: Any) -> Labelled | None:
-    """The member "imagenet" of `labelled_sets`: a folder with val or train in it.
-
-    Raises
-    ------
-    SecondLensError
-        A list of classes, no val, or a class without a folder or that is not ImageNet's.
-    """
-    if not any((root / name).is_dir() for name in ("val", "train")):
-        return None
-    _refuse_list(root, classes)
-    if not (root / "val").is_dir():
-        raise SecondLensError(f"{root} has no folder val: {STRUCTURE}")
-    found = ImageFolder(root / "val")
-    names = imagenet_names()
-    _wordnet_names(found.classes, root / "val")
-    if missing := [wnid for wnid in names if wnid not in found.classes]:
-        others = f", nor of {len(missing) - 1} other classes" if missing[1:] else ""
-        raise SecondLensError(
-            f"{root / 'val'} has no pictures of {missing[0]} ({names[missing[0]]}){others}: "
-            f"{STRUCTURE}"
-        )
-    return Labelled(
-        name="ImageNet validation",
-        source=as_source(found),
-        labels=tuple(found.labels),
-        classes=vocabulary("imagenet"),
-    )
-
-
-def cifar_10(root: Path, *, classes: Path | None, **_: Any) -> Labelled | None:
-    """The member "cifar-10" of `labelled_sets`: a folder with cifar-10-batches-py in it.
-
-    Raises
-    ------
-    SecondLensError
-        A list of classes, or files that are missing or damaged.
-    """
-    if not (root / CIFAR).is_dir():
-        return None
-    _refuse_list(root, classes)
-    data = _cifar_part(root, train=False)
-    if without := sorted(set(range(len(data.classes))) - set(data.targets)):
-        raise SecondLensError(f"{root / CIFAR} has no pictures of {data.classes[without[0]]}")
-    return Labelled(
-        name="CIFAR-10 test",
-        source=TorchDataset(data),
-        labels=tuple(data.targets),
-        classes=class_names("cifar-10", data.classes),
-    )
-
-
-def _cifar_part(root: Path, *, train: bool) -> Any:
-    from torchvision.datasets import CIFAR10
-
-    try:
-        return CIFAR10(root, train=train, download=False)
-    except (RuntimeError, OSError, KeyError, EOFError) as error:
-        raise SecondLensError(
-            f"{root / CIFAR} is not the CIFAR-10 that torchvision knows, or is damaged: download "
-            "cifar-10-python.tar.gz again and unpack it there"
-        ) from error
-
-
-def _wordnet_names(folders: Sequence[str], root: Path) -> dict[str, str]:
-    """The names of folders that are wordnet ids, in ImageNet's order."""
-    names = imagenet_names()
-    if unknown := [folder for folder in folders if folder not in names]:
-        raise SecondLensError(
-            f"the folder {unknown[0]} in {root} is no wordnet id of ImageNet's 1,000 classes: "
-            "remove it, or name the classes in a file"
-        )
-    return {wnid: name for wnid, name in names.items() if wnid in folders}
-
-
-def _listed(path: Path, folders: Sequence[str]) -> dict[str, str]:
-    """Folder -> name, in the order of a file."""
+def _listed(path: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Key -> name, in the order of a file."""
     lines = [line.rstrip("\r") for line in read_lines(path) if line.strip()]
     pairs = [(line.partition("\t")[0].strip(), line.rpartition("\t")[2].strip()) for line in lines]
+    if all(key.isdecimal() for key in keys) and not set(keys) & {key for key, _ in pairs}:
+        pairs = [(str(number), name) for number, (_, name) in enumerate(pairs)]
+        if missing := [key for key in keys if int(key) >= len(pairs)]:
+            raise SecondLensError(
+                f"{path} names {len(pairs)} classes, and there are pictures of number "
+                f"{missing[0]}, counted from 0: add a line for it"
+            )
+        return dict(pairs)
     names = dict(pairs)
     if len(names) < len(pairs):
         raise SecondLensError(f"{path} lists a class twice: list each once")
-    if missing := [folder for folder in folders if folder not in names]:
+    if missing := [key for key in keys if key not in names]:
         raise SecondLensError(
-            f"{path} does not list {missing[0]}, which has a folder of pictures: add a line for it"
+            f"{path} does not list {missing[0]}, of which there are pictures: add a line for it"
         )
-    if without := [name for name in names if name not in folders]:
+    if without := [name for name in names if name not in keys]:
         raise SecondLensError(
             f"{path} lists {without[0]}, and there are no pictures of it: remove the line, or add "
             "a folder of that name"
         )
     return names
-
-
-def _check_no_empty(root: Path, with_pictures: Sequence[str]) -> None:
-    folders = sorted(each.name for each in root.iterdir() if each.is_dir())
-    if empty := [name for name in folders if name not in with_pictures]:
-        raise SecondLensError(
-            f"there are no pictures in {root / empty[0]}: add some of that class, or remove it"
-        )

@@ -1,15 +1,15 @@
 """Sets of images with masks: the embedded world, ImageNet-Segmentation, Pascal VOC, ImageNet-S and
-plain folders.
+plain folders; COCO is in `coco`.
 
 A set is anything with `len` and `[index]` that gives an `Example`. Masks hold 1 where the object
 is, 0 where it is not, and -1 (`IGNORE`) where nobody has said.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from torch import Tensor
 from ..demo.scenes import World
 from ..errors import SecondLensError
 from ..storage.regular import check_regular, read_bounded
+from . import masked_sets
 from .decoding import open_picture
 from .sources import UNREADABLE
+from .splits import folders
+from .strays import is_stray
 
 MASKS = ("PNG", "GIF", "BMP", "TIFF")
 """Formats of masks, which lose nothing and start no program."""
@@ -82,6 +85,78 @@ class MaskedSet(MaskedImages, Protocol):
     @property
     def classes(self) -> Sequence[str]:
         """Names of all labels, in the set's order; none if it does not say."""
+
+
+def masked(
+    path: str | Path,
+    layout: str | None = None,
+    *,
+    names: Path | None = None,
+    ignore: int | None = None,
+) -> tuple[str, MaskedSet]:
+    """A set of images with masks, and the name of its layout.
+
+    Parameters
+    ----------
+    path
+        A file or a folder of the set.
+    layout
+        A member of `masked_sets`; by default the first that knows what is there.
+    names
+        For imagenet-s: a file with a wnid and its name on each line.
+    ignore
+        For folder: the value of ignored pixels.
+
+    Raises
+    ------
+    SecondLensError
+        Nothing is there, no layout or another one; an option that means nothing for it; or what
+        the set itself raises.
+    """
+    if not Path(path).exists():
+        raise SecondLensError(f"there is no file or folder {path} of images with masks")
+    root = Path(path).absolute()
+    asked = reversed([*masked_sets]) if layout is None else [masked_sets[layout]]
+    for member in asked:
+        if (found := member(root, names=names, ignore=ignore)) is not None:
+            return member.name, found
+    if layout is None:
+        raise SecondLensError(
+            f"{path} is not a set of images with masks: name the folder of one that "
+            "`secondlens list masked-sets` knows"
+        )
+    raise SecondLensError(
+        f"{path} is not laid out as {layout} ({masked_sets[layout].help}): name its folder, or "
+        "drop the layout to have it recognised"
+    )
+
+
+def refuse_options(layout: str, **given: object) -> None:
+    """Raise `SecondLensError` for an option that was given and means nothing for a layout."""
+    for option, value in given.items():
+        if value is not None:
+            raise SecondLensError(f"--{option} means nothing for {layout}: drop it")
+
+
+def around(path: Path, is_root: Callable[[Path], bool]) -> Path | None:
+    """The root of a set: a path itself, up to two folders above it, or up to two below.
+
+    Raises
+    ------
+    SecondLensError
+        Several folders below it are roots.
+    """
+    above = [each for each in (path, *path.parents[:2]) if is_root(each)]
+    if above or not path.is_dir():
+        return above[0] if above else None
+    children = folders(path)
+    for level in (children, [below for each in children for below in folders(each)]):
+        if found := [each for each in level if is_root(each)]:
+            if len(found) > 1:
+                several = " and ".join(str(each.relative_to(path)) for each in found)
+                raise SecondLensError(f"{path} holds {several}: name one of them")
+            return found[0]
+    return None
 
 
 @dataclass(frozen=True)
@@ -217,7 +292,7 @@ class VOC:
 
     def __getitem__(self, index: int) -> Example:
         name = self.ids[index]
-        values = _values(self.root / "SegmentationClass" / f"{name}.png")
+        values = pixels_of(self.root / "SegmentationClass" / f"{name}.png")
         found = [value for value in np.unique(values).tolist() if 1 <= value <= len(self.classes)]
         return Example(
             id=name,
@@ -268,7 +343,7 @@ class ImageNetS:
     def __getitem__(self, index: int) -> Example:
         path = self.masks[index]
         wnid = path.parent.name
-        channels = _values(path, "RGB").astype(np.int32)
+        channels = pixels_of(path, "RGB").astype(np.int32)
         values = channels[..., 0] + 256 * channels[..., 1]
         number = self.wnids.index(wnid) + 1
         return Example(
@@ -294,7 +369,10 @@ class MaskFolder:
 
     def __init__(self, root: str | Path, ignore: int | None = None) -> None:
         self.root, self.ignore = Path(root), ignore
-        self.masks = sorted((self.root / "masks").rglob("*.png"))
+        masks = (self.root / "masks").rglob("*.png")
+        self.masks = sorted(
+            each for each in masks if not is_stray(str(each.relative_to(self.root)))
+        )
         if not self.masks:
             raise SecondLensError(f"{root} has no masks/*.png: name a folder of images and masks")
         by_name: defaultdict[Path, list[Path]] = defaultdict(list)
@@ -321,7 +399,7 @@ class MaskFolder:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> Example:
-        values = _values(self.masks[index], "L" if self.ignore is None else None)
+        values = pixels_of(self.masks[index], "L" if self.ignore is None else None)
         folder = self.masks[index].parent.relative_to(self.root / "masks").name
         known = values != self.ignore if self.ignore is not None else np.ones_like(values, bool)
         return Example(
@@ -332,23 +410,45 @@ class MaskFolder:
         )
 
 
-def imagenet_segmentation(path: Path, **_: Any) -> ImageNetSegmentation:
-    """The member "imagenet-segmentation" of `masked_sets`."""
-    return ImageNetSegmentation(path)
+GTSEGS = "gtsegs_ijcv.mat"
 
 
-def voc(path: Path, **_: Any) -> VOC:
-    """The member "voc" of `masked_sets`."""
-    return VOC(path)
+def imagenet_segmentation(
+    path: Path, *, names: Path | None, ignore: int | None
+) -> ImageNetSegmentation | None:
+    """The member "imagenet-segmentation" of `masked_sets`: the file, or its folder."""
+    file = path / GTSEGS if path.is_dir() else path
+    if not file.is_file() or file.suffix != ".mat":
+        return None
+    refuse_options("imagenet-segmentation", names=names, ignore=ignore)
+    return ImageNetSegmentation(file)
 
 
-def imagenet_s(path: Path, *, names: Path | None, **_: Any) -> ImageNetS:
-    """The member "imagenet-s" of `masked_sets`."""
-    return ImageNetS(path, names)
+def voc(path: Path, *, names: Path | None, ignore: int | None) -> VOC | None:
+    """The member "voc" of `masked_sets`: VOCdevkit, a year in it, or a folder in that."""
+    root = around(path, lambda each: (each / "SegmentationClass").is_dir())
+    if root is None:
+        return None
+    refuse_options("voc", names=names, ignore=ignore)
+    return VOC(root)
 
 
-def mask_folder(path: Path, *, ignore: int | None, **_: Any) -> MaskFolder:
-    """The member "folder" of `masked_sets`."""
+def imagenet_s(path: Path, *, names: Path | None, ignore: int | None) -> ImageNetS | None:
+    """The member "imagenet-s" of `masked_sets`: an edition, or a folder in it."""
+    root = around(path, lambda each: (each / "validation-segmentation").is_dir())
+    if root is None:
+        return None
+    refuse_options("imagenet-s", ignore=ignore)
+    return ImageNetS(root, names)
+
+
+def mask_folder(path: Path, *, names: Path | None, ignore: int | None) -> MaskFolder | None:
+    """The member "folder" of `masked_sets`: a folder with images and masks, or one of these."""
+    if path.name in ("images", "masks"):
+        path = path.parent
+    if not ((path / "images").is_dir() and (path / "masks").is_dir()):
+        return None
+    refuse_options("folder", names=names)
     return MaskFolder(path, ignore)
 
 
@@ -361,7 +461,7 @@ def _stack(masks: list[np.ndarray], like: np.ndarray) -> np.ndarray:
     return np.stack(masks) if masks else np.empty((0, *like.shape), np.int8)
 
 
-def _values(path: Path, mode: str | None = None) -> np.ndarray:
+def pixels_of(path: Path, mode: str | None = None) -> np.ndarray:
     """Pixels of a mask, in a mode of PIL's; by default one number each, palettes as indices."""
     try:
         check_regular(path)

@@ -1,9 +1,12 @@
 """Pictures in Parquet files: a column of encoded pictures, as Hugging Face and LAION keep them."""
 
 import io
+import json
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import accumulate
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +14,7 @@ from PIL import Image
 
 from ..errors import SecondLensError
 from ..storage.remote import Place, opened
-from .decoding import Unreadable, decode
+from .decoding import Unreadable, decode, decode_file
 from .tar import Files, expand, names
 
 
@@ -28,7 +31,8 @@ class Parquet:
         or a list of these.
     column
         Where the pictures are: a column of bytes, or of {bytes, path} as Hugging Face writes it;
-        by default the only such column.
+        by default the only such column. A column of texts may be named too: they are then paths of
+        pictures. Paths count from the folder of their Parquet file.
     ids
         A column to take ids from instead.
 
@@ -39,7 +43,7 @@ class Parquet:
         or no only one.
     """
 
-    SUFFIXES = frozenset({".parquet"})
+    SUFFIXES = (".parquet",)
 
     def __init__(self, files: Files, *, column: str | None = None, ids: str | None = None) -> None:
         pq = _pyarrow().parquet
@@ -49,14 +53,14 @@ class Parquet:
         """File and number of each row group."""
         rows: list[int] = []
         row_ids: list[str] = []
-        paths = expand(files, ".parquet")
+        paths = expand(files, self.SUFFIXES)
         for path, name in zip(paths, names(paths), strict=True):
             try:
                 with opened(path) as raw, pq.ParquetFile(raw) as file:
                     schema, metadata = file.schema_arrow, file.metadata
                     counts = _counts(metadata, raw.seek(0, io.SEEK_END))
             except _damage() as error:
-                self.damaged[name] = f"is no whole Parquet file: {error}"
+                self.damaged[name] = _why_damaged(path, error)
                 continue
             column = _image_column(schema, column, name)
             self._groups += [(len(self.files), i) for i in range(len(counts))]
@@ -79,8 +83,13 @@ class Parquet:
         group = bisect_right(self._starts, index) - 1
         if self._cached is None or self._cached[0] != group:
             self._cached = group, self._read(group)
-        encoded = self._cached[1][index - self._starts[group]].as_py()
-        return decode(io.BytesIO(encoded or b""))
+        cell = self._cached[1][index - self._starts[group]].as_py()
+        if not isinstance(cell, dict):
+            cell = {"path": cell} if isinstance(cell, str) else {"bytes": cell}
+        content, place = cell.get("bytes"), cell.get("path")
+        if content is None and place is not None:
+            return decode_file(Path(str(self.files[self._groups[group][0]])).parent / place)
+        return decode(io.BytesIO(content or b""))
 
     def sizes(self) -> list[int]:
         """Bytes of each file."""
@@ -111,19 +120,29 @@ class Parquet:
                     ) from error
         return found
 
+    def class_names(self, column: str) -> list[str] | None:
+        """Names of the numbers in a column, if Hugging Face has noted them in the file."""
+        pq = _pyarrow().parquet
+        with opened(self.files[0]) as raw, pq.ParquetFile(raw) as file:
+            notes = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        try:
+            feature = json.loads(notes)["info"]["features"][column]
+        except (ValueError, LookupError, TypeError):
+            return None
+        found = feature.get("names") if isinstance(feature, dict) else None
+        return [str(each) for each in found] if isinstance(found, list) else None
+
     def _read(self, group: int) -> Any:
-        """The pictures of a row group, as a column of bytes."""
+        """The column of pictures of a row group."""
         number, place = self._groups[group]
         pq = _pyarrow().parquet
         try:
             with opened(self.files[number]) as raw, pq.ParquetFile(raw) as file:
-                kind = file.schema_arrow.field(self.column).type
-                leaf = f"{self.column}.bytes" if kind.num_fields else self.column
-                batches = list(bounded(file, leaf, PICTURES_AT_A_TIME, place))
+                batches = list(bounded(file, self.column, PICTURES_AT_A_TIME, place))
                 table = _pyarrow().Table.from_batches(batches)
         except _damage() as error:
             raise Unreadable(f"row group {place} of its file is damaged: {error}") from error
-        return table.flatten().column(0)
+        return table.column(0)
 
 
 def _pyarrow() -> ModuleType:
@@ -189,13 +208,35 @@ def column_values(file: Any, column: str) -> list[Any]:
     return [value for batch in batches for value in batch.column(0).to_pylist()]
 
 
+def _why_damaged(path: Place, error: Exception) -> str:
+    with suppress(OSError, ValueError), opened(path) as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            return "is a pointer of Git LFS: fetch the file itself with git lfs pull"
+    return f"is no whole Parquet file: {error}"
+
+
+_POINTER = b"version https://git-lfs"
+
+
 def _holds_pictures(kind: Any) -> bool:
     """Whether a column of this type is of bytes, or of structs with a field of them."""
     types = _pyarrow().types
     if types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _holds_pictures(kind.field(place).type)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    kind = _entries(kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def _holds_texts(kind: Any) -> bool:
+    types = _pyarrow().types
+    kind = _entries(kind)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _entries(kind: Any) -> Any:
+    """The type of the entries of a dictionary, or the type itself."""
+    return kind.value_type if _pyarrow().types.is_dictionary(kind) else kind
 
 
 def _image_column(schema: Any, column: str | None, name: str) -> str:
@@ -203,12 +244,16 @@ def _image_column(schema: Any, column: str | None, name: str) -> str:
     if column is None and len(suited) > 1:
         raise SecondLensError(
             f"{name} has several columns that may hold pictures: choose one of "
-            f"{', '.join(suited)} with column="
+            f"{', '.join(suited)} with column= (--column)"
         )
     chosen = column or "".join(suited)
+    texts = [field.name for field in schema if _holds_texts(field.type)]
+    if column is not None and column in texts:
+        return column
     if chosen not in suited:
         wanted = f"pictures in a column {column!r}" if column else "column of pictures"
-        raise SecondLensError(f"{name} has no {wanted}: its columns are {_columns(schema)}")
+        paths = f"; if {', '.join(texts)} holds their paths, say so with --column" if texts else ""
+        raise SecondLensError(f"{name} has no {wanted}: its columns are {_columns(schema)}{paths}")
     return chosen
 
 

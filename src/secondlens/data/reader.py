@@ -1,20 +1,43 @@
 """Batches of a source for a model, decoded in this process or in others."""
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import cloudpickle
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import SecondLensError
+from ..devices import free_memory, smaller
+from ..errors import SecondLensError, SecondLensWarning
 from ..models.view import Clip
 from ..processes.watching import end_with_parent
 from .decoding import Unreadable, upright_rgb
 from .sources import UNREADABLE, FileSource, ImageSource
+
+IMAGES_ON_CPU, MOST_IMAGES = 32, 256
+"""In a batch when nobody says: on a CPU, and at most elsewhere."""
+SHARE_OF_BATCH = 0.25
+"""Of a device's free memory, that a batch may take by default."""
+
+
+def default_batch(clip: Clip) -> int:
+    """Images in a forward pass when nobody says: 32 on a CPU, else by the memory that is free.
+
+    Counted is what a pass keeps of every layer when all are read, in the precision of effects.
+    """
+    if clip.device.type in ("cpu", "meta"):
+        return IMAGES_ON_CPU
+    number = torch.finfo(clip.compute_dtype).bits // 8
+    image = clip.layers * clip.tokens * (clip.neurons + 4 * clip.width) * number
+    room = int(SHARE_OF_BATCH * free_memory(clip.device)) // image
+    # a power of two, so that a little more or less memory changes nothing
+    return min(MOST_IMAGES, 1 << max(0, room.bit_length() - 1))
+
 
 FEW_IMAGES = 16
 """Images a batch where something is kept of every token or pixel."""
@@ -26,6 +49,13 @@ class Batch:
 
     positions: list[int]
     pixels: Float[Tensor, "images 3 height width"]
+
+    def split(self, size: int) -> "list[Batch]":
+        """Return the same pictures in batches of at most so many."""
+        return [
+            Batch(positions=self.positions[i : i + size], pixels=self.pixels[i : i + size])
+            for i in range(0, len(self.positions), size)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +74,8 @@ class Reader:
 
     source: ImageSource
     clip: Clip
-    batch_size: int = 32
+    batch_size: int | None = None
+    """By default `default_batch`."""
     workers: int = 0
     """Processes that decode, with one torch thread each; 0 decodes in this one."""
     positions: Sequence[int] | None = None
@@ -54,7 +85,7 @@ class Reader:
     files."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise SecondLensError(f"a batch needs at least 1 image, and it has {self.batch_size}")
         if self.workers < 0:
             raise SecondLensError(f"workers must be 0 or more, and they are {self.workers}")
@@ -77,9 +108,17 @@ class Reader:
             if decoded.batch is not None:
                 yield decoded.batch
 
+    @property
+    def images_per_batch(self) -> int:
+        """As asked, or by default."""
+        return default_batch(self.clip) if self.batch_size is None else self.batch_size
+
     def check_read(self) -> None:
         """Raise `SecondLensError` if one of the pictures had to be skipped."""
+        ids = set(self.source.ids)
         for unreadable, reason in self.skipped.items():
+            if unreadable not in ids:
+                continue  # beside the pictures
             raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
 
     def __len__(self) -> int:
@@ -88,8 +127,8 @@ class Reader:
 
     def _chunks(self) -> list[Sequence[int]]:
         chosen = range(len(self.source.ids)) if self.positions is None else self.positions
-        starts = range(0, len(chosen), self.batch_size)
-        return [chosen[start : start + self.batch_size] for start in starts]
+        size = self.images_per_batch
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
 @dataclass(frozen=True)
@@ -108,6 +147,10 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
         chunks: list[Sequence[int]],
     ) -> None:
         self.source, self.preprocess, self.chunks = source, preprocess, chunks
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # plain pickle cannot send a lambda to a worker that is spawned
+        return _decoder, (cloudpickle.dumps((self.source, self.preprocess, self.chunks)),)
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -129,6 +172,9 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
                 skipped[self.source.ids[position]] = _reason(error)
             else:
                 pixels[position] = self._preprocessed(picture)
+                if isinstance(picture, Tensor) and not bool(picture.isfinite().all()):
+                    skipped[self.source.ids[position]] = "its pixels hold NaN or infinity"
+                    del pixels[position]
         if not pixels:
             return _Decoded(None, skipped)
         if len(shapes := {tuple(each.shape) for each in pixels.values()}) > 1:
@@ -160,6 +206,56 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
                 "or give a float tensor of preprocessed images"
             )
         return self.preprocess(picture)
+
+
+Done = TypeVar("Done")
+
+
+def in_parts(
+    batches: Iterable[Batch], clip: Clip, work: Callable[[Batch], Done]
+) -> Iterator[tuple[Batch, Done]]:
+    """Do some work with each batch; where memory runs out, with halves of batches from there on.
+
+    What comes out is told batch by batch as it was done. One warning says that batches are smaller.
+
+    Raises
+    ------
+    SecondLensError
+        Memory runs out with a single picture.
+    """
+    most: int | None = None
+    told = False
+    for batch in batches:
+        waiting = batch.split(most or len(batch.positions))
+        while waiting:
+            done = _attempt(work, waiting[0])
+            if done is None:
+                most = smaller(len(waiting[0].positions), clip.device)
+                waiting = [part for each in waiting for part in each.split(most)]
+                continue
+            if most is not None and not told:
+                warn_of_batches(clip, most)
+                told = True
+            yield waiting.pop(0), done[0]
+
+
+def warn_of_batches(clip: Clip, size: int) -> None:
+    """Say that memory ran out, and how many images a batch has from there on."""
+    images = "1 image" if size == 1 else f"{size} images"
+    message = f"memory ran out on {clip.device}: a batch has {images} from here on"
+    warnings.warn(message, SecondLensWarning, stacklevel=4)
+
+
+def _attempt(work: Callable[[Batch], Done], batch: Batch) -> tuple[Done] | None:
+    """What comes of the work, or None: the error would keep what filled the memory."""
+    try:
+        return (work(batch),)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _decoder(pickled: bytes) -> _Decoder:
+    return _Decoder(*cloudpickle.loads(pickled))
 
 
 def _reason(error: Exception) -> str:

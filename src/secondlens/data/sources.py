@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from ..errors import SecondLensError
 from ..storage.remote import Place, location
+from . import labelled_sets
 from .decoding import upright_rgb
 from .folder import Folder, PictureFiles, StoredFolder
 from .huggingface import HuggingFace, is_held, is_streamed, streamed
 from .parquet import Parquet
+from .splits import TRAIN, archives, by_split
+from .strays import is_stray
 from .streams import Spooled
-from .tar import Tar
+from .tar import Tar, expand
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What a source may raise for a picture that cannot be read."""
@@ -49,7 +53,8 @@ class FileSource(ImageSource, Protocol):
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """Name -> reason, of files and folders whose pictures could not all be found."""
+        """Name -> reason, of whatever lies there and is left out: damaged files, folders that
+        cannot be listed, and what is not a picture."""
 
     def sizes(self) -> Sequence[int]:
         """Bytes of each picture, or of each file that holds many pictures."""
@@ -100,27 +105,82 @@ def dataset_hash(source: ImageSource) -> str:
     return hashlib.sha256(json.dumps([list(source.ids), sizes]).encode()).hexdigest()
 
 
-def as_source(images: Any) -> ImageSource:
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which of several pictures or ids in archives and tables count; those that are left open are
+    found if there is no doubt."""
+
+    column: str | None = None
+    """Of pictures: in Parquet files and datasets."""
+    extension: str | None = None
+    """Of pictures: in tar archives, such as "jpg" or "input.png"."""
+    ids: str | None = None
+    """A column of ids, or of tar archives "key" or "name"."""
+
+    def of_tar(self) -> dict[str, Any]:
+        """Options of `Tar`.
+
+        Raises
+        ------
+        SecondLensError
+            Other ids, or a column.
+        """
+        if self.ids not in (None, "key", "name"):
+            raise SecondLensError(f"ids of tar archives are key or name, not {self.ids!r}")
+        self.refuse("tar archives", column=self.column)
+        return {"extension": self.extension, "ids": self.ids}
+
+    def of_table(self) -> dict[str, Any]:
+        """Options of `Parquet` and `HuggingFace`.
+
+        Raises
+        ------
+        SecondLensError
+            An extension.
+        """
+        self.refuse("tables", extension=self.extension)
+        return {"column": self.column, "ids": self.ids}
+
+    def refuse_all(self, kind: str) -> None:
+        """Raise `SecondLensError` if anything was chosen."""
+        self.refuse(kind, column=self.column, extension=self.extension, ids=self.ids)
+
+    @staticmethod
+    def refuse(kind: str, **given: str | None) -> None:
+        """Raise `SecondLensError` for a choice that means nothing for a kind of pictures."""
+        for name, value in given.items():
+            if value is not None:
+                raise SecondLensError(f"{name} means nothing for {kind}: drop it")
+
+
+def as_source(images: Any, choice: Choice | None = None) -> ImageSource:
     """The source for whatever holds pictures.
 
     Parameters
     ----------
     images
-        A path: a folder of pictures, at any depth; pictures, tar or Parquet files, as one file, a
-        pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these; a folder of tar
-        or Parquet files; or a folder that `save_to_disk` of Hugging Face's `datasets` wrote. All
-        but the last may lie in a store, such as `s3://bucket/data-*.tar`. Or an object: PIL images
-        or (id, image) pairs in a list, a preprocessed tensor [images, 3, height, width], a dataset
-        of `datasets` or torchvision, or an `ImageSource`, which is returned as it is. Any other
-        iterable is a stream of pictures, which is read to its end and kept as `Spooled`.
+        A path: a folder of pictures, at any depth; tar or Parquet files, as one file, a folder of
+        them, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these;
+        pictures, by a pattern or a list; or a folder that `save_to_disk` of Hugging Face's
+        `datasets` wrote. Folders, tar and Parquet files may lie in a store, such as
+        `s3://bucket/data-*.tar`. Of a set that holds its parts side by side, such as ImageNet with
+        train and val, the training pictures are taken, and `damaged` names the others. Or an
+        object: PIL images or (id, image) pairs in a list, a preprocessed tensor
+        [images, 3, height, width], a dataset of `datasets` or torchvision, or an `ImageSource`,
+        which is returned as it is. Any other iterable is a stream of pictures, which is read to its
+        end and kept as `Spooled`.
+    choice
+        Which pictures count where archives or tables hold several.
 
     Raises
     ------
     SecondLensError
         It is none of these, is empty, or has an id twice; what it names does not exist, or holds
-        more than one kind of file.
+        more than one kind of file; or a choice that means nothing for it.
     """
-    source = _adapted(images)
+    source = _adapted(images, choice or Choice())
+    if isinstance(source, InMemory | TorchDataset):
+        _warn_of_range(source)
     if len(source.ids) == 0:
         raise SecondLensError("there are no images: give at least one")
     if len(set(source.ids)) < len(source.ids):
@@ -160,13 +220,34 @@ def pictures_of(images: Any) -> list[Image.Image] | Tensor:
     return torch.stack(tensors) if tensors else found
 
 
-def _adapted(images: Any) -> ImageSource:
+def _warn_of_range(source: InMemory | TorchDataset) -> None:
+    """Warn of tensors that somebody has forgotten to normalise."""
+    count = len(source.ids)
+    for place in sorted({0, count // 2, count - 1} & set(range(count))):
+        try:
+            picture = source.load(place)
+        except UNREADABLE:
+            return
+        if not isinstance(picture, Tensor) or not 0 <= picture.min() <= picture.max() <= 1:
+            return
+    if count:
+        warnings.warn(
+            "the pictures are tensors whose values all lie between 0 and 1: normalise them as the "
+            "model's own preprocessing does, or give PIL images",
+            stacklevel=3,
+        )
+
+
+def _adapted(images: Any, choice: Choice) -> ImageSource:
     if isinstance(images, str | Place):
-        return _of_path(images)
+        return _of_path(images, choice)
     if is_held(images):
-        return HuggingFace(images)
+        return HuggingFace(images, **choice.of_table())
     if is_streamed(images):
-        return Spooled(streamed(images))
+        return Spooled(streamed(images, choice.column))
+    if isinstance(images, Sequence) and images and all(_is_place(each) for each in images):
+        return _of_files(images, choice)
+    choice.refuse_all("pictures in memory")
     if isinstance(images, Mapping):
         raise SecondLensError(
             f"images is a mapping of {', '.join(map(str, list(images)[:5]))}: give one entry of it"
@@ -187,52 +268,108 @@ def _adapted(images: Any) -> ImageSource:
     )
 
 
-def _of_path(images: str | Place) -> ImageSource:
+def _is_place(each: Any) -> bool:
+    return isinstance(each, str | Place)
+
+
+def _of_path(images: str | Place, choice: Choice) -> ImageSource:
     path = location(images)
     if not path.is_dir():
-        return _of_files([images])
+        return _of_files([images], choice)
     here = path if isinstance(path, Path) else None
     try:
         names = {each.name for each in path.iterdir()}
     except OSError as error:
         raise SecondLensError(f"the folder {path} cannot be listed: {error.strerror}") from error
     if here and (names >= {"state.json", "dataset_info.json"} or "dataset_dict.json" in names):
-        return HuggingFace.from_disk(here)
-    suffixes = {Path(name).suffix.lower() for name in names}
-    kinds = [kind for kind in (Tar, Parquet, Folder) if kind.SUFFIXES & suffixes]
+        return HuggingFace.from_disk(here, **choice.of_table())
+    kinds = [k for k in (Tar, Parquet, Folder) if any(_is_of(k, name) for name in names)]
     if len(kinds) > 1:
-        found = " and ".join(sorted(min(kind.SUFFIXES & suffixes) for kind in kinds))
+        found = " and ".join(sorted(_suffix(kind, names) for kind in kinds))
         raise SecondLensError(
             f"{path} holds {found} files: say which to use by a pattern such as '{path}/*.tar', or "
-            "make an images.Tar, Parquet or Folder of it"
+            "make a Tar, Parquet or Folder of secondlens.data of it"
         )
+    if here and (training := _training_part(here)) is not None:
+        choice.refuse_all("pictures in folders")
+        return training
+    # pictures beside a folder of archives show what is in them
+    place = path / "data" if Folder in kinds else path
     for kind in (Tar, Parquet):
-        if kind in kinds:
-            return kind(path)
+        if place.is_dir() and (files := archives(place, kind.SUFFIXES)):
+            return _of_archives(place, files, choice)
+    choice.refuse_all("pictures in folders")
     return Folder(here) if here else StoredFolder(path)
 
 
-def _of_files(files: Sequence[str | Place]) -> ImageSource:
-    suffixes = {location(each).suffix.lower() for each in files}
-    for kind in (Tar, Parquet):
-        if suffixes <= kind.SUFFIXES:
-            return kind(files)
-    if suffixes <= Folder.SUFFIXES:
-        return PictureFiles(files)
-    other = next(each for each in files if location(each).suffix.lower() not in Tar.SUFFIXES)
-    if not location(other).exists():
-        raise SecondLensError(f"no folder or file {other}: name one that holds pictures")
-    raise SecondLensError(
-        f"{other} is neither a picture nor a folder of pictures, and not one of several files that "
-        "are all pictures, all .tar or all .parquet: name the folder it is in, or such files"
-    )
+def _is_of(kind: type[Tar | Parquet | Folder], name: str) -> bool:
+    return name.lower().endswith(tuple(kind.SUFFIXES)) and not is_stray(name)
+
+
+def _suffix(kind: type[Tar | Parquet | Folder], names: Iterable[str]) -> str:
+    return next(Path(name).suffix.lower() for name in sorted(names) if _is_of(kind, name))
+
+
+def _of_archives(root: Place, files: Sequence[Place], choice: Choice) -> ImageSource:
+    """All files, or, if names tell splits apart, those to train on."""
+    groups = by_split(files, root)
+    if TRAIN not in groups or len(groups) == 1:
+        return _of_files(files, choice)
+    source: Any = _of_files(groups.pop(TRAIN), choice)
+    others = {each.name: _NOT_TRAINING for group in groups.values() for each in group}
+    source.damaged.update(others)
+    chosen: ImageSource = source
+    return chosen
+
+
+_NOT_TRAINING = "left out: a part that is not for training; name it alone to read it"
+
+
+def _training_part(root: Path) -> ImageSource | None:
+    """The training pictures of a set that holds its parts side by side; None of anything else."""
+    for member in reversed([each for each in labelled_sets if each.name in _WITH_PARTS]):
+        found = member(root.absolute())
+        if found is not None and found.parts and found.training is not None:
+            source: Any = found.training()
+            others = [each for each in found.parts if each != TRAIN]
+            source.damaged.update(dict.fromkeys(others, _NOT_TRAINING))
+            training: ImageSource = source
+            return training
+    return None
+
+
+_WITH_PARTS = ("splits", "imagenet", "cifar-10")
+"""Labelled sets whose pictures are no archives, and whose parts a folder may hold side by side."""
+
+
+def _of_files(files: Sequence[str | Place], choice: Choice) -> ImageSource:
+    lowered = [location(each).name.lower() for each in files]
+    if all(each.endswith(Tar.SUFFIXES) for each in lowered):
+        return Tar(files, **choice.of_tar())
+    if all(each.endswith(Parquet.SUFFIXES) for each in lowered):
+        return Parquet(files, **choice.of_table())
+    choice.refuse_all("files of pictures")
+    for each in files:
+        _check_picture(each)
+    return PictureFiles(files)
+
+
+def _check_picture(file: str | Place) -> None:
+    """Raise `SecondLensError` for what is not a picture by its name, nor a pattern of some."""
+    if location(file).suffix.lower() in Folder.SUFFIXES:
+        return
+    if not set(str(file)) & set("*?[{") and not location(file).exists():
+        raise SecondLensError(f"no folder or file {file}: name one that holds pictures")
+    if other := [p for p in expand(file, ()) if p.suffix.lower() not in Folder.SUFFIXES]:
+        raise SecondLensError(
+            f"{other[0]} is neither a picture nor a folder of pictures, and not one of several "
+            "files that are all pictures, all .tar or all .parquet: name the folder it is in, or "
+            "such files"
+        )
 
 
 def _of_list(images: Sequence[Any]) -> ImageSource:
-    kinds = {type(each) for each in images}
-    if kinds and all(issubclass(kind, str | Place) for kind in kinds):
-        return _of_files(images)
-    if kinds == {tuple}:
+    if {type(each) for each in images} == {tuple}:
         named = all(len(each) == 2 and isinstance(each[0], str) for each in images)
         if not named:
             return TorchDataset(images)

@@ -5,10 +5,6 @@ A fit reads its images twice and in shards, so that it needs pictures by positio
 
 import io
 import logging
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import Path
@@ -18,9 +14,10 @@ from PIL import Image
 
 from ..errors import SecondLensError
 from .decoding import Unreadable, decode, upright_rgb
+from .huggingface import Picture
 from .tar import part
+from .temporary import temporary_folder
 
-Picture = Image.Image | bytes | Path
 ImageStream = Iterable[Picture] | Iterable[tuple[str, Picture]]
 """Pictures, or (id, picture), one after the other, of unknown number. A picture is a PIL image, the
 bytes of an encoded one, or the path of a file. Without ids, the number in the stream is the id."""
@@ -51,13 +48,8 @@ class Spooled:
         self.ids: list[str] = []
         self.damaged: dict[str, str] = {}
         self._sizes: list[int] = []
-        try:
-            own = tempfile.mkdtemp(prefix="secondlens-", dir=folder)
-        except OSError as error:
-            raise SecondLensError(f"no pictures can be kept in {folder}: {error}") from error
-        # a worker process holds a copy of this object, and must not take the file away
-        weakref.finalize(self, _remove, own, os.getpid())
-        self._path = Path(own) / "pictures"
+        own = temporary_folder(self, folder)
+        self._path = own / "pictures"
         for number, item in enumerate(stream):
             self._keep(*_named(number, item))
         if not self.ids:
@@ -131,8 +123,3 @@ def _encode(picture: Picture) -> bytes:
     # the least effort: time matters more than the space of a temporary file
     upright_rgb(picture).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
-
-
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,21 +1,30 @@
-"""Pictures in plain tar archives, as webdataset writes them.
+"""Pictures in tar archives, as webdataset writes them.
 
 Files whose names agree up to the first dot of their last part belong together, and that common part
 is their key: `shard/000123.jpg`, `shard/000123.cls`, `shard/000123.json`.
 """
 
+import bz2
 import glob
+import gzip
 import io
 import json
+import logging
+import lzma
 import os
+import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy as copied
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,16 +33,28 @@ from ..errors import SecondLensError
 from ..storage import remote
 from ..storage.remote import Place, location, opened
 from .decoding import LARGEST_FILE, SUFFIXES, Unreadable, decode
+from .strays import HEIF, LeftOut, is_stray, is_stray_folder
+from .temporary import temporary_folder
 
 Files = str | Place | Sequence[str | Place]
 """A file, a folder, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or a list of these;
 each here or in a store, such as `s3://bucket/data-*.tar`."""
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""How names of compressed archives end."""
+
+MOST_GROWTH = 100
+"""Bytes that a byte of a compressed archive may become, beyond `FREE_GROWTH`."""
+
+FREE_GROWTH = 10**9
+
+_LOG = logging.getLogger(__name__)
+
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-def expand(files: Files, suffix: str) -> list[Place]:
-    """The files that are named, in order; those of a folder or a glob are sorted.
+def expand(files: Files, suffixes: Sequence[str]) -> list[Place]:
+    """The files that are named, in order; those of a folder, at any depth, or a glob are sorted.
 
     Raises
     ------
@@ -41,14 +62,22 @@ def expand(files: Files, suffix: str) -> list[Place]:
         A file that does not exist, or a folder or pattern that gives none.
     """
     if not isinstance(files, str | Place):
-        return [path for each in files for path in expand(each, suffix)]
+        return [path for each in files for path in expand(each, suffixes)]
     folder = location(files)
     if folder.is_dir():
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix)
+        found = sorted(_below(folder, tuple(suffixes)))
         if not found:
-            raise SecondLensError(f"there is no {suffix} file in {files}")
+            raise SecondLensError(f"there is no {suffixes[0]} file in {files}")
         return found
     return [path for pattern in _braces(str(files)) for path in _matches(pattern)]
+
+
+def _below(folder: Place, suffixes: tuple[str, ...]) -> Iterator[Place]:
+    for path in folder.iterdir():
+        if path.name.lower().endswith(suffixes) and not is_stray(path.name):
+            yield path
+        elif not is_stray_folder(path.name) and path.is_dir():
+            yield from _below(path, suffixes)
 
 
 def names(paths: Sequence[Place]) -> list[str]:
@@ -110,21 +139,29 @@ def _braces(pattern: str) -> list[str]:
 
 
 _DAMAGE = (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError)
+_BEFORE = "only the pictures before the damage are used"
 
 
 class Tar:
     """The pictures in tar archives ("shards"), in their order there.
 
-    All headers are read once, and the place of each picture is kept in memory. Where an archive is
-    damaged, the pictures before the damage count, and `damaged` says so.
+    All headers are read once, and the place of each picture is kept in memory. Archives that were
+    joined (`cat a.tar b.tar`) are read one after the other; a file that an archive holds twice
+    counts as its last version, as `tar` itself takes it; a link counts as the file that it leads
+    to. Where an archive is damaged, the pictures before the damage count, and `damaged` says so,
+    as it does of whatever is left out.
+
+    Nothing can be read alone from a compressed archive (`.tar.gz`, `.tgz`, and by bzip2 and xz): it
+    is unpacked once into a temporary file that lives as long as this object.
 
     Parameters
     ----------
     shards
         An archive, a folder of them, a pattern such as `data-{000..015}.tar` or `data-*.tar`, or
-        a list of these. They must not be compressed: nothing could then be read alone.
+        a list of these.
     ids
-        "key", or "name" for shard/name, which is never twice.
+        "key", or "name" for shard/name, which is never twice; by default the key, or the name if
+        shards have keys in common.
     extension
         What follows the key in the names of pictures, such as "jpg" or "input.png"; by default
         anything that ends like the name of a picture.
@@ -132,44 +169,83 @@ class Tar:
     Raises
     ------
     SecondLensError
-        An archive that does not exist, no picture, or two pictures with one key.
+        An archive that does not exist, no picture, several pictures with one key in an archive, or
+        no room for what was compressed.
     """
 
-    SUFFIXES = frozenset({".tar"})
+    SUFFIXES = (".tar", *COMPRESSED)
 
     def __init__(
         self,
         shards: Files,
         *,
-        ids: Literal["key", "name"] = "key",
+        ids: Literal["key", "name"] | None = None,
         extension: str | None = None,
     ) -> None:
-        self.shards = expand(shards, ".tar")
+        paths = expand(shards, self.SUFFIXES)
+        self.shards: list[Place] = []
         self.damaged: dict[str, str] = {}
-        self._keys: list[str] = []
-        full_names: list[str] = []
-        places: list[tuple[int, int, int]] = []
-        for number, (path, shard) in enumerate(zip(self.shards, names(self.shards), strict=True)):
+        found: list[_Picture] = []
+        left_out = LeftOut()
+        for number, (path, shard) in enumerate(zip(paths, names(paths), strict=True)):
+            self.shards.append(self._readable(path, shard))
+            pictures: dict[tuple[int, str], _Picture] = {}
             try:
-                for member in _members(path):
+                for archive, member in _members(self.shards[-1], left_out):
                     key, kind = _split(member.name)
-                    if not _is_picture(kind, extension):
+                    if not _is_picture(kind, extension) or is_stray(member.name):
+                        _tell(left_out, f"{shard}/{member.name}", kind)
                         continue
+                    whole = f"{shard}#{archive + 1}" if archive else shard
                     if wrong := _wrong(member):
-                        self.damaged[f"{shard}/{ascii(member.name)[1:-1]}"] = wrong
-                    else:
-                        self._keys.append(key)
-                        full_names.append(f"{shard}/{member.name}")
-                        places.append((number, member.offset_data, member.size))
+                        self.damaged[f"{whole}/{ascii(member.name)[1:-1]}"] = wrong
+                        continue
+                    if pictures.pop((archive, member.name), None):
+                        left_out.add("earlier versions", f"{whole}/{member.name}", "replaced later")
+                    pictures[archive, member.name] = _Picture(
+                        group=(number, archive),
+                        key=key,
+                        kind=kind,
+                        name=f"{whole}/{member.name}",
+                        place=(number, member.offset_data, member.size),
+                    )
             except _DAMAGE as error:
-                self.damaged[shard] = f"only the pictures before the damage are used: {error}"
-        if not places:
+                # what was cut off when it was unpacked is known already
+                self.damaged.setdefault(shard, f"{_BEFORE}: {error}")
+            found += pictures.values()
+        self.damaged.update(left_out)
+        if not found:
             reasons = "".join(f"; {name}: {why}" for name, why in self.damaged.items())
             raise SecondLensError(f"no pictures in {shards}: name tar archives with some{reasons}")
+        self._groups = [(*each.group, each.key) for each in found]
         # as an array, millions of places stay small and pickle fast
-        self._places = np.array(places)
-        self.ids = self._keys if ids == "key" else full_names
-        _check_unique(self.ids, full_names)
+        self._places = np.array([each.place for each in found])
+        self.ids = _ids(found, ids)
+
+    def _readable(self, path: Place, shard: str) -> Place:
+        """The archive itself, or what it holds in a temporary file if it is compressed."""
+        try:
+            unpack = _decompressor(path)
+        except (OSError, ValueError):
+            return path  # reading it says why not
+        if unpack is None:
+            return path
+        copy = temporary_folder(self) / "archive.tar"
+        try:
+            with opened(path) as packed, unpack(packed) as source, copy.open("wb") as target:
+                _copy(source, target, limit=FREE_GROWTH + MOST_GROWTH * _size(path))
+        except (EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+            self.damaged[shard] = f"{_BEFORE}: {error}"
+        except OSError as error:
+            if isinstance(error, gzip.BadGzipFile) or error.errno is None:
+                self.damaged[shard] = f"{_BEFORE}: {error}"
+                return copy
+            raise SecondLensError(
+                f"{path} is compressed and cannot be unpacked in {copy.parent}: {error.strerror}; "
+                "unpack it yourself, or name a folder with more room in TMPDIR"
+            ) from error
+        _LOG.info("unpacked %s in %s: %d bytes", path, copy.parent, copy.stat().st_size)
+        return copy
 
     def load(self, index: int) -> Image.Image:
         """Picture `index`, upright RGB."""
@@ -191,7 +267,7 @@ class Tar:
             A picture has neither.
         """
         try:
-            return [int(each) for each in self._notes("cls", "label")]
+            return [int(each) for each in self.notes("cls", "label")]
         except ValueError as error:
             raise SecondLensError(f"labels must be whole numbers: {error}") from error
 
@@ -204,27 +280,85 @@ class Tar:
         SecondLensError
             A picture has neither.
         """
-        return self._notes("txt", "caption")
+        return self.notes("txt", "caption")
 
-    def _notes(self, extension: str, entry: str) -> list[str]:
-        """What stands beside each picture, read in another pass over the archives."""
-        plain: dict[tuple[int, str], str] = {}
-        structured: dict[tuple[int, str], str] = {}
+    def notes(self, extension: str, entry: str) -> list[str]:
+        """What stands beside each picture, read in another pass over the archives.
+
+        Parameters
+        ----------
+        extension
+            Of the file that holds the note alone, such as "cls".
+        entry
+            Of the note in a file `.json`, where there is no such file.
+
+        Raises
+        ------
+        SecondLensError
+            A picture has neither, or a file that cannot be read.
+        """
+        plain: dict[tuple[int, int, str], str] = {}
+        structured: dict[tuple[int, int, str], str] = {}
         for number, path in enumerate(self.shards):
-            for member in _intact(path):
-                key, kind = _split(member.name)
-                if kind == extension:
-                    plain[number, key] = _read_text(path, member).strip()
-                elif kind == "json" and entry in (values := _read_json(path, member)):
-                    structured[number, key] = str(values[entry])
+            found = [(archive, *_split(each.name), each) for archive, each in _intact(path)]
+            with opened(path) as file:
+                for archive, key, kind, member in found:
+                    if kind == extension:
+                        plain[number, archive, key] = _read_text(path, file, member).strip()
+                for archive, key, kind, member in found:
+                    if kind == "json" and (number, archive, key) not in plain:
+                        values = _read_json(path, file, member)
+                        if entry in values:
+                            structured[number, archive, key] = str(values[entry])
         notes = structured | plain
-        wanted = list(zip(self._places[:, 0].tolist(), self._keys, strict=True))
-        for place, each in zip(wanted, self.ids, strict=True):
+        for place, each in zip(self._groups, self.ids, strict=True):
             if place not in notes:
                 raise SecondLensError(
                     f"the picture {each} has no .{extension} beside it, nor a .json with {entry!r}"
                 )
-        return [notes[place] for place in wanted]
+        return [notes[place] for place in self._groups]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """A picture in an archive."""
+
+    group: tuple[int, int]
+    """Its file, and the archive in that, of several that were joined."""
+    key: str
+    kind: str
+    name: str
+    place: tuple[int, int, int]
+    """File, offset and bytes."""
+
+
+def _ids(pictures: Sequence[_Picture], wanted: Literal["key", "name"] | None) -> list[str]:
+    """Keys of pictures, or their whole names.
+
+    Raises
+    ------
+    SecondLensError
+        Keys are wanted and occur twice, or an archive has several pictures with one.
+    """
+    full_names = [each.name for each in pictures]
+    keys = [each.key for each in pictures]
+    if wanted == "name":
+        return full_names
+    # by default, only the pictures of one archive must not have a key in common
+    places: list[Hashable] = [
+        each.key if wanted == "key" else (each.group, each.key) for each in pictures
+    ]
+    times = Counter(places)
+    if repeated := [each for each, place in zip(pictures, places, strict=True) if times[place] > 1]:
+        first = next(place for place in places if times[place] > 1)
+        same = [each for each, place in zip(pictures, places, strict=True) if place == first]
+        kinds = ", ".join(sorted({each.kind for each in repeated}))
+        raise SecondLensError(
+            f"{same[0].name} and {same[1].name} are two pictures with the id {same[0].key!r}: "
+            f"choose one kind of picture ({kinds}) with extension= (--extension), or take whole "
+            "names as ids with ids='name' (--ids name)"
+        )
+    return keys if len(set(keys)) == len(keys) else full_names
 
 
 def _wrong(member: tarfile.TarInfo) -> str:
@@ -251,34 +385,36 @@ def _is_picture(extension: str, wanted: str | None) -> bool:
     return Path("x." + extension).suffix in SUFFIXES
 
 
-def _check_unique(ids: list[str], full_names: list[str]) -> None:
-    first: dict[str, str] = {}
-    for each, name in zip(ids, full_names, strict=True):
-        if each in first:
-            raise SecondLensError(
-                f"{first[each]} and {name} are two pictures with the id {each!r}: choose one kind "
-                "of picture with extension=, or pass ids='name'"
-            )
-        first[each] = name
+def _tell(left_out: LeftOut, name: str, kind: str) -> None:
+    """Count what is not read, but for the notes that belong to pictures."""
+    suffix = Path("x." + kind).suffix
+    if is_stray(name) or suffix in HEIF - SUFFIXES:
+        left_out.add_file(name, suffix)
 
 
 LARGEST_NOTE = 2**24
 """Bytes of what stands beside a picture."""
 
 
-def _read_text(path: Place, member: tarfile.TarInfo) -> str:
+def _read_text(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) -> str:
     try:
-        return part(path, member.offset_data, member.size, LARGEST_NOTE).read().decode()
+        if not 0 <= member.size <= LARGEST_NOTE:
+            raise ValueError(f"{member.size:,} bytes, and {LARGEST_NOTE:,} are the most")
+        file.seek(member.offset_data)
+        found = file.read(member.size)
+        if len(found) < member.size:
+            raise ValueError(f"it is cut off: {len(found):,} of {member.size:,} bytes are there")
+        return found.decode()
     except ValueError as error:
-        raise SecondLensError(f"{member.name} in {path} is no UTF-8 text: {error}") from error
+        raise SecondLensError(f"{member.name} in {path} is not a UTF-8 text: {error}") from error
 
 
-def _read_json(path: Place, member: tarfile.TarInfo) -> dict[str, Any]:
+def _read_json(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) -> dict[str, Any]:
     """The entries of an object; JSON of another kind has none."""
     try:
-        values = json.loads(_read_text(path, member))
+        values = json.loads(_read_text(path, file, member))
     except (ValueError, RecursionError) as error:
-        raise SecondLensError(f"{member.name} in {path} is no JSON: {error}") from error
+        raise SecondLensError(f"{member.name} in {path} is not JSON: {error}") from error
     return values if isinstance(values, dict) else {}
 
 
@@ -295,28 +431,92 @@ class _Headers:
         return self.file.read(size)
 
 
-def _intact(path: Place) -> Iterator[tarfile.TarInfo]:
+def _intact(path: Place) -> Iterator[tuple[int, tarfile.TarInfo]]:
     """The files in an archive up to any damage, which `Tar.damaged` tells already."""
     with suppress(*_DAMAGE):
-        yield from _members(path)
+        yield from _members(path, LeftOut())
 
 
-def _members(path: Place) -> Iterator[tarfile.TarInfo]:
-    """The files in an archive; if it is damaged, an error follows the last that can be found."""
+def _members(path: Place, left_out: LeftOut) -> Iterator[tuple[int, tarfile.TarInfo]]:
+    """The files in an archive, each with the number of its archive if several were joined.
+
+    If one is damaged, an error follows the last file that can be found.
+    """
     with opened(path) as file:
-        headers: Any = _Headers(file)
-        last = -1
-        with tarfile.open(fileobj=headers, mode="r:") as archive:
-            for member in archive:
-                if member.offset <= last:  # a negative size would lead back, again and again
-                    raise tarfile.ReadError(f"a header is found twice, at byte {member.offset:,}")
-                last = member.offset
-                if member.isreg():
-                    yield member
-        # tarfile takes an unreadable header for the end, and forgets archives behind the first
-        file.seek(archive.offset)
-        end = file.read(tarfile.RECORDSIZE)
-        if not end:
-            raise tarfile.ReadError("the mark at its end is missing, so it may be cut off")
-        if end.strip(b"\0"):
-            raise tarfile.ReadError(f"no file can be found behind byte {archive.offset:,}")
+        for number in count():
+            headers: Any = _Headers(file)
+            with tarfile.open(fileobj=headers, mode="r:") as archive:
+                for member in _files(archive, left_out):
+                    yield number, member
+                end = archive.offset
+            if not _find_next(file, end):
+                return
+
+
+def _files(archive: tarfile.TarFile, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
+    """Files, and links as the files that they lead to under their own names."""
+    seen: dict[str, tarfile.TarInfo] = {}
+    last = -1
+    for member in archive:
+        if member.offset <= last:  # a negative size would lead back, again and again
+            raise tarfile.ReadError(f"a header is found twice, at byte {member.offset:,}")
+        last = member.offset
+        target = member
+        if member.islnk() or member.issym():
+            place = "" if member.islnk() else posixpath.dirname(member.name)
+            found = seen.get(posixpath.normpath(posixpath.join(place, member.linkname)))
+            if found is None:
+                left_out.add("links", member.name, f"leads to {member.linkname}, not found before")
+                continue
+            target = copied(found)
+            target.name = member.name
+        if target.isreg():
+            seen[posixpath.normpath(target.name)] = target
+            yield target
+
+
+def _find_next(file: io.BufferedReader, end: int) -> bool:
+    """Go from the end of an archive to where another begins, if there is one.
+
+    Raises
+    ------
+    tarfile.ReadError
+        The archive does not end there as archives do.
+    """
+    # tarfile takes an unreadable header for the end, and forgets archives behind the first
+    file.seek(end)
+    first = file.read(tarfile.BLOCKSIZE)
+    if not first:
+        raise tarfile.ReadError("the mark at its end is missing, so it may be cut off")
+    if first.strip(b"\0"):
+        raise tarfile.ReadError(f"no file can be found behind byte {end:,}")
+    end += len(first)
+    while blocks := file.read(2**20):
+        if blocks.strip(b"\0"):
+            filled = len(blocks) - len(blocks.lstrip(b"\0"))
+            file.seek(end + filled - filled % tarfile.BLOCKSIZE)
+            return True
+        end += len(blocks)
+    return False
+
+
+def _decompressor(path: Place) -> Callable[[IO[bytes]], io.BufferedIOBase] | None:
+    """How to unpack a file that is compressed, whatever its name."""
+    unpack: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    with opened(path) as file:
+        start = file.read(8)
+    return next((each for magic, each in unpack.items() if start.startswith(magic)), None)
+
+
+def _copy(source: io.BufferedIOBase, target: IO[bytes], limit: int) -> None:
+    written = 0
+    while some := source.read(2**16):
+        written += len(some)
+        if written > limit:
+            raise ValueError(f"it grows beyond {limit:,} bytes when it is unpacked")
+        target.write(some)
+
+
+def _size(path: Place) -> int:
+    with opened(path) as file:
+        return file.seek(0, io.SEEK_END)

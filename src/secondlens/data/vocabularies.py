@@ -1,11 +1,13 @@
 """Texts with labels and prompts: from files, tables, memory, or under a name of their own."""
 
 import csv
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,17 +21,27 @@ from . import named_vocabularies
 from .embedding import embed
 from .parquet import column_values
 
-TABLES = (".csv", ".parquet")
+JSON_LINES = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)
+"""Of texts in columns; `.json` may be one too, or a list of texts."""
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark, of any line ends.
+    """The lines of a UTF-8 file, with or without a byte order mark, of any line ends; of a file
+    `.json`, the texts of its list.
 
     Raises
     ------
     SecondLensError
-        A table, or a file that cannot be read as UTF-8.
+        A table, a file that cannot be read as UTF-8, or JSON that is not a list of texts.
     """
+    if path.suffix.lower() == ".json":
+        texts = _parsed(path)
+        if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+            raise SecondLensError(
+                f"{path} is not a list of texts: name an entry of its objects, as {path}:ENTRY"
+            )
+        return texts
     if path.suffix.lower() in TABLES:
         raise SecondLensError(f"{path} is a table: name a column of it, as {path}:COLUMN")
     try:
@@ -53,7 +65,8 @@ def _check_length(path: Path) -> None:
 
 
 def read_column(path: Path, column: str) -> list[str]:
-    """The texts in a column of a CSV file with a header, or of a Parquet file; nulls are dropped.
+    """The texts in a column of a table: CSV or TSV with a header, Parquet, or JSON objects, in a
+    list or a line each. Rows without one are dropped.
 
     Raises
     ------
@@ -62,16 +75,39 @@ def read_column(path: Path, column: str) -> list[str]:
         pyarrow is missing.
     """
     if not path.is_file():
-        raise SecondLensError(f"there is no file {path}: name a CSV or Parquet file that exists")
+        raise SecondLensError(f"there is no file {path}: name a table that exists")
     _check_length(path)
-    read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
-    return read(path, column)
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _read_csv(path, column, "," if suffix == ".csv" else "\t")
+    if suffix == ".parquet":
+        return _read_parquet(path, column)
+    return _read_json(path, column)
 
 
-def _read_csv(path: Path, column: str) -> list[str]:
+def _read_json(path: Path, column: str) -> list[str]:
+    lines = path.suffix.lower() in JSON_LINES
+    rows = _parsed(path, lines=lines)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SecondLensError(f"{path} is not a list of JSON objects: give it without a column")
+    _check_column(path, column, list(dict.fromkeys(key for row in rows for key in row)))
+    return _texts(path, column, [row.get(column) for row in rows])
+
+
+def _parsed(path: Path, *, lines: bool = False) -> Any:
+    try:
+        text = read_bounded(path, LARGEST_LIST).decode("utf-8-sig")
+        if lines:
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise SecondLensError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _read_csv(path: Path, column: str, delimiter: str) -> list[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, delimiter=delimiter)
             _check_column(path, column, list(table.fieldnames or []))
             return [row[column] for row in table if row[column] is not None]
     except (ValueError, OSError, csv.Error) as error:
@@ -90,7 +126,12 @@ def _read_parquet(path: Path, column: str) -> list[str]:
             values = column_values(file, column)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise SecondLensError(f"{path} cannot be read as Parquet: {error}") from error
-    texts = [value for value in values if value is not None]
+    return _texts(path, column, values)
+
+
+def _texts(path: Path, column: str, values: Sequence[Any]) -> list[str]:
+    """Values without gaps, which may be null or, as pandas has them, not a number."""
+    texts = [value for value in values if value is not None and value == value]
     if not all(isinstance(text, str) for text in texts):
         raise SecondLensError(f"the column {column!r} of {path} holds no texts: name another one")
     return texts
@@ -220,7 +261,9 @@ def vocabulary(
 
         - the path of a text file in UTF-8, one text a line; a file of that path goes before a
           built-in name;
-        - `"words.csv:column"` or `"words.parquet:column"`;
+        - a list of texts in a file `.json`;
+        - `"words.csv:column"`, or of a file `.tsv`, `.parquet`, `.json` or `.jsonl`; rows without a
+          text there are dropped;
         - `"english-10k"` or `"english-30k"`: the most common English words after the `wordfreq`
           package (`pip install 'secondlens[words]'`), made of the letters a to z and apostrophes,
           and of single letters only "a" and "i";
@@ -258,7 +301,7 @@ def _find(texts: "str | Path | Iterable[str] | Vocabulary") -> Vocabulary:
         return _from_texts(path.stem, read_lines(path))
     place, _, column = str(texts).rpartition(":")
     table = Path(place)
-    if table.suffix.lower() in TABLES and column:
+    if table.suffix.lower() in (*TABLES, ".json") and column:
         return _from_texts(f"{table.stem}:{column}", read_column(table, column))
     if str(texts) in named_vocabularies:
         return named_vocabularies[str(texts)]()

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip, hooked
 from ..progress import bars
@@ -100,6 +101,7 @@ def stop_after(clip: Clip, images: Any, layer: int) -> Stopped:
 
 
 @checked
+@undisturbed
 def indirect(
     clip: Clip,
     images: Any,
@@ -160,6 +162,7 @@ def effects_of(
         yield chunk, (original[:, None] - ablated) / length
 
 
+@undisturbed
 def indirect_seconds(clip: Clip, layer: int) -> float:
     """Measured seconds of one image and neuron in `indirect`, the best of three small groups."""
     stopped = stop_after(clip, torch.zeros(8, 3, *clip.image_size), layer)

@@ -34,6 +34,7 @@ from torch import Tensor
 from ..arguments import checked
 from ..data.reader import Reader
 from ..data.sources import as_source
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..progress import tracked
@@ -85,6 +86,7 @@ class Paths:
 
 
 @checked
+@undisturbed
 def paths(
     clip: Clip,
     images: Any,
@@ -149,6 +151,7 @@ def paths(
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def paths_of(
     clip: Clip, images: Any, layer: int, neurons: Sequence[int]

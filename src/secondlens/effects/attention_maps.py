@@ -7,11 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..models.view import Clip
 from .linearised import linearise
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def attention(clip: Clip, images: Any) -> Float[Tensor, "images layers heads tokens tokens"]:
     """Attention of every block and head, on the model's device.

@@ -95,6 +95,15 @@ ANOTHER_PASS = (
 )
 
 
+class NotFinite(SecondLensError):
+    """NaN or infinity in the network, on some images or on all."""
+
+    def __init__(self, where: str, finite: list[bool]) -> None:
+        super().__init__(f"NaN or infinity in {where}: check the images, or use a wider precision")
+        self.finite = finite
+        """Whether all is well, by image."""
+
+
 class Capture:
     """Hooks on one forward pass after another, gone when the `with` ends.
 
@@ -273,15 +282,16 @@ class Capture:
         return torch.stack([finite, ~far.any()])
 
     def _say_where(self) -> NoReturn:
+        assert self._post is not None
         where = "the output"
         for depth in reversed(range(self.clip.layers)):
             if not _is_finite(self._activations.get(depth)):
                 where = f"the activations of layer {depth}"
             if not _is_finite(self._rows.get(depth)):
                 where = f"the input of block {depth}"
-        raise SecondLensError(
-            f"NaN or infinity in {where}: check the images, or use a wider precision"
-        )
+        kept = [*self._rows.values(), self._post.projected]
+        finite = torch.stack([row.flatten(1).isfinite().all(1) for row in kept]).all(0)
+        raise NotFinite(where, finite.tolist())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip, hooked
 from .ablated_runs import IMAGES_PER_PASS, Stopped, check_mean, check_neurons, resumed, stop_after
@@ -54,6 +55,7 @@ class FinitePaths:
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def finite_paths(
     clip: Clip,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Reader
+from ..data.reader import Reader, in_parts
 from ..data.sources import as_source
 from ..errors import SecondLensError
 from ..models.view import Clip
@@ -69,7 +69,7 @@ class Projector:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projected:
-    """The products of all readable images of a source."""
+    """The products of all readable images of a source, on the CPU."""
 
     positions: list[int]
     """Of the images, in the source."""
@@ -86,7 +86,7 @@ def project(
     images: Any,
     projectors: Mapping[int, Projector],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Projected:
@@ -112,9 +112,9 @@ def project(
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
     for batch in stream(clip, reader, projectors, what="projections", progress=progress):
         positions += batch.positions
-        embeddings.append(batch.embedding)
+        embeddings.append(batch.embedding.cpu())
         for layer, projector in projectors.items():
-            products[layer].append(projector(batch.pooled))
+            products[layer].append(projector(batch.pooled).cpu())
     if not positions:
         raise SecondLensError("none of the pictures could be read")
     return Projected(
@@ -126,12 +126,14 @@ def project(
 
 
 def embed(
-    clip: Clip, images: Any, *, batch_size: int = 32, workers: int = 0
+    clip: Clip, images: Any, *, batch_size: int | None = None, workers: int = 0
 ) -> Float[Tensor, "images dim"]:
     """Unit embeddings of all images of a source; zeros for one that cannot be read."""
     source = as_source(images)
     rows = torch.zeros(len(source.ids), clip.dim, dtype=clip.compute_dtype, device=clip.device)
-    for batch in Reader(source=source, clip=clip, batch_size=batch_size, workers=workers):
-        representation = clip.encode_image(batch.pixels)
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    for batch, representation in in_parts(
+        reader, clip, lambda each: clip.encode_image(each.pixels)
+    ):
         rows[batch.positions] = F.normalize(representation.to(rows), dim=-1)
     return rows

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Batch, Reader
+from ..data.reader import Batch, Reader, in_parts
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
-from .capture import Capture, Pass, Pooled
+from .capture import Capture, NotFinite, Pass, Pooled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,8 +41,12 @@ class Seen:
     positions: list[int]
     """Of the images, in the source."""
     seen: Pass
-    check: Callable[[bool], None]
-    """Takes whether all of `Pass.sound` holds, and raises what `Capture.read` raises if not."""
+    finite_part: Callable[[], "Seen | None"]
+    """Where not all of `Pass.sound` holds: makes the pass again, without the images on which it is
+    not finite. They are listed as skipped, and None says that there were no others."""
+
+
+Done = TypeVar("Done")
 
 
 def stream(
@@ -50,10 +54,11 @@ def stream(
     images: Any,
     layers: Iterable[int],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     keep_activations: bool = False,
     class_token_only: bool = False,
+    in_halves: bool = True,
     what: str = "images",
     progress: bool = False,
 ) -> Iterator[Encoded]:
@@ -73,6 +78,8 @@ def stream(
         Whether activations of every token and attention are kept, see `Pooled`.
     class_token_only
         Whether the last block skips what no effect needs, see `Clip.class_token_only`.
+    in_halves
+        Whether a batch for which memory is short is read in parts, see `in_parts`.
     what
         Title of the progress bar.
 
@@ -88,14 +95,12 @@ def stream(
         if class_token_only:
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
-        for batch in tracked(reader, what, progress):
-            representation = clip.encode_image(batch.pixels)
-            yield Encoded(
-                positions=batch.positions,
-                pixels=batch.pixels,
-                representation=representation,
-                pooled=capture.pool(representation),
-            )
+        encoded = partial(_of_finite, reader, partial(_encode, clip, capture))
+        batches = tracked(reader, what, progress)
+        found: Iterator[Encoded | None] = map(encoded, batches)
+        if in_halves:
+            found = (done for _, done in in_parts(batches, clip, encoded))
+        yield from (each for each in found if each is not None)
 
 
 def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator[Seen]:
@@ -106,16 +111,48 @@ def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator
     Raises
     ------
     SecondLensError
-        What `stream` raises, as far as the caller checks.
+        What `stream` raises, as far as the caller asks for `Seen.finite_part`.
     """
     with clip.class_token_only(), Capture(clip, layers) as capture:
+
+        def see(batch: Batch, *, check: bool) -> Seen:
+            seen = capture.read(clip.encode_image(batch.pixels), check=check)
+            again = partial(see, check=True)
+            return Seen(
+                positions=batch.positions,
+                seen=seen,
+                finite_part=partial(_of_finite, reader, again, batch),
+            )
+
         for batch in reader:
-            seen = capture.read(clip.encode_image(batch.pixels), check=False)
-            check = partial(_check, clip, capture, batch)
-            yield Seen(positions=batch.positions, seen=seen, check=check)
+            yield see(batch, check=False)
 
 
-def _check(clip: Clip, capture: Capture, batch: Batch, sound: bool) -> None:
-    if not sound:
-        # what the pass showed is gone, so it is made once more
-        capture.read(clip.encode_image(batch.pixels))
+def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
+    representation = clip.encode_image(batch.pixels)
+    return Encoded(
+        positions=batch.positions,
+        pixels=batch.pixels,
+        representation=representation,
+        pooled=capture.pool(representation),
+    )
+
+
+def _of_finite(reader: Reader, work: Callable[[Batch], Done], batch: Batch) -> Done | None:
+    """What comes of the work on the images of a batch that are finite; None if there are none."""
+    try:
+        return work(batch)
+    except NotFinite as error:
+        if len(batch.positions) > 1 and not any(error.finite):
+            raise  # of the model or its precision, and of no image
+        rest = _finite_part(reader, batch, error)
+        return work(rest) if rest.positions else None
+
+
+def _finite_part(reader: Reader, batch: Batch, error: NotFinite) -> Batch:
+    """The images of a batch on which all is well; the reader lists the others as skipped."""
+    for position, finite in zip(batch.positions, error.finite, strict=True):
+        if not finite:
+            reader.skipped[reader.source.ids[position]] = str(error)
+    kept = [place for place, finite in enumerate(error.finite) if finite]
+    return Batch(positions=[batch.positions[place] for place in kept], pixels=batch.pixels[kept])

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..arguments import checked
+from ..devices import undisturbed, wide
 from ..errors import SecondLensError
 from ..models.view import Block, Clip, class_token, hooked
 from .capture import Capture, Pass, Pooled, norm_statistics
@@ -160,7 +161,8 @@ def isometry(paths: Float[Tensor, "neurons extended dim"]) -> Isometry:
     basis = paths.new_empty(neurons, dim, rank)
     transform = paths.new_empty(neurons, rank, extended)
     for chunk in chunks(neurons, NEURONS_PER_CHUNK):
-        basis[chunk], transform[chunk] = torch.linalg.qr(paths[chunk].mT.double())
+        q, r = torch.linalg.qr(wide(paths[chunk].mT))
+        basis[chunk], transform[chunk] = q.to(paths), r.to(paths)
     return Isometry(basis=basis, transform=transform)
 
 
@@ -235,6 +237,7 @@ def _block_bias(block: Block, dtype: torch.dtype) -> Float[Tensor, " width"]:
 
 
 @checked
+@undisturbed
 def second_order(
     clip: Clip, images: Any, layer: int, convention: str = "exact"
 ) -> Float[Tensor, "images neurons dim"]:
@@ -285,6 +288,7 @@ def bias_effect(clip: Clip, pooled: Pooled, layer: int) -> Float[Tensor, "images
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons dim"]:
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.

@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import torch
 
+from ..devices import check_device, every
 from ..processes.watching import end_with_parent
-from .pool import Pool, Task, Work, Workers, check_least, pack, perform, unpack
+from .pool import Placed, Pool, Task, Work, Workers, check_least, pack, perform, unpack, unpack_on
 
 START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 
@@ -32,19 +33,25 @@ class Local:
         task raises is raised at once.
     retries
         How often a task that failed is tried again.
+    device
+        Where the workers' models run: each on one of the devices that the name stands for, as many
+        on each, such as on all GPUs of this machine for "cuda". By default where the model is.
 
     Raises
     ------
     SecondLensError
-        Fewer than none.
+        Fewer than none, or there is no such device.
     """
 
     workers: int = 0
     retries: int = 3
+    device: str | None = None
 
     def __post_init__(self) -> None:
         check_least("workers", self.workers, 0)
         check_least("retries", self.retries, 0)
+        if self.device is not None:
+            check_device(self.device)
 
     @property
     def shared(self) -> str:
@@ -64,8 +71,32 @@ class Local:
         with tempfile.TemporaryDirectory(prefix="secondlens-") as folder:
             file = Path(folder) / "work"
             pack(work, file)
-            with Pool(lambda: _Process(file, threads), self.workers, self.retries) as pool:
+            places = _Places([]) if not isinstance(work, Placed) else self._places(work.device)
+            with Pool(lambda: _Process(file, threads, places), self.workers, self.retries) as pool:
                 yield pool
+
+    def _places(self, own: torch.device) -> "_Places":
+        return _Places([own] if self.device is None else every(self.device))
+
+
+class _Places:
+    """Devices, and how many workers are on each."""
+
+    def __init__(self, devices: list[torch.device]) -> None:
+        self.used = dict.fromkeys(map(str, devices), 0)
+
+    def take(self) -> str | None:
+        """The one that has fewest; None if work stays where it is."""
+        if not self.used:
+            return None
+        place = min(self.used, key=lambda each: self.used[each])
+        self.used[place] += 1
+        return place
+
+    def give_back(self, place: str | None) -> None:
+        """A worker there has ended."""
+        if place is not None:
+            self.used[place] -= 1
 
 
 class _Here:
@@ -80,9 +111,11 @@ class _Here:
 class _Process:
     """An executor with one process: if that dies, it is known which task it had."""
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, places: _Places) -> None:
+        self.places, self.place = places, places.take()
         self.executor = ProcessPoolExecutor(1, get_context(START_METHOD), initializer=_begin)
-        self.opened = self.executor.submit(_open, str(file), threads, dict(os.environ))
+        environment = dict(os.environ)
+        self.opened = self.executor.submit(_open, str(file), threads, environment, self.place)
 
     def ready(self) -> "Future[Any]":
         return self.opened
@@ -100,6 +133,7 @@ class _Process:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(self.opened.result()).kill()
         self.executor.shutdown(cancel_futures=True)
+        self.places.give_back(self.place)
 
 
 _work: Callable[[Any], Any]
@@ -112,12 +146,12 @@ def _begin() -> None:
     end_with_parent()
 
 
-def _open(file: str, threads: int, environment: dict[str, str]) -> int:
+def _open(file: str, threads: int, environment: dict[str, str], place: str | None) -> int:
     """Take up the work; the number of this process."""
     global _work
     os.environ.update(environment)  # the server has that of the time when it was started
     torch.set_num_threads(threads)
-    _work = unpack(file)
+    _work = unpack(file) if place is None else unpack_on(file, place)
     return os.getpid()
 
 

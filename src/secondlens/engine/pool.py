@@ -32,6 +32,18 @@ class Work(Protocol):
 
 
 @runtime_checkable
+class Placed(Protocol):
+    """A `Work` whose model or tensors are on a device, and can go to another one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    def to(self, device: torch.device) -> None:
+        """Move them."""
+
+
+@runtime_checkable
 class Workers(Protocol):
     """Workers that hold a `Work`."""
 
@@ -74,6 +86,13 @@ def unpack(file: str | io.BytesIO, device: str | None = None) -> Any:
     Of a file on disk only those parts take memory that are used, and processes share them.
     """
     return torch.load(file, map_location=device, weights_only=False, mmap=isinstance(file, str))
+
+
+def unpack_on(source: str | io.BytesIO, device: str) -> Any:
+    """What was packed of a `Placed` work, which goes to a device; all else stays on the CPU."""
+    work = unpack(source, "cpu")
+    work.to(torch.device(device))
+    return work
 
 
 PAUSE = 0.5

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import SecondLensError
-from .pool import Pool, Work, Workers, check_least, pack, perform, unpack
+from .pool import Placed, Pool, Work, Workers, check_least, pack, perform, unpack, unpack_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Ray:
             actor = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0)(_Holder)
 
             def hire() -> _Actor:
-                return _Actor(actor.remote(content, device))
+                return _Actor(actor.remote(content, device, isinstance(work, Placed)))
 
             with Pool(hire, self.workers or room, self.retries) as pool:
                 yield pool
@@ -106,8 +106,10 @@ class Ray:
 class _Holder:
     """What runs in an actor."""
 
-    def __init__(self, packed: bytes, device: str | None) -> None:
-        self.work = unpack(io.BytesIO(packed), device)
+    def __init__(self, packed: bytes, device: str | None, placed: bool) -> None:
+        source = io.BytesIO(packed)
+        both = placed and device is not None
+        self.work = unpack_on(source, str(device)) if both else unpack(source, device)
 
     def ready(self) -> None:
         """Return when the work is there."""

@@ -236,9 +236,9 @@ class Live:
         coefficients = extended_coefficients(pooled, layer, self.lens.convention)[:, :, neuron]
         scale = image_scale(pooled, self.lens.convention)
         fitted = self.lens[layer]
-        effects = coefficients @ rows[0] * scale[:, None] - fitted.mean[neuron]
+        effects = (coefficients @ rows[0] * scale[:, None]).cpu() - fitted.mean[neuron]
         along = (effects @ query.to(effects) / self._unit).tolist()
-        peaks = pooled.activations[layer][:, 1:, neuron].float()
+        peaks = pooled.activations[layer][:, 1:, neuron].float().cpu()
         largest = float(peaks.amax().clamp(min=1e-30))
         ids = self.lens.image_ids
         shots = [
@@ -265,7 +265,7 @@ class Live:
         rows = path_factors(clip, layer).rows(slice(neuron, neuron + 1))[0]
         paths = pooled.coefficients[layer][:, :, neuron] @ rows * pooled.scale[:, None]
         if self.lens.convention == "exact":
-            paths = paths - fitted.mean[neuron]
+            paths = paths - fitted.mean[neuron].to(paths)
         sizes = {"total": total, "paths": paths, "direct": straight}
         return {
             "images": len(positions),
@@ -289,7 +289,7 @@ class Live:
         with self._lock:
             maps = segment(self.clip, self.lens, small, list(texts))
         assert isinstance(maps, Tensor)
-        heat = (maps * 255).round().to(torch.uint8).flatten(1)
+        heat = (maps * 255).round().to(torch.uint8).flatten(1).cpu()
         return {"size": size, "texts": list(texts), "heat": [bytes(each).hex() for each in heat]}
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.reader import FEW_IMAGES, Reader
 from ..data.sources import ImageSource, with_ids
+from ..devices import undisturbed
 from ..effects.streaming import Encoded, stream
 from ..effects.value_paths import OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
@@ -156,6 +157,7 @@ THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
 
 
+@undisturbed
 def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = False) -> Survey:
     """Survey a described lens.
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.decoding import decode
+from ..data.reader import default_batch
 from ..effects.centring import pooling_dtype
 from ..models.view import Clip
 from ..timing import seconds_on
@@ -230,10 +231,11 @@ def spread_plan(
     workers: int,
     top: int,
     memory: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     shard_size: int | None = None,
 ) -> Plan:
     """A plan for many workers: coordinates are not stored, a few shards for each worker."""
+    batch_size = batch_size or default_batch(clip)
     wanted = shard_size or max(batch_size, images // (SHARDS_PER_WORKER * workers))
     plan = make_plan(
         clip,

@@ -1,9 +1,10 @@
 """Sparse signed texts of the neurons of a lens, and the tensors they are kept as."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -42,6 +43,17 @@ class Codes:
             f"Codes({len(self.labels)} texts, at most {longest} a neuron, "
             f"layers {', '.join(map(str, sorted(self.indices)))})"
         )
+
+    def to(self, device: torch.device) -> "Codes":
+        """Return the same on a device; nothing is copied that is there already."""
+        moved: dict[str, Any] = {
+            name: {layer: tensor.to(device) for layer, tensor in getattr(self, name).items()}
+            for name in _OF_LAYERS
+        }
+        for name in _OF_CODES:
+            whole = getattr(self, name)
+            moved[name] = None if whole is None else whole.to(device)
+        return replace(self, **moved)
 
     def words(self, layer: int, neuron: int, count: int | None = None) -> list[tuple[str, float]]:
         """(text, coefficient) of a neuron's brief code, strongest first, at most `count`.

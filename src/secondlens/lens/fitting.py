@@ -23,8 +23,9 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ..arguments import checked
-from ..data.reader import Reader
+from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import as_source, dataset_hash
+from ..devices import CPU, undisturbed
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError
@@ -70,7 +71,9 @@ class FitRun:
     def __init__(self, shards: ShardWork, engine: Engine, bars: Progress) -> None:
         self.shards, self.engine, self.bars = shards, engine, bars
         self.plan, self.parts = shards.plan, shards.parts
+        self.asked, self.told = shards.reader.images_per_batch, False
 
+    @undisturbed
     def fit(self) -> tuple[dict[int, LayerLens], Readable]:
         """What all stages tell of each layer, and which pictures could be read."""
         by_layer: dict[int, LayerLens] = {}
@@ -104,12 +107,12 @@ class FitRun:
         return by_layer, readable
 
     def coordinates(self) -> Coordinates:
-        """Of all images that could be read, where they were stored."""
+        """Of all images that could be read, where they were stored; on the CPU."""
         z, basis = {}, {}
         for layer in self.plan.layers:
             numbers = self.shards.with_images(layer)
             z[layer] = torch.cat([self.shards.stored(layer, number) for number in numbers])
-            basis[layer] = self.shards.basis(layer)
+            basis[layer] = self.shards.basis(layer).cpu()
         return Coordinates(z=z, basis=basis)
 
     def make_tree(self, workers: Workers, root: Node) -> None:
@@ -122,10 +125,17 @@ class FitRun:
             title = f"{root.stage}{of}" if level == 0 else f"merging {root.stage}{of}"
             bar = self.bars.add_task(title, total=count, completed=count - len(missing))
             try:
-                for _ in workers.map(missing):
+                for _, size in workers.map(missing):
+                    self._tell(size)
                     self.bars.advance(bar)
             except Incomplete as error:
                 raise Unfinished(error.failures, self.parts.folder) from error
+
+    def _tell(self, size: int) -> None:
+        """Say it, once, if memory ran out and batches are smaller than they were to be."""
+        if size < self.asked and not self.told:
+            warn_of_batches(self.shards.clip, size)
+            self.told = True
 
     def _settled(self, group: int, layer: int, readable: Readable) -> tuple[Settled, Tensor]:
         """A layer after its second stage, and for which neurons its top images are proven."""
@@ -156,10 +166,10 @@ class FitRun:
         basis = self.shards.basis(layer)
         fitted = layer_lens(
             moments.covariance, settled, basis, sums / moments.count, sample=moments.count
-        )
+        ).to(CPU)
         # from positions in the source to positions among the images that could be read
         unread = torch.tensor(readable.unread, dtype=torch.int64)
-        before = torch.searchsorted(unread.to(fitted.top_images.device), fitted.top_images)
+        before = torch.searchsorted(unread, fitted.top_images)
         return replace(fitted, top_images=fitted.top_images - before)
 
     def _nothing(self) -> str:
@@ -178,7 +188,7 @@ def fit(
     convention: str = "exact",
     store: str = "auto",
     keep_coordinates: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     memory: int | None = None,
     shard_size: int | None = None,
@@ -221,12 +231,13 @@ def fit(
         Keep every image's float32 coordinates in memory and in the lens, so that it can be
         merged.
     batch_size
-        Images in one forward pass.
+        Images in one forward pass; by default 32 on a CPU, elsewhere by the memory that is free.
+        Where that runs out, batches are halved, and a warning says so.
     workers
         Processes that decode pictures.
     memory
-        Bytes that may be used besides the model; by default half of what is free. Layers are
-        fitted in groups where it is short.
+        Bytes that may be used besides the model, where the model is; by default half of what is
+        free there. Layers are fitted in groups where it is short.
     shard_size
         Images that one worker reads before it writes what it found; by default `make_plan`'s.
     sample
@@ -252,6 +263,7 @@ def fit(
     """
     chosen = _layers(clip, layers)
     source = as_source(images)
+    size = default_batch(clip) if batch_size is None else batch_size
     top_of = partial(top_count, top)
     most = top_of(len(source.ids))
     if out is not None:
@@ -263,7 +275,7 @@ def fit(
         chosen,
         top=most,
         convention=convention,
-        batch_size=batch_size,
+        batch_size=size,
         store=store,
         keep_coordinates=keep_coordinates,
         out=out,
@@ -271,7 +283,7 @@ def fit(
         shard_size=shard_size,
         sample=sample,
     )
-    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
+    reader = Reader(source=source, clip=clip, batch_size=size, workers=workers)
     model = describe_model(clip)
     engine = engine or Local()
     with ExitStack() as stack:

@@ -57,6 +57,10 @@ class LayerLens:
             f"LayerLens({neurons} neurons, {dim} dimensions, top {self.top_images.shape[1]} images)"
         )
 
+    def to(self, device: torch.device) -> "LayerLens":
+        """Return the same on a device; nothing is copied that is there already."""
+        return LayerLens(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     @property
     def threshold(self) -> Float[Tensor, " neurons"]:
         """The smallest top norm: above it, an effect is significant."""

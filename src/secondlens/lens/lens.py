@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..arguments import checked
+from ..devices import check_device, undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -47,6 +48,23 @@ class Lens(Contents):
             raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
         return self.by_layer[layer]
 
+    def to(self, device: str | torch.device) -> "Lens":
+        """Return this lens with its layers and descriptions on a device.
+
+        Functions move what they need by themselves: this is for a lens that is to stay there.
+        Coordinates, scores and comparisons of halves stay where they are, and nothing is copied
+        that is there already.
+
+        Raises
+        ------
+        SecondLensError
+            There is no such device.
+        """
+        place = check_device(device)
+        by_layer = {layer: each.to(place) for layer, each in self.by_layer.items()}
+        codes = {name: each.to(place) for name, each in self.codes.items()}
+        return replace(self, by_layer=by_layer, codes=codes)
+
     def check_model(self, clip: Clip) -> None:
         """Raise `SecondLensError` if this lens was fitted on another model."""
         if clip.weights_hash != self.model["weights"]:
@@ -63,6 +81,7 @@ class Lens(Contents):
                 "convention exact"
             )
 
+    @undisturbed
     def merge(self, other: "Lens") -> "Lens":
         """The lens of both sets of images, as one fit over all of them would give it.
 
@@ -147,6 +166,7 @@ class Lens(Contents):
 
     @classmethod
     @checked
+    @undisturbed
     def load(cls, path: str | Path) -> "Lens":
         """The lens saved in a folder, here or in a store.
 

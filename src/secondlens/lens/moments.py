@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..devices import wide
 from ..errors import SecondLensError
 
 HISTOGRAM_EDGES = torch.linspace(0, 8, 41)
@@ -234,21 +235,21 @@ def first_component(
     which the sum of the projections is positive. A neuron whose rows are all zero gets a zero
     component and share.
     """
-    values, vectors = torch.linalg.eigh(torch.bmm(centred.mT, centred).double())
-    component = vectors[..., -1].to(centred.dtype)
-    total = values.clamp(min=0).sum(-1)
-    share = torch.where(total > 0, values[:, -1] / total, 0).to(centred.dtype)
+    values, vectors = torch.linalg.eigh(wide(torch.bmm(centred.mT, centred)))
+    component = vectors[..., -1].to(centred)
+    energy = values.clamp(min=0).sum(-1)
+    share = torch.where(energy > 0, values[:, -1] / energy, 0).to(centred)
     projections = torch.bmm(centred, component[:, :, None])[:, :, 0]
     votes = projections.sign().sum(-1)
     side = torch.where(votes == 0, projections.sum(-1), votes)
     sign = torch.where(side < 0, -1.0, 1.0).to(component)
-    return component * (sign * (total > 0))[:, None], share
+    return component * (sign * (energy > 0).to(centred))[:, None], share
 
 
 def spectrum(covariance: Float[Tensor, "neurons rank rank"]) -> Float[Tensor, "neurons rank"]:
     """Eigenvalues of covariances, in rising order and none below zero."""
-    values: Tensor = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
-    return values.to(covariance.dtype)
+    values: Tensor = torch.linalg.eigvalsh(wide(covariance)).clamp(min=0)
+    return values.to(covariance)
 
 
 def share_of_first(values: Float[Tensor, "neurons rank"]) -> Float[Tensor, " neurons"]:

@@ -218,12 +218,12 @@ class Nodes:
         return {key: tensor.to(self.clip.device) for key, tensor in found.items()}
 
     def stored(self, number: int, layer: int) -> Tensor:
-        """Coordinates [images, neurons, rank] of a shard, in the dtype they were stored in."""
+        """Coordinates [images, neurons, rank] of a shard, as they were stored; on the CPU."""
         name = stored_name(number, layer)
         with self.parts.reading(name):
             z = self.parts.tensors(name)["z"]
             self._check(f"{layer}.z", z)
-        return z.to(self.clip.device)
+        return z
 
     def _check(self, key: str, tensor: Tensor) -> None:
         """Raise `ValueError` for a tensor that no node has."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..devices import wait
 from ..effects.centring import CentredMap, ScaledPass
 from ..effects.streaming import Seen
 from ..errors import SecondLensError
@@ -41,9 +42,13 @@ class MeansPass:
         self.positions: list[int] = []
 
     def see(self, batch: Seen) -> None:
-        """Add a batch."""
+        """Add the images of a batch that are finite."""
+        if not bool(batch.seen.sound.all()):
+            finite = batch.finite_part()
+            if finite is None:
+                return
+            batch = finite
         seen = batch.seen
-        batch.check(bool(seen.sound.all()))
         self.positions += batch.positions
         scaled = ScaledPass(seen, self.convention, dtype_of(self._maps))
         for layer in sorted(self._maps, reverse=True):
@@ -66,6 +71,7 @@ class MeansPass:
     def coordinates(self, layer: int) -> Tensor:
         """Return z [images, neurons, rank] of all batches, and let go of it."""
         assert self._kept is not None
+        wait(self._maps[layer].unit.device)  # for the last copies
         return torch.cat(self._kept.pop(layer))
 
 
@@ -97,8 +103,7 @@ class RankingPass:
         self.positions: list[int] = []
 
     def see(self, batch: Seen) -> None:
-        """Rank a batch, waiting for the device once."""
-        self.positions += batch.positions
+        """Rank the images of a batch that are finite, waiting for the device once if all are."""
         scaled = ScaledPass(batch.seen, self.convention, dtype_of(self._maps))
         positions = torch.tensor(batch.positions).to(scaled.scale.device, non_blocking=True)
         offers: dict[int, Offer] = {}
@@ -108,7 +113,13 @@ class RankingPass:
             offers[layer] = self._rankings[layer].offer(centred, positions)
         sound = batch.seen.sound.all().long()
         found = torch.cat([sound[None], *(offer.counts for offer in offers.values())]).tolist()
-        batch.check(found[0] == 1)
+        if not found[0]:
+            offers.clear()
+            finite = batch.finite_part()
+            if finite is not None:
+                self.see(finite)
+            return
+        self.positions += batch.positions
         counts = dict(zip(offers, _threes(found[1:]), strict=True))
         for layer, (broken, entries, neurons) in counts.items():
             if broken:

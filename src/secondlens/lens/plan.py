@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import psutil
 import torch
 
+from ..data.reader import default_batch
+from ..devices import CPU, free_memory
 from ..effects.centring import pooling_dtype
 from ..effects.value_paths import check_convention
 from ..errors import SecondLensError
@@ -59,7 +60,7 @@ class Plan:
     keep_basis: bool
     """Whether bases stay in memory; if not, they are computed again at the end."""
     memory: int
-    """Bytes at the peak, besides the model's weights."""
+    """Bytes at the peak where the model is, besides its weights."""
     disk: int
     """Bytes of work files, removed at the end; in memory where nothing is written."""
     lens: int
@@ -107,7 +108,7 @@ def make_plan(
     *,
     top: int,
     convention: str = "exact",
-    batch_size: int = 32,
+    batch_size: int | None = None,
     store: str = "auto",
     keep_coordinates: bool = False,
     out: str | Path | None = None,
@@ -131,7 +132,7 @@ def make_plan(
     convention
         "exact" or "official".
     batch_size
-        Images in one forward pass.
+        Images in one forward pass; by default `default_batch`.
     store
         "float32" or "float16": store the coordinates of all images, so that one pass is enough.
         "never": images pass again. "auto": float32 where there is room and every image is in the
@@ -140,8 +141,11 @@ def make_plan(
         Whether coordinates and bases of all layers are in memory at the end, for the lens.
     out
         Where the lens will be; work files stand beside it. None: all in memory.
-    memory, disk
-        Bytes that may be used; by default half of what is free.
+    memory
+        Bytes of the model's device that may be used; by default half of what is free there.
+    disk
+        Bytes that may be used for stored coordinates, which are in this machine's own memory where
+        nothing is written; by default half of what is free on the disk, or a quarter of the memory.
     shard_size
         Images a shard, rounded up to whole batches; by default at most 256 shards.
     sample
@@ -160,9 +164,13 @@ def make_plan(
             raise SecondLensError(f"a {what} needs at least 1 image, and it has {count}")
     if store not in STORES:
         raise SecondLensError(f"no way to store {store!r}: choose one of {', '.join(STORES)}")
-    memory = int(SHARE * psutil.virtual_memory().available) if memory is None else memory
+    batch_size = batch_size or default_batch(clip)
+    host = int(SHARE * free_memory(CPU))
+    if memory is None:
+        memory = host if clip.device.type == "cpu" else int(SHARE * free_memory(clip.device))
     if disk is None:
-        disk = int(SHARE * _free(out)) if out else memory // 2
+        in_memory = memory if clip.device.type == "cpu" else host
+        disk = int(SHARE * _free(out)) if out else in_memory // 2
     layers = tuple(sorted(layers))
     keeps = keep_coordinates or store in ("float32", "float16")
     sample = images if keeps else min(images, SAMPLE if sample is None else sample)
@@ -191,6 +199,10 @@ def make_plan(
         parts = max(2, MAX_PARTIALS // sum(shapes[n].moments for n in largest))
         sample_shard = max(min(sample_shard, IMAGES_PER_SHARD), -(-sample // parts))
     partials = moments * -(-sample // sample_shard) + ranked * len(shards)
+    # coordinates are in this machine's own memory, wherever the model is
+    kept = min(BUFFER, int(scale * z_bytes)) if store != "never" else 0
+    if keep_coordinates:
+        kept += z_bytes + sum(shape.basis for shape in shapes.values())
     return Plan(
         images=images,
         sample=sample,
@@ -202,8 +214,7 @@ def make_plan(
         keep_basis=keep_basis,
         memory=working
         + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
-        + (min(BUFFER, int(scale * z_bytes)) if store != "never" else 0)
-        + (z_bytes + sum(shape.basis for shape in shapes.values()) if keep_coordinates else 0),
+        + (kept if clip.device.type == "cpu" else 0),
         disk=int(scale * z_bytes) + partials,
         lens=sum(shape.lens for shape in shapes.values()),
         coordinates_per_image={layer: shape.z for layer, shape in shapes.items()},

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..data.reader import Reader
+from ..devices import smaller
 from ..effects.centring import CentredMap, pooling_dtype
 from ..effects.streaming import stream_passes
 from ..effects.value_paths import isometry, value_paths
@@ -55,22 +56,48 @@ class ShardWork:
         self._maps: dict[int, CentredMap] = {}
         self._bases: dict[int, Tensor] = {}
 
-    def __call__(self, node: Node) -> None:
-        """Make one node."""
-        if node.level:
-            self.nodes.merge(node)
-        elif node.stage == MEANS:
-            self.means(node)
-        else:
-            self.top_images(node)
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.clip.device
+
+    def to(self, device: torch.device) -> None:
+        """Move the model; the rest follows it."""
+        self.clip.model.to(device)
+
+    def __call__(self, node: Node) -> int:
+        """Make one node, in smaller batches if memory runs out; return the images of a batch.
+
+        Raises
+        ------
+        SecondLensError
+            Memory runs out with a single picture, or while nodes are merged.
+        """
+        while not self._made(node):
+            size = 1 if node.level else self.reader.images_per_batch
+            self.reader = replace(self.reader, batch_size=smaller(size, self.clip.device))
+        return self.reader.images_per_batch
+
+    def _made(self, node: Node) -> bool:
+        """Make one node, unless memory runs out; the error would keep what filled it."""
+        try:
+            if node.level:
+                self.nodes.merge(node)
+            elif node.stage == MEANS:
+                self.means(node)
+            else:
+                self.top_images(node)
+        except torch.OutOfMemoryError:
+            return False
+        return True
 
     def stored(self, layer: int, number: int) -> Tensor:
-        """Coordinates [images, neurons, rank] of a shard, as they were stored."""
+        """Coordinates [images, neurons, rank] of a shard, as they were stored; on the CPU."""
         z = self.nodes.stored(number, layer)
         if z.dtype != torch.float16:
             return z
         moments, _ = self.nodes.means(self._leaf(layer, number), layer)
-        return z.to(moments.mean.dtype) * _rms(moments) + moments.mean
+        return z.to(moments.mean.dtype) * _rms(moments).cpu() + moments.mean.cpu()
 
     def with_images(self, layer: int) -> list[int]:
         """Numbers of the shards of which something could be read."""
@@ -78,7 +105,7 @@ class ShardWork:
         return [n for n in numbers if self.nodes.readable(self._leaf(layer, n)).images]
 
     def basis(self, layer: int) -> Tensor:
-        """Of the effects of each neuron, [neurons, dim, rank]."""
+        """Of the effects of each neuron, [neurons, dim, rank], on the model's device."""
         if layer not in self._bases:
             self._isometry(layer, keep_basis=True)
         return self._bases.pop(layer)
@@ -95,8 +122,7 @@ class ShardWork:
         for layer, seen in moments.items() if keep else ():
             z = found.coordinates(layer)
             if self.plan.store == "float16":
-                mean, rms = seen.mean.to(z.device), _rms(seen).to(z.device)
-                z = ((z - mean) / rms).half()
+                z = ((z - seen.mean.cpu()) / _rms(seen).cpu()).half()
             self.parts.save(stored_name(node.number, layer), {"z": z}, {})
         # last, because it says that the shard is complete
         readable = self._readable(node, found.positions, reader)
@@ -149,7 +175,8 @@ class ShardWork:
                     raise ValueError(f"it is of {len(z)} images and not {len(read)}")
             for start in range(0, len(read), IMAGES_PER_RANKING):
                 some = slice(start, start + IMAGES_PER_RANKING)
-                ranking.see((z[some] - centre.mean).transpose(0, 1), positions[some])
+                here = z[some].to(self.clip.device)
+                ranking.see((here - centre.mean).transpose(0, 1), positions[some])
             found[layer] = ranking.ranked()
         return found
 

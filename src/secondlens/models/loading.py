@@ -24,6 +24,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..arguments import checked
+from ..devices import check_device, undisturbed
 from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from ..naming import shown_model
 from . import named_models
@@ -340,6 +341,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
 @checked
+@undisturbed
 def load(
     name: str,
     pretrained: str | Path | None = None,
@@ -384,7 +386,7 @@ def load(
         raise SecondLensError(f"no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if activation not in (None, *STATABLE):
         raise SecondLensError(f"no activation {activation!r}: choose {' or '.join(STATABLE)}")
-    _check_device(device)
+    device = check_device(device)
     kinds = [each for each in (name, name.partition(":")[0]) if each in named_models]
     clip = named_models[kinds[0] if kinds else "open_clip"](
         name,
@@ -469,13 +471,3 @@ def by_open_clip(
     if check and known is not None:
         check_activation(clip, known)
     return clip
-
-
-def _check_device(device: str | torch.device) -> None:
-    """Raise `SecondLensError` for a device that torch does not know or cannot use here."""
-    try:
-        torch.zeros(1).to(device)
-    # AssertionError where torch was built without the device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise SecondLensError(f"there is no device {str(device)!r} here: {reason}") from error

@@ -1,9 +1,11 @@
 """The `Clip` of an open_clip model: its weights split by head, or the reason why it has none."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jaxtyping import Float
 from open_clip.transformer import (
     Attention,
     CustomResidualAttentionBlock,
@@ -16,14 +18,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
 from .resizing import interpolated
 from .view import Block, Clip, check_eval, is_affine
+from .wrappers import not_compiled, plain, unwrapped
 
 
 @checked
+@undisturbed
 def from_open_clip(
     model: nn.Module,
     preprocess: Callable[[Image], Tensor] | None = None,
@@ -54,9 +59,10 @@ def from_open_clip(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
+    model = plain(model, name)
     check_covered(model, name)
     check_eval(model)
-    tower: Any = model.visual
+    tower: Any = unwrapped(model.visual)
     attention = tower.transformer.resblocks[0].attn
 
     clip = Clip(
@@ -65,15 +71,12 @@ def from_open_clip(
         activation=activation_name(tower.transformer.resblocks[0].mlp.gelu),
         blocks=tuple(_block(block) for block in tower.transformer.resblocks),
         ln_post=tower.ln_post,
-        post_gain=tower.ln_post.weight.detach(),
-        post_bias=tower.ln_post.bias.detach(),
-        post_eps=tower.ln_post.eps,
-        projection=tower.proj.detach(),
+        patches=tower.conv1,
+        read_projection=partial(_projection, tower),
         image_size=tuple(tower.image_size),
         grid=tuple(tower.grid_size),
         # only nn.MultiheadAttention knows both layouts; open_clip's own attention has one
         batch_first=getattr(attention, "batch_first", True),
-        dtype=tower.conv1.weight.dtype,
         model=model,
         # no functions within this one: a model must be able to go to other processes
         image_tower=partial(_encode_image, tower),
@@ -86,16 +89,26 @@ def from_open_clip(
     return clip
 
 
+def _projection(tower: Any) -> Tensor:
+    projection: Tensor = tower.proj.detach()
+    return projection
+
+
 def check_covered(model: Any, name: str) -> None:
     """Raise `UnsupportedModel` if the mathematics does not describe the model's image tower.
 
     Its weights are not looked at, so that they need not be there.
     """
-    for reason in _refusals(getattr(model, "visual", None)):
+    for reason in _refusals(unwrapped(getattr(model, "visual", None))):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
 
 
 def _encode_image(tower: Any, images: Tensor) -> Tensor:
+    with not_compiled(tower):
+        return _through(tower, images)
+
+
+def _through(tower: Any, images: Tensor) -> Tensor:
     grid = images.shape[-2] // tower.patch_size[0], images.shape[-1] // tower.patch_size[1]
     if grid == tuple(tower.grid_size):
         output = tower(images)
@@ -174,33 +187,77 @@ def _is_active(parent: nn.Module, name: str) -> bool:
     return not isinstance(getattr(parent, name, None), nn.Identity | None)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenClipBlock(Block):
+    """View of an open_clip block."""
+
+    @property
+    def query(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._split(self.module.attn.in_proj_weight)[0]
+
+    @property
+    def key(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._split(self.module.attn.in_proj_weight)[1]
+
+    @property
+    def value(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._split(self.module.attn.in_proj_weight)[2]
+
+    @property
+    def query_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Block`."""
+        return self._split(self.module.attn.in_proj_bias)[0]
+
+    @property
+    def key_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Block`."""
+        return self._split(self.module.attn.in_proj_bias)[1]
+
+    @property
+    def value_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Block`."""
+        return self._split(self.module.attn.in_proj_bias)[2]
+
+    @property
+    def output(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        whole = _scaled(self.module.ls_1, self.module.attn.out_proj.weight.detach().T)
+        split: Tensor = whole.unflatten(0, (self.module.attn.num_heads, -1))
+        return split
+
+    @property
+    def output_bias(self) -> Float[Tensor, " width"]:
+        """See `Block`."""
+        return _scaled(self.module.ls_1, self.module.attn.out_proj.bias.detach())
+
+    @property
+    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
+        """See `Block`."""
+        return _scaled(self.module.ls_2, self.module.mlp.c_proj.weight.detach().T)
+
+    @property
+    def mlp_bias(self) -> Float[Tensor, " width"]:
+        """See `Block`."""
+        return _scaled(self.module.ls_2, self.module.mlp.c_proj.bias.detach())
+
+    def _split(self, joint: Tensor) -> Float[Tensor, "3 heads head_width *width"]:
+        """Query, key and value of each head."""
+        split: Tensor = joint.detach().unflatten(0, (3, self.module.attn.num_heads, -1))
+        return split
+
+
 def _block(block: Any) -> Block:
-    """View an open_clip block."""
-    attention, mlp, heads = block.attn, block.mlp, block.attn.num_heads
-    weights = attention.in_proj_weight.detach().unflatten(0, (3, heads, -1))
-    biases = attention.in_proj_bias.detach().unflatten(0, (3, heads, -1))
-    output = _scaled(block.ls_1, attention.out_proj.weight.detach().T)
-    return Block(
+    return OpenClipBlock(
         module=block,
         ln_1=block.ln_1,
         ln_2=block.ln_2,
-        mlp_input=mlp.c_fc,
-        activation=mlp.gelu,
+        mlp_input=block.mlp.c_fc,
+        activation=block.mlp.gelu,
         attention_end=block.ls_1,
         mlp_end=block.ls_2,
-        gain=block.ln_1.weight.detach(),
-        bias=block.ln_1.bias.detach(),
-        eps=block.ln_1.eps,
-        query=weights[0],
-        key=weights[1],
-        value=weights[2],
-        query_bias=biases[0],
-        key_bias=biases[1],
-        value_bias=biases[2],
-        output=output.unflatten(0, (heads, -1)),
-        output_bias=_scaled(block.ls_1, attention.out_proj.bias.detach()),
-        neuron_rows=_scaled(block.ls_2, mlp.c_proj.weight.detach().T),
-        mlp_bias=_scaled(block.ls_2, mlp.c_proj.bias.detach()),
         mlp_half=partial(_mlp_half, block),
     )
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from .view import Clip
 
@@ -22,6 +23,7 @@ DARK, LIGHT = 51, 204
 
 
 @checked
+@undisturbed
 def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
     """The same model for pictures of another size, its position embedding interpolated.
 

@@ -5,19 +5,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
 from .view import Block, Clip, check_eval, is_affine
+from .wrappers import not_compiled, plain
 
 COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
 
 
 @checked
+@undisturbed
 def from_transformers(
     model: nn.Module,
     image_processor: Callable[..., Any] | None = None,
@@ -49,6 +53,7 @@ def from_transformers(
     UnsupportedModel
         The tower computes something that the effects do not describe.
     """
+    model = plain(model, name)
     check_eval(model)
     for reason in _refusals(model):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
@@ -65,14 +70,11 @@ def from_transformers(
         activation=activation_name(layers[0].mlp.activation_fn),
         blocks=tuple(_block(layer) for layer in layers),
         ln_post=vision.post_layernorm,
-        post_gain=vision.post_layernorm.weight.detach(),
-        post_bias=vision.post_layernorm.bias.detach(),
-        post_eps=vision.post_layernorm.eps,
-        projection=towers.visual_projection.weight.detach().T,
+        patches=patches,
+        read_projection=partial(_projection, towers),
         image_size=(vision.embeddings.image_size,) * 2,
         grid=(rows, rows),
         batch_first=True,
-        dtype=patches.weight.dtype,
         model=model,
         # no functions within this one: a model must be able to go to other processes
         image_tower=partial(_encode_image, model),
@@ -85,10 +87,15 @@ def from_transformers(
     return clip
 
 
+def _projection(model: Any) -> Tensor:
+    return _detached(model.visual_projection.weight.T)
+
+
 def _encode_image(model: Any, images: Tensor) -> Tensor:
     side = model.vision_model.embeddings.image_size
     resized = images.shape[-2:] != (side, side)
-    output = model.vision_model(images, interpolate_pos_encoding=resized, return_dict=True)
+    with not_compiled(model):
+        output = model.vision_model(images, interpolate_pos_encoding=resized, return_dict=True)
     embeddings: Tensor = model.visual_projection(output.pooler_output)
     return embeddings
 
@@ -169,34 +176,77 @@ def _layer_refusals(layer: Any) -> Iterator[str]:
             yield f"has a {type(linear).__name__} where a plain Linear layer with a bias is read"
 
 
-def _block(layer: Any) -> Block:
-    """View a `CLIPEncoderLayer`."""
-    attention, heads = layer.self_attn, layer.self_attn.num_heads
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransformersBlock(Block):
+    """View of a `CLIPEncoderLayer`."""
 
-    def by_head(weight: Tensor) -> Tensor:
-        split: Tensor = weight.detach().unflatten(0, (heads, -1))
+    @property
+    def query(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.q_proj.weight)
+
+    @property
+    def key(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.k_proj.weight)
+
+    @property
+    def value(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.v_proj.weight)
+
+    @property
+    def query_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.q_proj.bias)
+
+    @property
+    def key_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.k_proj.bias)
+
+    @property
+    def value_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.v_proj.bias)
+
+    @property
+    def output(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Block`."""
+        return self._by_head(self.module.self_attn.out_proj.weight.T)
+
+    @property
+    def output_bias(self) -> Float[Tensor, " width"]:
+        """See `Block`."""
+        return _detached(self.module.self_attn.out_proj.bias)
+
+    @property
+    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
+        """See `Block`."""
+        return _detached(self.module.mlp.fc2.weight.T)
+
+    @property
+    def mlp_bias(self) -> Float[Tensor, " width"]:
+        """See `Block`."""
+        return _detached(self.module.mlp.fc2.bias)
+
+    def _by_head(self, weight: Tensor) -> Float[Tensor, "heads head_width *width"]:
+        split: Tensor = weight.detach().unflatten(0, (self.module.self_attn.num_heads, -1))
         return split
 
-    return Block(
+
+def _detached(weight: Tensor) -> Tensor:
+    return weight.detach()
+
+
+def _block(layer: Any) -> Block:
+    return TransformersBlock(
         module=layer,
         ln_1=layer.layer_norm1,
         ln_2=layer.layer_norm2,
         mlp_input=layer.mlp.fc1,
         activation=layer.mlp.activation_fn,
-        attention_end=attention.out_proj,
+        attention_end=layer.self_attn.out_proj,
         mlp_end=layer.mlp.fc2,
-        gain=layer.layer_norm1.weight.detach(),
-        bias=layer.layer_norm1.bias.detach(),
-        eps=layer.layer_norm1.eps,
-        query=by_head(attention.q_proj.weight),
-        key=by_head(attention.k_proj.weight),
-        value=by_head(attention.v_proj.weight),
-        query_bias=by_head(attention.q_proj.bias),
-        key_bias=by_head(attention.k_proj.bias),
-        value_bias=by_head(attention.v_proj.bias),
-        output=by_head(attention.out_proj.weight.T),
-        output_bias=attention.out_proj.bias.detach(),
-        neuron_rows=layer.mlp.fc2.weight.detach().T,
-        mlp_bias=layer.mlp.fc2.bias.detach(),
         mlp_half=partial(_mlp_half, layer),
     )

@@ -6,10 +6,12 @@ so another family of models needs no more than a function that builds a `Clip` (
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from numbers import Integral
 from typing import Any
 
@@ -21,21 +23,23 @@ from PIL.Image import new as new_image
 from torch import Tensor, nn
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import SecondLensError, SecondLensWarning
 from . import picture_reader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Block:
+class Block(ABC):
     """One residual block: the modules whose outputs are read, and weights split by head.
 
-    Weights are views of the model's own where no LayerScale has to be folded in. They map a row
-    vector `x` of the residual stream by `x @ query[h].T + query_bias[h]` to a head, and a row
+    Weights are read from the model each time, so they follow it to another device, precision or
+    checkpoint; they are views of the model's own where no LayerScale has to be folded in. They map
+    a row vector `x` of the residual stream by `x @ query[h].T + query_bias[h]` to a head, and a row
     vector of a head by `v @ output[h]` back to the stream.
     """
 
-    module: nn.Module
-    ln_1: nn.Module
+    module: Any
+    ln_1: Any
     ln_2: nn.Module
     mlp_input: nn.Module
     """Its output is what the activation function gets."""
@@ -44,26 +48,75 @@ class Block:
     """Its output is what attention adds to the residual stream."""
     mlp_end: nn.Module
     """Its output is what the MLP adds to the residual stream."""
-
-    gain: Float[Tensor, " width"]
-    """Of `ln_1`, as `bias` and `eps`."""
-    bias: Float[Tensor, " width"]
-    eps: float
-    query: Float[Tensor, "heads head_width width"]
-    key: Float[Tensor, "heads head_width width"]
-    value: Float[Tensor, "heads head_width width"]
-    query_bias: Float[Tensor, "heads head_width"]
-    key_bias: Float[Tensor, "heads head_width"]
-    value_bias: Float[Tensor, "heads head_width"]
-    output: Float[Tensor, "heads head_width width"]
-    """Layer scale included, as in every weight below."""
-    output_bias: Float[Tensor, " width"]
-    neuron_rows: Float[Tensor, "neurons width"]
-    """What one unit of each neuron's activation writes to the residual stream (w of Eq. 3)."""
-    mlp_bias: Float[Tensor, " width"]
     mlp_half: Callable[[Tensor], Tensor] | None = None
     """The second half of the block, x + mlp(ln_2(x)), for any number of tokens; None if it cannot
     be run on its own."""
+
+    @property
+    def gain(self) -> Float[Tensor, " width"]:
+        """Of `ln_1`, as `bias` and `eps`."""
+        return _detached(self.ln_1.weight)
+
+    @property
+    def bias(self) -> Float[Tensor, " width"]:
+        """Of `ln_1`."""
+        return _detached(self.ln_1.bias)
+
+    @property
+    def eps(self) -> float:
+        """Of `ln_1`."""
+        eps: float = self.ln_1.eps
+        return eps
+
+    @property
+    @abstractmethod
+    def query(self) -> Float[Tensor, "heads head_width width"]:
+        """From the residual stream to each head, as `key` and `value`."""
+
+    @property
+    @abstractmethod
+    def key(self) -> Float[Tensor, "heads head_width width"]:
+        """See `query`."""
+
+    @property
+    @abstractmethod
+    def value(self) -> Float[Tensor, "heads head_width width"]:
+        """See `query`."""
+
+    @property
+    @abstractmethod
+    def query_bias(self) -> Float[Tensor, "heads head_width"]:
+        """Of the query."""
+
+    @property
+    @abstractmethod
+    def key_bias(self) -> Float[Tensor, "heads head_width"]:
+        """Of the key."""
+
+    @property
+    @abstractmethod
+    def value_bias(self) -> Float[Tensor, "heads head_width"]:
+        """Of the value."""
+
+    @property
+    @abstractmethod
+    def output(self) -> Float[Tensor, "heads head_width width"]:
+        """From each head back to the stream; layer scale included, as in every weight below."""
+
+    @property
+    @abstractmethod
+    def output_bias(self) -> Float[Tensor, " width"]:
+        """Of the output."""
+
+    @property
+    @abstractmethod
+    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
+        """What one unit of each neuron's activation writes to the residual stream (w of Eq. 3)."""
+
+    @property
+    @abstractmethod
+    def mlp_bias(self) -> Float[Tensor, " width"]:
+        """Of the MLP's output."""
 
     def class_attention(
         self, normalised: Float[Tensor, "images tokens width"], dtype: torch.dtype | None = None
@@ -90,6 +143,10 @@ MIXED_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")
 """Whether this torch can sum products of half precision into a float32 result."""
 
 
+def _detached(weight: Tensor) -> Tensor:
+    return weight.detach()
+
+
 def is_affine(norm: nn.Module) -> bool:
     """Whether it is a LayerNorm with gain and bias, the only norm that the effects describe."""
     return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
@@ -113,7 +170,8 @@ UNNORMALISED = (
 class Clip:
     """A CLIP whose output is the class token, and what second-order effects need of it.
 
-    It reads weights as they were when it was made: move or convert a model first.
+    Weights are read from the model when they are needed: a model that was moved, converted or given
+    another checkpoint after it was wrapped is explained as it is now.
     """
 
     name: str
@@ -121,18 +179,15 @@ class Clip:
     activation: str
     """`"gelu"`, `"gelu_tanh"`, `"quick_gelu"`, or the class name of another function."""
     blocks: tuple[Block, ...]
-    ln_post: nn.Module
-    post_gain: Float[Tensor, " width"]
-    post_bias: Float[Tensor, " width"]
-    post_eps: float
-    projection: Float[Tensor, "width dim"]
+    ln_post: Any
+    patches: Any
+    """The first layer: it takes images in the dtype of its weight."""
+    read_projection: Callable[[], Float[Tensor, "width dim"]]
     image_size: tuple[int, int]
     grid: tuple[int, int]
     """Rows and columns of patches: tokens are the class token, then the patches row by row."""
     batch_first: bool
     """Whether blocks see [images, tokens, width] rather than [tokens, images, width]."""
-    dtype: torch.dtype
-    """Of the images that the image tower takes."""
     model: nn.Module
     image_tower: Callable[[Tensor], Tensor]
     text_tower: Callable[[list[str]], Tensor] | None
@@ -147,6 +202,33 @@ class Clip:
         return (
             f"Clip({self.name!r}, {self.layers} layers, {self.heads} heads, {self.neurons} neurons)"
         )
+
+    @property
+    def post_gain(self) -> Float[Tensor, " width"]:
+        """Of `ln_post`, as `post_bias` and `post_eps`."""
+        return _detached(self.ln_post.weight)
+
+    @property
+    def post_bias(self) -> Float[Tensor, " width"]:
+        """Of `ln_post`."""
+        return _detached(self.ln_post.bias)
+
+    @property
+    def post_eps(self) -> float:
+        """Of `ln_post`."""
+        eps: float = self.ln_post.eps
+        return eps
+
+    @property
+    def projection(self) -> Float[Tensor, "width dim"]:
+        """From the output of `ln_post` to the embedding."""
+        return self.read_projection()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images that the image tower takes."""
+        dtype: torch.dtype = self.patches.weight.dtype
+        return dtype
 
     @property
     def layers(self) -> int:
@@ -193,15 +275,16 @@ class Clip:
         """The last MLP layer that a later attention layer reads."""
         return self.layers - 2
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of all weights of both towers."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(raw.numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over names, shapes, dtypes and bytes of all weights of both towers, as they are
+        now; computed again only after they changed."""
+        state = tuple(map(_state, chain(self.model.parameters(), self.model.buffers())))
+        known: tuple[Any, str] | None = vars(self).get("_hashed")
+        if known is None or known[0] != state:
+            known = state, _hash(self.model.state_dict())
+            object.__setattr__(self, "_hashed", known)
+        return known[1]
 
     def check_layer(self, layer: int, *, last: bool = False) -> int:
         """Return `layer` if it has second-order effects (or, with `last`, if it exists).
@@ -286,6 +369,7 @@ class Clip:
             )
         return torch.stack([self.preprocess(image) for image in images])
 
+    @undisturbed
     @torch.no_grad()
     def encode_image(self, images: Any) -> Float[Tensor, "images dim"]:
         """Representations r, before any normalisation, of images that `prepare` takes."""
@@ -321,6 +405,7 @@ class Clip:
             del block.module.forward
 
     @checked
+    @undisturbed
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """One unit row for each text, float32 (float64 for a float64 model).
@@ -342,6 +427,22 @@ class Clip:
         rows = [F.normalize(batch.to(self.compute_dtype), dim=-1) for batch in batches]
         empty = torch.empty(0, self.dim, dtype=self.compute_dtype, device=self.device)
         return torch.cat(rows) if rows else empty
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    """What changes when a tensor is written to, moved or converted."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), version, tensor.dtype, tensor.device
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        name = name.replace("_orig_mod.", "")  # torch.compile puts it in
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
 
 
 def check_eval(model: nn.Module) -> None:

@@ -48,7 +48,11 @@ def curves(
         f"{100 * found.baseline():.1f} with nothing ablated)",
         rows=rows,
         settings=settings,
-        notes=[INTERVALS, NEURONS] if found.significant else [INTERVALS],
+        notes=[
+            INTERVALS,
+            *([NEURONS] if found.significant else []),
+            *(f"not counted: {name}: {reason}" for name, reason in found.skipped.items()),
+        ],
         picture=drawn(figure),
         compact=[_compact(found, layer, printed) for layer in found.layers],
     )

@@ -110,7 +110,7 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
         lens = fit(clip, source, progress=True)
         describe(clip, lens, texts, WORDS)
         unseen = Scenes(World(planted=planted), SCORE_SEED, 2 * test_images)
-        twin = load(TWIN[clip.name])
+        twin = load(TWIN[clip.name], device=clip.device)
         score(clip, lens, texts, unseen, truth(unseen), related=twin, progress=True)
         with whole_folder(out / "lens") as folder:
             lens.save_held(folder)

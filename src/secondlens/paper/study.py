@@ -273,7 +273,10 @@ class Study:
             return self
         from ..models.loading import load
 
-        return replace(self, model="demo-twin", load=lambda: load("demo-twin"), lens_path=None)
+        device = self.clip.device
+        return replace(
+            self, model="demo-twin", load=lambda: load("demo-twin", device=device), lens_path=None
+        )
 
     def settings(
         self,

@@ -27,11 +27,11 @@ from ..applications.segmentation.protocol import (
     table4_methods,
     tune,
 )
-from ..data import masked_sets
 from ..data.masked import (
     MaskedImages,
     Part,
     WorldMasks,
+    masked,
     split,
 )
 from ..data.reader import FEW_IMAGES
@@ -224,7 +224,7 @@ def demo_lens(clip: Clip, images: int) -> Lens:
 
 def data_work(
     path: Path,
-    layout: str,
+    layout: str | None,
     *,
     classes: Path | None,
     names: Path | None,
@@ -236,10 +236,8 @@ def data_work(
 
     Parameters
     ----------
-    path, names, ignore
-        What the members of `masked_sets` take.
-    layout
-        A member of `masked_sets`.
+    path, layout, names, ignore
+        As for `masked`.
     classes
         A file with one class a line; by default the classes that the data name, each as "a photo
         of a ...", or ImageNet's with their 80 prompts where the data name none.
@@ -249,14 +247,14 @@ def data_work(
     SecondLensError
         Data that are not there or not laid out so, or too few images.
     """
-    found = masked_sets[layout](path, names=names, ignore=ignore)
+    recognised, found = masked(path, layout, names=names, ignore=ignore)
     tuning, rest = split(found, dev)
     if found.classes or classes is not None:
         texts = vocabulary(classes or found.classes, templates=[TEMPLATE])
     else:
         texts = vocabulary("imagenet")
     return Task(
-        name=f"{layout} in {path}",
+        name=f"{recognised} in {path}",
         dev=tuning,
         test=Part(found, rest.positions[:images]),
         classes=texts,

@@ -5,11 +5,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..arguments import checked
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from .dictionary import check_inputs
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def lasso(
     targets: Float[Tensor, "targets dim"], atoms: Float[Tensor, "atoms _dim"], alpha: float

@@ -13,11 +13,10 @@ class Fit:
     """
 
     def __init__(self, shape: tuple[int, int, int], like: Tensor) -> None:
-        # A A^T squares the condition number, too much for float32; Metal has nothing wider
-        wide = torch.float32 if like.device.type == "mps" else torch.float64
         self.epsilon = torch.finfo(like.dtype).eps
-        # for all chunks, because fresh memory is slow to touch
-        self.all_chosen = torch.empty(shape, dtype=wide, device=like.device)
+        # for all chunks, because fresh memory is slow to touch; float64, because A A^T squares the
+        # condition number, too much for float32
+        self.all_chosen = torch.empty(shape, dtype=torch.float64, device=like.device)
         self.all_square = self.all_chosen.new_empty(shape[0], shape[1], shape[1])
 
     def start(self, targets: Float[Tensor, "rows dim"]) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..arguments import checked
+from ..devices import has_float64, undisturbed
 from ..errors import SecondLensError
 from .dictionary import Dictionary, check_inputs, product_dtype
 from .least_squares import Fit, NonnegativeFit
@@ -28,6 +29,10 @@ class OmpPath:
     cosines: Float[Tensor, "targets K"]
     """Between the target and what the code of each size makes of it; 0 if either is zero."""
 
+    def to(self, device: torch.device) -> "OmpPath":
+        """Return the same on a device."""
+        return OmpPath(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
     def coefficients(self, m: int) -> Float[Tensor, "targets m"]:
         """Coefficients of the first `m` atoms; 0 where the index is -1.
 
@@ -43,6 +48,7 @@ class OmpPath:
 
 
 @checked
+@undisturbed
 def omp(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -97,6 +103,7 @@ def omp(
 
 
 @checked
+@undisturbed
 def omp_path(
     targets: Float[Tensor, "targets dim"],
     atoms: Float[Tensor, "atoms _dim"],
@@ -128,9 +135,15 @@ def omp_paths(
 ) -> Iterator[OmpPath]:
     """What `omp_path` gives, for a few hundred targets after another, in their order.
 
-    Parameters and errors are those of `omp`; only one part is held at a time.
+    Parameters and errors are those of `omp`; only one part is held at a time. Where the device has
+    no float64, the CPU does the work.
     """
     check_inputs(targets, atoms, k)
+    device = targets.device
+    if not has_float64(device):
+        for path in omp_paths(targets.cpu(), atoms.cpu(), k, nonnegative=nonnegative):
+            yield path.to(device)
+        return
     dictionary = Dictionary(atoms, product_dtype(atoms.device), signed=not nonnegative)
     shape = (min(len(targets), TARGETS_PER_CHUNK), k, atoms.shape[1])
     fit = NonnegativeFit(shape, atoms) if nonnegative else Fit(shape, atoms)

@@ -100,7 +100,9 @@ class Checkpoints:
     def save(self, name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         """Write a part."""
         if self.folder is None:
-            self._in_memory[name] = (tensors, info)
+            # on the CPU: those of many shards would fill a GPU
+            kept = {key: tensor.cpu() for key, tensor in tensors.items()}
+            self._in_memory[name] = (kept, info)
             return
         save_tensors(f"{self.folder}/{name}.safetensors", tensors)
         save_json(f"{self.folder}/{name}.json", info)

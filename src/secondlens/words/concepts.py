@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.sources import ImageSource, with_ids
+from ..devices import CPU, undisturbed
 from ..effects.projections import Projected, Projector, project
 from ..effects.value_paths import OFFICIAL_SCALE
 from ..errors import SecondLensError
@@ -41,7 +42,7 @@ class Concept:
     weights: tuple[float, ...]
     """Their coefficients."""
     texts: Float[Tensor, "words dim"] = field(compare=False, repr=False)
-    """Their embeddings: unit rows, mean text subtracted."""
+    """Their embeddings: unit rows, mean text subtracted; on the CPU."""
 
     @property
     def weight(self) -> float:
@@ -179,13 +180,14 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     )
 
 
+@undisturbed
 def prove(
     clip: Clip,
     lens: Lens,
     source: ImageSource,
     concepts: dict[tuple[int, int], tuple[Concept, ...]],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[tuple[int, int], Proof]:
@@ -215,6 +217,7 @@ def prove(
         Another model's lens, or a picture that the source lacks or cannot read.
     """
     lens.check_model(clip)
+    lens = lens.to(CPU)
     generator = torch.Generator().manual_seed(seed)
     random = torch.randperm(len(lens.image_ids), generator=generator)[:RANDOM_IMAGES]
     top = {key: lens[key[0]].top_images[key[1]] for key in concepts}

@@ -12,6 +12,7 @@ from ..arguments import checked
 from ..data import named_vocabularies
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary, vocabulary
+from ..devices import undisturbed
 from ..engine.local import Local
 from ..engine.pool import Engine
 from ..errors import SecondLensError
@@ -29,6 +30,7 @@ CONTROLS = 512
 
 
 @checked
+@undisturbed
 def describe(
     clip: Clip,
     lens: Lens,
@@ -76,7 +78,7 @@ def describe(
             f"k must lie between 1 and {min(len(words), clip.dim)}, the smaller of the number of "
             f"texts ({len(words)}) and the width of the embedding ({clip.dim}), and it is {k}"
         )
-    directions = [lens[layer].directions for layer in lens.layers]
+    directions = [lens[layer].directions.to(clip.device) for layer in lens.layers]
     controls = random_directions(CONTROLS, clip.dim).to(directions[0])
     targets = torch.cat([*directions, controls])
     rows = words.embed(clip, progress=progress).to(targets)
@@ -97,7 +99,7 @@ def describe(
         cosine=by_layer(cosines[:, -1]),
         curve={layer: _median(each) for layer, each in by_layer(cosines).items()},
         control=_median(cosines[-CONTROLS:]),
-        mean_text=rows.mean(dim=0),
+        mean_text=rows.mean(dim=0).cpu(),
     )
     keep(lens, words, codes)
     return codes
@@ -134,6 +136,15 @@ class _Coding:
     ) -> None:
         self.targets, self.atoms, self.k = targets, atoms, k
 
+    @property
+    def device(self) -> torch.device:
+        """Where targets and atoms are."""
+        return self.targets.device
+
+    def to(self, device: torch.device) -> None:
+        """Move targets and atoms."""
+        self.targets, self.atoms = self.targets.to(device), self.atoms.to(device)
+
     def __call__(self, first: int) -> tuple[Tensor, ...]:
         """Indices and coefficients of the codes of k texts, the coefficients of the brief codes,
         and the cosines of the codes of 1 to k texts."""
@@ -146,14 +157,13 @@ class _Coding:
 
 
 def _code(coding: _Coding, engine: Engine, progress: bool) -> tuple[Tensor, ...]:
-    """What `_Coding` gives, for all targets."""
+    """What `_Coding` gives, for all targets, on the CPU."""
     starts = range(0, len(coding.targets), TARGETS_PER_CHUNK)
     with engine.start(coding) as workers:
         done = workers.map(starts)
         found = dict(tracked(done, "codes", progress, len(starts)))
-    like = coding.targets
     return tuple(
-        torch.cat([part.to(like.device) for part in parts])
+        torch.cat([part.cpu() for part in parts])
         for parts in zip(*(found[start] for start in starts), strict=True)
     )
 

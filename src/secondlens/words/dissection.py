@@ -16,6 +16,7 @@ from torch import Tensor
 from ..arguments import checked
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary
+from ..devices import undisturbed
 from ..effects.streaming import stream
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
@@ -33,6 +34,7 @@ NUMBERS_PER_CHUNK = 2**24
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def dissect(
     clip: Clip,
@@ -40,7 +42,7 @@ def dissect(
     texts: Vocabulary,
     images: Any,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Codes:
@@ -73,9 +75,9 @@ def dissect(
         what="activations",
         progress=progress,
     ):
-        embeddings.append(batch.embedding)
+        embeddings.append(batch.embedding.cpu())
         for layer, activation in batch.pooled.activations.items():
-            means[layer].append(activation.mean(1))
+            means[layer].append(activation.mean(1).cpu())
     count = sum(map(len, embeddings))
     if count < lens.top:
         raise SecondLensError(
@@ -83,15 +85,16 @@ def dissect(
             "the images of the fit"
         )
     rows = texts.embed(clip)
-    log_texts = (SHARPNESS * torch.cat(embeddings) @ rows.T).log_softmax(dim=1)
+    log_texts = (SHARPNESS * torch.cat(embeddings).to(rows) @ rows.T).log_softmax(dim=1)
     atoms = normalise(rows)
     indices, coefficients, cosine = {}, {}, {}
     for layer in lens.layers:
         strongest = torch.cat(means[layer]).T.topk(lens.top, dim=1).indices
-        label = soft_wpmi(log_texts, strongest).argmax(dim=1)
-        indices[layer] = label[:, None]
+        label = soft_wpmi(log_texts, strongest.to(rows.device)).argmax(dim=1)
+        indices[layer] = label[:, None].cpu()
         coefficients[layer] = torch.ones(len(label), 1)
-        cosine[layer] = F.cosine_similarity(atoms[label], lens[layer].directions.to(atoms), dim=1)
+        own = lens[layer].directions.to(atoms)
+        cosine[layer] = F.cosine_similarity(atoms[label], own, dim=1).cpu()
     codes = Codes(
         labels=texts.labels,
         normalise="centred",

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..arguments import checked
 from ..data.sources import Subset, as_source
 from ..data.vocabularies import Vocabulary
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..lens.codes import Codes, Stability
 from ..lens.fitting import fit
@@ -18,13 +19,14 @@ from .describing import describe, described
 
 
 @checked
+@undisturbed
 def stability(
     clip: Clip,
     lens: Lens,
     texts: Vocabulary,
     images: Any,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,

@@ -27,6 +27,7 @@ from ..data.embedding import normalise
 from ..data.labelled import check_label_sets
 from ..data.sources import ImageSource, as_source
 from ..data.vocabularies import Vocabulary
+from ..devices import CPU, undisturbed
 from ..effects.projections import Projector, embed, project
 from ..effects.value_paths import NEURONS_PER_CHUNK, OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError
@@ -86,7 +87,7 @@ def _share_below(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Referee:
-    """Says how well words match images: `images[b] . words[t]`."""
+    """Says how well words match images: `images[b] . words[t]`; on the CPU."""
 
     name: str
     images: Float[Tensor, "images features"]
@@ -94,14 +95,20 @@ class Referee:
 
 
 def model_as_referee(
-    referee: Clip, clip: Clip, texts: Vocabulary, source: ImageSource, batch_size: int, workers: int
+    referee: Clip,
+    clip: Clip,
+    texts: Vocabulary,
+    source: ImageSource,
+    batch_size: int | None,
+    workers: int,
 ) -> Referee:
     """The cosine of a CLIP's embeddings, its mean text subtracted. `clip` is what is explained."""
     name = referee.name
     if referee.weights_hash == clip.weights_hash:
         name += " itself, without the neuron's own effect"
     rows = embed(referee, source, batch_size=batch_size, workers=workers)
-    return Referee(name=name, images=rows, words=normalise(texts.embed(referee), "centred"))
+    words = normalise(texts.embed(referee), "centred")
+    return Referee(name=name, images=rows.cpu(), words=words.cpu())
 
 
 def labels_as_referee(
@@ -127,7 +134,7 @@ def labels_as_referee(
         raise SecondLensError(
             "the explained model cannot say which words are related: give another one"
         )
-    rows = normalise(texts.embed(related), "centred").float()
+    rows = normalise(texts.embed(related), "centred").float().cpu()
     name = f"true labels, related words by {related.name}"
     return Referee(name=name, images=held @ rows, words=rows)
 
@@ -146,6 +153,7 @@ class WordSides:
 
 
 @checked
+@undisturbed
 def score(
     clip: Clip,
     lens: Lens,
@@ -154,7 +162,7 @@ def score(
     referee: Clip | Sequence[Collection[str]],
     *,
     related: Clip | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,
@@ -195,17 +203,18 @@ def score(
         too few readable images, or the explained model as `related`.
     """
     lens.check_model(clip)
-    _, codes = described(lens, texts)
+    fitted = lens.to(CPU)
+    _, codes = described(fitted, texts)
     source = as_source(images)
     if isinstance(referee, Clip):
         judge = model_as_referee(referee, clip, texts, source, batch_size, workers)
     else:
         judge = labels_as_referee(referee, clip, texts, source, related)
     itself = isinstance(referee, Clip) and referee.weights_hash == clip.weights_hash
-    rivals = _descriptions(clip, lens, codes, texts, seed)
+    rivals = _descriptions(clip, fitted, codes, texts, seed)
     projectors = {}
     for layer, descriptions in rivals.items():
-        vectors = lens[layer].directions[:, None]
+        vectors = fitted[layer].directions[:, None]
         if itself:
             own = [description.rows(judge.words) for description in descriptions]
             vectors = torch.cat([vectors, *own], dim=1)
@@ -239,14 +248,16 @@ def score(
 def _descriptions(
     clip: Clip, lens: Lens, codes: Codes, texts: Vocabulary, seed: int
 ) -> dict[int, list[WordSides]]:
-    """By layer ours, then the controls in the order of `CONTROLS`."""
+    """By layer ours, then the controls in the order of `CONTROLS`; on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     like = lens[lens.layers[0]].directions
     neurons, words = len(like), codes.brief[lens.layers[0]].shape[1]
-    atoms = normalise(texts.embed(clip), codes.normalise).to(like)
-    gaussian = torch.randn(like.shape, generator=generator).to(like)
-    # one set for all layers: sparse coding is the dearest part of scoring
-    of_random_directions = sides(*omp(F.normalize(gaussian, dim=1), atoms, words))
+    rows = normalise(texts.embed(clip), codes.normalise)
+    atoms = rows.to(like)
+    gaussian = torch.randn(like.shape, generator=generator).to(rows.device, like.dtype)
+    # one set for all layers: sparse coding is the most expensive part of scoring
+    found = omp(F.normalize(gaussian, dim=1), rows.to(like.dtype), words)
+    of_random_directions = sides(*(each.cpu() for each in found))
 
     def of_layer(layer: int) -> list[WordSides]:
         ours = sides(codes.indices[layer], codes.brief[layer])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..data.embedding import embed_texts
+from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..lens.layer import NeuronId
 from ..lens.lens import Lens
@@ -29,6 +30,7 @@ class Match(NeuronId):
 
 
 @checked
+@undisturbed
 def search(
     clip: Clip, lens: Lens, text: str, top: int = 20, *, description: str | None = None
 ) -> list[Match]:
@@ -86,6 +88,7 @@ def text_direction(
 
 
 @checked
+@undisturbed
 def similar(lens: Lens, layer: int, neuron: int, top: int = 20) -> list[Match]:
     """The neurons whose directions point most along that of a neuron, or most against it.
 

@@ -48,7 +48,7 @@ def neurons_in_words(
     codes
         A description of the lens with the vocabulary `texts`.
     """
-    rows = texts.embed(clip)
+    rows = texts.embed(clip).cpu()
     rows = F.normalize(rows - rows.mean(0), dim=1)
     threshold = same_concept(rows)
     scored = [scores for scores in lens.scores.values() if scores.vocabulary == texts.name]

@@ -6,7 +6,8 @@ shows what those effects were for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from ...arguments import checked
 from ...data.labelled import check_labels, ranks
-from ...data.reader import Reader
+from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
+from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons
 from ...errors import SecondLensError
 from ...intervals import of_mean
@@ -27,7 +29,7 @@ from ...models.view import Clip
 from ...progress import tracked
 from ...storage.checkpoints import load_tensors, save_tensors
 from ...storage.validation import check_positions, reading
-from .readings import Direct, Effects, Indirect, Reading, SecondOrder, Together
+from .readings import Direct, Effects, Indirect, Read, Reading, SecondOrder, Together
 
 BASELINE = (-1, "nothing")
 """The key of what was left alone."""
@@ -41,6 +43,8 @@ class Ablation:
     """By (layer, kind), and `BASELINE`: 0 is right."""
     significant: dict[int, Int[Tensor, " images"]]
     """Neurons of each image whose effect is above their threshold, by layer."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Id -> reason, of images that could not be read and do not count, and of what was left out."""
 
     @property
     def layers(self) -> list[int]:
@@ -78,6 +82,7 @@ class Ablation:
         return Ablation(
             ranks={**self.ranks, **other.ranks},
             significant={**self.significant, **other.significant},
+            skipped={**self.skipped, **other.skipped},
         )
 
     def save(self, path: Path) -> None:
@@ -121,11 +126,11 @@ class Tally:
         """The embeddings of a batch after one kind of ablation."""
         labels = self.labels[positions].to(embedding.device)
         found = ranks(embedding, self.classifier.to(embedding), labels)
-        self._ranks.setdefault(key, []).append(found)
+        self._ranks.setdefault(key, []).append(found.cpu())
 
     def see_significant(self, layer: int, counts: Int[Tensor, " images"]) -> None:
         """How many neurons are significant in each image of a batch."""
-        self._significant.setdefault(layer, []).append(counts)
+        self._significant.setdefault(layer, []).append(counts.cpu())
 
     def ablation(self) -> Ablation:
         """All that was seen.
@@ -158,6 +163,7 @@ Recode = Callable[[Float[Tensor, "chosen dim"]], Mapping[str, Float[Tensor, "cho
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def ablate(
     clip: Clip,
@@ -172,7 +178,7 @@ def ablate(
     recode: Recode | None = None,
     shrunk: bool = False,
     reference: Any = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
     progress: bool = False,
@@ -242,7 +248,9 @@ def ablate(
     reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     generator = torch.Generator().manual_seed(seed)
     tally = Tally(labels, classifier)
-    wanted = _effects(clip, lens, effect, chosen, some, reference, batch_size, workers)
+    wanted = _effects(
+        clip, lens.to(clip.device), effect, chosen, some, reference, batch_size, workers
+    )
     for number, effects in enumerate(wanted):
         instead: dict[int, Mapping[str, Tensor]] = {
             layer: {} if recode is None else recode(directions)
@@ -255,8 +263,9 @@ def ablate(
             }
         )
         with effects:
-            for batch in tracked(reader, f"{effect} ablations", progress):
-                embedding, readings = effects.read(batch.pixels)
+            batches = tracked(reader, f"{effect} ablations", progress)
+            read = partial(_read, effects)
+            for batch, (embedding, readings) in in_parts(batches, clip, read):
                 if number == 0:
                     tally.see(BASELINE, embedding, batch.positions)
                 for layer, reading in readings.items():
@@ -270,7 +279,11 @@ def ablate(
                         reading, large, own, instead[layer], shrunk, generator
                     ):
                         tally.see((layer, kind), embedding - removed, batch.positions)
-    return tally.ablation()
+    return replace(tally.ablation(), skipped=dict(reader.skipped))
+
+
+def _read(effects: Effects, batch: Batch) -> Read:
+    return effects.read(batch.pixels)
 
 
 def _effects(
@@ -280,7 +293,7 @@ def _effects(
     layers: Sequence[int],
     neurons: Sequence[int],
     reference: Any,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
 ) -> Iterator[Effects]:
     """What to read, one after another, each in a pass of its own over the images."""

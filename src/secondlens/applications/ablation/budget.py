@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...arguments import checked
-from ...data.reader import Reader
+from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
+from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons, effects_of, stop_after
 from ...effects.capture import Capture, Pooled
 from ...effects.value_paths import output_map, path_factors
@@ -64,6 +65,7 @@ class Budget:
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def budget(
     clip: Clip,
@@ -104,13 +106,14 @@ def budget(
     if not neurons:
         raise SecondLensError("no neurons have no effects: give at least one")
     check_neurons(clip, layer, neurons)
-    held = lens[layer].activation_mean
+    held = lens[layer].activation_mean.to(clip.device)
     parts = _Split(clip, layer, list(neurons), held)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
-    gram, count = torch.zeros(()), 0
+    gram, count = torch.zeros((), device=clip.device), 0
     with bars(progress) as shown:
         bar = shown.add_task("effect budget", total=len(reader.source.ids) * len(neurons))
-        for batch in reader:
+
+        def measured(batch: Batch) -> Tensor:
             # the hooks must be gone before the network is run on
             with Capture(clip, [layer], keep_activations=True) as capture:
                 stopped = stop_after(clip, batch.pixels, layer)
@@ -122,11 +125,14 @@ def budget(
                 rest = total - direct[:, some] - second[:, some]
                 rows = torch.stack([direct[:, some], second[:, some], rest, total], dim=2)
                 grams.append(torch.einsum("bnpd,bnqd->npq", rows, rows))
-            gram = gram.to(clip.device) + torch.cat(grams)
+            return torch.cat(grams)
+
+        for batch, found in in_parts(reader, clip, measured):
+            gram = gram + found
             count += len(batch.positions)
     if not count:
         raise SecondLensError("none of the pictures could be read")
-    return Budget(layer=layer, neurons=tuple(neurons), images=count, gram=gram / count)
+    return Budget(layer=layer, neurons=tuple(neurons), images=count, gram=gram.cpu() / count)
 
 
 class _Split:

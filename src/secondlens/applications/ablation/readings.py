@@ -237,7 +237,7 @@ class Direct(Effects):
         self._stack = ExitStack()
         self._seen: dict[str, Tensor] = {}
         with self:
-            z = stacked([self._coordinates(pixels)[1] for pixels in reference])
+            z = stacked([self._coordinates(pixels)[1].cpu() for pixels in reference])
         self.fitted = lens_of(z[:, :, None], self.lines[:, :, None])
         self.directions = {layer: self.fitted.directions}
         self.thresholds = {layer: self.fitted.threshold}
@@ -304,9 +304,9 @@ class Indirect(Effects):
     ) -> None:
         self.clip, self.layer, self.neurons = clip, clip.check_layer(layer, last=True), neurons
         self.activation_mean = activation_mean
-        z = stacked([self._effects(stop_after(clip, pixels, layer)) for pixels in reference])
-        identity = torch.eye(clip.dim, dtype=z.dtype, device=z.device)
-        self.fitted = lens_of(z, identity.expand(len(neurons), -1, -1))
+        parts = [self._effects(stop_after(clip, pixels, layer)).cpu() for pixels in reference]
+        identity = torch.eye(clip.dim, dtype=clip.compute_dtype, device=clip.device)
+        self.fitted = lens_of(stacked(parts), identity.expand(len(neurons), -1, -1))
         self.directions = {layer: self.fitted.directions}
         self.thresholds = {layer: self.fitted.threshold}
 
@@ -337,7 +337,7 @@ class Together(Effects):
     ) -> None:
         self.clip, self.layer = clip, clip.check_layer(layer, last=True)
         self.activation_mean = activation_mean
-        like = activation_mean.new_zeros(1, clip.dim, dtype=clip.compute_dtype)
+        like = torch.zeros(1, clip.dim, dtype=clip.compute_dtype, device=clip.device)
         self.directions, self.thresholds = {layer: like}, {layer: like[:, 0]}
 
     def read(self, pixels: Tensor) -> Read:
@@ -377,12 +377,14 @@ def lens_of(
 ) -> LayerLens:
     """What coordinates in memory tell of a layer, a few neurons at a time; top images as `fit`.
 
-    `activation_mean` is empty: effects of this kind do not say it.
+    Coordinates are many and stay on the CPU: a few neurons of them at a time go to the device of
+    the basis, where the result is. `activation_mean` is empty: effects of this kind do not say it.
     """
     top, parts = top_count(None, len(z)), []
     for some in chunks(z.shape[1], NEURONS_PER_CHUNK):
-        none = z.new_zeros(0, z[:, some].shape[1])
-        parts.append(layer_lens(*both_stages(z[:, some], top), basis[some], none))
+        here = z[:, some].to(basis.device)
+        none = here.new_zeros(0, here.shape[1])
+        parts.append(layer_lens(*both_stages(here, top), basis[some], none))
     return LayerLens(
         **{
             field.name: torch.cat(

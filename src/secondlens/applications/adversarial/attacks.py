@@ -10,6 +10,7 @@ from typing import Any
 
 from ...arguments import checked
 from ...data.vocabularies import Vocabulary, object_names, vocabulary
+from ...devices import undisturbed
 from ...engine.local import Local
 from ...engine.pool import Engine
 from ...errors import SecondLensError
@@ -138,6 +139,7 @@ def _words(asked: int | None, pool: int) -> int:
 
 
 @checked
+@undisturbed
 def attack(
     clip: Clip,
     lens: Lens,

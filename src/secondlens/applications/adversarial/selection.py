@@ -181,9 +181,9 @@ class NeuronSelector:
         if not directions or count < 1:
             raise SecondLensError("an attack needs at least one layer and one neuron of it")
         self.name, self.labels, self.random = name, labels, random
-        self.directions = torch.cat(list(directions.values()))
-        self.indices = torch.cat([codes[layer][0] for layer in directions])
-        self.coefficients = torch.cat([codes[layer][1] for layer in directions])
+        self.directions = torch.cat(list(directions.values())).cpu()
+        self.indices = torch.cat([codes[layer][0] for layer in directions]).cpu()
+        self.coefficients = torch.cat([codes[layer][1] for layer in directions]).cpu()
         self.places = [(layer, n) for layer, rows in directions.items() for n in range(len(rows))]
         self.count = min(count, len(self.places))
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons
 from ...effects.capture import Capture, Pooled
 from ...effects.value_paths import chunks, path_factors
@@ -48,6 +49,7 @@ class AblatedClip:
         Another model's lens or an "official" one, or neurons that do not exist.
     """
 
+    @undisturbed
     def __init__(
         self, clip: Clip, lens: Lens, neurons: Mapping[int, Sequence[int]], strength: float = 1.0
     ) -> None:
@@ -63,7 +65,7 @@ class AblatedClip:
             index = torch.tensor(sorted(set(chosen)), device=clip.device)
             factors = path_factors(clip, layer)
             self._parts[layer] = index, factors.inner[:, index], factors.outer.flatten(0, 1)
-            self._mean += lens[layer].mean[index].sum(0).to(self._mean)
+            self._mean += lens[layer].mean.to(self._mean)[index].sum(0)
 
     @property
     def layers(self) -> list[int]:
@@ -79,6 +81,7 @@ class AblatedClip:
             total = total + heads @ outer
         return total * pooled.scale[:, None] - self._mean
 
+    @undisturbed
     @torch.no_grad()
     def encode_image(self, images: Any) -> Float[Tensor, "images dim"]:
         """Embeddings: unit rows from which the chosen effects are taken, not normalised again."""
@@ -110,8 +113,7 @@ class GroupEffects:
 
     def __init__(self, clip: Clip, lens: Lens, groups: Sequence[Sequence[LayerNeuron]]) -> None:
         self._parts: list[tuple[int, list[int], Tensor, Tensor, Tensor]] = []
-        self.mean = torch.zeros(len(groups), clip.dim, dtype=clip.compute_dtype)
-        self.mean = self.mean.to(clip.device)
+        self.mean = torch.zeros(len(groups), clip.dim, dtype=clip.compute_dtype, device=clip.device)
         for layer in sorted({layer for group in groups for layer, _ in group}):
             members = [[n for own, n in group if own == layer] for group in groups]
             chosen = sorted({n for group in members for n in group})

@@ -22,6 +22,7 @@ from ...arguments import checked
 from ...data.labelled import check_label_sets
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
+from ...devices import CPU, undisturbed
 from ...effects.streaming import stream
 from ...errors import SecondLensError
 from ...intervals import Z
@@ -246,6 +247,7 @@ def _without_nan(matrix: Tensor | None) -> list[list[float | None]] | None:
 
 
 @checked
+@undisturbed
 @torch.no_grad()
 def audit(
     clip: Clip,
@@ -256,7 +258,7 @@ def audit(
     *,
     shown: Sequence[Collection[str]] | None = None,
     random: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Audit:
@@ -336,6 +338,7 @@ def cue_neurons(
 ) -> list[list[tuple[int, int]]]:
     """For each cue the neurons that write most along it or against it: |<direction, cue>| times
     the root mean square of their effects. With a seed, as many random ones."""
+    lens = lens.to(CPU)
     directions = torch.cat([lens[layer].directions for layer in lens.layers])
     sizes = torch.cat([lens[layer].energy for layer in lens.layers]).sqrt()
     places = [(layer, n) for layer in lens.layers for n in range(len(lens[layer].energy))]

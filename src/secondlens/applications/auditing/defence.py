@@ -20,6 +20,7 @@ from ...arguments import checked
 from ...data.labelled import Labelled
 from ...data.reader import Reader
 from ...data.vocabularies import Vocabulary
+from ...devices import undisturbed, wide
 from ...effects.ablated_runs import indirect
 from ...effects.capture import Pooled
 from ...effects.streaming import stream
@@ -220,7 +221,7 @@ def rival_margins(
     lens: Lens,
     classifier: Float[Tensor, "classes dim"],
     kinds: Sequence[Labelled],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> dict[LayerNeuron, float]:
     """How much each neuron favours the strongest rival over the true class, on the half that
@@ -311,6 +312,7 @@ RANDOM, PROJECTED = "random neurons", "text projected out"
 
 
 @checked
+@undisturbed
 def defend(
     clip: Clip,
     lens: Lens,
@@ -320,7 +322,7 @@ def defend(
     *,
     rivals: Sequence[int] | None = None,
     others: Mapping[str, Sequence[LayerNeuron]] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Defence:
@@ -445,7 +447,7 @@ def _removed(
     lens: Lens,
     pictures: Labelled,
     groups: Mapping[Way, Sequence[LayerNeuron]],
-    batch_size: int,
+    batch_size: int | None,
     progress: bool,
 ) -> tuple[Float[Tensor, "images dim"], dict[Way, Float[Tensor, "images dim"]]]:
     """Embeddings, and what cutting each group takes out of them."""
@@ -470,6 +472,6 @@ def _projected(
     Embeddings are centred on the mean of the usual pictures that decide.
     """
     rows = cues.embed(clip) - classifier.mean(0)
-    basis = torch.linalg.qr(rows.T).Q
+    basis = torch.linalg.qr(wide(rows.T)).Q.to(rows)
     along: Tensor = centred @ basis @ basis.T
     return along

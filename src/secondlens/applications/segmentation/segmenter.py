@@ -18,6 +18,7 @@ from ...arguments import checked
 from ...data.decoding import whole
 from ...data.embedding import embed_texts
 from ...data.sources import pictures_of
+from ...devices import undisturbed
 from ...effects.capture import Capture
 from ...effects.value_paths import PathFactors, chunks, path_factors
 from ...errors import SecondLensError
@@ -310,6 +311,7 @@ IMAGES_PER_PASS = 32
 
 
 @checked
+@undisturbed
 def segment(
     clip: Clip,
     lens: Lens,

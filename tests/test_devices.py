@@ -1,0 +1,342 @@
+"""Everything runs on any accelerator and agrees with the CPU, shown on the fake one."""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import fake
+import pytest
+import torch
+from on_devices import (
+    DESCRIPTIONS,
+    DEVICE,
+    LABELS,
+    LAYER,
+    LAYERS,
+    PICTURES,
+    PRECISIONS,
+    WORDS,
+    Noise,
+    X,
+    cpu_lens,
+    picture,
+    tiny_clip,
+)
+
+import secondlens as sl
+from secondlens.applications.adversarial.judging import ExactJudge
+from secondlens.applications.adversarial.sprites import Taxonomy
+from secondlens.data.labelled import Labelled
+from secondlens.data.sources import as_source
+from secondlens.data.vocabularies import object_names, world_vocabulary
+
+
+@dataclass
+class Kit:
+    """What a case is given: the same on the CPU and on the device."""
+
+    clip: sl.Clip
+    lens: sl.Lens
+    folder: Path
+
+    @property
+    def words(self):
+        return sl.vocabulary(WORDS)
+
+
+def unit(rows):
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def fitted(kit):
+    lens = sl.fit(kit.clip, PICTURES, LAYERS)
+    return {
+        f"{name} {layer}": getattr(lens[layer], name)
+        for layer in lens
+        for name in ("mean", "energy", "top_norms", "explained_all", "activation_mean")
+    } | {"directions": torch.cat([lens[n].directions for n in lens])}
+
+
+def ablated(kit, effect, **more):
+    classifier = kit.words.embed(kit.clip)
+    found = sl.ablate(
+        *(kit.clip, kit.lens, PICTURES, LABELS, classifier),
+        effect=effect,
+        layers=[LAYER],
+        reference=PICTURES[:8],
+        **more,
+    )
+    return {str(key): ranks for key, ranks in found.ranks.items()}
+
+
+def audited(kit):
+    return sl.audit(kit.clip, kit.lens, WORDS[:4], PICTURES, WORDS[4:])
+
+
+def labelled(name):
+    return Labelled(
+        name=name,
+        source=as_source(PICTURES),
+        labels=tuple(label % 4 for label in LABELS),
+        classes=sl.vocabulary(WORDS[:4]),
+    )
+
+
+def defended(kit):
+    found = audited(kit)
+    # random weights push nothing for sure
+    found = type(found)(**vars(found) | {"spread": torch.zeros_like(found.spread)})
+    return sl.defend(kit.clip, kit.lens, found, labelled("usual"), labelled("unusual"))
+
+
+def attacked(kit):
+    report = sl.attack(
+        *(kit.clip, kit.lens, "cow", "lion", kit.folder / f"attack-{kit.clip.device.type}"),
+        classes=object_names(),
+        texts=world_vocabulary(),
+        too_close=Taxonomy(),
+        image_generator=Noise(),
+        judge=ExactJudge(),
+        captions=2,
+        images=2,
+    )
+    return {
+        "scores": torch.tensor([word.score for word in report.words]),
+        "margins": torch.tensor([each.margin for each in report.samples]),
+    }
+
+
+def coded(codes):
+    return {f"cosine {layer}": each for layer, each in codes.cosine.items()} | {
+        f"curve {layer}": each for layer, each in codes.curve.items()
+    }
+
+
+def scored(kit, referee, **more):
+    found = sl.score(kit.clip, kit.lens, kit.words, PICTURES, referee, **more)
+    return {str(layer): auc.nan_to_num(0.5) for layer, auc in found.auc.items()}
+
+
+def discovered(kit, **more):
+    # not one of the fit: the threshold may be its own effect, and rounding would decide
+    words = sl.discover(kit.clip, kit.lens, picture(99), top=4, **more)
+    return {
+        "weights": torch.tensor([word.weight for word in words]),
+        "heads": torch.stack([word.heads for word in words]),
+        "patches": torch.stack([word.patches for word in words]),
+    }
+
+
+def matches(found):
+    return torch.tensor([match.cosine for match in found[:8]])
+
+
+def both_halves(kit):
+    def half(some, name):
+        source = as_source(PICTURES[some])
+        ids = [f"{name}-{i}" for i in range(len(source.ids))]
+        return sl.fit(kit.clip, type(source)(PICTURES[some], ids), LAYERS, keep_coordinates=True)
+
+    merged = half(slice(0, 12), "a").merge(half(slice(12, 24), "b"))
+    return {"energy": merged[LAYER].energy, "directions": merged[LAYER].directions}
+
+
+def sparse(kit):
+    generator = torch.Generator().manual_seed(0)
+    targets, atoms = (torch.randn(n, 12, generator=generator).to(kit.clip.device) for n in (5, 40))
+    return {
+        "omp": sl.sparse.omp(targets, atoms, 4)[1],
+        "nonnegative": sl.sparse.omp(targets, atoms, 4, nonnegative=True)[1],
+        "path": sl.sparse.omp_path(targets, atoms, 3).cosines,
+        "paths": next(sl.sparse.omp_paths(targets, atoms, 3)).residual_norms,
+        "lasso": sl.sparse.lasso(targets, torch.eye(12, device=kit.clip.device), 0.5)[1],
+    }
+
+
+# scikit-learn cannot reach its tolerance in float32
+pytestmark = pytest.mark.filterwarnings("ignore:Objective did not converge")
+
+CASES = {
+    "AblatedClip": lambda kit: sl.AblatedClip(kit.clip, kit.lens, {LAYER: [3, 5]}).encode_image(X),
+    "Audit": lambda kit: {"effect": audited(kit).effect.nan_to_num(0.0)},
+    "Clip": lambda kit: {
+        "images": unit(kit.clip.encode_image(X)),
+        "pictures": unit(kit.clip.encode_image(PICTURES[:3])),
+        "texts": kit.clip.encode_text(WORDS),
+    },
+    "Codes": lambda kit: torch.tensor(
+        [weight for _, weight in kit.lens.codes["world"].words(LAYER, 3)]
+    ),
+    "Defence": lambda kit: defended(kit).cut(kit.clip, kit.lens).encode_image(X),
+    "Lens": both_halves,
+    "Vocabulary": lambda kit: kit.words.embed(kit.clip),
+    "ablate": partial(ablated, effect="second-order"),
+    "ablate direct": partial(ablated, effect="direct", neurons=[1, 2, 7]),
+    "ablate indirect": partial(ablated, effect="indirect", neurons=[1, 2, 7]),
+    "ablate together": partial(ablated, effect="together"),
+    "ablate_attention": lambda kit: {
+        str(key): ranks
+        for key, ranks in sl.ablate_attention(
+            *(kit.clip, PICTURES, LABELS, kit.words.embed(kit.clip), PICTURES[:8])
+        ).ranks.items()
+    },
+    "attention": lambda kit: sl.attention(kit.clip, X),
+    "attack": attacked,
+    "audit": lambda kit: {"spread": audited(kit).spread.nan_to_num(0.0)},
+    "budget": lambda kit: {"gram": sl.budget(kit.clip, kit.lens, PICTURES[:6], LAYER, [0, 4]).gram},
+    "defend": lambda kit: torch.tensor([p.unusual for p in defended(kit).points]),
+    "describe": lambda kit: coded(sl.describe(kit.clip, kit.lens, world_vocabulary(), 6)),
+    "direct": lambda kit: sl.direct(kit.clip, X, LAYER),
+    "discover": discovered,
+    "discover paper": partial(discovered, texts=world_vocabulary(), paper=True),
+    "dissect": lambda kit: coded(sl.dissect(kit.clip, kit.lens, kit.words, PICTURES)),
+    "fit": fitted,
+    "fit never": lambda kit: {
+        "energy": sl.fit(kit.clip, PICTURES, [LAYER], store="never")[LAYER].energy
+    },
+    "fit official": lambda kit: {
+        "energy": sl.fit(kit.clip, PICTURES, [LAYER], convention="official")[LAYER].energy
+    },
+    "from_open_clip": lambda kit: unit(sl.from_open_clip(kit.clip.model).encode_image(X)),
+    "indirect": lambda kit: sl.indirect(
+        kit.clip, X, LAYER, [0, 5], kit.lens[LAYER].activation_mean
+    ),
+    "finite_paths": lambda kit: {
+        name: getattr(
+            sl.finite_paths(
+                *(kit.clip, X, LAYER, [0, 5], kit.lens[LAYER].activation_mean, WORDS[:2]), nodes=2
+            ),
+            name,
+        )
+        for name in ("effects", "total")
+    },
+    "paths": lambda kit: {
+        str(n): each for n, each in sl.paths(kit.clip, X, WORDS[:2]).by_layer.items()
+    },
+    "paths_of": lambda kit: sl.paths_of(kit.clip, X, LAYER, [0, 5]),
+    "resized": lambda kit: unit(sl.resized(kit.clip, 32).encode_image(PICTURES[:2])),
+    "score": partial(scored, referee=[{WORDS[label]} for label in LABELS]),
+    "score itself": lambda kit: scored(kit, kit.clip),
+    "search": lambda kit: matches(sl.search(kit.clip, kit.lens, "a ship")),
+    "second_order": lambda kit: sl.second_order(kit.clip, X, LAYER),
+    "second_order official": lambda kit: sl.second_order(kit.clip, X, LAYER, "official"),
+    "segment": lambda kit: sl.segment(kit.clip, kit.lens, X, ["a dog", "a ship"]),
+    "segment windows": lambda kit: sl.segment(
+        kit.clip, kit.lens, PICTURES[:2], "a dog", windows=2, against=["a cat"]
+    )[1],
+    "similar": lambda kit: matches(sl.similar(kit.lens, LAYER, 3)),
+    "sparse": sparse,
+    "stability": lambda kit: {
+        str(n): each
+        for n, each in sl.stability(kit.clip, kit.lens, kit.words, PICTURES).cosine.items()
+    },
+}
+"""What each public name computes, by name; a second word tells cases of one name apart."""
+
+HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
+HERE |= {"dissect", "fit", "paths", "score", "stability"}
+"""Names whose results are tables or lenses, which come back on the CPU."""
+THERE = {
+    "AblatedClip",
+    "attention",
+    "Clip",
+    "Defence",
+    "Vocabulary",
+    "direct",
+    "from_open_clip",
+    "indirect",
+}
+THERE |= {"finite_paths", "paths_of", "resized", "second_order", "segment", "sparse"}
+"""Names whose results are tensors on the device of the model; others give numbers and words."""
+
+GRADIENTS = {"attention", "finite_paths", "paths", "paths_of"}
+"""Names that need gradients, which the fake computes on its first device alone."""
+
+NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
+NOTHING_TO_RUN |= {"FinitePaths", "Paths", "SecondLensWarning", "vocabulary"}
+"""Names that no model and no tensor has to do with."""
+ELSEWHERE = {"load", "from_transformers"}
+"""Names with tests of their own below."""
+
+
+def test_every_public_name_has_a_case():
+    covered = {name.partition(" ")[0] for name in CASES}
+    assert covered | NOTHING_TO_RUN | ELSEWHERE == set(sl.__all__)
+
+
+def compare(found, expected, precision):
+    """float32 to 1e-4 of the largest value, halves by their direction.
+
+    Ranks are numbers of classes: in half precision rounding decides between a few of them.
+    """
+    found = found if isinstance(found, dict) else {"": found}
+    expected = expected if isinstance(expected, dict) else {"": expected}
+    assert found.keys() == expected.keys()
+    for name, one in found.items():
+        other, exact = expected[name].detach().cpu(), precision == "fp32"
+        one = one.detach().cpu()
+        assert (one.shape, one.dtype) == (other.shape, other.dtype), name
+        ranks, one, other = not one.is_floating_point(), one.double(), other.double()
+        if ranks:
+            assert (one - other).abs().mean() <= (0 if exact else 0.25), name
+        elif name == "directions":  # a direction's sign is a convention
+            cosines = (one * other).sum(-1).abs()
+            assert (cosines.min() > 1 - 1e-4) if exact else (cosines.mean() > 0.999), name
+        elif exact:
+            assert (one - other).abs().max() <= 1e-4 * other.abs().max().clamp(min=1e-30), name
+        elif other.norm():
+            cosine = (one.flatten() @ other.flatten()) / (one.norm() * other.norm())
+            assert cosine >= 0.999, (name, float(cosine))
+
+
+KINDS = ("loaded", "fitted", "told")
+"""Of a lens: read from a folder, fitted on the device, or told to be there."""
+
+
+@cache
+def expected(name, precision, folder):
+    """What the CPU says, once."""
+    lens = cpu_lens(precision).to("cpu")  # a copy, because results are put into it
+    return CASES[name](Kit(tiny_clip(precision=precision), lens, folder))
+
+
+def check(name, precision, kind, folder):
+    public = name.partition(" ")[0]
+    device = "fake:0" if public in GRADIENTS else DEVICE
+    clip = tiny_clip(device, precision)
+    if kind == "fitted":
+        lens = sl.fit(clip, PICTURES, LAYERS)
+        for texts, k in DESCRIPTIONS:
+            sl.describe(clip, lens, texts, k)
+    else:
+        cpu_lens(precision).save(folder / "lens")
+        lens = sl.Lens.load(folder / "lens")
+        lens = lens.to(device) if kind == "told" else lens
+    found = CASES[name](Kit(clip, lens, folder))
+    compare(found, expected(name, precision, folder), precision)
+    if public in HERE | THERE:
+        place = device if public in THERE else "cpu"
+        parts = found.values() if isinstance(found, dict) else [found]
+        assert {str(each.device) for each in parts} == {place}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loaded_lens_on_a_device_without_float64(name, tmp_path):
+    with fake.machine(float64=False):
+        check(name, "fp32", "loaded", tmp_path)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["fit", "second_order"])
+def test_a_fitted_lens_on_a_device(name, precision, tmp_path):
+    check(name, precision, "fitted", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("float64", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_function_in_every_way(name, precision, kind, float64, tmp_path):
+    with fake.machine(float64=float64):
+        check(name, precision, kind, tmp_path)

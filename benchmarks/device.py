@@ -284,7 +284,7 @@ class Fitting:
 
     def _seen(self, capture: Capture) -> Seen:
         seen = capture.read(self.encode(), check=False)
-        return Seen(positions=list(range(len(self.pixels))), seen=seen, check=lambda _: None)
+        return Seen(positions=list(range(len(self.pixels))), seen=seen, finite_part=lambda: None)
 
     def costs(self, entries: int, neurons: int) -> dict[str, Cost]:
         """What a plain forward pass costs, then the parts of a batch.

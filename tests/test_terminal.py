@@ -83,6 +83,8 @@ PRINTERS = {
     "Console",
     "rich.get_console",
     "get_console",
+    "Progress",
+    "track",
 }
 
 
@@ -93,7 +95,8 @@ def test_nothing_prints_past_the_terminal(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in PRINTERS, f"line {node.lineno}: use secondlens.terminal"
+            drawn = called in {"Progress", "track"} and path.name == "progress.py"
+            assert called not in PRINTERS or drawn, f"line {node.lineno}: use secondlens.terminal"
             assert not re.search(r"std(out|err)\.write|getLogger\(\).addHandler", called)
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) not in {"sys.stdout", "sys.stderr"}, f"line {node.lineno}"

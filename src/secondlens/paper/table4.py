@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
-from rich.progress import Progress
 from torch import Tensor
 
 from ..applications.segmentation.heat_maps import grey, overlay
@@ -42,6 +41,7 @@ from ..formatting import counted
 from ..lens.fitting import fit
 from ..lens.lens import Lens
 from ..models.view import Clip
+from ..progress import tracked
 from .results import Result, Row, Setting
 from .study import PAPER_MODEL, Study
 
@@ -273,16 +273,15 @@ def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) 
     """
     methods = table4_methods(clip, lens)
     classes = Classes(clip, work.classes, predicted)
-    with Progress() as progress:
-        steps = -(-len(work.dev) // FEW_IMAGES), -(-len(work.test) // FEW_IMAGES)
-        tuning = progress.track(
-            batches(clip, work.dev, classes), total=steps[0], description="tuning"
-        )
-        choices = tune(methods, tuning)
-        testing = progress.track(
-            batches(clip, work.test, classes), total=steps[1], description="testing"
-        )
-        comparison = measure(methods, choices, testing)
+    tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
+    choices = tune(
+        methods, tracked(batches(clip, work.dev, classes), "tuning", shown=True, total=tuning)
+    )
+    comparison = measure(
+        methods,
+        choices,
+        tracked(batches(clip, work.test, classes), "testing", shown=True, total=testing),
+    )
     first = Part(work.test, range(min(SHOWN, len(work.test))))
     shown = next(batches(clip, first, classes, size=SHOWN))
     images, found = len(set(comparison.images)), rows(comparison)

@@ -37,10 +37,11 @@ from secondlens.engine.ray import Ray
 from secondlens.lens import capacity
 from secondlens.lens.capacity import measured
 from secondlens.lens.fitting import FitRun, fit
-from secondlens.lens.layer import Ranking
 from secondlens.lens.moments import Moments, top_count
+from secondlens.lens.nodes import MEANS, TOP_IMAGES, Node, Readable
 from secondlens.lens.plan import make_plan
-from secondlens.lens.shards import STAGES, Means, Node, ShardWork
+from secondlens.lens.ranking import Ranking
+from secondlens.lens.shards import ShardWork
 from secondlens.models.loading import load
 from secondlens.models.open_clip import from_open_clip
 from secondlens.models.view import Clip
@@ -201,27 +202,28 @@ def driver(counts: tuple[int, ...]) -> None:
             )
 
 
+READABLE = Readable(images=8, unread=(), skipped={})
+
+
 class Synthetic(ShardWork):
     """Leaves that are made up; all else is the fit's own."""
 
-    def first_pass(self, node: Node) -> None:
+    def means(self, node: Node) -> None:
         (layer,) = self.plan.layers
         rank, neurons = min(self.clip.heads, self.clip.dim), self.clip.neurons
         z = torch.randn(8, neurons, rank, generator=torch.Generator().manual_seed(node.number))
         moments = Moments.of(z)
         sums = torch.zeros(self.clip.tokens, neurons)
-        means = Means(
-            images=8, unread=[], skipped={}, moments={layer: moments}, activations={layer: sums}
-        )
-        self.nodes.save_means(node, means)
+        self.nodes.save_means(node, READABLE, {layer: moments}, {layer: sums})
 
-    def second_pass(self, node: Node) -> None:
+    def top_images(self, node: Node) -> None:
         (layer,) = self.plan.layers
         rank, neurons = min(self.clip.heads, self.clip.dim), self.clip.neurons
         z = torch.randn(8, neurons, rank, generator=torch.Generator().manual_seed(node.number))
-        ranking = Ranking(self.nodes.centres(0)[1][layer], 8)
-        ranking.see(z, torch.arange(8) + 8 * node.number)
-        self.nodes.save_ranked(node, {layer: (ranking.top_images, ranking.histogram)})
+        centre = self.nodes.centres(0, TOP_IMAGES)[layer]
+        ranking = Ranking(centre, 8)
+        ranking.see((z - centre.mean).transpose(0, 1), torch.arange(8) + 8 * node.number)
+        self.nodes.save_ranked(node, READABLE, {layer: ranking.ranked()})
 
 
 def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
@@ -249,9 +251,9 @@ def merged(clip: Clip, layer: int, count: int, folder: Path) -> tuple[int, int]:
                 yield done
 
     with Local(workers=1).start(work) as workers:
-        for stage in STAGES:
+        for stage in (MEANS, TOP_IMAGES):
             run.make_tree(Watched(workers), work.nodes.root(0, stage))
-    assert work.nodes.info(work.nodes.root(0, STAGES[0]))["images"] == 8 * count
+    assert work.nodes.readable(work.nodes.root(0, MEANS)).images == 8 * count
     return before, max(0, peak - before)
 
 
@@ -269,7 +271,13 @@ def simulated(
     empty = open_clip.create_model(model, device="meta")
     clip = from_open_clip(empty.eval(), name=model, check=False)
     rates, _ = measured(
-        "cpu", tflops=tflops, network=network * 1e9, store=bandwidth * 1e9, decoders=8, decoded=100
+        "cpu",
+        clip.dtype,
+        tflops=tflops,
+        network=network * 1e9,
+        store=bandwidth * 1e9,
+        decoders=8,
+        decoded=100,
     )
     chosen = list(range(clip.layers - 1))[-layers:]
     table = Table(title=f"{model}, {images:,} images, layers {chosen[0]} to {chosen[-1]}")

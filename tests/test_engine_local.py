@@ -30,7 +30,7 @@ from secondlens.engine.ray import Ray
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import Unfinished, fit
 from secondlens.lens.lens import Lens
-from secondlens.lens.shards import FAN_IN, levels
+from secondlens.lens.nodes import FAN_IN, levels
 from secondlens.models.loading import load
 from secondlens.models.open_clip import from_open_clip
 from secondlens.processes.server import IMPORTED

@@ -10,11 +10,13 @@ from scale import TIMES
 from secondlens.errors import SecondLensError
 from secondlens.lens.moments import (
     Moments,
+    MomentSums,
     TopImages,
     first_component,
     gaussian_null,
     histogram,
     share_of_first,
+    spectrum,
     top_count,
 )
 
@@ -26,12 +28,24 @@ def random_z(images, neurons=3, rank=5, seed=0, dtype=torch.float64):
     return torch.randn(images, neurons, rank, generator=generator, dtype=dtype) * spread + offset
 
 
+def none(mean, top):
+    return TopImages.none(torch.ones_like(mean[:, 0]), top, mean.shape[1])
+
+
+def see(found, centred, images):
+    """Let TopImages see centred effects [images, neurons, rank]."""
+    centred = centred.transpose(0, 1)
+    norms = centred.norm(dim=-1)
+    entering = found.entering(norms, images)
+    neurons = int(entering.any(1).sum())
+    found.take(centred, norms, images, entering, int(entering.sum()), neurons)
+
+
 def ranked(z, mean, top, order=None):
     """TopImages of z, seen one image at a time in some order."""
-    found = TopImages.none(mean, top)
+    found = none(mean, top)
     for i in range(len(z)) if order is None else order:
-        centred = z[i : i + 1] - mean
-        found.add(z[i : i + 1], mean, centred.norm(dim=-1), torch.tensor([i]))
+        see(found, z[i : i + 1] - mean, torch.tensor([i]))
     return found.strongest_first()
 
 
@@ -51,6 +65,19 @@ def test_moments_merge_in_any_grouping_to_numpys(sizes, random):
         covariance = np.cov(z[:, neuron].numpy().T, bias=True).reshape(5, 5)
         np.testing.assert_allclose(merged.covariance[neuron], covariance, atol=1e-12)
     np.testing.assert_allclose(merged.energy, (z - z.mean(0)).square().sum(-1).mean(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[30], [1, 20, 9], [7, 1, 1, 21]])
+def test_moments_summed_in_place_are_numpys(sizes):
+    z, sums = random_z(30), MomentSums()
+    for part in z.split(sizes):
+        sums.see(part.transpose(0, 1))
+    found = sums.moments()
+    assert found.count == 30
+    np.testing.assert_allclose(found.mean, z.mean(0), atol=1e-12)
+    for neuron in range(z.shape[1]):
+        covariance = np.cov(z[:, neuron].numpy().T, bias=True)
+        np.testing.assert_allclose(found.covariance[neuron], covariance, atol=1e-12)
 
 
 @given(st.permutations(range(12)), st.integers(2, 12))
@@ -73,16 +100,14 @@ def test_top_images_merge_in_any_grouping(order, top, one, other):
     z, mean = random_z(12), random_z(1)[0]
     z[7] = z[4]  # the same picture twice
     first, second = sorted((one, other))
-    parts = [TopImages.none(mean, top) for _ in range(3)]
+    parts = [none(mean, top) for _ in range(3)]
     for part, chosen in zip(
         parts, (order[:first], order[first:second], order[second:]), strict=True
     ):
         if chosen:
-            centred = z[chosen] - mean
-            part.add(z[chosen], mean, centred.norm(dim=-1), torch.tensor(chosen))
-    parts[1].merge(parts[2])
-    parts[0].merge(parts[1])
-    found, expected = parts[0].strongest_first(), ranked(z, mean, top)
+            see(part, z[chosen] - mean, torch.tensor(chosen))
+    merged = parts[0].merge(parts[1].merge(parts[2]))
+    found, expected = merged.strongest_first(), ranked(z, mean, top)
     assert torch.equal(found.images, expected.images)
     assert torch.equal(found.centred, expected.centred)
 
@@ -120,11 +145,9 @@ def test_components_equal_the_published_codes():
         top = int(file.metadata()["top_k"])
     effects = golden["effects"]
     moments = Moments.of(effects)
-    found = TopImages.none(moments.mean, top)
-    for start in range(0, len(effects), 7):
-        centred = effects[start : start + 7] - moments.mean
-        images = torch.arange(start, start + len(centred))
-        found.add(effects[images], moments.mean, centred.norm(dim=-1), images)
+    found = none(moments.mean, top)
+    for images in torch.arange(len(effects)).split(7):
+        see(found, effects[images] - moments.mean, images)
     found = found.strongest_first()
     component, _ = first_component(found.centred)
     weakest_first = found.norms.flip(1)
@@ -142,24 +165,25 @@ def test_gaussian_null_is_what_a_gaussian_shows():
     scale = torch.linspace(0.2, 2, 6)
     z = torch.randn(20_000, 1, 6, generator=generator) * scale
     moments = Moments.of(z)
-    found = TopImages.none(moments.mean, 400)
+    found = none(moments.mean, 400)
     norms = (z - moments.mean).norm(dim=-1)
-    found.add(z, moments.mean, norms, torch.arange(len(z)))
+    see(found, z - moments.mean, torch.arange(len(z)))
     _, share = first_component(found.centred)
     selectivity = found.norms.square().sum() / norms.square().sum()
-    null_selectivity, null_share = gaussian_null(moments.covariance, 0.02, samples=20_000, seed=4)
+    values = spectrum(moments.covariance)
+    null_selectivity, null_share = gaussian_null(values, 0.02, samples=20_000, seed=4)
     assert null_selectivity.item() == pytest.approx(selectivity.item(), rel=0.03)
     assert null_share.item() == pytest.approx(share.item(), rel=0.03)
 
 
 def test_share_of_first():
     covariance = torch.diag(torch.tensor([3.0, 1.0]))[None]
-    assert share_of_first(covariance).item() == pytest.approx(0.75)
-    assert share_of_first(torch.zeros(1, 2, 2)).item() == 0
+    assert share_of_first(spectrum(covariance)).item() == pytest.approx(0.75)
+    assert share_of_first(spectrum(torch.zeros(1, 2, 2))).item() == 0
 
 
 def test_histogram_counts_every_image_once():
-    norms = torch.tensor([[0.0, 1.0], [0.5, 9.0], [100.0, 2.0]])
+    norms = torch.tensor([[0.0, 0.5, 100.0], [1.0, 9.0, 2.0]])
     counts = histogram(norms, torch.tensor([1.0, 1.0]))
     assert counts.sum(1).tolist() == [3, 3]
     assert counts[0, 0] == 1

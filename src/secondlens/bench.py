@@ -24,10 +24,10 @@ from .data.reader import Reader
 from .devices import CPU, check_device, wait
 from .effects.capture import Capture
 from .lens.fitting import fit
-from .lens.layer import Ranking
+from .lens.layer import IMAGES_PER_RANKING
 from .lens.moments import Centre, first_component
 from .lens.plan import make_plan
-from .lens.shards import IMAGES_PER_RANKING
+from .lens.ranking import Ranking
 from .models.loading import check_name
 from .models.open_clip import from_open_clip
 from .models.view import Clip
@@ -161,9 +161,9 @@ def ranking_cost(
     def directions() -> Tensor:
         ranking = Ranking(centre, 100)
         for positions in torch.arange(images).split(IMAGES_PER_RANKING):
-            some = z[positions[0] : positions[-1] + 1]
-            ranking.see(some.to(place), positions.to(place))
-        return first_component(ranking.top_images.strongest_first().centred)[0]
+            some = z[positions[0] : positions[-1] + 1].to(place)
+            ranking.see((some - centre.mean).transpose(0, 1), positions.to(place))
+        return first_component(ranking.ranked().top_images.strongest_first().centred)[0]
 
     return {"directions_s": interleaved({"directions": directions}, 3, device=place)["directions"]}
 

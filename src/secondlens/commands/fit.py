@@ -51,7 +51,7 @@ from .options import (
     type=click.Choice(STORES),
     default="auto",
     show_default=True,
-    help="Coordinates between passes.",
+    help="Coordinates of all images between the stages.",
 )
 @click.option(
     "--memory", type=POSITIVE, help="GB to use besides the model; by default half of what is free."
@@ -67,6 +67,11 @@ from .options import (
 )
 @click.option(
     "--shard-size", type=click.IntRange(1), help="Images that a worker reads before it writes."
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    help="Images that covariances and mean activations are from; by default 8,192.",
 )
 @json_option
 @with_choice

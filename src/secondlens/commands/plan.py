@@ -1,6 +1,5 @@
 """`secondlens plan`."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,7 +54,7 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
     "--bandwidth", type=POSITIVE, default=25.0, show_default=True, help="GB/s of the store."
 )
 @click.option("--picture", type=POSITIVE, default=100.0, show_default=True, help="kB of a file.")
-@click.option("--memory", type=POSITIVE, default=64.0, show_default=True, help="GB of a worker.")
+@click.option("--memory", type=POSITIVE, default=80.0, show_default=True, help="GB of a worker.")
 @click.option("--shard-size", type=click.IntRange(1), help="By default 4 shards a worker.")
 @json_option
 @with_choice
@@ -106,6 +105,7 @@ def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> Non
     from ..lens.fitting import fit
     from ..lens.moments import top_count
     from ..lens.plan import make_plan
+    from ..timing import seconds_on
 
     with shape_alone(model.model, model.pretrained):
         clip = model.load(untrained=True)
@@ -126,22 +126,23 @@ def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> Non
     noise = torch.randn(batch_size, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
     seconds = []
     for batches in (1, 1 + TIMED_BATCHES):
-        sample = noise.repeat(batches, 1, 1, 1)
-        began = time.perf_counter()
+        pictures = noise.repeat(batches, 1, 1, 1)
+        began = seconds_on(clip.device)
         fit(
             clip,
-            sample,
+            pictures,
             numbers,
             top=2,
             convention=convention,
             store="never",
             batch_size=batch_size,
         )
-        seconds.append(time.perf_counter() - began)
+        seconds.append(seconds_on(clip.device) - began)
     # "never" makes two passes, and what both fits have in common drops out
     per_image = (seconds[1] - seconds[0]) / (2 * TIMED_BATCHES * batch_size)
     fixed = max(0.0, seconds[0] - 2 * batch_size * per_image)
-    total = fixed + found.passes * count * per_image
+    reads = found.passes * count + (len(found.groups) * found.sample if found.sampled else 0)
+    total = fixed + reads * per_image
     if as_json:
         times = {"seconds_per_image_and_pass": per_image, "seconds": total}
         print_json(_as_document(found) | times)
@@ -175,6 +176,7 @@ def _cluster(count: int, model: ChosenModel, gpus: int, as_json: bool, **setting
     )
     rates, sources = measured(
         model.device,
+        clip.dtype,
         tflops=settings["tflops"],
         network=settings["network"] * 1e9,
         store=settings["bandwidth"] * 1e9,
@@ -209,7 +211,9 @@ def _cluster(count: int, model: ChosenModel, gpus: int, as_json: bool, **setting
 def _as_document(plan: "Plan") -> dict[str, Any]:
     """The plan with sizes in bytes; of its shards, how many there are and how long."""
     shards = {"shards": len(plan.shards), "shard_size": len(plan.shards[0])}
-    return vars(plan) | {"passes": plan.passes} | shards
+    found = vars(plan) | {"passes": plan.passes} | shards
+    del found["sample_shard"]
+    return found
 
 
 def _stage(timing: "Timing") -> dict[str, Any]:
@@ -232,7 +236,7 @@ def _shapes(model: ChosenModel) -> "Clip":
     with shape_alone(model.model, model.pretrained):
         if model.pretrained is not None or model.model not in open_clip.list_models():
             return model.load(untrained=True)
-        empty = open_clip.create_model(model.model, device="meta")
+        empty = open_clip.create_model(model.model, precision=model.precision, device="meta")
     return from_open_clip(empty.eval(), name=model.model, check=False)
 
 

@@ -5,7 +5,6 @@ once for each image. What a neuron at its mean changes is the residual stream af
 (mean - activation) * w_n, and the network is run on from there, for groups of neurons at a time.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip, hooked
 from ..progress import bars
+from ..timing import seconds_on
 from .value_paths import chunks
 
 IMAGES_PER_PASS = 64
@@ -170,9 +170,9 @@ def indirect_seconds(clip: Clip, layer: int) -> float:
     mean = stopped.activation[0]
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = seconds_on(clip.device)
         stopped.without(group, mean)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(seconds_on(clip.device) - began)
     return min(seconds) / (8 * len(group))
 
 

@@ -11,16 +11,57 @@ Eq. 5 (arXiv 2406.04341), with LayerNorm as in its appendix A.6, that depends on
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import get_ident
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
 from ..models.view import Clip, class_token, hooked
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pass:
+    """What a forward pass showed of a batch of images, before anything is pooled over tokens."""
+
+    activations: dict[int, Float[Tensor, "images tokens neurons"]]
+    """By MLP layer, in the precision of the model."""
+    attention_over_sigma: dict[int, Float[Tensor, "images heads tokens"]]
+    """A / sigma by block j, from the one after the first layer on."""
+    token_means: dict[int, Float[Tensor, "images tokens"]]
+    """The mean that `ln_1` of a block subtracts."""
+    scale: Float[Tensor, " images"]
+    """1 / (sigma_post * norm of r): effects are then parts of the normalised embedding."""
+    post_mean: Float[Tensor, " images"]
+    post_sigma: Float[Tensor, " images"]
+    """Of the class token at `ln_post`."""
+    sound: Bool[Tensor, " 2"]
+    """Whether all numbers are finite, and whether the representation is that of the pass."""
+
+    @cached_property
+    def all_rows(self) -> Float[Tensor, "images _paths tokens"]:
+        """A / sigma of the paths of the first layer, which end with those of every later layer."""
+        return torch.cat(list(self.attention_over_sigma.values()), dim=1)
+
+    def first_row(self, layer: int) -> int:
+        """Return where in `all_rows` the paths of an MLP layer begin."""
+        return sum(rows.shape[1] for j, rows in self.attention_over_sigma.items() if j <= layer)
+
+    def path_scales(self, layer: int) -> Float[Tensor, "images _paths"]:
+        """Return s0 of `Pooled`."""
+        return self.all_rows[:, self.first_row(layer) :].sum(dim=-1)
+
+    def path_means(self, layer: int) -> Float[Tensor, "images _paths"]:
+        """Return s1 of `Pooled`."""
+        means = [
+            torch.bmm(rows, self.token_means[j][:, :, None])[:, :, 0]
+            for j, rows in self.attention_over_sigma.items()
+            if j > layer
+        ]
+        return torch.cat(means, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,7 +72,7 @@ class Pooled:
     """
 
     coefficients: dict[int, Float[Tensor, "images _paths neurons"]]
-    """c, without the image's scale."""
+    """c, without the image's scale; of one neuron and image, they lie side by side in memory."""
     scale: Float[Tensor, " images"]
     """1 / (sigma_post * norm of r): effects are then parts of the normalised embedding."""
     path_scales: dict[int, Float[Tensor, "images _paths"]]
@@ -46,6 +87,12 @@ class Pooled:
         default_factory=dict
     )
     """A / sigma by block j."""
+
+
+ANOTHER_PASS = (
+    "pool takes the representation that the last forward pass gave, as encode_image returned it "
+    "and not normalised"
+)
 
 
 class NotFinite(SecondLensError):
@@ -115,6 +162,38 @@ class Capture:
         Raises
         ------
         SecondLensError
+            What `read` raises.
+        """
+        seen = self.read(representation)
+        rows = {layer: seen.all_rows[:, seen.first_row(layer) :] for layer in self.layers}
+        with self._exactly():
+            return Pooled(
+                coefficients={
+                    layer: torch.bmm(activation.mT.to(seen.scale.dtype), rows[layer].mT).mT
+                    for layer, activation in seen.activations.items()
+                },
+                scale=seen.scale,
+                path_scales={layer: seen.path_scales(layer) for layer in self.layers},
+                path_means={layer: seen.path_means(layer) for layer in self.layers},
+                post_mean=seen.post_mean,
+                post_sigma=seen.post_sigma,
+                activations=seen.activations if self.keep_activations else {},
+                attention_over_sigma=seen.attention_over_sigma if self.keep_activations else {},
+            )
+
+    def read(self, representation: Float[Tensor, "images dim"], *, check: bool = True) -> Pass:
+        """Return what the pass that gave `representation` showed, and let go of it here.
+
+        Parameters
+        ----------
+        representation
+            What `clip.encode_image` gave, not normalised.
+        check
+            Whether to wait for the device and look at `Pass.sound`; if not, the caller does.
+
+        Raises
+        ------
+        SecondLensError
             No complete pass since the last call, a representation of another pass or a
             normalised one, or NaN or infinity somewhere in the network.
         """
@@ -123,28 +202,27 @@ class Capture:
                 "no complete forward pass to pool: call clip.encode_image inside the Capture "
                 "before each pool"
             )
-        self._check_finite()
         representation = representation.to(self.clip.compute_dtype)
-        self._check_same_pass(representation)
+        if representation.shape != self._post.projected.shape:
+            raise SecondLensError(ANOTHER_PASS)
         with self._exactly():
-            rows = torch.cat(list(self._rows.values()), dim=1)
-            means = torch.cat(list(self._means.values()), dim=1)
-            first = {layer: (layer - self.layers[0]) * self.clip.heads for layer in self.layers}
-            pooled = Pooled(
-                coefficients={
-                    layer: torch.bmm(rows[:, first[layer] :], activation.to(rows.dtype))
-                    for layer, activation in self._activations.items()
-                },
+            seen = Pass(
+                activations=self._activations,
+                attention_over_sigma=self._rows,
+                token_means=self._means,
                 scale=1 / (self._post.sigma * representation.norm(dim=-1)),
-                path_scales={layer: rows[:, k:].sum(dim=-1) for layer, k in first.items()},
-                path_means={layer: means[:, k:] for layer, k in first.items()},
                 post_mean=self._post.mean,
                 post_sigma=self._post.sigma,
-                activations=self._activations if self.keep_activations else {},
-                attention_over_sigma=self._rows if self.keep_activations else {},
+                sound=self._sound(representation),
             )
+            if check:
+                finite, same = seen.sound.tolist()
+                if not finite:
+                    self._say_where()
+                if not same:
+                    raise SecondLensError(ANOTHER_PASS)
         self._reset()
-        return pooled
+        return seen
 
     def _reset(self) -> None:
         self._activations: dict[int, Tensor] = {}
@@ -169,17 +247,16 @@ class Capture:
         self._expect(j not in self._rows)
         block, dtype = self.clip.blocks[j], self.clip.compute_dtype
         with self._exactly():
-            stream = self.clip.batch_major(inputs[0]).to(dtype)
-            normalised = self.clip.batch_major(output).to(dtype)
-            mean, sigma = norm_statistics(stream, block.eps)
-            self._rows[j] = block.class_attention(normalised) / sigma[:, None]
-            self._means[j] = torch.bmm(self._rows[j], mean[:, :, None])[:, :, 0]
+            stream = self.clip.batch_major(inputs[0])
+            normalised = self.clip.batch_major(output)
+            self._means[j], sigma = norm_statistics(stream, block.eps, dtype)
+            self._rows[j] = block.class_attention(normalised, dtype) / sigma[:, None]
 
     def _see_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._expect(self._post is None)
         dtype = self.clip.compute_dtype
         with self._exactly():
-            mean, sigma = norm_statistics(class_token(inputs[0]).to(dtype), self.clip.post_eps)
+            mean, sigma = norm_statistics(class_token(inputs[0]), self.clip.post_eps, dtype)
             projected = class_token(output).to(dtype) @ self.clip.projection.to(dtype)
             self._post = _Post(mean=mean, sigma=sigma, projected=projected)
 
@@ -193,24 +270,19 @@ class Capture:
         with torch.no_grad(), torch.autocast(self.clip.device.type, enabled=False):
             yield
 
-    def _check_same_pass(self, representation: Tensor) -> None:
+    def _sound(self, representation: Tensor) -> Bool[Tensor, " 2"]:
         assert self._post is not None
         projected = self._post.projected
-        same = representation.shape == projected.shape
+        # NaN and infinity spread to all later blocks, so the tensors kept last show them; and to
+        # sums, which take one kernel
+        sums = [each.sum() for each in (*self._rows.values(), projected)]
+        finite = torch.stack(sums).isfinite().all()
         # loose: it has to tell other images and normalised rows apart, in bfloat16 too
-        if not same or bool(
-            ((representation - projected).norm(dim=-1) > 0.1 * projected.norm(dim=-1)).any()
-        ):
-            raise SecondLensError(
-                "pool takes the representation that the last forward pass gave, as encode_image "
-                "returned it and not normalised"
-            )
+        far = (representation - projected).norm(dim=-1) > 0.1 * projected.norm(dim=-1)
+        return torch.stack([finite, ~far.any()])
 
-    def _check_finite(self) -> None:
-        """NaN and infinity spread to all later blocks, so the tensors kept last show them."""
+    def _say_where(self) -> NoReturn:
         assert self._post is not None
-        if all(_is_finite(row) for row in [*self._rows.values(), self._post.projected]):
-            return
         where = "the output"
         for depth in reversed(range(self.clip.layers)):
             if not _is_finite(self._activations.get(depth)):
@@ -232,9 +304,18 @@ class _Post:
 
 
 def norm_statistics(
-    states: Float[Tensor, "*batch width"], eps: float
+    states: Float[Tensor, "*batch width"], eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """Mean and scale of a LayerNorm: sigma = sqrt(variance + eps)."""
+    """Mean and scale of a LayerNorm: sigma = sqrt(variance + eps).
+
+    `dtype`, by default that of the states, is that of the sums and of the result.
+    """
+    dtype = dtype or states.dtype
+    if states.is_cuda:
+        # one kernel, which sums half precision in float32 and needs no wider copy
+        _, mean, inverse = torch.native_layer_norm(states, states.shape[-1:], None, None, eps)
+        return mean[..., 0].to(dtype), inverse[..., 0].to(dtype).reciprocal()
+    states = states.to(dtype)
     mean = states.mean(dim=-1, keepdim=True)
     # several times faster than Tensor.var on a CPU, and as safe from cancellation
     variance = torch.linalg.vector_norm(states - mean, dim=-1).square() / states.shape[-1]

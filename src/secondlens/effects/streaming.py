@@ -1,9 +1,10 @@
 """The one loop over images: read a batch, encode it, pool what second-order effects need of it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from ..data.reader import Batch, Reader, in_parts
 from ..data.sources import as_source
 from ..models.view import Clip
 from ..progress import tracked
-from .capture import Capture, NotFinite, Pooled
+from .capture import Capture, NotFinite, Pass, Pooled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +32,21 @@ class Encoded:
     def embedding(self) -> Float[Tensor, "images dim"]:
         """Unit rows, in the precision of effects."""
         return F.normalize(self.representation.to(self.pooled.scale.dtype), dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """A batch of images after the image tower, before anything is pooled."""
+
+    positions: list[int]
+    """Of the images, in the source."""
+    seen: Pass
+    finite_part: Callable[[], "Seen | None"]
+    """Where not all of `Pass.sound` holds: makes the pass again, without the images on which it is
+    not finite. They are listed as skipped, and None says that there were no others."""
+
+
+Done = TypeVar("Done")
 
 
 def stream(
@@ -79,21 +95,37 @@ def stream(
         if class_token_only:
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
-
-        def encoded(batch: Batch) -> Encoded | None:
-            try:
-                return _encode(clip, capture, batch)
-            except NotFinite as error:
-                if len(batch.positions) > 1 and not any(error.finite):
-                    raise  # of the model or its precision, and of no image
-                rest = _finite_part(reader, batch, error)
-                return _encode(clip, capture, rest) if rest.positions else None
-
+        encoded = partial(_of_finite, reader, partial(_encode, clip, capture))
         batches = tracked(reader, what, progress)
         found: Iterator[Encoded | None] = map(encoded, batches)
         if in_halves:
             found = (done for _, done in in_parts(batches, clip, encoded))
         yield from (each for each in found if each is not None)
+
+
+def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator[Seen]:
+    """Encode images batch by batch and let the caller pool, and say when to wait for the device.
+
+    Inside the loop, the last block is computed as `Clip.class_token_only` says.
+
+    Raises
+    ------
+    SecondLensError
+        What `stream` raises, as far as the caller asks for `Seen.finite_part`.
+    """
+    with clip.class_token_only(), Capture(clip, layers) as capture:
+
+        def see(batch: Batch, *, check: bool) -> Seen:
+            seen = capture.read(clip.encode_image(batch.pixels), check=check)
+            again = partial(see, check=True)
+            return Seen(
+                positions=batch.positions,
+                seen=seen,
+                finite_part=partial(_of_finite, reader, again, batch),
+            )
+
+        for batch in reader:
+            yield see(batch, check=False)
 
 
 def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
@@ -104,6 +136,17 @@ def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
         representation=representation,
         pooled=capture.pool(representation),
     )
+
+
+def _of_finite(reader: Reader, work: Callable[[Batch], Done], batch: Batch) -> Done | None:
+    """What comes of the work on the images of a batch that are finite; None if there are none."""
+    try:
+        return work(batch)
+    except NotFinite as error:
+        if len(batch.positions) > 1 and not any(error.finite):
+            raise  # of the model or its precision, and of no image
+        rest = _finite_part(reader, batch, error)
+        return work(rest) if rest.positions else None
 
 
 def _finite_part(reader: Reader, batch: Batch, error: NotFinite) -> Batch:

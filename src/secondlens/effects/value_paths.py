@@ -35,7 +35,7 @@ from ..arguments import checked
 from ..devices import undisturbed, wide
 from ..errors import SecondLensError
 from ..models.view import Block, Clip, class_token, hooked
-from .capture import Capture, Pooled, norm_statistics
+from .capture import Capture, Pass, Pooled, norm_statistics
 
 CONVENTIONS = ("exact", "official")
 OFFICIAL_SCALE = 100.0
@@ -80,17 +80,8 @@ class Isometry:
         scale: Float[Tensor, " images"],
     ) -> Float[Tensor, "images neurons rank"]:
         """z = scale * transform @ c, from `extended_coefficients` and `image_scale`."""
-        return coordinates(self.transform, coefficients, scale)
-
-
-def coordinates(
-    transform: Float[Tensor, "neurons rank extended"],
-    coefficients: Float[Tensor, "images extended neurons"],
-    scale: Float[Tensor, " images"],
-) -> Float[Tensor, "images neurons rank"]:
-    """`Isometry.coordinates` where the basis is not at hand."""
-    by_neuron = coefficients.permute(2, 0, 1)
-    return torch.bmm(by_neuron, transform.mT).transpose(0, 1) * scale[:, None, None]
+        by_neuron = coefficients.permute(2, 0, 1)
+        return torch.bmm(by_neuron, self.transform.mT).transpose(0, 1) * scale[:, None, None]
 
 
 def path_factors(
@@ -138,15 +129,23 @@ def extended_coefficients(
     own = pooled.coefficients[layer]
     if convention == "exact":
         return own
-    constants = [torch.ones_like(pooled.post_mean), pooled.post_mean, pooled.post_sigma]
     shared = torch.cat(
-        [pooled.path_scales[layer], pooled.path_means[layer], torch.stack(constants, dim=-1)],
-        dim=-1,
+        [pooled.path_scales[layer], pooled.path_means[layer], _constants(pooled)], dim=-1
     )
     return torch.cat([own, shared[:, :, None].expand(-1, -1, own.shape[-1])], dim=1)
 
 
-def image_scale(pooled: Pooled, convention: str = "exact") -> Float[Tensor, " images"]:
+def shared_coefficients(seen: Pass, layer: int) -> Float[Tensor, "images shared"]:
+    """Coefficients of the rows that all neurons share when official, without the image's scale."""
+    return torch.cat([seen.path_scales(layer), seen.path_means(layer), _constants(seen)], dim=-1)
+
+
+def _constants(seen: Pass | Pooled) -> Float[Tensor, "images 3"]:
+    ones = torch.ones_like(seen.post_mean)
+    return torch.stack([ones, seen.post_mean, seen.post_sigma], dim=-1)
+
+
+def image_scale(pooled: Pass | Pooled, convention: str = "exact") -> Float[Tensor, " images"]:
     """The factor that all effects of an image have in common."""
     check_convention(convention)
     return pooled.scale if convention == "exact" else OFFICIAL_SCALE * pooled.scale

@@ -9,9 +9,9 @@ for all, tasks differ in length, and a level of a tree has fewer tasks than the 
 import heapq
 import io
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -22,10 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.decoding import decode
 from ..data.reader import default_batch
+from ..effects.centring import pooling_dtype
 from ..models.view import Clip
+from ..timing import seconds_on
 from .moments import Moments
-from .plan import Plan, make_plan
-from .shards import FAN_IN, levels
+from .nodes import FAN_IN, MEANS, TOP_IMAGES, levels
+from .plan import SPARE, Plan, make_plan
 
 SHARDS_PER_WORKER: Final = 4
 """So that workers end at about the same time, though shards differ."""
@@ -59,6 +61,9 @@ class Job:
 
     images: int
     shards: int
+    sample: int
+    """Images that the first stage reads."""
+    sample_shards: int
     groups: int
     image_bytes: float | int
     first_flops: float | int
@@ -104,14 +109,18 @@ def job(clip: Clip, plan: Plan, top: int, image_bytes: float | int) -> Job:
     shapes = [_LayerShape(clip, layer) for layer in plan.layers]
     groups = len(plan.groups)
     number = torch.finfo(clip.compute_dtype).bits // 8
+    pooled = torch.finfo(pooling_dtype(clip)).bits // 8
+    kept = min(plan.images, SPARE * top) if plan.sampled else top
     read = sum(shape.pooled + shape.coordinates for shape in shapes) / groups
     moments = sum(clip.neurons * (shape.rank**2 + shape.rank) for shape in shapes)
     activations = len(shapes) * clip.tokens * clip.neurons
-    ranked = sum(clip.neurons * top * (shape.rank * number + 12) for shape in shapes)
+    ranked = sum(clip.neurons * kept * (shape.rank * pooled + number + 8) for shape in shapes)
     weights = sum(each.nbytes for each in clip.model.parameters())
     return Job(
         images=plan.images,
         shards=len(plan.shards),
+        sample=plan.sample,
+        sample_shards=len(plan.sampled_shards),
         groups=groups,
         image_bytes=image_bytes,
         first_flops=forward + read + sum(shape.scatter for shape in shapes) / groups,
@@ -146,28 +155,28 @@ class _LayerShape:
 
 
 def stages(job: Job, rates: Rates, workers: int) -> list[Stage]:
-    """All stages of a fit that reads its pictures twice, in order."""
-    per_shard = job.images / job.shards
+    """All stages of a fit, in order."""
     found = [
         Stage(name="start", tasks=workers, seconds=0, read=job.model_bytes, written=0),
     ]
     for group in range(job.groups):
         of = f" {group + 1}/{job.groups}" if job.groups > 1 else ""
-        for name, flops, part in (
-            ("means", job.first_flops, job.means_bytes),
-            ("top images", job.second_flops, job.ranked_bytes),
+        for name, images, shards, flops, part in (
+            (MEANS, job.sample, job.sample_shards, job.first_flops, job.means_bytes),
+            (TOP_IMAGES, job.images, job.shards, job.second_flops, job.ranked_bytes),
         ):
-            centres = job.centres_bytes if name == "top images" else 0
+            centres = job.centres_bytes if name == TOP_IMAGES else 0
+            per_shard = images / shards
             found.append(
                 Stage(
                     name=name + of,
-                    tasks=job.shards,
+                    tasks=shards,
                     seconds=per_shard * max(flops / rates.flops, 1 / rates.decode),
                     read=per_shard * job.image_bytes + centres,
                     written=part,
                 )
             )
-            found += _merging(f"merge {name}{of}", job.shards, part, rates)
+            found += _merging(f"merge {name}{of}", shards, part, rates)
     root = job.groups * (job.means_bytes + job.ranked_bytes)
     spectra = job.spectra * rates.eigen
     found.append(Stage(name="finish", tasks=1, seconds=spectra, read=root, written=0))
@@ -225,7 +234,7 @@ def spread_plan(
     batch_size: int | None = None,
     shard_size: int | None = None,
 ) -> Plan:
-    """A plan for many workers: two passes, and a few shards for each worker."""
+    """A plan for many workers: coordinates are not stored, a few shards for each worker."""
     batch_size = batch_size or default_batch(clip)
     wanted = shard_size or max(batch_size, images // (SHARDS_PER_WORKER * workers))
     plan = make_plan(
@@ -251,6 +260,7 @@ DISPATCH: Final = 0.005
 
 def measured(
     device: str,
+    dtype: torch.dtype,
     *,
     tflops: float | None,
     network: float,
@@ -262,8 +272,8 @@ def measured(
 
     Parameters
     ----------
-    device
-        Where the model would run, if `tflops` is not given.
+    device, dtype
+        Where and in what precision the model would run, if `tflops` is not given.
     tflops
         What a worker's GPU reaches, in 10^12 floating-point operations a second.
     network, store
@@ -274,7 +284,7 @@ def measured(
         Pictures that one core decodes a second, if it is not to be measured.
     """
     here = "measured here"
-    flops = 1e12 * tflops if tflops is not None else _flops(device)
+    flops = 1e12 * tflops if tflops is not None else _flops(device, dtype)
     rates = Rates(
         flops=flops,
         decode=decoders * (decoded if decoded is not None else _decoded()),
@@ -285,7 +295,9 @@ def measured(
         dispatch=DISPATCH,
     )
     sources = {
-        "flops": "given" if tflops is not None else f"a float32 product, {here} on {device}",
+        "flops": "given"
+        if tflops is not None
+        else f"a {str(dtype)[6:]} product, {here} on {device}",
         "decode": f"{'given' if decoded is not None else here}, times {decoders} cores",
         "network": "given, or assumed",
         "store": "given, or assumed",
@@ -296,21 +308,21 @@ def measured(
     return rates, sources
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(work: Callable[[], Any], device: str = "cpu") -> float:
     """The shortest of a few runs, which others on the machine disturbed least."""
+    clock = partial(seconds_on, torch.device(device))
     work()
     runs = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = clock()
         work()
-        runs.append(time.perf_counter() - began)
+        runs.append(clock() - began)
     return min(runs)
 
 
-def _flops(device: str) -> float:
-    a = torch.randn(SIDE, SIDE, device=device)
-    # reading a number waits for a GPU
-    return 2 * SIDE**3 / _seconds(lambda: (a @ a)[0, 0].item())
+def _flops(device: str, dtype: torch.dtype) -> float:
+    a = torch.randn(SIDE, SIDE, device=device).to(dtype)
+    return 2 * SIDE**3 / _seconds(lambda: a @ a, device)
 
 
 def _decoded() -> float:

@@ -1,12 +1,15 @@
 """Fit a lens: stream images through a model and keep what they show about each neuron.
 
 Images are cut into shards of consecutive positions. Each shard gives a part: means and covariances
-of its coordinates, and in a second pass its strongest images around the final mean. Parts are
-merged by trees that the plan settles (see `nodes`), so that a fit on many machines, or one that
-was interrupted and goes on from the parts that exist, ends with the same lens. Nothing that is held
-grows with the number of images but their ids, unless coordinates are kept.
+of its coordinates, and in a second stage its strongest images around the mean. Where there are many
+images, the first stage reads a random sample of them, so that the second is the only pass over all;
+means, energies and top images are exact even so (see `ranking`). Parts are merged by trees that the
+plan settles (see `nodes`), so that a fit on many machines, or one that was interrupted and goes on
+from the parts that exist, ends with the same lens. Nothing that is held grows with the number of
+images but their ids, unless coordinates are kept.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,9 +37,13 @@ from ..storage.locks import locked
 from ..storage.validation import Position, convert
 from .layer import Coordinates, LayerLens, layer_lens
 from .lens import Lens
-from .moments import top_count
+from .moments import Centre, top_count
+from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Readable
 from .plan import Plan, make_plan
-from .shards import STAGES, Changed, Node, ShardWork, levels
+from .ranking import Settled, settle
+from .shards import Changed, ShardWork
+
+_LOG = logging.getLogger(__name__)
 
 
 class NothingReadable(SecondLensError):
@@ -67,21 +74,37 @@ class FitRun:
         self.asked, self.told = shards.reader.images_per_batch, False
 
     @undisturbed
-    def fit(self) -> tuple[dict[int, LayerLens], dict[str, Any]]:
-        """What both passes tell of each layer, and which pictures could be read."""
+    def fit(self) -> tuple[dict[int, LayerLens], Readable]:
+        """What all stages tell of each layer, and which pictures could be read."""
         by_layer: dict[int, LayerLens] = {}
+        nodes = self.shards.nodes
         with self.engine.start(self.shards) as workers:
-            for group, layers in enumerate(self.plan.groups):
-                means, top_images = (self.shards.nodes.root(group, stage) for stage in STAGES)
-                self.make_tree(workers, means)
-                info = self.shards.nodes.info(means)
-                if not info["images"]:
-                    raise NothingReadable("none of the pictures could be read")
-                self.make_tree(workers, top_images)
-                unread = torch.tensor(info["unread"], dtype=torch.int64)
-                for layer in layers:
-                    by_layer[layer] = self._finished(means, top_images, layer, unread)
-        return by_layer, info
+            for group in range(len(self.plan.groups)):
+                self.make_tree(workers, nodes.root(group, MEANS))
+                if not nodes.readable(nodes.root(group, MEANS)).images:
+                    raise NothingReadable(self._nothing())
+                self.make_tree(workers, nodes.root(group, TOP_IMAGES))
+                readable = nodes.readable(nodes.root(group, TOP_IMAGES))
+                again: dict[int, Centre] = {}
+                for layer in self.plan.groups[group]:
+                    settled, proven = self._settled(group, layer, readable)
+                    if bool(proven.all()):
+                        by_layer[layer] = self._finished(group, settled, layer, readable)
+                    else:
+                        again[layer] = settled.centre
+                        _LOG.warning(
+                            "layer %d: the top images of %d neurons do not follow from a sample, "
+                            "so the images pass again",
+                            layer,
+                            int((~proven).sum()),
+                        )
+                if again:
+                    nodes.save_centres(group, AGAIN, again)
+                    self.make_tree(workers, nodes.root(group, AGAIN))
+                for layer, centre in again.items():
+                    settled = self._around(group, AGAIN, layer, centre, readable)
+                    by_layer[layer] = self._finished(group, settled, layer, readable)
+        return by_layer, readable
 
     def coordinates(self) -> Coordinates:
         """Of all images that could be read, where they were stored; on the CPU."""
@@ -95,7 +118,7 @@ class FitRun:
     def make_tree(self, workers: Workers, root: Node) -> None:
         """Make a stage's nodes that are missing, level by level."""
         of = f" {root.group + 1}/{len(self.plan.groups)}" if len(self.plan.groups) > 1 else ""
-        for level, count in enumerate(levels(len(self.plan.shards))):
+        for level, count in enumerate(self.shards.nodes.levels(root.stage)):
             nodes = [replace(root, level=level, number=number) for number in range(count)]
             there = self.parts.names()
             missing = [node for node in nodes if node.name not in there]
@@ -114,14 +137,44 @@ class FitRun:
             warn_of_batches(self.shards.clip, size)
             self.told = True
 
-    def _finished(self, means: Node, top_images: Node, layer: int, unread: Tensor) -> LayerLens:
-        moments, sums = self.shards.nodes.layer_means(means, layer)
-        ranked = self.shards.nodes.ranked(top_images, layer)
-        fitted = layer_lens(moments, *ranked, self.shards.basis(layer), sums / moments.count)
-        fitted = fitted.to(CPU)
+    def _settled(self, group: int, layer: int, readable: Readable) -> tuple[Settled, Tensor]:
+        """A layer after its second stage, and for which neurons its top images are proven."""
+        nodes = self.shards.nodes
+        centre = nodes.centres(group, TOP_IMAGES)[layer]
+        if self.plan.sampled:
+            ranked = nodes.ranked(nodes.root(group, TOP_IMAGES), layer)
+            return settle(ranked, centre, readable.images, self.shards.top(readable.images))
+        settled = self._around(group, TOP_IMAGES, layer, centre, readable)
+        return settled, torch.ones_like(centre.energy, dtype=torch.bool)
+
+    def _around(
+        self, group: int, stage: str, layer: int, centre: Centre, readable: Readable
+    ) -> Settled:
+        """A layer whose images were ranked around the mean of all of them."""
+        nodes = self.shards.nodes
+        ranked = nodes.ranked(nodes.root(group, stage), layer)
+        return Settled(
+            images=readable.images,
+            centre=centre,
+            top_images=ranked.top_images.strongest_first(),
+            histogram=ranked.histogram,
+        )
+
+    def _finished(self, group: int, settled: Settled, layer: int, readable: Readable) -> LayerLens:
+        nodes = self.shards.nodes
+        moments, sums = nodes.means(nodes.root(group, MEANS), layer)
+        basis = self.shards.basis(layer)
+        fitted = layer_lens(
+            moments.covariance, settled, basis, sums / moments.count, sample=moments.count
+        ).to(CPU)
         # from positions in the source to positions among the images that could be read
+        unread = torch.tensor(readable.unread, dtype=torch.int64)
         before = torch.searchsorted(unread, fitted.top_images)
         return replace(fitted, top_images=fitted.top_images - before)
+
+    def _nothing(self) -> str:
+        some = f"the {self.plan.sample:,} sampled" if self.plan.sampled else "the"
+        return f"none of {some} pictures could be read"
 
 
 @checked
@@ -139,14 +192,16 @@ def fit(
     workers: int = 0,
     memory: int | None = None,
     shard_size: int | None = None,
+    sample: int | None = None,
     engine: Engine | None = None,
     progress: bool = False,
     announce: Callable[[Plan], None] | None = None,
 ) -> Lens:
     """Fit a lens: stream images through the model and keep what they show about each neuron.
 
-    All layers share a forward pass. Top images are exact around the final mean: from stored
-    coordinates where there is room, else in a second pass.
+    All layers share a forward pass. Means, energies and top images are those of all images. With
+    more images than `sample`, covariances (`explained_all` and the two nulls) and mean activations
+    are those of a random sample, and `histogram` counts all images around the sample's mean.
 
     With `out`, finished parts are kept in the folder `out` + ".unfinished" until the lens is
     written. The same call after an interruption, of whatever kind and with whatever engine, goes on
@@ -170,8 +225,8 @@ def fit(
     convention
         "exact", or "official" to compare with published numbers.
     store
-        Coordinates between the passes: "float32", "float16" (errors of about 1e-3 of a centred
-        effect), "never" for two passes, or "auto": float32 where there is room.
+        Coordinates of all images between the stages: "float32", "float16" (errors of about 1e-3 of
+        a centred effect), "never", or "auto": float32 where there is room and no sample is taken.
     keep_coordinates
         Keep every image's float32 coordinates in memory and in the lens, so that it can be
         merged.
@@ -185,6 +240,9 @@ def fit(
         free there. Layers are fitted in groups where it is short.
     shard_size
         Images that one worker reads before it writes what it found; by default `make_plan`'s.
+    sample
+        Images that the first stage reads, chosen at random; by default 8,192. All are read where
+        there are no more, or coordinates are stored.
     engine
         Where shards are read: by default in this process; `engine.Local` has others on this
         machine, and `engine.Ray` those of a cluster. Means agree to rounding, and so does all else.
@@ -223,6 +281,7 @@ def fit(
         out=out,
         memory=memory,
         shard_size=shard_size,
+        sample=sample,
     )
     reader = Reader(source=source, clip=clip, batch_size=size, workers=workers)
     model = describe_model(clip)
@@ -239,6 +298,7 @@ def fit(
             "top": top,
             "convention": convention,
             "store": store,
+            "sample": sample,
             "batch size": batch_size,
         }
         recorded = parts.claim(work, _plan_to_json(plan))
@@ -251,18 +311,19 @@ def fit(
         shards = ShardWork(clip, workers_plan, convention, reader, parts, top_of)
         run = FitRun(shards, engine, stack.enter_context(bars(progress)))
         try:
-            by_layer, info = run.fit()
+            by_layer, readable = run.fit()
         except (Changed, NothingReadable):
             parts.drop()
             raise
-        unread = set(info["unread"])
+        unread = set(readable.unread)
         lens = Lens(
             model=model,
             convention=convention,
-            top=top_of(info["images"]),
+            top=top_of(readable.images),
             image_ids=tuple(name for n, name in enumerate(source.ids) if n not in unread),
-            skipped=info["skipped"],
+            skipped=readable.skipped,
             by_layer=dict(sorted(by_layer.items())),
+            sample=plan.sample if plan.sampled else None,
             coordinates=run.coordinates() if keep_coordinates else None,
         )
         if out is not None:
@@ -288,7 +349,8 @@ def describe_model(clip: Clip) -> dict[str, Any]:
 def _plan_to_json(plan: Plan) -> dict[str, Any]:
     shards = [[shard.start, shard.stop] for shard in plan.shards]
     groups = [list(group) for group in plan.groups]
-    return {"groups": groups, "shards": shards, "store": plan.store}
+    sample = [plan.sample, plan.sample_shard]
+    return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +359,7 @@ class RecordedPlan:
 
     groups: tuple[tuple[Position, ...], ...]
     shards: tuple[tuple[Position, Position], ...]
+    sample: tuple[Position, Position]
     store: Literal["float32", "float16"] | None
 
 
@@ -316,8 +379,17 @@ def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
         raise ValueError("its shards are not of the images")
     if any(start >= end for start, end in found.shards):
         raise ValueError("it has a shard without images")
-    shards = tuple(range(*shard) for shard in found.shards)
-    return replace(plan, groups=found.groups, shards=shards, store=found.store)
+    sample, sample_shard = found.sample
+    if not (1 <= sample <= plan.images and sample_shard >= 1):
+        raise ValueError("its sample is not of the images")
+    return replace(
+        plan,
+        groups=found.groups,
+        shards=tuple(range(*shard) for shard in found.shards),
+        sample=sample,
+        sample_shard=sample_shard,
+        store=found.store,
+    )
 
 
 def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:

@@ -125,6 +125,7 @@ class Manifest:
     codes: tuple[CodesEntry, ...]
     scores: tuple[ScoresEntry, ...] = ()
     stability: tuple[StabilityEntry, ...] = ()
+    sample: Size | None = None
     coordinates: bool = False
     files: dict[str, str] = field(default_factory=dict)
     """By its own name, the name of a file that replaced another one."""
@@ -169,6 +170,8 @@ class Contents:
     """By `Scores.name`: vocabulary and referee."""
     stability: dict[str, Stability] = field(default_factory=dict)
     """By the name of the vocabulary."""
+    sample: int | None = None
+    """Images that covariances and mean activations are from; None where these are all images."""
     coordinates: Coordinates | None = None
 
     @property
@@ -251,6 +254,7 @@ def manifest(lens: Contents) -> dict[str, Any]:
         {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
         for name, c in lens.codes.items()
     ]
+    sampled = {} if lens.sample is None else {"sample": lens.sample}
     return {
         "format": FORMAT,
         "model": lens.model,
@@ -261,6 +265,7 @@ def manifest(lens: Contents) -> dict[str, Any]:
         "scores": [split(scores)[0] for scores in lens.scores.values()],
         "stability": [split(stability)[0] for stability in lens.stability.values()],
         "coordinates": lens.coordinates is not None,
+        **sampled,
         "versions": {name: version(name) for name in ("secondlens", "torch", "open_clip_torch")},
     }
 
@@ -343,6 +348,7 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         | {"name": shown(found.model.name)},
         convention=found.convention,
         top=found.top,
+        sample=found.sample,
         image_ids=images.ids,
         skipped=images.skipped,
         by_layer={n: LayerLens(**load_tensors(place(f"layer-{n:02}.safetensors"))) for n in layers},

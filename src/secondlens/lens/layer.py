@@ -1,24 +1,23 @@
-"""What a lens knows of one layer, and the second pass that ranks its images."""
+"""What a lens knows of one layer."""
 
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .moments import (
-    HISTOGRAM_EDGES,
     Centre,
-    Moments,
-    TopImages,
-    centred_norms,
+    MomentSums,
     first_component,
     gaussian_null,
-    histogram,
     share_of_first,
+    spectrum,
 )
+from .ranking import Ranking, Settled
 
+IMAGES_PER_RANKING = 1024
+"""Coordinates in memory that are ranked at a time."""
 NULL_SAMPLES = 2000
 
 
@@ -39,7 +38,7 @@ class LayerLens:
     explained: Float[Tensor, " neurons"]
     """Share of the top images' energy that lies on `directions`."""
     explained_all: Float[Tensor, " neurons"]
-    """The first component's share of the energy of all images."""
+    """The first component's share of the energy of all images, or of a sample of them."""
     explained_null: Float[Tensor, " neurons"]
     """`explained` of a Gaussian with the same covariance."""
     selectivity: Float[Tensor, " neurons"]
@@ -47,9 +46,10 @@ class LayerLens:
     selectivity_null: Float[Tensor, " neurons"]
     """`selectivity` of a Gaussian with the same covariance."""
     histogram: Int[Tensor, "neurons bins"]
-    """Images by norm over root mean square, bins of `HISTOGRAM_EDGES`."""
+    """Images by norm over root mean square, bins of `HISTOGRAM_EDGES`; both around the mean of the
+    sample, where the fit took one."""
     activation_mean: Float[Tensor, "tokens neurons"]
-    """Mean activation at every token."""
+    """Mean activation at every token, over all images or a sample of them."""
 
     def __repr__(self) -> str:
         neurons, dim = self.directions.shape
@@ -75,63 +75,61 @@ class Coordinates:
     basis: dict[int, Float[Tensor, "neurons dim rank"]]
 
 
-class Ranking:
-    """Second pass over one layer: its images ranked by norm around the final mean."""
-
-    def __init__(self, centre: Centre, top: int) -> None:
-        self.centre = centre
-        self.top_images = TopImages.none(centre.mean, top)
-        bins = len(HISTOGRAM_EDGES) - 1
-        self.histogram = torch.zeros(len(centre.mean), bins, dtype=torch.int64, device="cpu")
-
-    def see(
-        self, z: Float[Tensor, "images neurons rank"], positions: Int[Tensor, " images"]
-    ) -> None:
-        """Rank some images more."""
-        norms = centred_norms(z, self.centre.mean)
-        self.top_images.add(z, self.centre.mean, norms, positions)
-        self.histogram += histogram(norms, self.centre.energy.sqrt()).cpu()
-
-
-def both_passes(
+def both_stages(
     z: Float[Tensor, "images neurons rank"], top: int
-) -> tuple[Moments, TopImages, Int[Tensor, "neurons bins"]]:
+) -> tuple[Float[Tensor, "neurons rank rank"], Settled]:
     """What `layer_lens` takes, over coordinates in memory."""
-    moments = reduce(Moments.merge, map(Moments.of, z.split(64)))
-    ranking = Ranking(Centre(mean=moments.mean, energy=moments.energy), top)
-    for positions in torch.arange(len(z), device=z.device).split(1024):
-        ranking.see(z[positions], positions)
-    return moments, ranking.top_images, ranking.histogram
+    sums = MomentSums()
+    for part in z.split(64):
+        sums.see(part.transpose(0, 1))
+    moments = sums.moments()
+    centre = Centre(mean=moments.mean, energy=moments.energy)
+    ranking = Ranking(centre, top)
+    for positions in torch.arange(len(z), device=z.device).split(IMAGES_PER_RANKING):
+        ranking.see((z[positions] - centre.mean).transpose(0, 1), positions)
+    ranked = ranking.ranked()
+    return moments.covariance, Settled(
+        images=len(z),
+        centre=centre,
+        top_images=ranked.top_images.strongest_first(),
+        histogram=ranked.histogram,
+    )
 
 
 def layer_lens(
-    moments: Moments,
-    top_images: TopImages,
-    histogram: Int[Tensor, "neurons bins"],
+    covariance: Float[Tensor, "neurons rank rank"],
+    settled: Settled,
     basis: Float[Tensor, "neurons dim rank"],
     activation_mean: Float[Tensor, "tokens neurons"],
+    sample: int | None = None,
 ) -> LayerLens:
-    """What both passes over a layer tell together."""
-    ranked = top_images.strongest_first()
-    component, explained = first_component(ranked.centred)
-    covariance, energy = moments.covariance, moments.energy
+    """What both stages of a layer tell together.
+
+    `covariance` is that of `sample` images, by default of all.
+    """
+    top_images, centre = settled.top_images, settled.centre
+    component, explained = first_component(top_images.centred)
+    values = spectrum(covariance)
     # as many draws as images where these are few: few rows look more alike
     selectivity_null, explained_null = gaussian_null(
-        covariance, ranked.norms.shape[1] / moments.count, min(NULL_SAMPLES, moments.count)
+        values,
+        top_images.norms.shape[1] / settled.images,
+        min(NULL_SAMPLES, sample or settled.images),
     )
-    total = (energy * moments.count).clamp(min=torch.finfo(energy.dtype).tiny)
+    energy = centre.energy
+    total = (energy * settled.images).clamp(min=torch.finfo(energy.dtype).tiny)
     return LayerLens(
-        mean=torch.bmm(basis, moments.mean[:, :, None])[:, :, 0],
+        mean=torch.bmm(basis, centre.mean[:, :, None])[:, :, 0],
         directions=torch.bmm(basis, component[:, :, None])[:, :, 0],
         energy=energy,
-        top_images=ranked.images,
-        top_norms=ranked.norms,
+        top_images=top_images.images,
+        top_norms=top_images.norms,
         explained=explained,
-        explained_all=share_of_first(covariance),
+        explained_all=share_of_first(values),
         explained_null=explained_null,
-        selectivity=ranked.norms.square().sum(1) / total,
+        selectivity=top_images.norms.square().sum(1) / total,
         selectivity_null=selectivity_null,
-        histogram=histogram,
+        histogram=settled.histogram,
         activation_mean=activation_mean,
     )
 

@@ -15,7 +15,7 @@ from ..models.view import Clip
 from ..storage import remote
 from ..storage.locks import locked
 from .folder import Contents, read, state, write
-from .layer import Coordinates, LayerLens, both_passes, layer_lens
+from .layer import Coordinates, LayerLens, both_stages, layer_lens
 
 _ORIGINS: "WeakKeyDictionary[Lens, tuple[Path, str | None]]" = WeakKeyDictionary()
 """The folder that a lens was read from or written to, and the manifest there at that time."""
@@ -114,7 +114,7 @@ class Lens(Contents):
         top = min(count, self.top + other.top)
         by_layer = {
             layer: layer_lens(
-                *both_passes(z[layer], top),
+                *both_stages(z[layer], top),
                 self.coordinates.basis[layer],
                 self[layer].activation_mean.lerp(other[layer].activation_mean, 1 - mine),
             )

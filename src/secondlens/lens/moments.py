@@ -1,14 +1,14 @@
 """Streaming statistics of effects in isometric coordinates, and what follows from them.
 
-Two things are streamed over images. `Moments` merge in any order. `TopImages` rank images by
-their distance from a given mean, so they need the final mean first: a second pass over the
-coordinates. The rest (directions, shares, nulls) is computed from the two at the end.
+Two things are streamed over images. `Moments` merge in any order. `TopImages` keep the images
+that lie farthest from a given centre (see `ranking`). The rest (directions, shares, nulls) is
+computed from the two at the end.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..devices import wide
@@ -16,6 +16,7 @@ from ..errors import SecondLensError
 
 HISTOGRAM_EDGES = torch.linspace(0, 8, 41)
 """Centred norms over their root mean square, per neuron; the last bin also takes what is beyond."""
+_BIN_WIDTH = HISTOGRAM_EDGES[1].item()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +59,31 @@ class Moments:
         return self.scatter.diagonal(dim1=1, dim2=2).sum(-1) / self.count
 
 
+class MomentSums:
+    """Moments of batches, summed in place around the mean of the first one."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = self._scatter = self._pivot = torch.empty(0)
+
+    def see(self, z: Float[Tensor, "neurons images rank"]) -> None:
+        """Add a batch."""
+        if not self._count:
+            self._pivot = z.mean(dim=1)
+            self._sum = torch.zeros_like(self._pivot)
+            self._scatter = z.new_zeros(*self._pivot.shape, z.shape[2])
+        around = z - self._pivot[:, None]
+        self._sum += around.sum(dim=1)
+        self._scatter.baddbmm_(around.mT, around)
+        self._count += z.shape[1]
+
+    def moments(self) -> Moments:
+        """Return those of all batches; nothing may be added afterwards."""
+        mean = self._sum / self._count
+        self._scatter.baddbmm_(self._sum[:, :, None], mean[:, None], alpha=-1)
+        return Moments(count=self._count, mean=self._pivot + mean, scatter=self._scatter)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Centre:
     """What ranking needs of the `Moments` of all images."""
@@ -78,38 +104,72 @@ class TopImages:
     norms: Float[Tensor, "neurons top"]
     images: Int[Tensor, "neurons top"]
     centred: Float[Tensor, "neurons top rank"]
+    """In `unit`, and in the precision that was pooled in."""
+    unit: Float[Tensor, " neurons"]
 
     @classmethod
-    def none(cls, like: Float[Tensor, "neurons rank"], top: int) -> "TopImages":
-        """No images yet; neurons, rank, dtype and device as `like`."""
-        neurons, rank = like.shape
+    def none(
+        cls, unit: Float[Tensor, " neurons"], top: int, rank: int, dtype: torch.dtype | None = None
+    ) -> "TopImages":
+        """No images yet; norms are in the dtype and on the device of `unit`."""
+        neurons = len(unit)
         return cls(
-            norms=like.new_full((neurons, top), -1.0),
-            images=torch.full((neurons, top), -1, dtype=torch.int64, device=like.device),
-            centred=like.new_zeros(neurons, top, rank),
+            norms=unit.new_full((neurons, top), -1.0),
+            images=torch.full((neurons, top), -1, dtype=torch.int64, device=unit.device),
+            centred=unit.new_zeros(neurons, top, rank, dtype=dtype),
+            unit=unit,
         )
 
-    def add(
+    def entering(
+        self, norms: Float[Tensor, "neurons images"], images: Int[Tensor, " images"]
+    ) -> Bool[Tensor, "neurons images"]:
+        """Return which of some images are larger than the smallest that is kept."""
+        kept, seen = self.norms.float(), norms.float()
+        smallest = kept.amin(dim=1, keepdim=True)
+        last = torch.where(kept == smallest, self.images, -1).amax(dim=1, keepdim=True)
+        return (seen > smallest) | ((seen == smallest) & (images < last))
+
+    def take(
         self,
-        z: Float[Tensor, "images neurons rank"],
-        mean: Float[Tensor, "neurons rank"],
-        norms: Float[Tensor, "images neurons"],
+        centred: Float[Tensor, "neurons images rank"],
+        norms: Float[Tensor, "neurons images"],
         images: Int[Tensor, " images"],
+        entering: Bool[Tensor, "neurons images"],
+        entries: int,
+        neurons: int,
     ) -> None:
-        """See more images, with the norms of z - mean; only those that get in are copied."""
+        """See more images; only those that get in are copied.
+
+        Parameters
+        ----------
+        centred, norms, images
+            Of the images; norms are those of `unit * centred`.
+        entering
+            What `entering` returned for them.
+        entries, neurons
+            How many of these there are, and how many neurons have some. Nothing here asks the
+            device for a number, so that one question can be asked for many layers.
+        """
+        if not entries:
+            return
         top = self.norms.shape[1]
-        keys = torch.cat([_rank_keys(self.norms, self.images), _rank_keys(norms.T, images)], dim=1)
+        rows = _places(entering.any(dim=1), neurons)[:, 0]
+        held = _rank_keys(self.norms[rows], self.images[rows])
+        keys = torch.cat([held, _rank_keys(norms[rows], images)], dim=1)
         stays = torch.zeros_like(keys, dtype=torch.bool)
         stays.scatter_(1, keys.topk(top, dim=1, sorted=False).indices, True)
-        # as many get in as go out, neuron by neuron, and both lists are in the order of neurons
-        neuron, image = stays[:, top:].nonzero(as_tuple=True)
-        out = (~stays[:, :top]).nonzero(as_tuple=True)
-        self.norms[out] = norms[image, neuron]
-        self.images[out] = images[image]
-        self.centred[out] = z[image, neuron] - mean[neuron]
+        # as many get in as go out, neuron by neuron, and both lists are in the order of neurons;
+        # of several that are larger than the smallest not all may stay, so lists end with repeats
+        order = torch.arange(entries, device=keys.device).clamp(max=stays[:, top:].sum() - 1)
+        row, image = _places(stays[:, top:], entries)[order].unbind(dim=1)
+        slot = _places(~stays[:, :top], entries)[order, 1]
+        neuron = rows[row]
+        self.norms[neuron, slot] = norms[neuron, image]
+        self.images[neuron, slot] = images[image]
+        self.centred[neuron, slot] = centred[neuron, image]
 
-    def merge(self, other: "TopImages") -> None:
-        """See the images that `other` saw; none of them may have been seen before."""
+    def merge(self, other: "TopImages") -> "TopImages":
+        """Return those of the images that both saw; no image may have been seen twice."""
         top = self.norms.shape[1]
         both = {
             name: torch.cat([getattr(self, name), getattr(other, name)], dim=1)
@@ -117,19 +177,42 @@ class TopImages:
         }
         keys = _rank_keys(both["norms"], both["images"])
         chosen = keys.topk(top, dim=1, sorted=False).indices
-        for name, values in both.items():
-            rows = torch.arange(len(values), device=values.device)[:, None]
-            getattr(self, name).copy_(values[rows, chosen])
+        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+        return TopImages(
+            **{name: each[rows, chosen] for name, each in both.items()}, unit=self.unit
+        )
 
-    def strongest_first(self) -> "TopImages":
-        """The same images, sorted."""
-        order = _rank_keys(self.norms, self.images).argsort(dim=1, descending=True)
+    def strongest_first(self, top: int | None = None) -> "TopImages":
+        """Return the same images, or the `top` largest, sorted; the unit is one."""
+        order = _rank_keys(self.norms, self.images).argsort(dim=1, descending=True)[:, :top]
         rows = torch.arange(len(order), device=order.device)[:, None]
         return TopImages(
             norms=self.norms[rows, order],
             images=self.images[rows, order],
-            centred=self.centred[rows, order],
+            centred=self.centred[rows, order].to(self.unit) * self.unit[:, None, None],
+            unit=torch.ones_like(self.unit),
         )
+
+    def around(self, shift: Float[Tensor, "neurons rank"]) -> "TopImages":
+        """Return the same images with norms around a centre that lies `shift` further."""
+        centred = self.centred.to(self.unit) * self.unit[:, None, None] - shift[:, None]
+        norms = torch.linalg.vector_norm(centred, dim=-1)
+        return TopImages(
+            norms=torch.where(self.images < 0, -1.0, norms),
+            images=self.images,
+            centred=centred,
+            unit=torch.ones_like(self.unit),
+        )
+
+
+def _places(mask: Bool[Tensor, "*axes"], count: int) -> Int[Tensor, "places _axes"]:
+    """Where a mask holds, row by row, without asking the device how often where that is possible.
+
+    `count` is at least how often; what is returned may be filled up to it.
+    """
+    if mask.device.type in ("cpu", "cuda"):
+        return torch.nonzero_static(mask, size=count)
+    return mask.nonzero()
 
 
 def _rank_keys(
@@ -163,22 +246,20 @@ def first_component(
     return component * (sign * (energy > 0).to(centred))[:, None], share
 
 
-def centred_norms(
-    z: Float[Tensor, "images neurons rank"], mean: Float[Tensor, "neurons rank"]
-) -> Float[Tensor, "images neurons"]:
-    """Norms of z - mean, a few images at a time: what is subtracted stays in the cache."""
-    return torch.cat([torch.linalg.vector_norm(part - mean, dim=-1) for part in z.split(16)])
+def spectrum(covariance: Float[Tensor, "neurons rank rank"]) -> Float[Tensor, "neurons rank"]:
+    """Eigenvalues of covariances, in rising order and none below zero."""
+    values: Tensor = torch.linalg.eigvalsh(wide(covariance)).clamp(min=0)
+    return values.to(covariance)
 
 
-def share_of_first(covariance: Float[Tensor, "neurons rank rank"]) -> Float[Tensor, " neurons"]:
-    """The first eigenvalue's share of a covariance: how rank-one effects are over all images."""
-    values = torch.linalg.eigvalsh(wide(covariance)).clamp(min=0)
+def share_of_first(values: Float[Tensor, "neurons rank"]) -> Float[Tensor, " neurons"]:
+    """The largest eigenvalue's share of a `spectrum`: how rank-one effects are over all images."""
     total = values.sum(-1)
-    return torch.where(total > 0, values[:, -1] / total, 0).to(covariance)
+    return torch.where(total > 0, values[:, -1] / total, 0)
 
 
 def gaussian_null(
-    covariance: Float[Tensor, "neurons rank rank"],
+    values: Float[Tensor, "neurons rank"],
     fraction: float,
     samples: int = 2000,
     seed: int = 0,
@@ -190,8 +271,8 @@ def gaussian_null(
 
     Parameters
     ----------
-    covariance
-        Of each neuron's coordinates.
+    values
+        The `spectrum` of each neuron's covariance.
     fraction
         Of the samples that count as top.
     samples
@@ -203,7 +284,6 @@ def gaussian_null(
     -------
     Share of the energy in the top samples, and share of the first component in them, [neurons].
     """
-    values = torch.linalg.eigvalsh(wide(covariance)).clamp(min=0).to(covariance)
     generator = torch.Generator().manual_seed(seed)
     normals = torch.randn(samples, values.shape[1], generator=generator).to(values)
     squares = normals.square() @ values.T
@@ -218,15 +298,15 @@ def gaussian_null(
 
 
 def histogram(
-    norms: Float[Tensor, "images neurons"], rms: Float[Tensor, " neurons"]
+    norms: Float[Tensor, "neurons images"], rms: Float[Tensor, " neurons"]
 ) -> Int[Tensor, "neurons bins"]:
     """How many images have which centred norm, in units of the root mean square."""
     bins = len(HISTOGRAM_EDGES) - 1
-    width = HISTOGRAM_EDGES[1].item()
-    relative = norms / rms.clamp(min=torch.finfo(rms.dtype).tiny)
-    place = (relative / width).long().clamp(0, bins - 1).T
+    width = (_BIN_WIDTH * rms).clamp(min=torch.finfo(rms.dtype).tiny)
+    place = (norms / width[:, None]).clamp_(max=bins - 1).long()
     counts = torch.zeros(len(rms), bins, dtype=torch.int64, device=norms.device)
-    return counts.scatter_add_(1, place, torch.ones_like(place))
+    one = torch.ones((), dtype=torch.int64, device=norms.device)
+    return counts.scatter_add_(1, place, one.expand_as(place))
 
 
 def top_count(top: int | None, images: int) -> int:

@@ -5,15 +5,18 @@ an image's coordinates in one layer of N neurons take N * rank numbers, and a la
 N * rank^2, whatever the number of images.
 """
 
+import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from ..data.reader import default_batch
 from ..devices import CPU, free_memory
+from ..effects.centring import pooling_dtype
 from ..effects.value_paths import check_convention
 from ..errors import SecondLensError
 from ..formatting import counted
@@ -28,6 +31,11 @@ BUFFER = 512 * 2**20
 """Bytes of coordinates that a shard may gather before they are written."""
 IMAGES_PER_SHARD = 512
 """At least, where coordinates are not stored."""
+SAMPLE = 8192
+"""Images from which covariances and mean activations are: eigenvalues need thousands, and not
+millions."""
+SPARE = 2
+"""Images that a neuron keeps around the mean of a sample, for each of its top images."""
 MAX_SHARDS = 256
 MAX_PARTIALS = 4 * 2**30
 """Bytes that the partial statistics of all shards of a group may take together."""
@@ -38,13 +46,17 @@ class Plan:
     """How a fit will run."""
 
     images: int
+    sample: int
+    """Images from which covariances and mean activations are: all, or a random choice of them."""
+    sample_shard: int
+    """Images of a shard of the sample."""
     layers: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     """Layers that share their passes; more than one group where memory is short."""
     shards: tuple[range, ...]
     """Positions of the images, in the order in which statistics are reduced."""
     store: str | None
-    """Dtype of stored coordinates, None if images pass a second time instead."""
+    """Dtype of stored coordinates, None if images pass again instead."""
     keep_basis: bool
     """Whether bases stay in memory; if not, they are computed again at the end."""
     memory: int
@@ -57,16 +69,29 @@ class Plan:
     """Bytes of one image's float32 coordinates, by layer."""
 
     @property
+    def sampled(self) -> bool:
+        """Whether the first stage reads a sample of the images."""
+        return self.sample < self.images
+
+    @property
+    def sampled_shards(self) -> tuple[Sequence[int], ...]:
+        """Positions of the images that the first stage reads."""
+        if not self.sampled:
+            return self.shards
+        return _sampled_shards(self.images, self.sample, self.sample_shard)
+
+    @property
     def passes(self) -> int:
-        """Forward passes of every image."""
-        return len(self.groups) * (1 if self.store else 2)
+        """Forward passes of every image; those of a sample come on top."""
+        return len(self.groups) * (1 if self.store or self.sampled else 2)
 
     def __str__(self) -> str:
-        stored = (
-            f"coordinates stored in {self.store}"
-            if self.store
-            else "images pass again for the top images"
-        )
+        if self.sampled:
+            stored = f"and one of a sample of {self.sample:,} for covariances and mean activations"
+        elif self.store:
+            stored = f"coordinates stored in {self.store}"
+        else:
+            stored = "images pass again for the top images"
         groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
         return (
             f"{counted(len(self.layers), 'layer')}{groups}, {counted(self.images, 'image')} in "
@@ -90,6 +115,7 @@ def make_plan(
     memory: int | None = None,
     disk: int | None = None,
     shard_size: int | None = None,
+    sample: int | None = None,
 ) -> Plan:
     """Decide how to fit.
 
@@ -108,8 +134,9 @@ def make_plan(
     batch_size
         Images in one forward pass; by default `default_batch`.
     store
-        "float32" or "float16": store coordinates, so that one pass is enough. "never": two
-        passes. "auto": float32 where there is room, else never.
+        "float32" or "float16": store the coordinates of all images, so that one pass is enough.
+        "never": images pass again. "auto": float32 where there is room and every image is in the
+        sample, else never.
     keep_coordinates
         Whether coordinates and bases of all layers are in memory at the end, for the lens.
     out
@@ -121,15 +148,18 @@ def make_plan(
         nothing is written; by default half of what is free on the disk, or a quarter of the memory.
     shard_size
         Images a shard, rounded up to whole batches; by default at most 256 shards.
+    sample
+        Images from which covariances and mean activations are; by default 8,192. Where coordinates
+        of all images are stored, all.
 
     Raises
     ------
     SecondLensError
-        No such convention or way to store, batches or shards without images, or too little memory
-        for even one layer.
+        No such convention or way to store, batches, shards or samples without images, or too
+        little memory for even one layer.
     """
     check_convention(convention)
-    for what, count in (("batch", batch_size), ("shard", shard_size)):
+    for what, count in (("batch", batch_size), ("shard", shard_size), ("sample", sample)):
         if count is not None and count < 1:
             raise SecondLensError(f"a {what} needs at least 1 image, and it has {count}")
     if store not in STORES:
@@ -142,23 +172,41 @@ def make_plan(
         in_memory = memory if clip.device.type == "cpu" else host
         disk = int(SHARE * _free(out)) if out else in_memory // 2
     layers = tuple(sorted(layers))
-    shapes = {layer: _Shape.of(clip, layer, top, convention, batch_size) for layer in layers}
+    keeps = keep_coordinates or store in ("float32", "float16")
+    sample = images if keeps else min(images, SAMPLE if sample is None else sample)
+    shapes = {
+        layer: _Shape.of(clip, layer, top, convention, batch_size, sampled=sample < images)
+        for layer in layers
+    }
     z_bytes = sum(shape.z for shape in shapes.values()) * images
     if store == "auto":
-        store = "float32" if z_bytes <= disk else "never"
+        store = "float32" if z_bytes <= disk and sample == images else "never"
     scale = {"float32": 1.0, "float16": 0.5, "never": 0.0}[store]
     groups = _groups(shapes, memory)
-    largest = max(groups, key=lambda group: sum(shapes[n].working for n in group))
-    working = sum(shapes[n].working for n in largest)
+    largest = max(groups, key=lambda group: _needed([shapes[n] for n in group]))
+    working = _needed([shapes[n] for n in largest])
     keep_basis = working + sum(shapes[n].basis for n in largest) <= memory
-    shards = _shards(images, batch_size, shapes, largest, store != "never", shard_size)
-    partials = sum(shape.moments + shape.top for shape in shapes.values()) * len(shards)
+    moments, ranked = (
+        sum(getattr(shape, what) for shape in shapes.values()) for what in ("moments", "top")
+    )
+    # a part of a sampled fit holds either moments or top images, and else a shard has both
+    apart = sample < images
+    partial = sum((0 if apart else shapes[n].moments) + shapes[n].top for n in largest)
+    z_of_image = sum(shapes[n].z for n in largest) if store != "never" else None
+    shards = _shards(images, batch_size, partial, z_of_image, shard_size)
+    sample_shard = len(shards[0])
+    if apart:
+        parts = max(2, MAX_PARTIALS // sum(shapes[n].moments for n in largest))
+        sample_shard = max(min(sample_shard, IMAGES_PER_SHARD), -(-sample // parts))
+    partials = moments * -(-sample // sample_shard) + ranked * len(shards)
     # coordinates are in this machine's own memory, wherever the model is
     kept = min(BUFFER, int(scale * z_bytes)) if store != "never" else 0
     if keep_coordinates:
         kept += z_bytes + sum(shape.basis for shape in shapes.values())
     return Plan(
         images=images,
+        sample=sample,
+        sample_shard=sample_shard,
         layers=layers,
         groups=groups,
         shards=shards,
@@ -166,7 +214,6 @@ def make_plan(
         keep_basis=keep_basis,
         memory=working
         + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
-        + (max(shapes[n].basis for n in largest) * 2)
         + (kept if clip.device.type == "cpu" else 0),
         disk=int(scale * z_bytes) + partials,
         lens=sum(shape.lens for shape in shapes.values()),
@@ -192,27 +239,45 @@ class _Shape:
     moments: int
     top: int
     working: int
+    """Of every layer of a group at a time."""
+    passing: int
+    """Of one layer at a time."""
     lens: int
 
+    @property
+    def alone(self) -> int:
+        """Of one layer at a time, whatever is done with it."""
+        return max(self.passing, 2 * self.basis)
+
     @classmethod
-    def of(cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int) -> "_Shape":
+    def of(
+        cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int, *, sampled: bool
+    ) -> "_Shape":
         own = clip.heads * (clip.layers - 1 - layer)
         extended = own if convention == "exact" else 3 * own + 3
         rank, neurons = min(extended, clip.dim), clip.neurons
         number = torch.finfo(clip.compute_dtype).bits // 8
+        pooled = torch.finfo(pooling_dtype(clip)).bits // 8
         z, basis = neurons * rank * number, neurons * clip.dim * rank * number
-        transform, scatter = neurons * rank * extended * number, neurons * rank * rank * number
+        transform, scatter = neurons * rank * (extended + 1) * pooled, neurons * rank**2 * number
         moments = scatter + z + clip.tokens * neurons * number
-        ranked = neurons * top * (rank * number + 16)
-        activations = batch_size * clip.tokens * neurons * number
-        batch = activations + 3 * batch_size * neurons * extended * number
+        ranked = neurons * (SPARE * top if sampled else top) * (rank * pooled + 16)
+        activations = batch_size * clip.tokens * neurons * torch.finfo(clip.dtype).bits // 8
+        products = batch_size * neurons * rank * pooled
         return cls(
             z=z,
             basis=basis,
             moments=moments,
             top=ranked,
-            # statistics are held twice while shards are reduced
-            working=transform + 3 * scatter + 2 * ranked + batch,
+            # the first stage holds moments, the second top images; what a batch is pooled to takes
+            # the place of its activations, layer by layer
+            working=transform + max(moments, ranked) + max(activations, products),
+            passing=(
+                # of one layer at a time: coefficients and coordinates, centred in the wide
+                # precision, or moments of two nodes that are merged
+                max(batch_size * neurons * (extended * pooled + 2 * rank * number), 3 * scatter)
+                + batch_size * clip.tokens * clip.heads * clip.layers * (number + pooled)
+            ),
             lens=neurons * ((2 * clip.dim + clip.tokens) * number + top * 16 + 400),
         )
 
@@ -220,43 +285,48 @@ class _Shape:
 def _groups(shapes: dict[int, _Shape], memory: int) -> tuple[tuple[int, ...], ...]:
     """Consecutive layers, from the last one on, as many in a group as memory allows."""
     groups: list[list[int]] = []
-    used = 0
     for layer in sorted(shapes, reverse=True):
-        needed = shapes[layer].working
-        least = needed + 2 * shapes[layer].basis
+        least = _needed([shapes[layer]])
         if least > memory:
             raise SecondLensError(
                 f"layer {layer} needs {size(least)} of memory and {size(memory)} may be used: "
                 "choose later layers, fewer top images or a smaller batch"
             )
-        if not groups or used + needed + 2 * shapes[layer].basis > memory:
+        if not groups or _needed([shapes[n] for n in (*groups[-1], layer)]) > memory:
             groups.append([])
-            used = 0
         groups[-1].append(layer)
-        used += needed
     return tuple(tuple(sorted(group)) for group in groups)
+
+
+def _needed(group: Sequence[_Shape]) -> int:
+    """Bytes of layers that share their passes."""
+    return sum(shape.working for shape in group) + max(shape.alone for shape in group)
 
 
 def _shards(
     images: int,
     batch_size: int,
-    shapes: dict[int, _Shape],
-    group: tuple[int, ...],
-    stored: bool,
+    partial: int,
+    z_of_image: int | None,
     asked: int | None,
 ) -> tuple[range, ...]:
     """Whole batches a shard; few shards where their partial statistics are large."""
-    partial = sum(shapes[n].moments + shapes[n].top for n in group)
     most = max(2, min(MAX_SHARDS, MAX_PARTIALS // partial))
     per_shard = max(IMAGES_PER_SHARD, -(-images // most))
-    if stored:
-        per_shard = min(per_shard, max(1, BUFFER // sum(shapes[n].z for n in group)))
+    if z_of_image is not None:
+        per_shard = min(per_shard, max(1, BUFFER // z_of_image))
     per_shard = max(batch_size, per_shard // batch_size * batch_size)
     if asked is not None:
         per_shard = -(-asked // batch_size) * batch_size
     return tuple(
         range(start, min(start + per_shard, images)) for start in range(0, images, per_shard)
     )
+
+
+@lru_cache(maxsize=4)
+def _sampled_shards(images: int, sample: int, per_shard: int) -> tuple[Sequence[int], ...]:
+    positions = sorted(random.Random(0).sample(range(images), sample))
+    return tuple(positions[start : start + per_shard] for start in range(0, sample, per_shard))
 
 
 def _free(out: str | Path) -> int:

@@ -119,18 +119,28 @@ class Block(ABC):
         """Of the MLP's output."""
 
     def class_attention(
-        self, normalised: Float[Tensor, "images tokens width"]
+        self, normalised: Float[Tensor, "images tokens width"], dtype: torch.dtype | None = None
     ) -> Float[Tensor, "images heads tokens"]:
         """Attention of the class token to every token (a_i of Eq. 4), from the output of `ln_1`.
 
         One query a head, folded into the keys' weights: no key is ever computed, and the key bias
-        shifts all scores of a head alike, so the softmax drops it. Computed in the dtype given.
+        shifts all scores of a head alike, so the softmax drops it. Scores and attention are in
+        `dtype`, by default that of `normalised`.
         """
-        dtype = normalised.dtype
-        query = torch.einsum("bw,hew->bhe", normalised[:, 0], self.query.to(dtype))
-        query = (query + self.query_bias.to(dtype)) * self.query.shape[1] ** -0.5
-        folded = torch.einsum("bhe,hew->bhw", query, self.key.to(dtype))
-        return torch.bmm(folded, normalised.mT).softmax(dim=-1)
+        wide = dtype or normalised.dtype
+        mixed = MIXED_PRODUCTS and normalised.is_cuda and wide != normalised.dtype
+        keys = normalised if mixed else normalised.to(wide)
+        query = torch.einsum("bw,hew->bhe", keys[:, 0], self.query.to(keys))
+        query = (query + self.query_bias.to(keys)) * self.query.shape[1] ** -0.5
+        folded = torch.einsum("bhe,hew->bhw", query, self.key.to(keys))
+        if mixed:
+            # queries are rounded as the model rounds its own, scores are not
+            return torch.bmm(folded, keys.mT, out_dtype=wide).softmax(dim=-1)
+        return torch.bmm(folded, keys.mT).softmax(dim=-1)
+
+
+MIXED_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")
+"""Whether this torch can sum products of half precision into a float32 result."""
 
 
 def _detached(weight: Tensor) -> Tensor:

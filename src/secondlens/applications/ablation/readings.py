@@ -34,7 +34,7 @@ from ...effects.value_paths import (
     path_factors,
 )
 from ...errors import SecondLensError
-from ...lens.layer import LayerLens, both_passes, layer_lens
+from ...lens.layer import LayerLens, both_stages, layer_lens
 from ...lens.moments import top_count
 from ...models.view import Clip, class_token, hooked
 
@@ -384,7 +384,7 @@ def lens_of(
     for some in chunks(z.shape[1], NEURONS_PER_CHUNK):
         here = z[:, some].to(basis.device)
         none = here.new_zeros(0, here.shape[1])
-        parts.append(layer_lens(*both_passes(here, top), basis[some], none))
+        parts.append(layer_lens(*both_stages(here, top), basis[some], none))
     return LayerLens(
         **{
             field.name: torch.cat(

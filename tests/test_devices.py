@@ -267,7 +267,8 @@ def test_every_public_name_has_a_case():
 def compare(found, expected, precision):
     """float32 to 1e-4 of the largest value, halves by their direction.
 
-    Ranks are numbers of classes: in half precision rounding decides between a few of them.
+    Ranks are numbers of classes: between two that are alike rounding decides, in half precision
+    between a few.
     """
     found = found if isinstance(found, dict) else {"": found}
     expected = expected if isinstance(expected, dict) else {"": expected}
@@ -278,7 +279,7 @@ def compare(found, expected, precision):
         assert (one.shape, one.dtype) == (other.shape, other.dtype), name
         ranks, one, other = not one.is_floating_point(), one.double(), other.double()
         if ranks:
-            assert (one - other).abs().mean() <= (0 if exact else 0.25), name
+            assert (one - other).abs().mean() <= (0.05 if exact else 0.25), name
         elif name == "directions":  # a direction's sign is a convention
             cosines = (one * other).sum(-1).abs()
             assert (cosines.min() > 1 - 1e-4) if exact else (cosines.mean() > 0.999), name

@@ -1,6 +1,7 @@
 import pytest
 
 from secondlens.commands.list import REGISTRIES, registry
+from secondlens.commands.reproduce import reproduce
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +18,4 @@ def registered_as_before(monkeypatch):
     for kinds in REGISTRIES:
         found = registry(kinds)
         monkeypatch.setattr(found, "_members", dict(found._members))
+    monkeypatch.setattr(reproduce, "commands", dict(reproduce.commands))

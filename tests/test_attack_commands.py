@@ -155,6 +155,7 @@ def test_a_model_is_the_same_by_whatever_path(lenses, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "report.json").read_text() == report
 
 
+@pytest.mark.long
 def test_table3_compares_every_method(lenses, tmp_path):
     out = tmp_path / "table3"
     arguments = ("reproduce", "table3", "--demo", "--lens", lenses / "lens", "--out", out)

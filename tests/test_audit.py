@@ -219,6 +219,7 @@ def test_drawn_effects_are_differences_of_margins():
     assert float(gained[1, 0, 1]) == pytest.approx(float(margin[1] - margin[0]), abs=1e-5)
 
 
+@pytest.mark.long
 def test_the_audit_finds_planted_places():
     clip = sl.load("demo")
     lens = sl.fit(clip, Scenes(World(), 84, 80), layers=[4, 5, 6])

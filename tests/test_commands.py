@@ -471,7 +471,11 @@ main()
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["here", "workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [(), pytest.param(("--workers", "1"), marks=pytest.mark.long)],
+    ids=["here", "workers"],
+)
 def test_an_interrupted_fit_says_so_and_goes_on(made, tmp_path, workers):
     """Ctrl-C as a terminal sends it, to all processes, while shards are read."""
     out = tmp_path / "lens"

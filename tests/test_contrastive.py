@@ -99,6 +99,7 @@ def run(monkeypatch, folder, *options):
         return weights, facts, list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_where_it_was(monkeypatch, tmp_path):
     monkeypatch.setattr(contrastive, "WARM_UP", 8)
     whole, facts, log = run(monkeypatch, tmp_path / "whole", "--pictures", "24")

@@ -37,6 +37,7 @@ def places(engine, device):
         return {place for _, place in workers.map(range(8))}
 
 
+@pytest.mark.long
 def test_workers_take_the_devices_of_a_kind_in_turn():
     assert places(ChosenEngine(workers=2).make("fake"), "fake:0") == {"fake:0", "fake:1"}
 

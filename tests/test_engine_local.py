@@ -312,6 +312,7 @@ def test_mistakes_of_the_user_come_from_workers_as_they_are(clip, images, tmp_pa
         fit(clip, Words(), [1], top=2, engine=Local(workers=1), out=tmp_path / "lens")
 
 
+@pytest.mark.long
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = """
 import sys

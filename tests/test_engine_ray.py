@@ -96,6 +96,7 @@ class Fatal(Pictures):
         return super().load(index)
 
 
+@pytest.mark.long
 def test_workers_that_are_killed_or_out_of_memory(address, clip, images, expected, tmp_path):
     out = tmp_path / "lens"
     lens = fit(clip, Fatal(images, tmp_path), engine=Ray(workers=1), out=out, **OPTIONS)

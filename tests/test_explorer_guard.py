@@ -372,8 +372,9 @@ with patch("secondlens.models.loading.load", lambda name, **weights: tiny_clip()
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
-@pytest.mark.parametrize("patience", [PATIENCE, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("patience", [PATIENCE, 5])
 def test_told_to_end_it_ends_while_uploads_crawl(saved, patience):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -86,9 +86,8 @@ class Killing:
 
 
 def test_killed_and_run_again(given, tmp_path):
-    """Of 50 kills over all commands, as `make test-all` has them, two."""
-    killing = Killing(CASES["attack"], given, tmp_path)
-    assert sum(killing.at(fraction) for fraction in (0.3, 0.7)) > 0
+    """Of 50 kills over all commands, as `make test-all` has them, one."""
+    assert Killing(CASES["attack"], given, tmp_path).at(0.3)
 
 
 @pytest.mark.long

@@ -68,7 +68,13 @@ class Fitting(Family):
 
 @pytest.mark.parametrize(
     ("kind", "after"),
-    [("engine", 0.2), ("engine", 2.5), ("engine", 6.0), ("decoders", 2.5), ("both", 6.0)],
+    [
+        pytest.param("engine", 0.2, marks=pytest.mark.long),
+        ("engine", 2.5),
+        pytest.param("engine", 6.0, marks=pytest.mark.long),
+        ("decoders", 2.5),
+        pytest.param("both", 6.0, marks=pytest.mark.long),
+    ],
 )
 def test_no_worker_outlives_its_parent(tmp_path, kind, after):
     """Killed while workers start, import, read, and wait."""
@@ -93,6 +99,7 @@ def test_workers_are_gone_five_seconds_after_their_parent(tmp_path, kind):
         assert fitting.orphans(5) == []
 
 
+@pytest.mark.long
 def test_no_actor_outlives_its_driver(tmp_path):
     fitting = Fitting(tmp_path, "ray", seconds=3)
     deadline = time.monotonic() + PATIENCE
@@ -124,6 +131,7 @@ def test_of_two_fits_one_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fitting.py", "lens"]
 
 
+@pytest.mark.long
 def test_a_killed_fit_holds_nothing(tmp_path):
     """And its decoders, which were forked from it, do not hold it either."""
     fitting = Fitting(tmp_path, "decoders", seconds=0.2)

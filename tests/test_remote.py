@@ -161,6 +161,7 @@ def test_files_in_a_store_read_as_others_do(server):
         assert file.read(2**20 + 5) == content[102 : 102 + 2**20 + 5]
 
 
+@pytest.mark.long
 def test_a_store_that_fails_for_a_while(server, clip, expected):
     """The library asks again; nothing is lost, and nothing counts as broken."""
     server.fail(3, after=lambda method, path: path.endswith("05.png"))

@@ -200,6 +200,7 @@ def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):
     assert {s.name: s.ours for s in found.settings}["vocabularies"] == "world, few"
 
 
+@pytest.mark.long
 def test_the_second_model_is_the_twin_with_a_lens_of_its_own(tiny, tmp_path):
     one = replace(tiny, out=tmp_path, effect_images=10)
     result = fig9(one)
@@ -309,9 +310,6 @@ def test_the_second_model_of_photographs_is_a_study_of_its_own(tiny, only, tmp_p
 
 
 def test_a_result_of_ones_own_is_one_function(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_members", dict(results._members))
-    monkeypatch.setattr(reproduce, "commands", dict(reproduce.commands))
-
     @results.register("sizes", help="How wide and high pictures are.")
     def sizes(study):
         source = study.test.source

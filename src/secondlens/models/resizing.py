@@ -95,6 +95,13 @@ class _Squeeze:
     """For one grey level more."""
 
     def __call__(self, image: Image.Image) -> Tensor:
-        squeezed = image.convert("RGB").resize(self.size[::-1], Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(squeezed)).permute(2, 0, 1)
+        return self.normalised(self.resized(image))
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """See `Halved`."""
+        return image.convert("RGB").resize(self.size[::-1], Image.Resampling.BICUBIC)
+
+    def normalised(self, image: Image.Image) -> Tensor:
+        """See `Halved`."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return self.dark + self.gain * (pixels.to(self.dark) - DARK)

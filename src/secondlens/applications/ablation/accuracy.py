@@ -311,7 +311,7 @@ def _effects(
         reader = Reader(
             source=as_source(reference), clip=clip, batch_size=batch_size, workers=workers
         )
-        pixels = (batch.pixels for batch in reader)
+        pixels = (batch.on(clip.device) for batch in reader)
         if effect == "direct":
             yield Direct(clip, layer, neurons, pixels)
         else:

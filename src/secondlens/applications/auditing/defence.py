@@ -270,12 +270,13 @@ def indirect_order(
                 f"none of the first {len(half)} pictures that decide of {pictures.name} can be "
                 "read: take more"
             )
-        scores = F.normalize(clip.encode_image(batch.pixels).to(classifier), dim=-1) @ classifier.T
+        pixels = batch.on(clip.device)
+        scores = F.normalize(clip.encode_image(pixels).to(classifier), dim=-1) @ classifier.T
         labels = torch.tensor([pictures.labels[p] for p in batch.positions], device=scores.device)
         towards = _rivals(scores, labels, classifier)
         for layer in lens.layers:
             mean, every = lens[layer].activation_mean, range(clip.neurons)
-            effects = indirect(clip, batch.pixels, layer, every, mean, progress=progress)
+            effects = indirect(clip, pixels, layer, every, mean, progress=progress)
             for n, value in enumerate(torch.einsum("bnd,bd->n", effects, towards).tolist()):
                 harm[layer, n] = harm.get((layer, n), 0.0) + value / len(labels)
     return sorted(harm, key=lambda each: -harm[each])

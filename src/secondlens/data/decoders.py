@@ -12,7 +12,7 @@ import struct
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from multiprocessing.connection import wait
@@ -76,8 +76,8 @@ class Decode:
         if isinstance(picture, Tensor):
             finite = bool(picture.isfinite().all())
             return picture if finite else Skipped("its pixels hold NaN or infinity")
-        if self.halves is not None and (pixels := self.halves.pixels(picture)) is not None:
-            return pixels
+        if self.halves is not None:
+            return self.halves.eight_bits(picture)
         if self.preprocess is None:
             raise SecondLensError(
                 "the model came without preprocessing: pass preprocess= when wrapping the model, "
@@ -146,7 +146,7 @@ class Decoders:
 
     def read(
         self, positions: Sequence[int], following: Sequence[int] = ()
-    ) -> Iterator[Tensor | Skipped]:
+    ) -> Generator[Tensor | Skipped, None, None]:
         """Decode pictures, and give what comes of them in their order.
 
         Parameters

@@ -1,11 +1,12 @@
 """What workers of a fit do: leaves of its trees read images, nodes above merge (see `nodes`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..data.decoders import Decoders
 from ..data.reader import Reader
 from ..devices import smaller
 from ..effects.centring import CentredMap, pooling_dtype
@@ -55,6 +56,8 @@ class ShardWork:
         self.nodes = Nodes(clip, plan, parts)
         self._maps: dict[int, CentredMap] = {}
         self._bases: dict[int, Tensor] = {}
+        self._decoders: Decoders | None = None
+        self._expected: Node | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +67,16 @@ class ShardWork:
     def to(self, device: torch.device) -> None:
         """Move the model; the rest follows it."""
         self.clip.model.to(device)
+
+    def expect(self, node: Node | None) -> None:
+        """Hear which node comes after the next one: decoding goes on with its images."""
+        self._expected = node
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        if self._decoders is not None:
+            self._decoders.close()
+            self._decoders = None
 
     def __call__(self, node: Node) -> int:
         """Make one node, in smaller batches if memory runs out; return the images of a batch.
@@ -89,6 +102,9 @@ class ShardWork:
                 self.top_images(node)
         except torch.OutOfMemoryError:
             return False
+        except Exception:
+            self.close()  # what decodes may be what failed, and starts again with the next node
+            raise
         return True
 
     def stored(self, layer: int, number: int) -> Tensor:
@@ -198,11 +214,25 @@ class ShardWork:
             self._bases[layer] = found.basis
 
     def _reader(self, node: Node) -> Reader:
-        positions = self.nodes.shards(node.stage)[node.number]
-        return replace(self.reader, positions=positions, skipped={})
+        if self._decoders is None:
+            self._decoders = self.reader.decoders()
+        following: Sequence[int] = ()
+        after = self._expected
+        if after is not None and (after.stage, after.level) == (node.stage, 0):
+            following = self._positions(after)
+        return replace(
+            self.reader,
+            positions=self._positions(node),
+            skipped={},
+            kept=self._decoders,
+            following=following,
+        )
+
+    def _positions(self, node: Node) -> Sequence[int]:
+        return self.nodes.shards(node.stage)[node.number]
 
     def _readable(self, node: Node, read: list[int], reader: Reader) -> Readable:
-        missing = set(self.nodes.shards(node.stage)[node.number]) - set(read)
+        missing = set(self._positions(node)) - set(read)
         return Readable(
             images=len(read), unread=tuple(sorted(missing)), skipped=dict(reader.skipped)
         )

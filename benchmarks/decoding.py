@@ -101,9 +101,7 @@ def timed(work: Callable[[], int], count: int) -> tuple[float, float]:
 
 @click.command()
 @click.option("--shard-size", "sizes", default=(64, 512, 4096), multiple=True, show_default=True)
-@click.option(
-    "--images", default=1024, show_default=True, help="At least; a shard may be more."
-)
+@click.option("--images", default=1024, show_default=True, help="At least; a shard may be more.")
 @click.option("--decoders", default=2, show_default=True)
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)

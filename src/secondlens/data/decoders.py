@@ -4,6 +4,7 @@ A process gets one picture at a time, and writes its pixels into memory that all
 stay from one shard of a fit to the next, and go on with the pictures that come after it.
 """
 
+import gc
 import math
 import os
 import pickle
@@ -89,10 +90,11 @@ class Decode:
         picture: Any = self.source.load(position)
         if isinstance(picture, Image.Image):
             return upright_rgb(picture)
-        if isinstance(picture, Tensor):
+        if isinstance(picture, Tensor) and picture.is_floating_point():
             return picture
+        kind = picture.dtype if isinstance(picture, Tensor) else type(picture).__name__
         raise SecondLensError(
-            f"picture {self.source.ids[position]!r} is of the type {type(picture).__name__}: give "
+            f"picture {self.source.ids[position]!r} is of the type {kind}: give "
             "PIL images, or float tensors of preprocessed ones"
         )
 
@@ -133,6 +135,8 @@ class Decoders:
         """Ticket and position of what is decoded or under way, in the order of delivery."""
         self._done: dict[int, tuple[int, _Outcome]] = {}
         """Slot and outcome of tickets."""
+        self._lent: int | None = None
+        """The slot of what was given last."""
         self._processes: list[_Process] = []
         self._end = weakref.finalize(self, _stop, self._processes, os.getpid())
         if workers:
@@ -148,6 +152,8 @@ class Decoders:
         self, positions: Sequence[int], following: Sequence[int] = ()
     ) -> Generator[Tensor | Skipped, None, None]:
         """Decode pictures, and give what comes of them in their order.
+
+        A tensor holds until the next one is asked for.
 
         Parameters
         ----------
@@ -185,18 +191,22 @@ class Decoders:
         self._end()
 
     def _next(self) -> Tensor | Skipped:
+        self._take_back()
         self._hand_out()
         ticket, _ = self._given[0]
         while ticket not in self._done:
             self._collect()
         self._given.popleft()
         slot, outcome = self._done.pop(ticket)
-        found = outcome.tensor(self._memory[slot]) if isinstance(outcome, _Pixels) else outcome
-        self._free.append(slot)
-        self._hand_out()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        self._lent = slot
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome.tensor(self._memory[slot]) if isinstance(outcome, _Pixels) else outcome
+
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            self._free.append(self._lent)
+            self._lent = None
 
     def _hand_out(self) -> None:
         """Give pictures to processes for as long as there is room for their pixels."""
@@ -217,6 +227,7 @@ class Decoders:
 
     def _forget(self) -> None:
         """Drop what is decoded or under way."""
+        self._take_back()
         self._free += [slot for slot, _ in self._done.values()]
         self._coming = iter(())
         self._given.clear()
@@ -242,11 +253,11 @@ class _Pixels:
         return cls(pixels.dtype, tuple(pixels.shape), sent)
 
     def tensor(self, slot: Tensor) -> Tensor:
-        """The pixels, in memory of their own."""
+        """The pixels, as long as the slot is not given to another picture."""
         if self.sent is not None:
             return torch.frombuffer(bytearray(self.sent), dtype=self.dtype).view(self.shape)
         size = self.dtype.itemsize * math.prod(self.shape)
-        return slot[:size].view(self.dtype).view(self.shape).clone()
+        return slot[:size].view(self.dtype).view(self.shape)
 
 
 _Outcome = _Pixels | Skipped | Exception
@@ -305,6 +316,7 @@ def _work(decode: Decode, memory: Tensor, tasks: "_Connection", results: "_Conne
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     torch.set_num_threads(1)
+    gc.freeze()  # a look at all that this process was forked with would copy it
     while True:
         try:
             ticket, position, slot = _TASK.unpack(tasks.recv_bytes())

@@ -1,7 +1,7 @@
 """Batches of a source for a model, decoded in this process or in others."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..devices import free_memory, smaller
 from ..errors import SecondLensError, SecondLensWarning
-from ..models.halves import looked_up
+from ..models.halves import Halves, looked_up
 from ..models.view import Clip
 from .decoders import Decode, Decoders, Skipped
 from .sources import FileSource, ImageSource
@@ -160,35 +160,56 @@ class Reader:
         chosen, size = self._chosen, self.images_per_batch
         with closing(decoders.read(chosen, self.following)) as outcomes:
             for start in range(0, len(chosen), size):
-                decoded: dict[int, Tensor] = {}
-                for position in chosen[start : start + size]:
+                chunk, decoded = chosen[start : start + size], _Decoded()
+                for position in chunk:
                     outcome = next(outcomes)
                     if isinstance(outcome, Skipped):
                         self.skipped[self.source.ids[position]] = outcome.reason
                     else:
-                        decoded[position] = outcome
-                if decoded:
-                    yield self._batch(decoded)
+                        decoded.add(position, outcome, len(chunk))
+                if decoded.positions:
+                    yield decoded.batch(self.clip.halves)
             # so that decoding knows that all was asked for
             next(outcomes, None)
 
-    def _batch(self, decoded: Mapping[int, Tensor]) -> Batch:
-        if len(shapes := {tuple(each.shape) for each in decoded.values()}) > 1:
+
+class _Decoded:
+    """The pictures of one batch, gathered."""
+
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self._tensors: list[Tensor] = []
+        self._whole: Tensor | None = None
+
+    def add(self, position: int, picture: Tensor, most: int) -> None:
+        """Copy a picture, one of at most so many."""
+        if self._whole is None:
+            self._whole = picture.new_empty(most, *picture.shape)
+        row = self._whole[len(self._tensors)]
+        alike = (picture.shape, picture.dtype) == (row.shape, row.dtype)
+        self._tensors.append(row.copy_(picture) if alike else picture.clone())
+        self.positions.append(position)
+
+    def batch(self, halves: Halves | None) -> Batch:
+        """Return them; where some are 8-bit and others are not, as what the model takes."""
+        if len(shapes := {tuple(each.shape) for each in self._tensors}) > 1:
             raise SecondLensError(
                 f"preprocessed pictures have the different shapes {sorted(shapes)}: preprocessing "
                 "must give all of them the model's size"
             )
-        halves, tensors = self.clip.halves, list(decoded.values())
-        whole = [each.is_floating_point() for each in tensors]
-        if halves is None or all(whole):
-            return Batch(positions=list(decoded), stored=torch.stack(tensors))
-        if any(whole):
-            tensors = [
-                each if is_whole else looked_up(each[None], halves.table)[0]
-                for each, is_whole in zip(tensors, whole, strict=True)
-            ]
-            return Batch(positions=list(decoded), stored=torch.stack(tensors))
-        return Batch(positions=list(decoded), stored=torch.stack(tensors), table=halves.table)
+        assert self._whole is not None
+        whole = self._whole[: len(self._tensors)]
+        dtypes = {each.dtype for each in self._tensors}
+        if halves is None or torch.uint8 not in dtypes:
+            stored = whole if len(dtypes) == 1 else torch.stack(self._tensors)
+            return Batch(positions=self.positions, stored=stored)
+        if dtypes == {torch.uint8}:
+            return Batch(positions=self.positions, stored=whole, table=halves.table)
+        mixed = [
+            looked_up(each[None], halves.table)[0] if each.dtype == torch.uint8 else each
+            for each in self._tensors
+        ]
+        return Batch(positions=self.positions, stored=torch.stack(mixed))
 
 
 Done = TypeVar("Done")

@@ -82,7 +82,7 @@ class _Transforms:
 
 def eight_bits(image: Image.Image) -> UInt8[Tensor, "3 height width"]:
     """The pixels of a picture that is RGB."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
 
 def _ends_as_known(transforms: list[object]) -> bool:
@@ -97,6 +97,11 @@ def looked_up(
     pixels: UInt8[Tensor, "images 3 height width"], table: Float[Tensor, "3 256"]
 ) -> Float[Tensor, "images 3 height width"]:
     """The second half, where the pixels are; the table must be there too."""
-    channel = torch.arange(0, 768, 256, dtype=torch.int32, device=pixels.device)
-    places = pixels.int() + channel[:, None, None]
-    return table.flatten().index_select(0, places.flatten()).view(pixels.shape)
+    start = torch.arange(0, 768, 256, dtype=torch.int32, device=pixels.device)[:, None, None]
+    values = table.flatten()
+    if pixels.device.type != "cpu":
+        return values.index_select(0, (pixels.int() + start).flatten()).view(pixels.shape)
+    found = torch.empty(pixels.shape, dtype=table.dtype)
+    for each, row in zip(pixels, found, strict=True):  # which stay in the processor's cache
+        torch.index_select(values, 0, (each.int() + start).flatten(), out=row.view(-1))
+    return found

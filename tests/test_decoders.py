@@ -199,7 +199,8 @@ def test_a_reading_that_is_left_in_the_middle(tmp_path):
             assert next(left).positions == [0, 1]
             other = iter(replace(kept_reader, positions=[9, 3]))
             assert next(other).positions == [9, 3]
-            left.close()
+            with pytest.raises(RuntimeError, match="another reading .* has begun"):
+                list(left)
         positions, pixels = gathered(kept_reader)
     expected = gathered(replace(reader, workers=0))
     assert positions == expected[0] and torch.equal(pixels, expected[1])

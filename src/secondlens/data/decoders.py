@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 MOST_AHEAD = 1024
 """Pictures that are decoded before they are asked for: what names them must fit into a pipe."""
+MOST_SHARED = 48 * 2**20
+"""Bytes of shared memory: many containers have no more than 64 MiB."""
+ALIGNED = 16
+"""Bytes of which every picture's place is a multiple, so that it may hold any kind of number."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,9 @@ class Decoders:
         self._processes: list[_Process] = []
         self._end = weakref.finalize(self, _stop, self._processes, os.getpid())
         if workers:
+            room = -(-room // ALIGNED) * ALIGNED
             # a process has another picture to go on with while one is taken from it
-            slots = min(max(ahead, 2 * workers), MOST_AHEAD)
+            slots = max(2 * workers, min(ahead, MOST_AHEAD, MOST_SHARED // room))
             storage = torch.UntypedStorage._new_shared(slots * room)
             self._memory = torch.empty(0, dtype=torch.uint8).set_(storage).view(slots, room)
             self._free = list(range(slots))
@@ -167,7 +172,8 @@ class Decoders:
         SecondLensError
             What `Decode` raises.
         RuntimeError
-            A process has ended, such as one that was killed.
+            A process has ended, such as one that was killed; or another reading by these processes
+            has begun meanwhile.
         """
         if not self._processes:
             yield from map(self._decode, positions)
@@ -179,6 +185,8 @@ class Decoders:
         self._coming = islice(chain(positions, following), len(self._given), None)
         try:
             for _ in positions:
+                if reading is not self._reading:
+                    raise RuntimeError("another reading by the same decoders has begun meanwhile")
                 yield self._next()
         except BaseException:
             # what is under way is not what comes next; another reading may have begun meanwhile

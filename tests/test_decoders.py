@@ -199,7 +199,7 @@ def test_a_reading_that_is_left_in_the_middle(tmp_path):
             assert next(left).positions == [0, 1]
             other = iter(replace(kept_reader, positions=[9, 3]))
             assert next(other).positions == [9, 3]
-            with pytest.raises(RuntimeError, match="another reading .* has begun"):
+            with pytest.raises(RuntimeError, match=r"another reading .* has begun"):
                 list(left)
         positions, pixels = gathered(kept_reader)
     expected = gathered(replace(reader, workers=0))

@@ -283,12 +283,12 @@ def same(one, other):
 
 def test_a_fit_keeps_its_decoders_and_ends_them(tmp_path):
     clip = from_open_clip(tiny_model(layers=4), transforms(), name="tiny")
-    alone, source = (Logged(tmp_path / name) for name in ("alone", "decoded"))
+    alone, source = (Logged(tmp_path / name, 12) for name in ("alone", "decoded"))
     lens = fit(clip, source, workers=2, **SETTINGS)
     same(lens, fit(clip, alone, **SETTINGS))
     loads = source.loads()
     assert len({process for _, process in loads}) == 2
-    assert sorted(position for position, _ in loads) == sorted([*range(COUNT)] * 2)
+    assert sorted(position for position, _ in loads) == sorted([*range(12)] * 2)
     assert not multiprocessing.active_children()
 
 
@@ -304,22 +304,22 @@ class Killed(Logged):
 
 def test_a_decoder_that_is_killed_is_replaced(tmp_path):
     clip = from_open_clip(tiny_model(layers=4), transforms(), name="tiny")
-    killed = Killed(tmp_path / "killed")
+    killed = Killed(tmp_path / "killed", 12)
     killed.log.touch()
     with pytest.raises(RuntimeError, match="exit code -9"):
         fit(clip, killed, workers=1, out=tmp_path / "lens", **SETTINGS)
     assert not multiprocessing.active_children()
     lens = fit(clip, killed, workers=1, out=tmp_path / "lens", **SETTINGS)
-    same(lens, fit(clip, Logged(tmp_path / "alone"), **SETTINGS))
+    same(lens, fit(clip, Logged(tmp_path / "alone", 12), **SETTINGS))
 
 
 @pytest.mark.long
 def test_so_it_is_in_a_worker(tmp_path):
     clip = from_open_clip(tiny_model(layers=4), transforms(), name="tiny")
-    killed = Killed(tmp_path / "killed")
+    killed = Killed(tmp_path / "killed", 12)
     killed.log.touch()
     lens = fit(clip, killed, workers=1, engine=Local(workers=1), **SETTINGS)
-    same(lens, fit(clip, Logged(tmp_path / "alone"), engine=Local(workers=1), **SETTINGS))
+    same(lens, fit(clip, Logged(tmp_path / "alone", 12), engine=Local(workers=1), **SETTINGS))
 
 
 def test_work_hears_of_the_next_task():

@@ -110,9 +110,6 @@ def main(sizes: tuple[int, ...], images: int, decoders: int, batch_size: int, ro
     torch.set_num_threads(1)
     clip = small_clip()
     ways = ("this process", f"{decoders} decoders", f"{decoders} decoders a shard")
-    table = Table(title=f"{clip.image_size[0]} pixels, batches of {batch_size}, {rounds} rounds")
-    for title in ("images a shard", "way", "images/s", "times one", "ms of processors an image"):
-        table.add_column(title, justify="right")
     with tempfile.TemporaryDirectory() as folder:
         files = draw(Path(folder))
         average = sum(file.stat().st_size for file in files) / len(files)
@@ -133,17 +130,21 @@ def main(sizes: tuple[int, ...], images: int, decoders: int, batch_size: int, ro
             for _ in range(rounds):
                 for work, runs in zip(works, found, strict=True):
                     runs.append(timed(work, count))
-            best = [min(seconds for seconds, _ in runs) for runs in found]
-            for way, runs, seconds in zip(ways, found, best, strict=True):
-                own = min(processors for _, processors in runs)
+            table = Table(title=f"{count} images in shards of {size}, {rounds} rounds")
+            for title in ("way", "images/s", "times one", "ms of processors an image", "times one"):
+                table.add_column(title, justify="right")
+            clock, processors = (
+                [min(run[place] for run in runs) / count for runs in found] for place in (0, 1)
+            )
+            for way, seconds, own in zip(ways, clock, processors, strict=True):
                 table.add_row(
-                    f"{size:,}",
                     way,
-                    f"{count / seconds:.0f}",
-                    f"{best[0] / seconds:.2f}",
-                    f"{1000 * own / count:.2f}",
+                    f"{1 / seconds:.0f}",
+                    f"{clock[0] / seconds:.2f}",
+                    f"{1000 * own:.2f}",
+                    f"{own / processors[0]:.2f}",
                 )
-    console.print(table)
+            console.print(table)
     load = psutil.getloadavg()[0]
     console.print(f"load of the machine at the end: {load:.1f} on {psutil.cpu_count()} cores")
 

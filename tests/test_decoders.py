@@ -334,5 +334,6 @@ def test_work_hears_of_the_next_task():
             return self.heard[-1]
 
     with Local().start(Hearing()) as workers:
+        assert dict(workers.map([])) == {}
         given = dict(workers.map("abc"))
     assert list(given.items()) == list(pairwise(["a", "b", "c", None]))

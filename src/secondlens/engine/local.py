@@ -117,7 +117,7 @@ class _Here:
 
     def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
         every = list(tasks)
-        for task, following in zip(every, [*every[1:], None], strict=True):
+        for task, following in zip(every, [*every, None][1:], strict=True):
             if isinstance(self.work, Foreseeing):
                 self.work.expect(following)
             yield task, self.work(task)

@@ -89,6 +89,8 @@ class Study:
     ----------
     model
         What results call it, such as "ViT-B-32 (openai)".
+    published
+        What its weights were published as, in the same words; None if that is not known.
     load
         Loads it.
     demo
@@ -108,6 +110,9 @@ class Study:
     chosen_layer
         By default the paper's, counted from the end; in the embedded world the layer that costs
         most on scenes of their own.
+    shown
+        Neurons of that layer that tables and pictures show; by default the paper's in its model and
+        layer, else the most selective ones.
     sample
         Neurons whose indirect effects are measured, drawn at random.
     effect_images
@@ -121,6 +126,7 @@ class Study:
     """
 
     model: str
+    published: str | None
     load: Callable[[], Clip]
     demo: bool
     images: Path | None
@@ -130,6 +136,7 @@ class Study:
     subset: int | None
     fit_images: int
     chosen_layer: int | None
+    shown: tuple[int, ...]
     sample: int
     effect_images: int
     pools: tuple[str, ...]
@@ -295,8 +302,18 @@ class Study:
 
         device = self.clip.device
         return replace(
-            self, model="demo-twin", load=lambda: load("demo-twin", device=device), lens_path=None
+            self,
+            model="demo-twin",
+            published=None,
+            load=lambda: load("demo-twin", device=device),
+            lens_path=None,
         )
+
+    @property
+    def known_model(self) -> str:
+        """The model for a table of settings: what its weights are, as far as that is known."""
+        unknown = "" if self.demo else ", whose weights are not known as published ones"
+        return self.published or f"{self.model}{unknown}"
 
     def settings(
         self,
@@ -308,7 +325,7 @@ class Study:
         more: Sequence[Setting] = (),
     ) -> list[Setting]:
         """Settings that all results have in common, and more."""
-        found = [Setting(name="model", ours=self.model, paper=model)]
+        found = [Setting(name="model", ours=self.known_model, paper=model)]
         if pictures is not None:
             prompts = len(pictures.classes.prompts[0])
             templates = f'"{TEMPLATE}"' if prompts == 1 else f"{prompts} prompts a class"

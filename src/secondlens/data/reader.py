@@ -16,7 +16,7 @@ from ..devices import free_memory, smaller
 from ..errors import SecondLensError, SecondLensWarning
 from ..models.view import Clip
 from ..processes.watching import end_with_parent
-from .decoding import Unreadable, upright_rgb
+from .decoding import Unreadable, digest, upright_rgb
 from .sources import UNREADABLE, FileSource, ImageSource
 
 IMAGES_ON_CPU, MOST_IMAGES = 32, 256
@@ -83,6 +83,8 @@ class Reader:
     skipped: dict[str, str] = field(default_factory=dict)
     """Id -> reason, of the pictures that could not be read so far, and of a source's damaged
     files."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """Position -> `digest`, of the pictures that were read so far."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -105,6 +107,7 @@ class Reader:
             if isinstance(decoded, SecondLensError):
                 raise decoded
             self.skipped.update(decoded.skipped)
+            self.digests.update(decoded.digests)
             if decoded.batch is not None:
                 yield decoded.batch
 
@@ -135,6 +138,7 @@ class Reader:
 class _Decoded:
     batch: Batch | None
     skipped: dict[str, str]
+    digests: dict[int, str]
 
 
 class _Decoder(Dataset["_Decoded | SecondLensError"]):
@@ -165,6 +169,7 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
     def _decode(self, chunk: Sequence[int]) -> _Decoded:
         pixels: dict[int, Tensor] = {}
         skipped: dict[str, str] = {}
+        digests: dict[int, str] = {}
         for position in chunk:
             try:
                 picture = self._load(position)
@@ -172,18 +177,21 @@ class _Decoder(Dataset["_Decoded | SecondLensError"]):
                 skipped[self.source.ids[position]] = _reason(error)
             else:
                 pixels[position] = self._preprocessed(picture)
+                digests[position] = digest(picture)
                 if isinstance(picture, Tensor) and not bool(picture.isfinite().all()):
                     skipped[self.source.ids[position]] = "its pixels hold NaN or infinity"
                     del pixels[position]
         if not pixels:
-            return _Decoded(None, skipped)
+            return _Decoded(None, skipped, digests)
         if len(shapes := {tuple(each.shape) for each in pixels.values()}) > 1:
             raise SecondLensError(
                 f"preprocessed pictures have the different shapes {sorted(shapes)}: preprocessing "
                 "must give all of them the model's size"
             )
         return _Decoded(
-            Batch(positions=list(pixels), pixels=torch.stack(list(pixels.values()))), skipped
+            Batch(positions=list(pixels), pixels=torch.stack(list(pixels.values()))),
+            skipped,
+            digests,
         )
 
     def _load(self, position: int) -> Image.Image | Tensor:

@@ -30,6 +30,7 @@ from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import LARGEST_JSON, read_json, save_json
 from ..storage.regular import read_bounded
 from ..storage.validation import (
+    Digest,
     Size,
     Texts,
     check_distinct,
@@ -147,9 +148,12 @@ class Images:
 
     ids: Texts
     skipped: dict[str, str]
+    digests: tuple[Digest, ...] = ()
 
     def __post_init__(self) -> None:
         check_distinct(self.ids, "the ids of images")
+        if self.digests and len(self.digests) != len(self.ids):
+            raise ValueError(f"it has {len(self.digests)} digests of {len(self.ids)} images")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,6 +174,9 @@ class Contents:
     """By `Scores.name`: vocabulary and referee."""
     stability: dict[str, Stability] = field(default_factory=dict)
     """By the name of the vocabulary."""
+    digests: tuple[str, ...] = ()
+    """Of the content of each image, see `data.decoding.digest`; a lens of an older version has
+    none."""
     sample: int | None = None
     """Images that covariances and mean activations are from; None where these are all images."""
     coordinates: Coordinates | None = None
@@ -199,6 +206,8 @@ def write(lens: Contents, folder: Path) -> None:
     for own, tensors in _tensors(lens):
         names[own] = _keep(folder, own, before, partial(save_tensors, tensors=tensors))
     images = {"ids": list(lens.image_ids), "skipped": dict(lens.skipped)}
+    if lens.digests:
+        images["digests"] = list(lens.digests)
     names[IMAGES] = _keep(folder, IMAGES, before, partial(save_json, content=images))
     moved = {own: name for own, name in names.items() if own != name}
     save_json(there, manifest(lens) | ({"files": moved} if moved else {}))
@@ -351,6 +360,7 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         sample=found.sample,
         image_ids=images.ids,
         skipped=images.skipped,
+        digests=images.digests,
         by_layer={n: LayerLens(**load_tensors(place(f"layer-{n:02}.safetensors"))) for n in layers},
         codes={
             entry.name: codes_from_tensors(

@@ -98,6 +98,8 @@ class ScoresEntry:
     referee: str
     images: Size
     top: Size
+    pictures: str = ""
+    dataset: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,8 @@ class Manifest:
             raise ValueError("it has layers that its model has not")
         check_distinct(self.layers, "its layers")
         check_distinct([each.name for each in self.codes], "its descriptions")
-        check_distinct([(each.vocabulary, each.referee) for each in self.scores], "its scores")
+        scores = [(each.vocabulary, each.referee, each.pictures) for each in self.scores]
+        check_distinct(scores, "its scores")
         check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
 
 
@@ -171,7 +174,7 @@ class Contents:
     codes: dict[str, Codes] = field(default_factory=dict)
     """Descriptions by the name of their vocabulary."""
     scores: dict[str, Scores] = field(default_factory=dict)
-    """By `Scores.name`: vocabulary and referee."""
+    """By `Scores.name`: vocabulary, referee and pictures."""
     stability: dict[str, Stability] = field(default_factory=dict)
     """By the name of the vocabulary."""
     digests: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ from .options import (
     hold_new,
     json_option,
     labelled_pictures,
+    note,
     print_json,
     with_model,
 )
@@ -108,12 +109,18 @@ def defend(
     with whole_folder(out) as folder:
         defence.save(folder)
     before = defence.before
+    if rivals is None:
+        note(
+            "which pictures are fooled is not known, since nobody says which class their cue "
+            "belongs to: only an attack or drawn pictures do"
+        )
     if as_json:
         print_json({"before": asdict(before), "methods": summary(defence), "report": out})
         return
+    fooled = "" if rivals is None else f"; fooled {100 * before.fooled:.1f} %"
     table = Table(
         title=f"Accuracy before: {100 * before.usual:.1f} % on usual pictures, "
-        f"{100 * before.unusual:.1f} % where cues mislead; fooled {100 * before.fooled:.1f} %"
+        f"{100 * before.unusual:.1f} % where cues mislead{fooled}"
     )
     for name in ("what is cut", "how many", "strength", "usual", "where cues mislead", "fooled"):
         table.add_column(name, justify="left" if name == "what is cut" else "right")

@@ -285,7 +285,7 @@ def audit(
     *,
     shown: Sequence[Collection[str]] | None = None,
     random: int | None = None,
-    chance: float = 0.01,
+    chance: float = 0.05,
     batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,

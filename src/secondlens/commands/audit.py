@@ -123,7 +123,7 @@ def audit(
     if images is None:
         source = _unseen()
     elif labelled or (names is None and not own):
-        found = labelled_pictures(Path(images), None if classes is None else Path(classes))
+        found = labelled_pictures(images, None if classes is None else Path(classes))
         source, names = found.source, found.classes
         if templates:
             names = vocabulary(names, templates=templates)

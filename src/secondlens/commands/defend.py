@@ -11,6 +11,7 @@ from rich.table import Table
 from ..errors import SecondLensError
 from .options import (
     PATH,
+    PLACE,
     ChosenModel,
     check_lens,
     check_pictures,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("found", metavar="AUDIT_OR_ATTACK", type=PATH)
 @click.argument("lens", type=PATH)
-@click.option("--usual", type=PATH, help="A labelled set of pictures as they usually are.")
-@click.option("--unusual", type=PATH, help="A labelled set of pictures with misleading cues.")
+@click.option("--usual", type=PLACE, help="A labelled set of pictures as they usually are.")
+@click.option("--unusual", type=PLACE, help="A labelled set of pictures with misleading cues.")
 @click.option("--template", "templates", multiple=True, help="As for audit.")
 @click.option(
     "--images", type=click.IntRange(4), default=4000, show_default=True, help="Drawn, if not given."
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 def defend(
     found: Path,
     lens: Path,
-    usual: Path | None,
-    unusual: Path | None,
+    usual: Path | str | None,
+    unusual: Path | str | None,
     templates: tuple[str, ...],
     images: int,
     indirect: int,
@@ -86,7 +87,8 @@ def defend(
     if not by_attack and (usual is None) != (unusual is None):
         raise SecondLensError("give both --usual and --unusual, or neither")
     if usual is None and not own:
-        raise SecondLensError(f"{model.model} has no pictures of its own: name some with --usual")
+        needed = "--usual" if by_attack else "--usual and --unusual"
+        raise SecondLensError(f"{model.model} has no pictures of its own: name some with {needed}")
     usually = _drawn(images)[0] if usual is None else _labelled(usual, templates)
     rivals: Sequence[int] | None = None
     words: tuple[str, ...] = ()
@@ -135,7 +137,7 @@ def defend(
     console.print(f"{out}: defence.json, defence.png", markup=False, highlight=False)
 
 
-def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
+def _labelled(path: Path | str, templates: tuple[str, ...]) -> "Labelled":
     check_pictures(path)
     found = labelled_pictures(path)
     return found.prompted(templates) if templates else found

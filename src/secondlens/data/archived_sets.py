@@ -23,12 +23,12 @@ CLASS_NAMES = "classnames.txt"
 """Beside shards: a class a line, by number."""
 
 
-def parquet(root: Path) -> LabelledSet | None:
+def parquet(root: Place) -> LabelledSet | None:
     """The member "parquet" of `labelled_sets`: Parquet files with a column `label`."""
     return _by_split(root, Parquet.SUFFIXES, _of_parquet, Parquet)
 
 
-def webdataset(root: Path) -> LabelledSet | None:
+def webdataset(root: Place) -> LabelledSet | None:
     """The member "webdataset" of `labelled_sets`: tar archives with .cls, or label in .json."""
     return _by_split(root, Tar.SUFFIXES, partial(_of_tar, root), Tar)
 
@@ -75,7 +75,7 @@ def _no_validation(folder: Path) -> KeyedPictures:
 
 
 def _by_split(
-    root: Path,
+    root: Place,
     suffixes: tuple[str, ...],
     read: _Read,
     source: Callable[[list[Place]], ImageSource],
@@ -116,7 +116,7 @@ def _of_parquet(name: str, files: Sequence[Place]) -> KeyedPictures:
     return _keyed(name, source, labels, source.class_names(LABEL))
 
 
-def _of_tar(root: Path, name: str, files: Sequence[Place]) -> KeyedPictures:
+def _of_tar(root: Place, name: str, files: Sequence[Place]) -> KeyedPictures:
     """Pictures with the classes beside them.
 
     Raises

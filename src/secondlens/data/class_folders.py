@@ -105,10 +105,10 @@ def splits(root: Path) -> LabelledSet | None:
 def _split(root: Path) -> KeyedPictures:
     split = split_name(root.name)
     found = _in_folders(root, f"{root.parent.name} {split}")
-    return _called(found) if split == VALIDATION else found
+    return called_imagenet(found) if split == VALIDATION else found
 
 
-def _called(found: KeyedPictures) -> KeyedPictures:
+def called_imagenet(found: KeyedPictures) -> KeyedPictures:
     """With ImageNet's own name if there are pictures of all its classes."""
     if set(found.keys) != set(imagenet_names()):
         return found
@@ -199,7 +199,7 @@ def by_number(folder: Folder | Tar, val: Path, name: str) -> KeyedPictures:
         source=Subset(folder, list(numbers)),
         keys=[wnids[number] for number in numbers.values()],
     )
-    return _called(found)
+    return called_imagenet(found)
 
 
 def _flat_labels(val: Path) -> dict[int, str]:

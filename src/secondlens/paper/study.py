@@ -119,8 +119,8 @@ class Study:
     model: str
     load: Callable[[], Clip]
     demo: bool
-    images: Path | None
-    shifted: Path | None
+    images: Path | str | None
+    shifted: Path | str | None
     lens_path: Path | None
     out: Path
     subset: int | None

@@ -114,7 +114,7 @@ def literally(clip, lens, images, shown):
             others = [i for i in range(len(CLASSES)) if i != c]
             against = classifier[c] - classifier[others].mean(0)
             falls = [float(removed[i] @ against) for i in top if name not in shown[i]]
-            found[name, CUES[w]] = np.mean(falls) if len(falls) > 1 else math.nan
+            found[name, CUES[w]] = np.mean(falls) if falls else math.nan
     return found
 
 
@@ -219,23 +219,25 @@ def test_ties_that_are_not_chance_come_first():
     assert [tie[:2] for tie in found.ties()] == [("ant", "sky"), ("bee", "sea"), ("ant", "sea")]
     assert found.first_cue("ant") == "sky"
     assert [tie[:2] for tie in found.ties(1)] == [("ant", "sky")]
+    alone = an_audit([[0.9, 0.2], [0.1, nan]], [[nan, 0.1], [0.05, nan]])
+    assert [tie[:2] for tie in alone.ties()] == [("ant", "sky"), ("bee", "sea"), ("ant", "sea")]
     with pytest.raises(SecondLensError, match="knows of no cue of bee"):
         an_audit([[0.9, 0.2], [nan, nan]], [[1.0, 0.1], [nan, nan]]).first_cue("bee")
 
 
-def test_a_single_picture_has_no_effect_and_no_interval(clip, lens, images):
+def test_a_single_picture_has_no_interval(clip, lens, images, tmp_path):
     """Of the two pictures of each cue, one shows the class."""
     two = images[:2]
     shown = [{"ant"}, {"bee"}]
     found = audit(clip, lens, ["ant", "bee", "cat"], two, ["sea"], shown=shown, chance=1.0)
-    assert found.effect.isnan().tolist() == [[True], [True], [False]]
-    assert torch.equal(found.effect.isnan(), found.spread.isnan())
+    assert found.effect.isfinite().all()
+    assert found.spread.isnan().tolist() == [[True], [True], [False]]
     assert "2 of 2 pictures" in found.chosen
     assert "by their labels" in found.chosen
-    assert (
-        "by the model's own prediction"
-        in audit(clip, lens, ["ant", "bee"], two, ["sea"], chance=1.0).chosen
-    )
+    found.save(tmp_path)
+    assert "nan" not in (tmp_path / "audit.csv").read_text()
+    unlabelled = audit(clip, lens, ["ant", "bee"], two, ["sea"], chance=1.0)
+    assert "by the model's own prediction" in unlabelled.chosen
 
 
 def test_share_of_chance_is_its_definition():

@@ -159,6 +159,8 @@ def audit(
         table.add_column(name, justify="left" if name in ("class", "cue") else "right")
     for name, cue, value, spread, added in measured.ties(top):
         interval = f"{value - spread:.4f} to {value + spread:.4f}"
+        if spread != spread:
+            interval = "a single picture"
         gained = "–" if added != added else f"{added:.4f}"
         table.add_row(escape(name), escape(cue), f"{value:.4f}", interval, gained)
     console.print(table)

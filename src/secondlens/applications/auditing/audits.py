@@ -78,8 +78,7 @@ class Exemplars:
         for removed, positions in zip(self.removed, self.positions, strict=True):
             fall = removed @ margins(classifier).T
             counts = absent[positions].to(fall)
-            # a single picture has no interval
-            number = counts.sum(0).masked_fill(counts.sum(0) < 2, torch.nan)
+            number = counts.sum(0)
             mean = (counts * fall).sum(0) / number
             variance = (counts * (fall - mean).square()).sum(0) / (number - 1)
             means.append(mean)
@@ -104,8 +103,8 @@ ALIKE = 0.9
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Audit:
-    """What each cue does for each class. NaN where the cue is the class, where fewer than two
-    images are left, and for cues that no image shows."""
+    """What each cue does for each class. NaN where the cue is the class, where no image is left,
+    and for cues that no image shows; intervals are NaN where a single image is left, too."""
 
     model: dict[str, Any]
     classes: tuple[str, ...]
@@ -132,7 +131,8 @@ class Audit:
     def ties(self, count: int | None = None) -> list[tuple[str, str, float, float, float]]:
         """(class, cue, effect, half interval, effect when drawn or NaN).
 
-        Those whose interval excludes zero come first, and of both kinds the largest effects.
+        Those whose interval excludes zero come first, and of both kinds the largest effects. A
+        single image has no interval.
         """
         drawn = torch.full_like(self.effect, torch.nan) if self.drawn is None else self.drawn
         sure = (self.effect.abs() > self.spread).flatten().tolist()
@@ -156,7 +156,7 @@ class Audit:
         """
         found = next((cue for row, cue, *_ in self.ties() if row == name), None)
         if found is None:
-            raise SecondLensError(f"the audit knows of no cue of {name}: no two pictures are left")
+            raise SecondLensError(f"the audit knows of no cue of {name}: no picture is left")
         return found
 
     def save(self, folder: str | Path) -> None:
@@ -167,8 +167,8 @@ class Audit:
                 "class": name,
                 "cue": cue,
                 "effect": value,
-                "low": value - spread,
-                "high": value + spread,
+                "low": None if math.isnan(spread) else value - spread,
+                "high": None if math.isnan(spread) else value + spread,
                 "drawn": None if math.isnan(added) else added,
             }
             for name, cue, value, spread, added in self.ties()

@@ -180,6 +180,20 @@ def test_pictures_and_concepts(tiny):
     assert all(row["weight"] > 0 for row in concepts.rows)
 
 
+def test_one_layer_is_fitted_where_one_is_shown(tiny, tmp_path):
+    """Of photographs; the deciding layer of the embedded world is found with a lens of all."""
+    pictures = {"fit_source": tiny.scenes(TEST_SEED, 50).source}
+    made, again = (replace(tiny, demo=False, lens_path=None, out=tmp_path) for _ in range(2))
+    vars(made).update(pictures), vars(again).update(pictures)
+    rows = table2.table2(made).rows
+    (folder,) = (tmp_path / "lens").iterdir()
+    assert folder.name == f"demo-layer-{LAYER}" and made.layer_lens.layers == [LAYER]
+    written = (folder / "lens.json").stat().st_mtime_ns
+    assert table2.table2(again).rows == rows
+    assert (folder / "lens.json").stat().st_mtime_ns == written
+    assert "lens" not in vars(made) and "lens" not in vars(again)
+
+
 def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):
     few = vocabulary(["ship", "sea", "snow", "red", "owl"], name="few")
     both = replace(tiny)

@@ -65,7 +65,7 @@ def strongest_texts(name: str, study: Study, paper: dict[int, str], first: int) 
 
 def _code(study: Study, texts: Vocabulary, layer: int, neuron: int) -> Sequence[tuple[str, float]]:
     """The strongest texts of a neuron's code of m texts."""
-    direction = study.lens[layer].directions[[neuron]]
+    direction = study.layer_lens[layer].directions[[neuron]]
     atoms = normalise(texts.embed(study.clip), study.atoms).to(direction)
     indices, coefficients = omp(direction, atoms, study.code_size(texts))
     pairs = zip(indices[0].tolist(), coefficients[0].tolist(), strict=True)
@@ -78,7 +78,7 @@ def shown_neurons(study: Study, papers: list[int], first: int) -> tuple[list[int
     listed = ", ".join(f"#{neuron}" for neuron in papers)
     if study.model == PAPER_MODEL and study.layer == PAPER_LAYER:
         return papers, Setting(name="neurons", ours=listed, paper=listed)
-    chosen = most_selective(study.lens, study.layer)[first : first + len(papers)]
+    chosen = most_selective(study.layer_lens, study.layer)[first : first + len(papers)]
     return chosen, Setting(
         name="neurons", ours="those whose top images have most of the energy", paper=listed
     )

@@ -27,7 +27,7 @@ from torch import Tensor, multiprocessing
 from ..errors import SecondLensError
 from ..models.halves import Halves
 from ..processes.watching import end_with_parent
-from .decoding import Unreadable, upright_rgb
+from .decoding import Unreadable, digest, upright_rgb
 from .sources import UNREADABLE, ImageSource
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was decoded."""
+
+    pixels: Tensor
+    """8-bit or preprocessed, see `Decode`."""
+    digest: str
+    """Of what it shows, see `decoding.digest`."""
+
+
 class Decode:
     """Work on one picture of a source: 8-bit pixels, preprocessed ones, or why there are none.
 
@@ -66,7 +76,7 @@ class Decode:
         # plain pickle cannot send a lambda to a process that is spawned
         return _unpacked, (cloudpickle.dumps((self.source, self.preprocess, self.halves)),)
 
-    def __call__(self, position: int) -> Tensor | Skipped:
+    def __call__(self, position: int) -> Picture | Skipped:
         """Decode one picture.
 
         Raises
@@ -80,15 +90,17 @@ class Decode:
             return Skipped(_reason(error))
         if isinstance(picture, Tensor):
             finite = bool(picture.isfinite().all())
-            return picture if finite else Skipped("its pixels hold NaN or infinity")
+            if not finite:
+                return Skipped("its pixels hold NaN or infinity")
+            return Picture(picture, digest(picture))
         if self.halves is not None:
-            return self.halves.eight_bits(picture)
+            return Picture(self.halves.eight_bits(picture), digest(picture))
         if self.preprocess is None:
             raise SecondLensError(
                 "the model came without preprocessing: pass preprocess= when wrapping the model, "
                 "or give a float tensor of preprocessed images"
             )
-        return self.preprocess(picture)
+        return Picture(self.preprocess(picture), digest(picture))
 
     def _load(self, position: int) -> Image.Image | Tensor:
         picture: Any = self.source.load(position)
@@ -155,10 +167,10 @@ class Decoders:
 
     def read(
         self, positions: Sequence[int], following: Sequence[int] = ()
-    ) -> Generator[Tensor | Skipped, None, None]:
+    ) -> Generator[Picture | Skipped, None, None]:
         """Decode pictures, and give what comes of them in their order.
 
-        A tensor holds until the next one is asked for.
+        The pixels hold until the next one is asked for.
 
         Parameters
         ----------
@@ -198,7 +210,7 @@ class Decoders:
         """End the processes."""
         self._end()
 
-    def _next(self) -> Tensor | Skipped:
+    def _next(self) -> Picture | Skipped:
         self._take_back()
         self._hand_out()
         ticket, _ = self._given[0]
@@ -209,7 +221,7 @@ class Decoders:
         self._lent = slot
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome.tensor(self._memory[slot]) if isinstance(outcome, _Pixels) else outcome
+        return outcome.picture(self._memory[slot]) if isinstance(outcome, _Pixels) else outcome
 
     def _take_back(self) -> None:
         if self._lent is not None:
@@ -249,19 +261,24 @@ class _Pixels:
     dtype: torch.dtype
     shape: tuple[int, ...]
     sent: bytes | None
+    digest: str
 
     @classmethod
-    def of(cls, pixels: Tensor, slot: Tensor) -> "_Pixels":
+    def of(cls, picture: Picture, slot: Tensor) -> "_Pixels":
         """Write them if they fit."""
+        pixels = picture.pixels
         own = slot[: pixels.numel() * pixels.element_size()]
         fit = len(own) == pixels.numel() * pixels.element_size()
         if fit:
             own.view(pixels.dtype).view(pixels.shape).copy_(pixels)
         sent = None if fit else pixels.flatten().view(torch.uint8).cpu().numpy().tobytes()
-        return cls(pixels.dtype, tuple(pixels.shape), sent)
+        return cls(pixels.dtype, tuple(pixels.shape), sent, picture.digest)
 
-    def tensor(self, slot: Tensor) -> Tensor:
-        """The pixels, as long as the slot is not given to another picture."""
+    def picture(self, slot: Tensor) -> Picture:
+        """The picture, as long as the slot is not given to another one."""
+        return Picture(self._tensor(slot), self.digest)
+
+    def _tensor(self, slot: Tensor) -> Tensor:
         if self.sent is not None:
             return torch.frombuffer(bytearray(self.sent), dtype=self.dtype).view(self.shape)
         size = self.dtype.itemsize * math.prod(self.shape)

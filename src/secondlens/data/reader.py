@@ -108,6 +108,8 @@ class Reader:
     """Decoders that stay when all is read, see `decoders`; by default they end."""
     following: Sequence[int] = ()
     """Positions that another reader with the same `kept` asks for next."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """Position -> `digest`, of the pictures that were read so far."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -166,7 +168,8 @@ class Reader:
                     if isinstance(outcome, Skipped):
                         self.skipped[self.source.ids[position]] = outcome.reason
                     else:
-                        decoded.add(position, outcome, len(chunk))
+                        decoded.add(position, outcome.pixels, len(chunk))
+                        self.digests[position] = outcome.digest
                 if decoded.positions:
                     yield decoded.batch(self.clip.halves)
             # so that decoding knows that all was asked for

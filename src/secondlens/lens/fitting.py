@@ -321,6 +321,7 @@ def fit(
             convention=convention,
             top=top_of(readable.images),
             image_ids=tuple(name for n, name in enumerate(source.ids) if n not in unread),
+            digests=shards.digests(),
             skipped=readable.skipped,
             by_layer=dict(sorted(by_layer.items())),
             sample=plan.sample if plan.sampled else None,

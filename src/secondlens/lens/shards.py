@@ -15,9 +15,20 @@ from ..effects.value_paths import isometry, value_paths
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
+from ..storage.validation import convert
 from .layer import IMAGES_PER_RANKING
 from .moments import Centre, Moments
-from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Nodes, Readable, stored_name
+from .nodes import (
+    AGAIN,
+    MEANS,
+    TOP_IMAGES,
+    Digests,
+    Node,
+    Nodes,
+    Readable,
+    digests_name,
+    stored_name,
+)
 from .passes import MeansPass, RankingPass
 from .plan import SPARE, Plan
 from .ranking import Ranked, Ranking
@@ -120,6 +131,15 @@ class ShardWork:
         numbers = range(len(self.plan.shards))
         return [n for n in numbers if self.nodes.readable(self._leaf(layer, n)).images]
 
+    def digests(self) -> tuple[str, ...]:
+        """Return those of all images that could be read, in their order."""
+        found: list[str] = []
+        for number in range(len(self.plan.shards)):
+            name = digests_name(number)
+            with self.parts.reading(name):
+                found += convert(self.parts.info(name), Digests, name).digests
+        return tuple(found)
+
     def basis(self, layer: int) -> Tensor:
         """Of the effects of each neuron, [neurons, dim, rank], on the model's device."""
         if layer not in self._bases:
@@ -140,6 +160,8 @@ class ShardWork:
             if self.plan.store == "float16":
                 z = ((z - seen.mean.cpu()) / _rms(seen).cpu()).half()
             self.parts.save(stored_name(node.number, layer), {"z": z}, {})
+        if not self.plan.sampled:
+            self._save_digests(node, found.positions, reader)
         # last, because it says that the shard is complete
         readable = self._readable(node, found.positions, reader)
         self.nodes.save_means(node, readable, moments, found.activations())
@@ -159,6 +181,8 @@ class ShardWork:
             found.see(batch)
         readable = self._readable(node, found.positions, reader)
         self._check_same(node, readable)
+        if self.plan.sampled and node.stage == TOP_IMAGES:
+            self._save_digests(node, found.positions, reader)
         self.nodes.save_ranked(node, readable, found.ranked())
 
     def _kept(self, node: Node) -> int:
@@ -224,12 +248,19 @@ class ShardWork:
             self.reader,
             positions=self._positions(node),
             skipped={},
+            digests={},
             kept=self._decoders,
             following=following,
         )
 
     def _positions(self, node: Node) -> Sequence[int]:
         return self.nodes.shards(node.stage)[node.number]
+
+    def _save_digests(self, node: Node, read: list[int], reader: Reader) -> None:
+        """Keep those of the images of a shard; all groups of layers have the same images."""
+        if node.group == 0:
+            found = [reader.digests[position] for position in sorted(read)]
+            self.parts.save(digests_name(node.number), {}, {"digests": found})
 
     def _readable(self, node: Node, read: list[int], reader: Reader) -> Readable:
         missing = set(self._positions(node)) - set(read)

@@ -106,7 +106,7 @@ def write_given(folder):
     sl.describe(clip, lens, folder / "words.txt", 3)
     lens.save(folder / "lens")
     classes = labelled(folder / "classes").classes
-    audit = sl.audit(clip, lens, classes, folder / "classes", folder / "words.txt")
+    audit = sl.audit(clip, lens, classes, folder / "classes", folder / "words.txt", chance=1.0)
     # there is something to cut
     replace(audit, effect=audit.effect.abs()).save(folder / "audit")
     demo = sl.load("demo")

@@ -210,7 +210,7 @@ def test_pictures_that_do_not_fit_come_through_a_pipe():
     given = torch.randn(5, 3, 9, 7, dtype=torch.float64)
     decode = Decode(InMemory(given), None, None)
     with closing(Decoders(decode, workers=2, ahead=4, room=8)) as decoders:
-        found = [each.clone() for each in decoders.read(range(5))]
+        found = [each.pixels.clone() for each in decoders.read(range(5))]
     assert torch.equal(torch.stack(found), given)
 
 

@@ -93,7 +93,7 @@ CLASSIFIER = torch.nn.functional.normalize(
 )
 READS = {
     "audit": lambda clip, lens, size: sl.audit(
-        clip, lens, WORDS[:4], PICTURES, WORDS[4:], batch_size=size
+        clip, lens, WORDS[:4], PICTURES, WORDS[4:], chance=1.0, batch_size=size
     ).effect.nan_to_num(0.0),
     "ablate": lambda clip, lens, size: sl.ablate(
         *(clip, lens, PICTURES, LABELS, CLASSIFIER), batch_size=size

@@ -15,6 +15,7 @@ from on_devices import (
     LAYERS,
     PICTURES,
     PRECISIONS,
+    UNSEEN,
     WORDS,
     Noise,
     X,
@@ -113,7 +114,7 @@ def coded(codes):
 
 
 def scored(kit, referee, **more):
-    found = sl.score(kit.clip, kit.lens, kit.words, PICTURES, referee, **more)
+    found = sl.score(kit.clip, kit.lens, kit.words, UNSEEN, referee, **more)
     return {str(layer): auc.nan_to_num(0.5) for layer, auc in found.auc.items()}
 
 

@@ -149,6 +149,7 @@ def differences(name, found, known, *, same_machine):
     (values, tensors), (old_values, old_tensors) = found, known
     if name == "options":
         values = _known_options(values, old_values)
+    values, old_values = _known(values), _known(old_values)
     scales = {}
     if not same_machine:
         for each in (values, old_values):
@@ -160,6 +161,17 @@ def differences(name, found, known, *, same_machine):
         elif not _equal(tensors[place], old_tensors[place], place, same_machine):
             said.append(f"{place}: {_shown(tensors[place], old_tensors[place])}")
     return said
+
+
+NEWER = {"chosen", "digests", "names", "scored_on", "unshown"}
+"""Keys that files and results have had since version 0.1."""
+
+
+def _known(value):
+    """Without what is newer."""
+    if isinstance(value, dict):
+        return {key: _known(each) for key, each in value.items() if key not in NEWER}
+    return [_known(each) for each in value] if isinstance(value, list) else value
 
 
 def _known_options(values, old):

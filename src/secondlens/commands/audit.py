@@ -72,6 +72,14 @@ PICTURES = 4
     show_default=True,
     help="Of each class of the embedded world with and without each of its places and colours.",
 )
+@click.option(
+    "--chance",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="A cue is left out if no picture lies further out along it than along all random "
+    "directions but this share; 1 keeps all.",
+)
 @click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
 @batch_option
@@ -86,6 +94,7 @@ def audit(
     labelled: bool,
     templates: tuple[str, ...],
     drawings: int,
+    chance: float,
     out: Path,
     top: int,
     batch_size: int | None,
@@ -140,6 +149,7 @@ def audit(
     measured = measure(
         *(clip, fitted, names, source, words),
         shown=shown,
+        chance=chance,
         batch_size=batch_size,
         progress=True,
     )

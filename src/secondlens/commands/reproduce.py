@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..data import masked_sets
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..naming import shown_model, shown_place
 from ..paper.registry import results
 from .attack import AttackSteps, with_steps
@@ -126,6 +127,13 @@ class StudyOptions:
         if self.paper_weights and published not in (None, PAPER_MODEL):
             raise SecondLensError(
                 f"these weights are known as {published}: drop --paper-weights, or give the paper's"
+            )
+        if published is None and not (self.demo or self.paper_weights):
+            warnings.warn(
+                f"the weights of {_called(model)} are not known as published ones: say "
+                "--paper-weights if they are the paper's, for its neurons and numbers",
+                SecondLensWarning,
+                stacklevel=2,
             )
         layer, shown, sample = self._neurons()
         return Study(

@@ -311,9 +311,8 @@ class Study:
 
     @property
     def known_model(self) -> str:
-        """The model for a table of settings: what its weights are, as far as that is known."""
-        unknown = "" if self.demo else ", whose weights are not known as published ones"
-        return self.published or f"{self.model}{unknown}"
+        """The model for a table of settings: what its weights are, or else what it is called."""
+        return self.published or self.model
 
     def settings(
         self,

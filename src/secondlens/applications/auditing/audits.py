@@ -415,7 +415,7 @@ def _tell(unshown: Sequence[str], cues: Sequence[str]) -> None:
     if len(unshown) == len(cues):
         raise SecondLensError(
             f"no picture shows any of the cues beyond chance ({', '.join(unshown[:5])}): give "
-            "other cues, or pictures that show them"
+            "other cues, or pictures that show them; a chance of 1 keeps all"
         )
     if unshown:
         message = f"left out, since no picture shows them beyond chance: {', '.join(unshown)}"

@@ -21,7 +21,7 @@ from secondlens.demo.model import TWIN
 from secondlens.demo.scenes import FIT_SEED, NAME_SEED, SCORE_SEED, Scenes, World, truth
 from secondlens.demo.world import BACKGROUNDS
 from secondlens.effects.projections import Projector, project
-from secondlens.intervals import of_median, wilson
+from secondlens.intervals import of_mean, wilson
 from secondlens.lens.moments import top_count
 from secondlens.words.judging import Holdings, by_labels
 from secondlens.words.naming import NameSearch, Ranks, mann_whitney
@@ -69,10 +69,8 @@ def truths(fit_images: int, images: int, fresh: int, layers: str) -> dict[str, A
     place = {text: position for position, text in enumerate(texts.labels)}
     rows = normalise(texts.embed(clip)).float()
     related = normalise(texts.embed(twin)).float()
-    content = torch.zeros(fresh, len(texts)).scatter_(
-        1, held.clamp(min=0), (held >= 0).float(), reduce="add"
-    )
-    of_images = (content > 0).float() @ related
+    content = (held[:, :, None] == torch.arange(len(texts))).any(dim=1).float()
+    of_images = content @ related
     top = top_count(None, fresh)
     pictures = {"object": [0, 0], "background": [0, 0]}
     words = {"object": [0, 0, 0], "background": [0, 0, 0]}
@@ -124,10 +122,10 @@ def truths(fit_images: int, images: int, fresh: int, layers: str) -> dict[str, A
         found[f"{kind} names false (p >= 0.05)"] = interval(false, count)
         found[f"{kind} names with a true area below {DOUBTFUL}"] = interval(weak, count)
     for what, values in gains.items():
-        low, high = of_median(values)
-        median = float(torch.tensor(values).median()) if values else float("nan")
-        found[f"first name minus most similar word, area by {what}, median"] = (
-            f"{median:+.3f} [{low:+.3f}, {high:+.3f}]"
+        low, high = of_mean(values)
+        mean = sum(values) / max(1, len(values))
+        found[f"first name minus most similar word, area by {what}, mean"] = (
+            f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         )
     return found | {"processor seconds of sl.name, with both models": round(busy, 1)}
 

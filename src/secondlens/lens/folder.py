@@ -1,8 +1,8 @@
 """A lens as a folder: `lens.json`, `images.json`, and safetensors files.
 
 There is one file of tensors for each layer, for each vocabulary, for names, for each score and
-comparison of halves, and for the coordinates of each layer if they were kept. The format has a page of its own in
-the documentation. Lenses come from strangers too: what is read is checked.
+comparison of halves, and for the coordinates of each layer if they were kept. The format has a
+page of its own in the documentation. Lenses come from strangers too: what is read is checked.
 
 A folder is the lens that its `lens.json` names, before, during and after another one is written
 into it: files that a manifest names are never changed. One whose content is new gets a name with
@@ -437,10 +437,11 @@ def _check(found: Contents) -> None:
     for names in found.names.values():
         check_tensors(names, {"names": len(names.labels), "pictures": names.shown}, neurons=neurons)
         _check_layers(names, TENSORS, found.by_layer)
-        for layer, texts in names.texts.items():
+        for texts in names.texts.values():
             check_positions(texts, len(names.labels), "texts of names", least=-1)
-            check_positions(names.held[layer], names.shown + 1, "images of names")
-            pictures = names.pictures[layer]
+        for held in names.held.values():
+            check_positions(held, names.shown + 1, "images of names")
+        for pictures in names.pictures.values():
             check_positions(pictures, len(names.image_ids), "pictures of names", least=-1)
     if found.coordinates is not None:
         check_tensors(found.coordinates, most, images=images, neurons=neurons, dim=dim)

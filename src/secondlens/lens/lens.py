@@ -52,8 +52,8 @@ class Lens(Contents):
         """Return this lens with its layers and descriptions on a device.
 
         Functions move what they need by themselves: this is for a lens that is to stay there.
-        Coordinates, names, scores and comparisons of halves stay where they are, and nothing is copied
-        that is there already.
+        Coordinates, names, scores and comparisons of halves stay where they are, and nothing is
+        copied that is there already.
 
         Raises
         ------

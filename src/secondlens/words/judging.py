@@ -84,7 +84,9 @@ class Holdings:
         return self.texts.masked_fill(self.strength <= bar, -1)
 
 
-def by_labels(labels: Sequence[Collection[str]], texts: Vocabulary, positions: list[int]) -> Holdings:
+def by_labels(
+    labels: Sequence[Collection[str]], texts: Vocabulary, positions: list[int]
+) -> Holdings:
     """What is true of the images at some positions; labels that the vocabulary lacks are dropped.
 
     Raises
@@ -141,8 +143,9 @@ def by_model(
             found = torch.where(top > highest, chunk[which], found)
             highest = torch.maximum(top, highest)
         best.append(found.cpu())
-        highest = highest.float().cpu()
-        strength.append(torch.where(found.cpu() >= 0, torch.inf, highest) if kind.everywhere else highest)
+        if kind.everywhere:
+            highest = highest.masked_fill(found >= 0, torch.inf)
+        strength.append(highest.float().cpu())
     return Holdings(
         judge=referee.name, texts=torch.stack(best, dim=1), strength=torch.stack(strength, dim=1)
     )

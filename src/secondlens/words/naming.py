@@ -253,7 +253,7 @@ class NameSearch:
         corrected = benjamini_hochberg(torch.cat([each.p for each in candidates.values()]))
         sizes = [len(each.p) for each in candidates.values()]
         q = dict(zip(layers, corrected.split(sizes), strict=True))
-        found = {layer: list(self._names(effects(layer), candidates[layer], q[layer])) for layer in layers}
+        found = {n: list(self._names(effects(n), candidates[n], q[n])) for n in layers}
         return found, sum(sizes)
 
     def _candidates(self, effects: Float[Tensor, "neurons images"]) -> _Candidates:
@@ -420,9 +420,7 @@ def _as_tensors(
     tensors: dict[str, dict[int, Tensor]] = {key: {} for key in TENSORS}
     for layer, count in neurons.items():
         shape = (count, MOST_NAMES)
-        own = {
-            key: torch.full(shape, torch.nan, dtype=torch.float64) for key in ("auc", "p", "q")
-        }
+        own = {key: torch.full(shape, torch.nan, dtype=torch.float64) for key in ("auc", "p", "q")}
         own |= {"texts": torch.full(shape, -1), "held": torch.zeros(shape, dtype=torch.long)}
         own["pictures"] = torch.full((*shape, MOST_PICTURES), -1)
         for each in found[layer]:

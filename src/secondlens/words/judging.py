@@ -245,15 +245,13 @@ def models_of(referee: Any) -> Sequence[Clip]:
 
 
 def check_referee(referee: Any, clip: Clip, source: ImageSource) -> None:
-    """Raise `SecondLensError` for the explained model as a judge of itself, for labels that do not
-    fit the images, and for models among labels."""
+    """Raise `SecondLensError` for the explained model as a judge of itself, and for labels that do
+    not fit the images."""
     models = models_of(referee)
     if any(each.weights_hash == clip.weights_hash for each in models):
         raise SecondLensError(
             f"{clip.name} cannot judge itself, because its effects are part of what it would judge "
             "by: give another model, or the labels of the images"
         )
-    if models and not isinstance(referee, Clip) and len(models) < len(referee):
-        raise SecondLensError("some referees are models and others are labels: give one of both")
     if not models:
         check_label_sets(referee, len(source.ids), "texts")

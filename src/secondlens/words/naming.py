@@ -142,8 +142,9 @@ def name(
     search = NameSearch(holdings, len(words), seed)
     if not search.testable.any():
         raise SecondLensError(
-            f"{len(seen.positions)} images are too few for {len(words)} texts: no text is held by "
-            f"{LEAST_HELD} of the images that test; about {IMAGES_PER_TEXT * len(words)} are needed"
+            f"none of the {len(words)} texts is held by at least {LEAST_HELD} of the "
+            f"{len(search.testing)} images that test: give about {IMAGES_PER_TEXT} images for each "
+            "text, and texts of what they show"
         )
 
     def effects(layer: int) -> Float[Tensor, "neurons images"]:

@@ -128,8 +128,8 @@ def firing():
     return [{WORDS[n] for n in range(4) if i in strong[n]} for i in range(len(UNSEEN.ids))]
 
 
-def named(kit, referee):
-    names = sl.name(kit.clip, kit.lens, UNSEEN, kit.words, referee)
+def named(kit, referee, **more):
+    names = sl.name(kit.clip, kit.lens, UNSEEN, kit.words, referee, **more)
     return {f"auc {layer}": auc.nan_to_num(0.5) for layer, auc in names.auc.items()}
 
 
@@ -227,7 +227,11 @@ CASES = {
         for name in ("effects", "total")
     },
     "name": lambda kit: named(kit, firing()),
-    "name by models": lambda kit: named(kit, [tiny_clip(str(kit.clip.device), seed=1)]),
+    "name by models": lambda kit: named(
+        kit,
+        [tiny_clip(str(kit.clip.device), seed=1)],
+        kinds=[sl.Kind(name="all", texts=kit.words.labels, everywhere=True)],
+    ),
     "paths": lambda kit: {
         str(n): each for n, each in sl.paths(kit.clip, X, WORDS[:2]).by_layer.items()
     },

@@ -25,6 +25,8 @@ from ..models.view import Clip
 
 ALIKE = 0.97
 """Cosine, the mean text subtracted, from which on a referee cannot tell two texts apart."""
+EQUAL = 1 - 1e-5
+"""The same of embeddings as they are: where all texts are equal, nothing is left without the mean."""
 TEXTS_PER_CHUNK = 2048
 
 
@@ -174,11 +176,14 @@ def alike(referees: Sequence[Clip], texts: Vocabulary) -> Int[Tensor, " texts"]:
     """
     first = torch.arange(len(texts))
     for referee in referees:
-        rows = F.normalize(normalise(texts.embed(referee), "centred"), dim=1)
+        embedded = texts.embed(referee)
+        plain = normalise(embedded).float()
+        rows = F.normalize(normalise(embedded, "centred"), dim=1)
         for start in range(0, len(texts), TEXTS_PER_CHUNK):
-            chunk = rows[start : start + TEXTS_PER_CHUNK]
-            same = (chunk @ rows[: start + len(chunk)].T > ALIKE).cpu()
-            for row, earlier in _earlier(same, start):
+            stop = min(start + TEXTS_PER_CHUNK, len(texts))
+            same = rows[start:stop] @ rows[:stop].T > ALIKE
+            same |= plain[start:stop] @ plain[:stop].T > EQUAL
+            for row, earlier in _earlier(same.cpu(), start):
                 leaders = [each for each in earlier if first[each] == each]
                 if leaders:
                     first[row] = leaders[0]

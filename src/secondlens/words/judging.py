@@ -26,7 +26,7 @@ from ..models.view import Clip
 ALIKE = 0.97
 """Cosine, the mean text subtracted, from which on a referee cannot tell two texts apart."""
 EQUAL = 1 - 1e-5
-"""The same of embeddings as they are: where all texts are equal, nothing is left without the mean."""
+"""The same with the mean, for texts that are all equal: without it nothing is left of them."""
 TEXTS_PER_CHUNK = 2048
 
 

@@ -13,7 +13,6 @@ from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError, UnsupportedModel
 from secondlens.models.checks import (
     FUNCTIONS,
-    PUBLISHED_HASH,
     activation_name,
     check_activation,
     check_parity,
@@ -22,6 +21,7 @@ from secondlens.models.checks import (
 )
 from secondlens.models.loading import load
 from secondlens.models.open_clip import from_open_clip
+from secondlens.models.recognition import PUBLISHED_HASH
 
 
 def preprocess(image):

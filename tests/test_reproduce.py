@@ -21,7 +21,7 @@ from secondlens.data.labelled import TEMPLATE, imagenet_names
 from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.errors import SecondLensError
-from secondlens.paper import everything, study, table2, table4
+from secondlens.paper import everything, neurons, study, table2, table4
 from secondlens.paper.curves import LABELS
 from secondlens.paper.distributions import distributions
 from secondlens.paper.effect_budget import effect_budget
@@ -78,6 +78,7 @@ def few():
 def tiny(clip, lens, few, tmp_path_factory):
     return study.Study(
         model="demo",
+        published=None,
         load=lambda: clip,
         demo=True,
         images=None,
@@ -87,6 +88,7 @@ def tiny(clip, lens, few, tmp_path_factory):
         subset=None,
         fit_images=50,
         chosen_layer=LAYER,
+        shown=(),
         sample=3,
         effect_images=10,
         pools=("world",),
@@ -178,6 +180,49 @@ def test_pictures_and_concepts(tiny):
         tiny.test.source.ids[i] for i in (0, 3, 6, 9)
     }
     assert all(row["weight"] > 0 for row in concepts.rows)
+
+
+def test_neurons_are_shown_by_name(lens, tmp_path):
+    out, named = tmp_path / "out", f"{LAYER}:7,{LAYER}:700"
+    options = ("reproduce", "table2", "--demo", "--lens", lens, "--out", out, "--neurons", named)
+    assert run(*options).exit_code == 0
+    assert [row["neuron"] for row in rows_of(out / "table2.csv")] == ["#7", "#700"]
+    for named, said in {
+        "5:4,6:4": "name neurons of one layer, not of 5, 6",
+        f"{LAYER}:768": f"layer {LAYER} has no neuron 768: the last is 767",
+        "5:": "'5:' is neither a number of neurons nor some of them",
+        "0": "'0' is neither",
+    }.items():
+        refused = run(*options[:-1], named)
+        assert refused.exit_code == 2 and said in refused.stderr, refused.output
+
+
+def test_the_papers_neurons_are_those_of_its_weights(tiny, monkeypatch):
+    """By what they were published as, and not by what they are called."""
+    monkeypatch.setattr(neurons, "PAPER_LAYER", LAYER)
+    papers = [4, 391]
+    of_paper = replace(tiny, published=study.PAPER_MODEL)
+    assert neurons.shown_neurons(of_paper, papers, 0)[0] == papers
+    called = replace(tiny, model=study.PAPER_MODEL)
+    assert neurons.shown_neurons(called, papers, 0)[0] != papers
+    (model,) = (each for each in called.settings() if each.name == "model")
+    assert model.ours == study.PAPER_MODEL
+    weights = replace(called, model="ViT-B-32 (mine.pt)", demo=False).known_model
+    assert weights == "ViT-B-32 (mine.pt), whose weights are not known as published ones"
+
+
+def test_one_layer_is_fitted_where_one_is_shown(tiny, tmp_path):
+    """Of photographs; the deciding layer of the embedded world is found with a lens of all."""
+    pictures = {"fit_source": tiny.scenes(TEST_SEED, 50).source}
+    made, again = (replace(tiny, demo=False, lens_path=None, out=tmp_path) for _ in range(2))
+    vars(made).update(pictures), vars(again).update(pictures)
+    rows = table2.table2(made).rows
+    (folder,) = (tmp_path / "lens").iterdir()
+    assert folder.name == f"demo-layer-{LAYER}" and made.layer_lens.layers == [LAYER]
+    written = (folder / "lens.json").stat().st_mtime_ns
+    assert table2.table2(again).rows == rows
+    assert (folder / "lens.json").stat().st_mtime_ns == written
+    assert "lens" not in vars(made) and "lens" not in vars(again)
 
 
 def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):

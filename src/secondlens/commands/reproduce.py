@@ -1,6 +1,7 @@
 """`secondlens reproduce`: tables and figures of the paper, one subcommand each."""
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -33,6 +34,22 @@ from .options import (
     with_model,
 )
 
+SAMPLE = 64
+"""Neurons that are drawn where nobody says how many."""
+
+
+def neuron_choice(value: str | int) -> int | tuple[tuple[int, int], ...]:
+    """How many neurons to draw, or which ones to show: "64", or "9:4,9:391"."""
+    text = str(value)
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    pairs = [re.fullmatch(r"(\d+):(\d+)", each.strip()) for each in text.split(",")]
+    if not all(pairs):
+        raise click.BadParameter(
+            f"{text!r} is neither a number of neurons nor some of them, such as 9:4,9:391"
+        )
+    return tuple((int(each[1]), int(each[2])) for each in pairs if each)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
@@ -50,10 +67,12 @@ class StudyOptions:
     layer: int | None = option(
         type=click.IntRange(0), help="By default the paper's; with --demo, the deciding one."
     )
-    neurons: int = option(
-        default=64,
-        type=click.IntRange(1),
-        help="Drawn at random, whose indirect effects are measured.",
+    neurons: int | tuple[tuple[int, int], ...] = option(
+        default=SAMPLE,
+        type=neuron_choice,
+        metavar="NUMBER|LAYER:NEURON,...",
+        help="How many are drawn at random, whose indirect effects are measured; or those of one "
+        "layer that tables and pictures show, such as 9:4,9:391.",
     )
     fit_images: int | None = option(
         type=click.IntRange(50),
@@ -76,6 +95,11 @@ class StudyOptions:
         help="The paper's text or its published code, where they disagree.",
     )
     convention: str = option(default="exact", type=click.Choice(CONVENTIONS), help=CONVENTION_HELP)
+    paper_weights: bool = option(
+        default=False,
+        is_flag=True,
+        help="The weights are the paper's (OpenAI's ViT-B-32), though their file is not known.",
+    )
     out: Path = option(default=Path("secondlens-paper"), type=PATH, help="Folder of all files.")
 
     def make(self, model: ChosenModel) -> "Study":
@@ -94,10 +118,18 @@ class StudyOptions:
             raise SecondLensError("name pictures with --images, or take --demo")
         check_lens(self.lens)
         check_pictures(self.images, self.shifted)
-        from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, Study
+        from ..models.recognition import published_as
+        from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, PAPER_MODEL, Study
 
+        published = published_as(model.model, model.pretrained)
+        if self.paper_weights and published not in (None, PAPER_MODEL):
+            raise SecondLensError(
+                f"these weights are known as {published}: drop --paper-weights, or give the paper's"
+            )
+        layer, shown, sample = self._neurons()
         return Study(
             model=_called(model),
+            published=PAPER_MODEL if self.paper_weights else published,
             load=model.load,
             demo=self.demo,
             images=self.images,
@@ -106,13 +138,26 @@ class StudyOptions:
             out=self.out,
             subset=self.subset,
             fit_images=self.fit_images or (DEMO_FIT_IMAGES if self.demo else FIT_IMAGES),
-            chosen_layer=self.layer,
-            sample=self.neurons,
+            chosen_layer=layer,
+            shown=shown,
+            sample=sample,
             effect_images=self.effect_images,
             pools=self.pools or (("world",) if self.demo else ("english-30k",)),
             follow=self.follow,
             convention=self.convention,
         )
+
+    def _neurons(self) -> tuple[int | None, tuple[int, ...], int]:
+        """The layer that results are about, its neurons that they show, and how many are drawn."""
+        if isinstance(self.neurons, int):
+            return self.layer, (), self.neurons
+        layers = {layer for layer, _ in self.neurons}
+        if self.layer is not None:
+            layers.add(self.layer)
+        if len(layers) > 1:
+            named = ", ".join(map(str, sorted(layers)))
+            raise SecondLensError(f"name neurons of one layer, not of {named}")
+        return layers.pop(), tuple(neuron for _, neuron in self.neurons), SAMPLE
 
 
 def with_study(command: Callable[..., Any]) -> Any:
@@ -261,6 +306,7 @@ def table4(
     check_lens(lens)
     hold_new(out)
     from ..lens.lens import Lens
+    from ..models.recognition import published_as
     from ..paper.table4 import check_sources, compare, data_work, demo_lens, demo_work
 
     check_sources(demo=demo, model=model.model, data=images, lens=lens)
@@ -280,7 +326,8 @@ def table4(
     clip = model.load()
     if fitted is None:
         fitted = demo_lens(clip, fit_images)
-    found = compare(clip, fitted, work, model=_called(model), predicted=predicted)
+    called = published_as(model.model, model.pretrained) or _called(model)
+    found = compare(clip, fitted, work, model=called, predicted=predicted)
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)
 

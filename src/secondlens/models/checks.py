@@ -7,8 +7,6 @@ every activation and every text embedding is slightly wrong: so an activation fu
 known, or about which two sources disagree, is refused.
 """
 
-import hashlib
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
+from .recognition import published_files
 from .view import Block, Clip, class_token, hooked
 
 # float64: transformers' eager attention takes its softmax in float32 whatever the model's dtype
@@ -124,9 +123,6 @@ STATABLE = ("gelu", "quick_gelu")
 TOLERANCE = 1e-6
 """Functions of one name agree to rounding; GELU and its tanh form differ by 5e-4."""
 
-PUBLISHED_HASH = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8})\.pth?$")
-"""SHA-256 of a checkpoint, or how it starts, in the address it was published at."""
-
 
 @torch.no_grad()
 def difference(one: Function, other: Function) -> float:
@@ -220,11 +216,5 @@ def _recorded(model: str, tag: str) -> str:
 
 
 def _published(checkpoint: Path) -> str | None:
-    """The same for the tag whose address holds the SHA-256 of this file, if there is one."""
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    for model, tag in open_clip.list_pretrained():
-        found = PUBLISHED_HASH.search(open_clip.get_pretrained_cfg(model, tag).get("url", ""))
-        if found and digest.startswith(found[1] or found[2]):
-            return _recorded(model, tag)
-    return None
+    """What a published file was trained with, known by its hash."""
+    return next((_recorded(*each) for each in published_files(checkpoint)), None)

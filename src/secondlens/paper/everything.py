@@ -1,6 +1,7 @@
 """Everything that one study gives: every result that it has data for, and all on one page."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,8 @@ def reproduce_all(study: Study, console: Console) -> tuple[list[Result], dict[st
     """
     made: list[Result] = []
     left_out: dict[str, str] = {}
+    with suppress(SecondLensError):  # every result that needs it says what is missing
+        study.lens  # noqa: B018 - of all layers, before a result asks for one of them alone
     for member in results:
         apart = APART.get(member.name)
         if apart is not None and not (study.demo and apart.in_demo):

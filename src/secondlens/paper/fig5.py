@@ -15,7 +15,7 @@ PICTURES = 10
 
 def fig5(study: Study) -> Result:
     """The pictures on which the effects of neurons are largest."""
-    lens, layer = study.lens, study.layer
+    lens, layer = study.layer_lens, study.layer
     neurons, how = shown_neurons(study, list(table2.PAPER), 0)
     count = min(PICTURES, lens.top)
     fitted = lens[layer]

@@ -19,9 +19,8 @@ WORDS = 10
 def fig8(study: Study) -> Result:
     """What pictures show, in words of their active neurons, weighted as the paper does."""
     layer, texts = study.layer, study.texts[0]
-    lens = replace(
-        study.lens, by_layer={layer: study.lens[layer]}, codes={}, scores={}, stability={}
-    )
+    fitted = study.layer_lens
+    lens = replace(fitted, by_layer={layer: fitted[layer]}, codes={}, scores={}, stability={})
     describe(study.clip, lens, texts, study.code_size(texts), how=study.atoms)
     discoverer = Discoverer(study.clip, lens, texts, paper=True)
     test = study.test

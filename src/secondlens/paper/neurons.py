@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary
+from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..sparse.pursuit import omp
 from ..words.describing import signed
@@ -27,7 +28,11 @@ def strongest_texts(name: str, study: Study, paper: dict[int, str], first: int) 
     """
     layer = study.layer
     neurons, how = shown_neurons(study, list(paper), first)
-    beside = [f"#{number} {words}" for number, words in paper.items()]
+    if study.shown:
+        of_paper = _is_papers(study)
+        beside = [f"#{n} {paper[n]}" if of_paper and n in paper else "" for n in neurons]
+    else:
+        beside = [f"#{number} {words}" for number, words in paper.items()]
     rows: list[Row] = [
         {
             "neuron": f"#{neuron}",
@@ -65,7 +70,7 @@ def strongest_texts(name: str, study: Study, paper: dict[int, str], first: int) 
 
 def _code(study: Study, texts: Vocabulary, layer: int, neuron: int) -> Sequence[tuple[str, float]]:
     """The strongest texts of a neuron's code of m texts."""
-    direction = study.lens[layer].directions[[neuron]]
+    direction = study.layer_lens[layer].directions[[neuron]]
     atoms = normalise(texts.embed(study.clip), study.atoms).to(direction)
     indices, coefficients = omp(direction, atoms, study.code_size(texts))
     pairs = zip(indices[0].tolist(), coefficients[0].tolist(), strict=True)
@@ -74,14 +79,35 @@ def _code(study: Study, texts: Vocabulary, layer: int, neuron: int) -> Sequence[
 
 
 def shown_neurons(study: Study, papers: list[int], first: int) -> tuple[list[int], Setting]:
-    """The paper's neurons in its model and layer, and elsewhere the most selective ones."""
-    listed = ", ".join(f"#{neuron}" for neuron in papers)
-    if study.model == PAPER_MODEL and study.layer == PAPER_LAYER:
+    """Those that were named; else the paper's in its model and layer; else the most selective.
+
+    Raises
+    ------
+    SecondLensError
+        The model has no neuron of a number that was named.
+    """
+    listed = _listed(papers)
+    if study.shown:
+        if missing := [each for each in study.shown if each >= study.clip.neurons]:
+            raise SecondLensError(
+                f"layer {study.layer} has no neuron {missing[0]}: the last is "
+                f"{study.clip.neurons - 1}"
+            )
+        return list(study.shown), Setting(name="neurons", ours=_listed(study.shown), paper=listed)
+    if _is_papers(study):
         return papers, Setting(name="neurons", ours=listed, paper=listed)
-    chosen = most_selective(study.lens, study.layer)[first : first + len(papers)]
+    chosen = most_selective(study.layer_lens, study.layer)[first : first + len(papers)]
     return chosen, Setting(
         name="neurons", ours="those whose top images have most of the energy", paper=listed
     )
+
+
+def _is_papers(study: Study) -> bool:
+    return study.published == PAPER_MODEL and study.layer == PAPER_LAYER
+
+
+def _listed(neurons: Sequence[int]) -> str:
+    return ", ".join(f"#{neuron}" for neuron in neurons)
 
 
 def most_selective(lens: Lens, layer: int) -> list[int]:

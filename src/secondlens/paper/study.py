@@ -66,6 +66,10 @@ def kept_lens(path: Path, clip: Clip, source: ImageSource, convention: str) -> L
     return found
 
 
+def _is_lens(path: Path) -> bool:
+    return (path / "lens.json").is_file()
+
+
 PAPER_MODEL = "ViT-B-32 (openai)"
 PAPER_SECOND_MODEL = "ViT-L-14 (laion2b_s32b_b82k)"
 PAPER_LAYER = 9
@@ -85,6 +89,8 @@ class Study:
     ----------
     model
         What results call it, such as "ViT-B-32 (openai)".
+    published
+        What its weights were published as, in the same words; None if that is not known.
     load
         Loads it.
     demo
@@ -104,6 +110,9 @@ class Study:
     chosen_layer
         By default the paper's, counted from the end; in the embedded world the layer that costs
         most on scenes of their own.
+    shown
+        Neurons of that layer that tables and pictures show; by default the paper's in its model and
+        layer, else the most selective ones.
     sample
         Neurons whose indirect effects are measured, drawn at random.
     effect_images
@@ -117,6 +126,7 @@ class Study:
     """
 
     model: str
+    published: str | None
     load: Callable[[], Clip]
     demo: bool
     images: Path | None
@@ -126,6 +136,7 @@ class Study:
     subset: int | None
     fit_images: int
     chosen_layer: int | None
+    shown: tuple[int, ...]
     sample: int
     effect_images: int
     pools: tuple[str, ...]
@@ -202,26 +213,38 @@ class Study:
 
     @cached_property
     def lens(self) -> Lens:
-        """The lens that was named; one that an earlier run has left; or a new one."""
-        kept = self.out / "lens" / self.model.replace("/", "-")
-        path = self.lens_path or (kept if (kept / "lens.json").is_file() else None)
-        if path is not None:
-            if self.lens_path is None:
-                return kept_lens(path, self.clip, self.fit_source, self.convention)
-            found = Lens.load(path)
+        """The lens that was named; one that an earlier run has left; or a new one of all layers."""
+        if self.lens_path is not None:
+            found = Lens.load(self.lens_path)
             found.check_model(self.clip)
             return found
-        return fit(self.clip, self.fit_source, convention=self.convention, out=kept, progress=True)
+        return self._fitted(self._kept(), "all")
+
+    @cached_property
+    def layer_lens(self) -> Lens:
+        """A lens with `layer` in it: `lens` where it is there, else a new one of that layer."""
+        there = self.lens_path is not None or "lens" in vars(self) or _is_lens(self._kept())
+        if self.demo or there:
+            self.lens[self.layer]
+            return self.lens
+        return self._fitted(self._kept(f"-layer-{self.layer}"), [self.layer])
+
+    def _kept(self, suffix: str = "") -> Path:
+        return self.out / "lens" / f"{self.model.replace('/', '-')}{suffix}"
+
+    def _fitted(self, kept: Path, layers: Sequence[int] | Literal["all"]) -> Lens:
+        source, convention = self.fit_source, self.convention
+        if _is_lens(kept):
+            return kept_lens(kept, self.clip, source, convention)
+        return fit(self.clip, source, layers, convention=convention, out=kept, progress=True)
 
     @cached_property
     def layer(self) -> int:
         """The layer that single-layer results are about."""
-        if self.chosen_layer is not None:
-            self.lens[self.chosen_layer]
-            return self.chosen_layer
-        if not self.demo:
-            layer = self.clip.layers - 12 + PAPER_LAYER
-            self.lens[layer]
+        if self.chosen_layer is not None or not self.demo:
+            paper = self.clip.layers - 12 + PAPER_LAYER
+            layer = paper if self.chosen_layer is None else self.chosen_layer
+            self.clip.check_layer(layer)
             return layer
         found = self.ablate(self.scenes(LAYER_SEED, DEMO_LAYER_IMAGES))
         return min(found.layers, key=lambda layer: found.accuracy(layer, "all"))
@@ -254,14 +277,18 @@ class Study:
         """The one layer with its directions replaced by their codes."""
         codes = TextCodes(self.clip, texts, self.code_sizes(texts), how=self.atoms)
         return self.ablate(
-            pictures, layers=[self.layer], recode=codes, shrunk=self.follow == "code"
+            pictures,
+            lens=self.layer_lens,
+            layers=[self.layer],
+            recode=codes,
+            shrunk=self.follow == "code",
         )
 
-    def ablate(self, pictures: Labelled, **options: Any) -> Ablation:
-        """`ablate` on these pictures."""
+    def ablate(self, pictures: Labelled, *, lens: Lens | None = None, **options: Any) -> Ablation:
+        """`ablate` on these pictures; by default with the lens of all layers."""
         classifier = self.classifier(pictures)
         return ablate(
-            *(self.clip, self.lens, pictures.source, pictures.labels, classifier),
+            *(self.clip, lens or self.lens, pictures.source, pictures.labels, classifier),
             progress=True,
             **options,
         )
@@ -275,8 +302,18 @@ class Study:
 
         device = self.clip.device
         return replace(
-            self, model="demo-twin", load=lambda: load("demo-twin", device=device), lens_path=None
+            self,
+            model="demo-twin",
+            published=None,
+            load=lambda: load("demo-twin", device=device),
+            lens_path=None,
         )
+
+    @property
+    def known_model(self) -> str:
+        """The model for a table of settings: what its weights are, as far as that is known."""
+        unknown = "" if self.demo else ", whose weights are not known as published ones"
+        return self.published or f"{self.model}{unknown}"
 
     def settings(
         self,
@@ -288,7 +325,7 @@ class Study:
         more: Sequence[Setting] = (),
     ) -> list[Setting]:
         """Settings that all results have in common, and more."""
-        found = [Setting(name="model", ours=self.model, paper=model)]
+        found = [Setting(name="model", ours=self.known_model, paper=model)]
         if pictures is not None:
             prompts = len(pictures.classes.prompts[0])
             templates = f'"{TEMPLATE}"' if prompts == 1 else f"{prompts} prompts a class"
@@ -303,7 +340,8 @@ class Study:
             ]
         if layers is not None:
             found.append(Setting(name="layers", ours=layers[0], paper=layers[1]))
-        count, lens = len(self.lens.image_ids), self.lens
+        lens = self.layer_lens
+        count = len(lens.image_ids)
         about = 0.9 * FIT_IMAGES <= count <= 1.1 * FIT_IMAGES
         return [
             *found,

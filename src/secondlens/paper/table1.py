@@ -36,10 +36,9 @@ def table1(study: Study) -> Result:
     """Accuracy without direct, indirect and second-order effects, and how rank-one they are."""
     layer, pictures = study.layer, study.some(study.test, 1)
     neurons = sample(study.clip, min(study.sample, study.clip.neurons))
-    options = {"layers": [layer]}
     found = study.ablation
-    together = study.ablate(pictures, effect="together", **options)
-    straight = study.ablate(pictures, effect="direct", reference=study.reference, **options)
+    together = study.ablate(pictures, effect="together", layers=[layer])
+    straight = study.ablate(pictures, effect="direct", reference=study.reference, layers=[layer])
     # on the same neurons and pictures, or shares could not be compared
     mean = study.lens[layer].activation_mean
     fitted = {

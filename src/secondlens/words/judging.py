@@ -177,7 +177,7 @@ def alike(referees: Sequence[Clip], texts: Vocabulary) -> Int[Tensor, " texts"]:
     first = torch.arange(len(texts))
     for referee in referees:
         embedded = texts.embed(referee)
-        plain = normalise(embedded).float()
+        plain = normalise(embedded, "unit").float()
         rows = F.normalize(normalise(embedded, "centred"), dim=1)
         for start in range(0, len(texts), TEXTS_PER_CHUNK):
             stop = min(start + TEXTS_PER_CHUNK, len(texts))

@@ -15,19 +15,23 @@ import secondlens as sl
 from secondlens.applications.auditing.ablated_clip import AblatedClip, GroupEffects
 from secondlens.applications.auditing.audits import (
     ALIKE,
+    RANDOM_DIRECTIONS,
     SHARE_OF_NEURONS,
     Audit,
     audit,
     cue_neurons,
+    shares_of_chance,
 )
 from secondlens.applications.auditing.counterfactuals import drawn
 from secondlens.commands.group import main
+from secondlens.data.labelled import labelled
+from secondlens.data.sources import as_source
 from secondlens.data.vocabularies import Vocabulary, object_names, prompts, vocabulary
 from secondlens.demo.scenes import Scenes, World, object_on, truth
 from secondlens.demo.world import NAMES, PLACES, PREFERENCE
 from secondlens.effects.capture import Capture
 from secondlens.effects.value_paths import second_order
-from secondlens.errors import SecondLensError
+from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
 from secondlens.words.scoring import area_under_roc
@@ -122,7 +126,14 @@ def test_audit_is_its_definition(clip, lens, images, labelled):
     if labelled:
         shown = [{CLASSES[i % 5]} for i in range(50)]
     found = audit(
-        clip, lens, CLASSES, images, CUES, shown=shown if labelled else None, batch_size=7
+        clip,
+        lens,
+        CLASSES,
+        images,
+        CUES,
+        shown=shown if labelled else None,
+        batch_size=7,
+        chance=1.0,
     )
     expected = literally(clip, lens, images, shown)
     rows = torch.cat([classifier, clip.encode_text(CUES)])
@@ -139,10 +150,12 @@ def test_audit_is_its_definition(clip, lens, images, labelled):
 
 
 def test_batches_do_not_matter_and_seeds_do(clip, lens, images):
-    one, other = (audit(clip, lens, CLASSES, images, CUES, batch_size=b) for b in (3, 50))
+    one, other = (
+        audit(clip, lens, CLASSES, images, CUES, batch_size=b, chance=1.0) for b in (3, 50)
+    )
     assert torch.allclose(one.effect, other.effect, equal_nan=True)
     assert one.images == other.images
-    seeds = [audit(clip, lens, CLASSES, images, CUES, random=s) for s in (0, 0, 1)]
+    seeds = [audit(clip, lens, CLASSES, images, CUES, random=s, chance=1.0) for s in (0, 0, 1)]
     assert seeds[0].neurons == seeds[1].neurons != seeds[2].neurons
     assert len(seeds[0].neurons[0]) == len(one.neurons[0])
 
@@ -159,7 +172,7 @@ def test_cue_neurons_are_the_largest(lens):
 
 
 def test_save_and_load(clip, lens, images, tmp_path):
-    found = audit(clip, lens, CLASSES, images, CUES)
+    found = audit(clip, lens, CLASSES, images, CUES, chance=1.0)
     found.save(tmp_path)
     assert Audit.load(tmp_path).drawn is None
     found = replace(found, drawn=torch.rand(found.effect.shape))
@@ -183,6 +196,85 @@ def test_save_and_load(clip, lens, images, tmp_path):
     (tmp_path / "audit.json").write_text(json.dumps({"classes": []}))
     with pytest.raises(SecondLensError, match="is damaged"):
         Audit.load(tmp_path)
+
+
+def an_audit(effect, spread, **others):
+    """Of two classes and two cues."""
+    return Audit(
+        model={},
+        classes=("ant", "bee"),
+        cues=("sea", "sky"),
+        prompts=(("sea",), ("sky",)),
+        effect=torch.tensor(effect),
+        spread=torch.tensor(spread),
+        neurons=((), ()),
+        images=((), ()),
+        **others,
+    )
+
+
+def test_ties_that_are_not_chance_come_first():
+    nan = math.nan
+    found = an_audit([[0.9, 0.2], [0.1, nan]], [[1.0, 0.1], [0.05, nan]])
+    assert [tie[:2] for tie in found.ties()] == [("ant", "sky"), ("bee", "sea"), ("ant", "sea")]
+    assert found.first_cue("ant") == "sky"
+    assert [tie[:2] for tie in found.ties(1)] == [("ant", "sky")]
+    alone = an_audit([[0.9, 0.2], [0.1, nan]], [[nan, 0.1], [0.05, nan]])
+    assert [tie[:2] for tie in alone.ties()] == [("ant", "sky"), ("bee", "sea"), ("ant", "sea")]
+    with pytest.raises(SecondLensError, match="knows of no cue of bee"):
+        an_audit([[0.9, 0.2], [nan, nan]], [[1.0, 0.1], [nan, nan]]).first_cue("bee")
+
+
+def test_a_single_picture_has_no_interval(clip, lens, images, tmp_path):
+    """Of the two pictures of each cue, one shows the class."""
+    two = images[:2]
+    shown = [{"ant"}, {"bee"}]
+    found = audit(clip, lens, ["ant", "bee", "cat"], two, ["sea"], shown=shown, chance=1.0)
+    assert found.effect.isfinite().all()
+    assert found.spread.isnan().tolist() == [[True], [True], [False]]
+    assert "2 of 2 pictures" in found.chosen
+    assert "by their labels" in found.chosen
+    found.save(tmp_path)
+    assert "nan" not in (tmp_path / "audit.csv").read_text()
+    unlabelled = audit(clip, lens, ["ant", "bee"], two, ["sea"], chance=1.0)
+    assert "by the model's own prediction" in unlabelled.chosen
+
+
+def test_share_of_chance_is_its_definition():
+    generator = torch.Generator().manual_seed(2)
+    rows = F.normalize(torch.randn(40, 6, generator=generator), dim=1)
+    rows[:5, 0] += 4  # five pictures show the first cue
+    cues = torch.eye(6)[[0, 3]]
+    random = torch.Generator().manual_seed(0)
+    drawn = F.normalize(torch.randn(RANDOM_DIRECTIONS, 6, generator=random), dim=1)
+
+    def far(direction):
+        along = sorted(((rows - rows.mean(0)) @ direction).tolist(), reverse=True)
+        return np.mean(along[:4])
+
+    expected = [np.mean([far(each) >= far(cue) for each in drawn]) for cue in cues]
+    found = shares_of_chance(rows, cues, 4)
+    assert found.tolist() == pytest.approx(expected, abs=1e-3)
+    assert found[0] < 0.01 < found[1]
+
+
+def test_cues_that_no_picture_shows_are_left_out(clip, lens, images, monkeypatch, tmp_path):
+    module = importlib.import_module("secondlens.applications.auditing.audits")
+    shares = torch.tensor([0.5, 0.001, 0.06, 0.0])
+    monkeypatch.setattr(module, "shares_of_chance", lambda *_: shares)
+    with pytest.warns(SecondLensWarning, match="no picture shows them beyond chance: sea, ant"):
+        found = audit(clip, lens, CLASSES, images, CUES)
+    assert found.unshown == ("sea", "ant")
+    assert found.effect[:, [0, 2]].isnan().all()
+    assert not found.effect[:, [1, 3]].isnan().all()
+    found.save(tmp_path)
+    loaded = Audit.load(tmp_path)
+    assert (loaded.unshown, loaded.chosen) == (found.unshown, found.chosen)
+    shares += 0.5
+    with pytest.raises(SecondLensError, match="no picture shows any of the cues beyond chance"):
+        audit(clip, lens, CLASSES, images, CUES)
+    with pytest.raises(SecondLensError, match="chance must lie above 0"):
+        audit(clip, lens, CLASSES, images, CUES, chance=0.0)
 
 
 def test_mistakes(clip, lens, images):
@@ -304,6 +396,34 @@ def test_the_embedded_world_is_drawn(on_disk, tmp_path, monkeypatch):
     assert "when drawn" in (tmp_path / "out" / "audit.html").read_text()
 
 
+def test_labels_of_class_folders_count(on_disk, tmp_path):
+    """With them, an image of a class counts for no cue of that class, whatever is predicted."""
+    for i, picture in enumerate(sorted((on_disk / "pictures").iterdir())):
+        place = tmp_path / "set" / ("ship", "cow")[i % 2] / picture.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(picture.read_bytes())
+    out = tmp_path / "out"
+    arguments = [*("--cues", on_disk / "cues.txt"), *("--images", tmp_path / "set"), "--labelled"]
+    result = run("audit", on_disk / "lens", *arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.output
+    assert "that do not show it by their labels" in " ".join(result.output.split())
+    assert "by their labels" in (out / "audit.html").read_text()
+    clip, lens = sl.load("demo"), sl.Lens.load(on_disk / "lens")
+    source = as_source(tmp_path / "set")
+    shown = [{each.partition("/")[0]} for each in source.ids]
+    names = labelled(tmp_path / "set").classes
+    with pytest.warns(SecondLensWarning, match="no picture shows them beyond chance: owl"):
+        expected = audit(clip, lens, names, source, on_disk / "cues.txt", shown=shown)
+    assert "left out, since no picture shows them beyond chance: owl" in result.stderr
+    kept = Audit.load(out)
+    assert kept.classes == ("cow", "ship")
+    assert torch.allclose(kept.effect, expected.effect.float(), equal_nan=True)
+    alone = run("audit", on_disk / "lens", "--labelled", "--out", tmp_path / "other")
+    assert alone.exit_code == 2
+    assert "--labelled says what --images are" in alone.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "extra", "message"),
     [
@@ -327,5 +447,5 @@ def test_mistakes_are_one_sentence(on_disk, tmp_path, changes, extra, message):
 def test_other_models_need_everything(on_disk, tmp_path):
     result = run("audit", on_disk / "lens", "--model", "ViT-B-32", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "give --classes" in result.stderr
+    assert "needs --classes, --cues, --images" in result.stderr
     assert vocabulary(str(on_disk / "cues.txt")).labels == ("sea", "road", "owl")

@@ -42,7 +42,9 @@ def lens(clip):
 
 @pytest.fixture(scope="module")
 def found(clip, lens):
-    return audit(clip, lens, CLASSES, tiny_images(clip, 60, seed=6), ["sea", "sky", "ice"])
+    return audit(
+        clip, lens, CLASSES, tiny_images(clip, 60, seed=6), ["sea", "sky", "ice"], chance=1.0
+    )
 
 
 def pictures(clip, seed, count=40):
@@ -148,8 +150,10 @@ def test_mistakes(clip, lens, found, kinds):
     with pytest.raises(SecondLensError, match="another model"):
         defend(clip, lens, replace(found, model={"weights": "x"}), usual, unusual)
     other = replace(usual, classes=vocabulary(["a", "b"]))
-    with pytest.raises(SecondLensError, match="are not those of the audit"):
+    with pytest.raises(SecondLensError, match="some has 2 classes that are not those of the audit"):
         defend(clip, lens, found, other, unusual)
+    with pytest.raises(SecondLensError, match="5 classes that are not those of some, 'a' first"):
+        defend(clip, lens, found, usual, replace(unusual, classes=vocabulary([*"abcd", "gnu"])))
     with pytest.raises(SecondLensError, match="40 unusual pictures and 1 rivals"):
         defend(clip, lens, found, usual, unusual, rivals=[1])
     with pytest.raises(SecondLensError, match="give at least 4"):
@@ -157,6 +161,25 @@ def test_mistakes(clip, lens, found, kinds):
     innocent = replace(found, effect=-found.effect.abs())
     with pytest.raises(SecondLensError, match="nothing to cut"):
         defend(clip, lens, innocent, usual, unusual)
+
+
+def test_classes_are_matched_by_name(clip, lens, found, kinds, defence):
+    """In another order, and with classes in the audit of which there are no pictures."""
+    usual, unusual = kinds
+    order = [3, 0, 4, 1, 2]
+    names = vocabulary([CLASSES[i] for i in order])
+    labels = tuple(order.index(label) for label in unusual.labels)
+    turned = replace(unusual, labels=labels, classes=names)
+    again = defend(clip, lens, found, usual, turned, rivals=[order.index(1)] * 40)
+    assert again.results == defence.results
+    assert again.neurons == defence.neurons
+    more = replace(
+        found,
+        classes=("gnu", *found.classes),
+        effect=torch.cat([torch.ones_like(found.effect[:1]), found.effect]),
+        spread=torch.cat([torch.zeros_like(found.spread[:1]), found.spread]),
+    )
+    assert defend(clip, lens, more, usual, unusual, rivals=[1] * 40).results == defence.results
 
 
 def test_other_lenses_and_pictures_that_are_gone(clip, lens, found, kinds):
@@ -276,6 +299,27 @@ def test_attacks_that_cannot_be_used(on_disk, tmp_path, change, message):
         attacked(tmp_path / "attack", object_names())
     with pytest.raises(sl.SecondLensError, match="no finished attack"):
         attacked(tmp_path / "none", object_names())
+
+
+def class_folders(root, count):
+    """Pictures of every object, in folders."""
+    shown = natural(count, seed=9)
+    for i, label in enumerate(shown.labels):
+        place = root / NAMES[label] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shown.source.load(i).save(place)
+    return root
+
+
+def test_labelled_sets_are_matched_by_name_and_say_why_nobody_is_fooled(on_disk, tmp_path):
+    usual, unusual = class_folders(tmp_path / "a", 24), class_folders(tmp_path / "b", 20)
+    result = run(
+        *("defend", on_disk / "audit", on_disk / "lens", "--usual", usual, "--unusual", unusual),
+        *("--out", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.stdout
+    assert "nobody says which class their cue belongs to" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

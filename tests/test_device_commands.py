@@ -112,7 +112,7 @@ def lens_of(folder, precision):
     lens = sl.fit(clip, folder / "photos", LAYERS)
     sl.describe(clip, lens, *DESCRIPTIONS[0])
     lens.save(folder / f"lens-{precision}")
-    found = sl.audit(clip, lens, WORDS[:4], folder / "photos", WORDS[4:])
+    found = sl.audit(clip, lens, WORDS[:4], folder / "photos", WORDS[4:], chance=1.0)
     # random weights push nothing for sure
     found = type(found)(**vars(found) | {"spread": found.spread * 0})
     found.save(folder / f"audit-{precision}")

@@ -392,7 +392,7 @@ def test_any_list_of_texts_is_read_or_refused(tmp_path_factory, content, suffix)
 
 RUNS_WHAT_IT_READS = {
     "data/cifar.py": "CIFAR-10 is pickles; its reader refuses all but arrays, see test_layouts",
-    "data/reader.py": "hands this process's own work to decoders that it started",
+    "data/decoders.py": "hands this process's own work to decoders that it started",
     "engine/pool.py": "hands this process's own work to workers that it started",
     "models/archives.py": "makes tensors alone: whatever else a pickle names is inert",
 }

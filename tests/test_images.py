@@ -40,9 +40,6 @@ from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
 
-# torch warns of more workers than cores, which some machines have few of
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
 COUNT = 7
 
 

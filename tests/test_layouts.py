@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -136,7 +137,38 @@ def webdataset(root):
     shard(root / "imagenet1k-train-0000.tar", [(n, n, n, None) for n in range(TRAIN)])
 
 
+def tar_of(path, files):
+    """An archive of (name, content)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def archives(root):
+    """As they are downloaded: the training part is an archive of archives."""
+    classes = []
+    for number in range(TRAIN):
+        inner = [(f"{WNIDS[number]}_{number}.png", encoded(number))]
+        classes.append((f"{WNIDS[number]}.tar", tar_of(root / "inner.tar", inner).read_bytes()))
+    (root / "inner.tar").unlink()
+    tar_of(root / "ILSVRC2012_img_train.tar", classes)
+    pictures = [(f"ILSVRC2012_val_{n + 1:08}.png", encoded(n)) for n in range(COUNT)]
+    tar_of(root / "ILSVRC2012_img_val.tar", pictures)
+    devkit(root / "unpacked")
+    data = root / "unpacked" / "ILSVRC2012_devkit_t12" / "data"
+    files = [
+        (f"ILSVRC2012_devkit_t12/data/{each.name}", each.read_bytes()) for each in data.iterdir()
+    ]
+    tar_of(root / "ILSVRC2012_devkit_t12.tar.gz", files)
+    shutil.rmtree(root / "unpacked")
+
+
 IMAGENETS = {
+    archives: ("", "ILSVRC2012_img_val.tar"),
     class_folders: ("", "val"),
     devkit: ("", "val"),
     kaggle: ("", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC", "ILSVRC/Data/CLS-LOC/val"),
@@ -165,6 +197,37 @@ def test_every_place_in_every_layout_of_imagenet_gives_its_classes(layout):
         assert by_number == [*enumerate(TRUE)], place
 
 
+def test_imagenets_archives_are_read_as_they_come(tmp_path):
+    archives(tmp_path)
+    train_tar, val = (tmp_path / f"ILSVRC2012_img_{part}.tar" for part in ("train", "val"))
+    ids = [f"{WNIDS[number]}/{WNIDS[number]}_{number}" for number in range(TRAIN)]
+    assert training_pictures(tmp_path).ids == as_source(train_tar).ids == ids
+    found = labelled(train_tar)
+    assert found.classes.labels == tuple(imagenet_names()[WNIDS[n]] for n in range(TRAIN))
+    assert [number_of(found.source, i) for i in range(TRAIN)] == list(found.labels) == [*range(4)]
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").rename(tmp_path / "kept.gz")
+    with pytest.raises(SecondLensError, match="holds pictures and no class folders, and there are"):
+        labelled(val)
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"\x1f\x8b damaged")
+    with pytest.raises(SecondLensError, match="are not those of ILSVRC2012_devkit_t12"):
+        labelled(val)
+    val.unlink()
+    with pytest.raises(SecondLensError, match=r"has no ILSVRC2012_img_val\.tar to measure on"):
+        labelled(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [520, 1024, 1600])
+def test_a_damaged_archive_in_an_archive_is_left_out_alone(tmp_path, cut):
+    one = tar_of(tmp_path / "one.tar", [(f"{n}.png", encoded(n)) for n in range(2)]).read_bytes()
+    two = tar_of(tmp_path / "two.tar", [("9.png", encoded(9))]).read_bytes()
+    source = as_source(tar_of(tmp_path / "all.tar", [("a.tar", one[:cut]), ("b.tar", two)]))
+    assert source.ids == (["b/9"] if cut == 520 else ["a/0", "b/9"])
+    assert number_of(source, len(source.ids) - 1) == 9
+    assert (
+        "a.tar: only the pictures before the damage are used" in source.damaged["damaged archives"]
+    )
+
+
 def test_a_lens_is_fitted_on_the_training_part_and_the_others_are_named(layout):
     root, places = layout
     for place in places:
@@ -174,7 +237,7 @@ def test_a_lens_is_fitted_on_the_training_part_and_the_others_are_named(layout):
             continue
         assert len(training_pictures(root / place).ids) == TRAIN
         source = as_source(root / place)
-        if place.endswith("val"):
+        if place.endswith(("val", "val.tar")):
             assert len(source.ids) == COUNT and not source.damaged
         else:
             assert len(source.ids) == TRAIN

@@ -23,9 +23,10 @@ from models import tiny_images, tiny_model
 from PIL import Image, PngImagePlugin
 
 from secondlens.commands import main
+from secondlens.data.decoders import Decode
 from secondlens.data.decoding import SUFFIXES, decode
 from secondlens.data.folder import Folder
-from secondlens.data.reader import Reader, _Decoder
+from secondlens.data.reader import Reader
 from secondlens.data.sources import Choice, InMemory, TorchDataset, as_source
 from secondlens.data.tar import Tar
 from secondlens.data.vocabularies import vocabulary
@@ -342,15 +343,13 @@ def tiny(**options):
 
 
 def test_what_a_worker_gets_may_hold_a_lambda():
-    decoder = _Decoder(TorchDataset(Rows()), lambda picture: torch.zeros(3, 2, 2), [[0, 1], [2, 3]])
+    decode = Decode(TorchDataset(Rows()), lambda picture: torch.zeros(3, 2, 2), None)
     with pytest.raises((AttributeError, pickle.PicklingError)):
-        pickle.dumps(decoder.source)
-    sent = pickle.loads(pickle.dumps(decoder))
-    assert sent[1].batch.positions == [2, 3]
+        pickle.dumps(decode.source)
+    assert torch.equal(pickle.loads(pickle.dumps(decode))(2), torch.zeros(3, 2, 2))
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_lambda_reaches_workers_that_are_spawned(monkeypatch):
     start = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)

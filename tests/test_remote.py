@@ -5,14 +5,18 @@ import tarfile
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from engines import close
 from models import tiny_model
+from PIL import Image
 from stores import put_pictures, s3
 from test_fit import same
 
 from secondlens.data.folder import Folder, StoredFolder
+from secondlens.data.labelled import labelled, training_pictures
 from secondlens.data.parquet import Parquet
 from secondlens.data.reader import Reader
 from secondlens.data.sources import as_source, dataset_hash
@@ -35,6 +39,13 @@ def preprocess(picture):
 @pytest.fixture(scope="module")
 def clip():
     return from_open_clip(tiny_model(layers=4), preprocess=preprocess, name="tiny")
+
+
+def png(number):
+    """An encoded picture whose first value is a number."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +159,61 @@ def test_processes_that_decode_from_a_store(clip, encoded):
         for n in (0, 2)
     )
     assert torch.equal(one, two)
+
+
+def labelled_folders(root, splits=("train", "val")):
+    """Pictures of two classes in each split; the first values of one tell its class."""
+    store = fsspec.filesystem("s3")
+    for split in splits:
+        for label, name in enumerate(("bee", "ant")):
+            for number in range(2):
+                picture = Image.new("RGB", (4, 4), (label, number, len(split)))
+                file = io.BytesIO()
+                picture.save(file, "PNG")
+                store.pipe_file(f"{root}/{split}/{name}/{number}.png", file.getvalue())
+
+
+def test_labelled_class_folders_in_a_store(server):
+    labelled_folders("s3://lab/set")
+    found = labelled("s3://lab/set/")
+    assert found.name == "set validation"
+    assert found.classes.labels == ("ant", "bee")
+    shown = [found.source.load(i).getpixel((0, 0)) for i in range(4)]
+    assert [("bee", "ant")[red] for red, *_ in shown] == ["ant", "ant", "bee", "bee"]
+    assert [found.classes.labels[label] for label in found.labels] == ["ant", "ant", "bee", "bee"]
+    assert {blue for *_, blue in shown} == {len("val")}
+    training = training_pictures("s3://lab/set")
+    assert training.ids == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"]
+    assert training.load(0).getpixel((0, 0))[2] == len("train")
+    assert labelled("s3://lab/set/train").name == "set train"
+    labelled_folders("s3://lab/half", ["train"])
+    with pytest.raises(SecondLensError, match="has no folder val: add one, or name s3://lab/half/"):
+        labelled("s3://lab/half")
+    with pytest.raises(SecondLensError, match="there is no folder s3://lab/none with labelled"):
+        labelled("s3://lab/none")
+
+
+def test_labelled_archives_in_a_store(server, tmp_path):
+    store = fsspec.filesystem("s3")
+    for split, count in (("train", 3), ("validation", 2)):
+        names = [f"{split}-{n}" for n in range(count)]
+        cells = [{"bytes": png(number), "path": each} for number, each in enumerate(names)]
+        labels = [("ant", "bee")[n % 2] for n in range(count)]
+        pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "x.parquet")
+        store.put_file(str(tmp_path / "x.parquet"), f"s3://lab/hub/data/{split}-0.parquet")
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            for number, (name, label) in enumerate(zip(names, labels, strict=True)):
+                for kind, content in (("png", png(number)), ("cls", label.encode())):
+                    info = tarfile.TarInfo(f"{name}.{kind}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        store.put_file(str(tmp_path / "x.tar"), f"s3://lab/shards/set-{split}-0.tar")
+    for root in ("s3://lab/hub", "s3://lab/hub/data", "s3://lab/shards"):
+        found = labelled(root)
+        assert [found.classes.labels[label] for label in found.labels] == ["ant", "bee"]
+        assert found.source.load(1).getpixel((0, 0))[0] == 1
+        assert len(training_pictures(root).ids) == 3
+    assert len(labelled("s3://lab/hub/data/train-0.parquet")) == 3
 
 
 def test_files_in_a_store_read_as_others_do(server):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from importlib import import_module
 from itertools import combinations
@@ -17,10 +18,12 @@ from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.effects.projections import Projector, embed, project
 from secondlens.effects.value_paths import second_order
-from secondlens.errors import SecondLensError
+from secondlens.errors import SecondLensError, SecondLensWarning
+from secondlens.explorer.atlas import Atlas
 from secondlens.intervals import of_median
 from secondlens.lens.codes import CONTROLS, Codes, Scores
 from secondlens.lens.fitting import fit
+from secondlens.lens.hub import lens_card
 from secondlens.lens.lens import Lens
 from secondlens.models.loading import load
 from secondlens.models.open_clip import from_open_clip
@@ -288,7 +291,7 @@ def test_scores_are_saved_with_the_lens(scored, tmp_path):
     *_, lens, scores = scored
     lens.save(tmp_path)
     (loaded,) = Lens.load(tmp_path).scores.values()
-    assert loaded.name == scores.name == "planted by true labels"
+    assert loaded.name == scores.name == "planted by true labels on 400 pictures in memory"
     assert (loaded.images, loaded.top) == (COUNT, TOP)
     for name in ("auc", "low", "high", "controls"):
         for layer, tensor in getattr(scores, name).items():
@@ -382,7 +385,7 @@ def test_command_scores_on_unseen_scenes_and_saves(demo_lens, monkeypatch):
     lens = Lens.load(path)
     for pool in ("texts", "texts, by activation"):
         for judge in ("true labels", "true labels, related words by demo-twin"):
-            scores = lens.scores[f"{pool} by {judge}"]
+            scores = lens.scores[f"{pool} by {judge} on 60 unseen scenes"]
             assert scores.images == 60
             assert scores.auc[6].isfinite().any()
     assert lens.stability["texts"].cosine[6].shape == (768,)
@@ -395,6 +398,100 @@ def test_command_needs_the_images_of_the_fit_to_refit(demo_lens, tmp_path):
     result = run(tmp_path / "lens", "--texts", words, "--stability")
     assert result.exit_code == 2
     assert "--fit-images" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def own_lens(demo_lens, tmp_path_factory):
+    """A lens of pictures in a folder, and that folder."""
+    folder = tmp_path_factory.mktemp("own")
+    scenes = Scenes(World(), FIT_SEED, 20)
+    (folder / "fitted").mkdir()
+    for index in range(20):
+        scenes.load(index).save(folder / "fitted" / f"{index:02}.png")
+    clip = load("demo")
+    lens = fit(clip, folder / "fitted", [6])
+    describe(clip, lens, vocabulary(["dog", "cat", "whale", "ship"], name="mine"), 2)
+    lens.save(folder / "lens")
+    return folder
+
+
+def pictures(folder, count, seed=99):
+    """Scenes that nothing was fitted on."""
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Scenes(World(), seed, count).load(index).save(folder / f"new-{index}.png")
+    return folder
+
+
+def judged(*arguments):
+    return run(*arguments, "--referee", "demo-twin")
+
+
+def test_own_lenses_are_never_scored_on_drawn_scenes(own_lens):
+    result = run(own_lens / "lens")
+    assert result.exit_code == 2
+    assert "needs --images, --referee: it was fitted on pictures of your own" in result.stderr
+    result = run(own_lens / "lens", "--stability")
+    assert "needs --images, --referee, --fit-images" in result.stderr
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_pictures_of_the_fit_are_not_unseen(own_lens, tmp_path, renamed):
+    folder = pictures(tmp_path / "some", 6)
+    name = "holiday.bmp" if renamed else "03.png"
+    Image.open(own_lens / "fitted" / "03.png").save(folder / name)
+    result = judged(own_lens / "lens", "--images", folder)
+    assert result.exit_code == 2
+    assert f"the picture '{name}' shows what '03.png' shows" in result.stderr
+    assert not Lens.load(own_lens / "lens").scores
+
+
+def test_ids_tell_where_a_lens_does_not_know_what_its_pictures_show(own_lens):
+    lens = Lens.load(own_lens / "lens")
+    clip, old = load("demo"), replace(lens, digests=())
+    with pytest.raises(SecondLensError, match="fitted on 20 of these pictures, '00"):
+        score(clip, old, "mine", own_lens / "fitted", load("demo-twin"))
+
+
+def test_other_pictures_of_the_same_name_are_said_to_be_that(own_lens, tmp_path):
+    folder = pictures(tmp_path / "some", 6)
+    (folder / "new-1.png").rename(folder / "03.png")
+    with pytest.warns(SecondLensWarning, match="1 of these pictures have ids of the fit, '03.png'"):
+        score(load("demo"), Lens.load(own_lens / "lens"), "mine", folder, load("demo-twin"))
+
+
+def test_scores_are_named_after_description_judge_and_pictures(own_lens, tmp_path):
+    lens = tmp_path / "lens"
+    Lens.load(own_lens / "lens").save(lens)
+    one, other = (
+        pictures(tmp_path / where / "val", 6, seed) for where, seed in (("a", 5), ("b", 6))
+    )
+    name = "mine by demo-twin on val"
+    first = judged(lens, "--images", one, "--texts", "mine")
+    assert first.exit_code == 0, first.output
+    assert "mine, judged by demo-twin" in first.output
+    assert "6 unseen images of val" in " ".join(first.output.split())
+    before = Lens.load(lens).scores[name]
+    assert judged(lens, "--images", other).exit_code == 0
+    found = Lens.load(lens).scores
+    assert list(found) == [name, f"{name} (2)"]
+    torch.testing.assert_close(found[name].auc[6], before.auc[6], equal_nan=True)
+    again = judged(lens, "--images", one)
+    assert f"the earlier scores of {name} are replaced" in " ".join(again.stderr.split())
+    assert list(Lens.load(lens).scores) == [name, f"{name} (2)"]
+    said = json.loads(judged(lens, "--images", other, "--json").stdout)["scores"]
+    assert [(each["referee"], each["pictures"]) for each in said] == [("demo-twin", "val (2)")]
+    card = lens_card(Lens.load(lens))
+    assert f"| `{name}` | 6 |" in card
+    assert f"| `{name} (2)` | 6 |" in card
+    assert Atlas(Lens.load(lens)).model()["scored_on"] == "val"
+
+
+def test_descriptions_are_named(own_lens, tmp_path):
+    folder = pictures(tmp_path / "some", 6)
+    result = judged(own_lens / "lens", "--images", folder, "--texts", "yours")
+    assert result.exit_code == 2
+    assert "yours" in result.stderr
 
 
 def test_command_says_what_is_missing(demo_lens, tmp_path):

@@ -130,7 +130,7 @@ def fit_cost(clip: Clip, pictures: int, layers: list[int], rounds: int) -> dict[
 
         def encode() -> None:
             for batch in Reader(source=source, clip=clip):
-                clip.encode_image(batch.pixels)
+                clip.encode_image(batch.on(clip.device))
 
         def fitted(store: str) -> Callable[[], None]:
             def run() -> None:

@@ -8,6 +8,7 @@ import click
 from ..errors import SecondLensError
 from .options import (
     PATH,
+    PLACE,
     ChosenModel,
     batch_option,
     check_lens,
@@ -32,7 +33,7 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 
 @click.command()
 @click.argument("lens", type=PATH)
-@click.argument("images", type=PATH, required=False)
+@click.argument("images", type=PLACE, required=False)
 @click.option(
     "--effect",
     type=click.Choice(["second-order", "direct", "indirect", "together", "attention"]),
@@ -47,7 +48,7 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 @click.option("--texts", "pools", multiple=True, help="Also put codes by these in; repeatable.")
 @click.option("--sizes", help="Texts in a code, such as 4,8,16.")
 @click.option("--published", is_flag=True, help="Codes made and projected on as published.")
-@click.option("--reference", type=PATH, help="Pictures for means of effects not in the lens.")
+@click.option("--reference", type=PLACE, help="Pictures for means of effects not in the lens.")
 @click.option("--classes", type=PATH, help="A file with one class a line, in order.")
 @click.option("--all-classes", is_flag=True, help="All 1,000 of ImageNet for its wordnet ids.")
 @click.option("--template", "templates", multiple=True, help="A prompt with {}; repeatable.")
@@ -72,14 +73,14 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 @with_model
 def ablate(
     lens: Path,
-    images: Path | None,
+    images: Path | str | None,
     effect: str,
     layers: str,
     neurons: int | None,
     pools: tuple[str, ...],
     sizes: str | None,
     published: bool,
-    reference: Path | None,
+    reference: Path | str | None,
     classes: Path | None,
     all_classes: bool,
     templates: tuple[str, ...],
@@ -171,7 +172,7 @@ def ablate(
 
 
 def _pictures(
-    model: ChosenModel, images: Path | None, classes: Path | None, all_classes: bool
+    model: ChosenModel, images: Path | str | None, classes: Path | None, all_classes: bool
 ) -> "Labelled":
     """Those that were named, or unseen scenes of an embedded model."""
     from ..paper.study import TEST_SEED, scenes
@@ -183,7 +184,9 @@ def _pictures(
     return scenes(TEST_SEED, TEST_SCENES, planted=model.model == "demo")
 
 
-def _reference(model: ChosenModel, images: Path | None, reference: Path | None) -> "ImageSource":
+def _reference(
+    model: ChosenModel, images: Path | str | None, reference: Path | str | None
+) -> "ImageSource":
     """Pictures for means of effects that are not in the lens."""
     from ..data.labelled import training_pictures
     from ..data.sources import as_source

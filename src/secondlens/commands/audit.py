@@ -15,6 +15,7 @@ from .options import (
     PictureChoice,
     batch_option,
     check_lens,
+    check_own_world,
     console,
     hold_new,
     json_option,
@@ -56,6 +57,12 @@ PICTURES = 4
     help="Pictures that were not used to fit; without --classes, a labelled set.",
 )
 @click.option(
+    "--labelled",
+    is_flag=True,
+    help="The images are a labelled set, such as class folders, whose labels say which class is in "
+    "a picture; otherwise the model's own prediction does.",
+)
+@click.option(
     "--template", "templates", multiple=True, help="For classes, such as 'a photo of {}'."
 )
 @click.option(
@@ -76,6 +83,7 @@ def audit(
     classes: str | None,
     cues: str | None,
     images: str | None,
+    labelled: bool,
     templates: tuple[str, ...],
     drawings: int,
     out: Path,
@@ -102,19 +110,26 @@ def audit(
     own = model.model.startswith("demo")
     # a labelled set has classes of its own
     known = classes if images is None else images
-    for option, given in (("--classes", known), ("--cues", cues), ("--images", images)):
-        if given is None and not own:
-            raise SecondLensError(f"{model.model} has no world of its own: give {option}")
-    drawable = classes is None and cues is None
+    check_own_world(
+        model.model,
+        "an audit of",
+        {"--classes": known, "--cues": cues, "--images": images},
+    )
+    if labelled and images is None:
+        raise SecondLensError("--labelled says what --images are: name a labelled set with those")
+    drawable = classes is None and cues is None and not labelled
     names = None if classes is None else vocabulary(classes, templates=templates or None)
+    shown: list[set[str]] | None = None
     if images is None:
         source = _unseen()
-    elif names is not None or own:
-        source = choice.source(images)
+    elif labelled or (names is None and not own):
+        found = labelled_pictures(images, None if classes is None else Path(classes))
+        source, names = found.source, found.classes
+        if templates:
+            names = vocabulary(names, templates=templates)
+        shown = [{names.labels[label]} for label in found.labels]
     else:
-        labelled = labelled_pictures(Path(images))
-        source = labelled.source
-        names = vocabulary(labelled.classes, templates=templates or None)
+        source = choice.source(images)
     words = None if cues is None else vocabulary(cues)
     if names is None or words is None:
         from ..data.vocabularies import backgrounds, object_names
@@ -122,25 +137,34 @@ def audit(
         names, words = names or object_names(), words or backgrounds()
     fitted = Lens.load(lens)
     clip = model.load()
-    found = measure(clip, fitted, names, source, words, batch_size=batch_size, progress=True)
+    measured = measure(
+        *(clip, fitted, names, source, words),
+        shown=shown,
+        batch_size=batch_size,
+        progress=True,
+    )
     if drawable and drawings:
-        found = replace(found, drawn=_drawn(clip, names, words, drawings))
+        measured = replace(measured, drawn=_drawn(clip, names, words, drawings))
     with whole_folder(out) as folder:
-        found.save(folder)
-        _write_page(folder / "audit.html", clip, fitted, found, source)
+        measured.save(folder)
+        _write_page(folder / "audit.html", clip, fitted, measured, source)
     if as_json:
         names_of_ties = ("class", "cue", "effect", "spread", "drawn")
-        ties = [dict(zip(names_of_ties, tie, strict=True)) for tie in found.ties(top)]
-        print_json({"model": clip.name, "ties": ties, "report": out})
+        ties = [dict(zip(names_of_ties, tie, strict=True)) for tie in measured.ties(top)]
+        facts = {"chosen": measured.chosen, "unshown": measured.unshown}
+        print_json({"model": clip.name, "ties": ties, **facts, "report": out})
         return
     table = Table(title=f"Cues of {escape(clip.name)}: how far a class falls without them")
     for name in ("class", "cue", "falls by", "95 %", "gains, drawn"):
         table.add_column(name, justify="left" if name in ("class", "cue") else "right")
-    for name, cue, value, spread, added in found.ties(top):
+    for name, cue, value, spread, added in measured.ties(top):
         interval = f"{value - spread:.4f} to {value + spread:.4f}"
+        if spread != spread:
+            interval = "a single picture"
         gained = "–" if added != added else f"{added:.4f}"
         table.add_row(escape(name), escape(cue), f"{value:.4f}", interval, gained)
     console.print(table)
+    console.print(measured.chosen, markup=False, highlight=False)
     console.print(f"{out}: audit.html, audit.json, audit.csv", markup=False, highlight=False)
 
 
@@ -172,9 +196,11 @@ def _write_page(
     from ..words.describing import signed
 
     codes = next(iter(lens.codes.values()), None)
-    highest = found.effect.nan_to_num(float("-inf")).amax(0)
-    cues = highest.argsort(descending=True).tolist()[:CUES_SHOWN]
-    rows = found.effect[:, cues].nan_to_num(float("-inf")).amax(1).argsort(descending=True)
+    # in the order of the ties, so that what may be chance comes last
+    ties = found.ties()
+    cues = [found.cues.index(cue) for cue in dict.fromkeys(cue for _, cue, *_ in ties)][:CUES_SHOWN]
+    in_order = dict.fromkeys([*(name for name, *_ in ties), *found.classes])
+    rows = [found.classes.index(name) for name in in_order]
     wanted = sorted({each for cue in cues for each in found.images[cue][:PICTURES]})
     view, pictures = model_view(clip), {}
     for batch in Reader(source=with_ids(source, wanted), clip=clip, batch_size=16):
@@ -194,7 +220,7 @@ def _write_page(
         }
         for cue in cues
     ]
-    largest = max(float(highest.max()), 1e-12)
+    largest = max((effect for _, _, effect, *_ in ties), default=0.0) or 1e-12
     matrix = [
         {
             "name": found.classes[row],
@@ -207,7 +233,7 @@ def _write_page(
                 for cue in cues
             ],
         }
-        for row in rows.tolist()[:60]
+        for row in rows[:60]
     ]
     write_page(
         path,
@@ -219,4 +245,6 @@ def _write_page(
         largest=largest,
         classes=len(found.classes),
         images=len(found.images[0]),
+        chosen=found.chosen,
+        unshown=found.unshown,
     )

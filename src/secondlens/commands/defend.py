@@ -11,6 +11,7 @@ from rich.table import Table
 from ..errors import SecondLensError
 from .options import (
     PATH,
+    PLACE,
     ChosenModel,
     check_lens,
     check_pictures,
@@ -18,6 +19,7 @@ from .options import (
     hold_new,
     json_option,
     labelled_pictures,
+    note,
     print_json,
     with_model,
 )
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("found", metavar="AUDIT_OR_ATTACK", type=PATH)
 @click.argument("lens", type=PATH)
-@click.option("--usual", type=PATH, help="A labelled set of pictures as they usually are.")
-@click.option("--unusual", type=PATH, help="A labelled set of pictures with misleading cues.")
+@click.option("--usual", type=PLACE, help="A labelled set of pictures as they usually are.")
+@click.option("--unusual", type=PLACE, help="A labelled set of pictures with misleading cues.")
 @click.option("--template", "templates", multiple=True, help="As for audit.")
 @click.option(
     "--images", type=click.IntRange(4), default=4000, show_default=True, help="Drawn, if not given."
@@ -51,8 +53,8 @@ if TYPE_CHECKING:
 def defend(
     found: Path,
     lens: Path,
-    usual: Path | None,
-    unusual: Path | None,
+    usual: Path | str | None,
+    unusual: Path | str | None,
     templates: tuple[str, ...],
     images: int,
     indirect: int,
@@ -85,7 +87,8 @@ def defend(
     if not by_attack and (usual is None) != (unusual is None):
         raise SecondLensError("give both --usual and --unusual, or neither")
     if usual is None and not own:
-        raise SecondLensError(f"{model.model} has no pictures of its own: name some with --usual")
+        needed = "--usual" if by_attack else "--usual and --unusual"
+        raise SecondLensError(f"{model.model} has no pictures of its own: name some with {needed}")
     usually = _drawn(images)[0] if usual is None else _labelled(usual, templates)
     rivals: Sequence[int] | None = None
     words: tuple[str, ...] = ()
@@ -108,12 +111,18 @@ def defend(
     with whole_folder(out) as folder:
         defence.save(folder)
     before = defence.before
+    if rivals is None:
+        note(
+            "which pictures are fooled is not known, since nobody says which class their cue "
+            "belongs to: only an attack or drawn pictures do"
+        )
     if as_json:
         print_json({"before": asdict(before), "methods": summary(defence), "report": out})
         return
+    fooled = "" if rivals is None else f"; fooled {100 * before.fooled:.1f} %"
     table = Table(
         title=f"Accuracy before: {100 * before.usual:.1f} % on usual pictures, "
-        f"{100 * before.unusual:.1f} % where cues mislead; fooled {100 * before.fooled:.1f} %"
+        f"{100 * before.unusual:.1f} % where cues mislead{fooled}"
     )
     for name in ("what is cut", "how many", "strength", "usual", "where cues mislead", "fooled"):
         table.add_column(name, justify="left" if name == "what is cut" else "right")
@@ -128,7 +137,7 @@ def defend(
     console.print(f"{out}: defence.json, defence.png", markup=False, highlight=False)
 
 
-def _labelled(path: Path, templates: tuple[str, ...]) -> "Labelled":
+def _labelled(path: Path | str, templates: tuple[str, ...]) -> "Labelled":
     check_pictures(path)
     found = labelled_pictures(path)
     return found.prompted(templates) if templates else found

@@ -40,6 +40,17 @@ console = results
 PATH = click.Path(path_type=Path)
 """A file or folder, which shells complete."""
 
+
+class _Place(click.Path):
+    """A file or folder of this machine, as a path, or the address of one in a store, as a text."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if is_remote(value) else super().convert(value, param, ctx)
+
+
+PLACE = _Place(path_type=Path)
+"""Of pictures, which may lie in a store, such as "s3://bucket/imagenet"."""
+
 POSITIVE = click.FloatRange(0, min_open=True)
 """Of what is divided by."""
 
@@ -260,7 +271,7 @@ def note_left_out(source: "ImageSource") -> "ImageSource":
 
 
 def labelled_pictures(
-    images: Path, classes: Path | None = None, *, all_classes: bool = False
+    images: Path | str, classes: Path | None = None, *, all_classes: bool = False
 ) -> "Labelled":
     """The labelled set at a path, and a note of what is left out.
 

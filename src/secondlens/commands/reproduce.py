@@ -19,6 +19,7 @@ from .options import (
     CONVENTION_HELP,
     CONVENTIONS,
     PATH,
+    PLACE,
     ChosenModel,
     Group,
     check_lens,
@@ -56,10 +57,10 @@ class StudyOptions:
     """What a study of the paper's claims is made with."""
 
     demo: bool = option(default=False, is_flag=True, help="On the embedded world: no data needed.")
-    images: Path | None = option(
-        type=PATH, help="ImageNet, CIFAR-10, or another set of `list labelled-sets`."
+    images: Path | str | None = option(
+        type=PLACE, help="ImageNet, CIFAR-10, or another set of `list labelled-sets`."
     )
-    shifted: Path | None = option(type=PATH, help="Shifted pictures, such as ImageNet-R.")
+    shifted: Path | str | None = option(type=PLACE, help="Shifted pictures, such as ImageNet-R.")
     lens: Path | None = option(
         type=PATH, help="Of the model; fitted on training pictures if not given."
     )

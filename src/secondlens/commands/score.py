@@ -8,12 +8,14 @@ import click
 from rich.table import Table
 
 from ..errors import SecondLensError
+from ..naming import shown_place
 from .options import (
     PATH,
     ChosenModel,
     PictureChoice,
     batch_option,
     check_own_world,
+    check_pictures,
     check_trained,
     json_option,
     print_json,
@@ -34,12 +36,15 @@ UNSEEN_SCENES = 2000
 @click.command()
 @click.argument("lens", type=PATH)
 @click.option(
-    "--texts", default="world", show_default=True, help="What the lens was described with."
+    "--texts",
+    help="The name of a description of the lens, or what it was described with; by default its "
+    "first description.",
 )
 @click.option(
     "--images",
     type=click.Path(),
-    help="Pictures that were not used to fit; by default, for the embedded models, unseen scenes.",
+    help="Pictures that were not used to fit; by default unseen scenes, for a lens that was fitted "
+    "on those of an embedded model.",
 )
 @click.option(
     "--referee",
@@ -61,7 +66,7 @@ UNSEEN_SCENES = 2000
 @writing_lens
 def score(
     lens: Path,
-    texts: str,
+    texts: str | None,
     images: str | None,
     referee: str | None,
     referee_pretrained: str | None,
@@ -77,7 +82,8 @@ def score(
     """Score the descriptions in a LENS on pictures that were not used to fit, and save the scores.
 
     A score is the area under the ROC curve with which the words of a neuron find the pictures on
-    which its effect is largest.
+    which its effect is largest. Scores on other pictures or by another judge stand beside each
+    other in the lens; the same ones measured again replace the earlier ones.
 
     Example: secondlens score secondlens-demo/lens --dissect
     """
@@ -85,10 +91,19 @@ def score(
     if dissect or stability:
         needed["--fit-images"] = fit_images
     check_own_world(model.model, "a score of", needed)
+    if images is not None and referee is None:
+        raise SecondLensError("pictures without labels need a referee: name a model with --referee")
+    if referee is not None:
+        check_trained(referee, referee_pretrained, "--referee-pretrained")
+    elif referee_pretrained is not None:
+        raise SecondLensError("--referee-pretrained is of a referee: name it with --referee")
+    check_pictures(images, fit_images)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
+    from ..demo.scenes import are_scenes
     from ..lens.lens import Lens
     from ..models.loading import load
+    from ..words.describing import described
     from ..words.dissection import by_activation
     from ..words.dissection import dissect as label
     from ..words.halves import stability as refit
@@ -97,12 +112,21 @@ def score(
 
     shown = tables(as_json)
     fitted = Lens.load(lens)
-    pool = vocabulary(texts, templates=templates or None)
-    source, known_words = (choice.source(images), None) if images else _unseen(model.model)
-    if referee is None and known_words is None:
-        raise SecondLensError("pictures without labels need a referee: name a model with --referee")
-    if referee is not None:
-        check_trained(referee, referee_pretrained, "--referee-pretrained")
+    missing = [name for name, value in needed.items() if value is None]
+    if missing and not are_scenes(fitted.image_ids):
+        raise SecondLensError(
+            f"a score of {lens} needs {', '.join(missing)}: it was fitted on pictures of your own, "
+            "and drawn scenes would say nothing about those"
+        )
+    pool, _ = described(fitted, texts)
+    if templates:
+        pool = vocabulary(pool, templates=templates)
+    if images is None:
+        source, known_words = _unseen(model.model)
+        called = f"{len(source.ids):,} unseen scenes"
+    else:
+        source, known_words = choice.source(images), None
+        called = shown_place(images)
     clip = model.load()
     judge: Any = known_words
     if referee is not None:
@@ -126,6 +150,7 @@ def score(
                 source,
                 judge,
                 related=other,
+                pictures=called,
                 batch_size=batch_size,
                 progress=True,
             )
@@ -149,7 +174,8 @@ def _as_document(scores: "Scores") -> dict[str, Any]:
     """Medians over all neurons, and the differences to every control."""
     from ..words.scoring import compare
 
-    facts = {name: getattr(scores, name) for name in ("vocabulary", "referee", "images", "top")}
+    names = ("vocabulary", "referee", "pictures", "images", "top")
+    facts = {name: getattr(scores, name) for name in names}
     return facts | {"comparisons": [asdict(each) for each in compare(scores)]}
 
 

@@ -82,6 +82,17 @@ for _registry, _module, _members in (
     ),
     (
         labelled_sets,
+        "archived_sets",
+        (
+            (
+                "imagenet-archives",
+                "imagenet_archives",
+                "ILSVRC2012_img_train.tar and _val.tar, labels by Kaggle or devkit",
+            ),
+        ),
+    ),
+    (
+        labelled_sets,
         "cifar",
         (("cifar-10", "cifar_10", "the pickles of cifar-10-python.tar.gz, unpacked"),),
     ),

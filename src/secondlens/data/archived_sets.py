@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 
 from ..errors import SecondLensError
 from ..storage.remote import Place
+from .class_folders import by_number
 from .labelled import KeyedPictures, LabelledSet, imagenet_names
 from .parquet import Parquet
 from .sources import ImageSource, Subset
@@ -22,18 +23,59 @@ CLASS_NAMES = "classnames.txt"
 """Beside shards: a class a line, by number."""
 
 
-def parquet(root: Path) -> LabelledSet | None:
+def parquet(root: Place) -> LabelledSet | None:
     """The member "parquet" of `labelled_sets`: Parquet files with a column `label`."""
     return _by_split(root, Parquet.SUFFIXES, _of_parquet, Parquet)
 
 
-def webdataset(root: Path) -> LabelledSet | None:
+def webdataset(root: Place) -> LabelledSet | None:
     """The member "webdataset" of `labelled_sets`: tar archives with .cls, or label in .json."""
     return _by_split(root, Tar.SUFFIXES, partial(_of_tar, root), Tar)
 
 
+_TRAIN_ARCHIVE, _VALIDATION_ARCHIVE = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+
+
+def imagenet_archives(root: Path) -> LabelledSet | None:
+    """The member "imagenet-archives" of `labelled_sets`: ImageNet's archives as they come.
+
+    The path may be the folder that they are in, or one of them; the archives of classes in the
+    training part count as class folders.
+    """
+    folder = root if root.is_dir() else root.parent
+    train, val = folder / _TRAIN_ARCHIVE, folder / _VALIDATION_ARCHIVE
+    if root not in (folder, train, val) or not (train.is_file() or val.is_file()):
+        return None
+    if root == train:
+        return LabelledSet(test=partial(_of_classes, train, f"{folder.name} train"))
+    if not val.is_file():
+        return LabelledSet(test=partial(_no_validation, folder), training=partial(Tar, [train]))
+    both = train.is_file()
+    return LabelledSet(
+        test=partial(_of_validation, val),
+        training=partial(Tar, [train]) if both else None,
+        parts=(val.name, TRAIN) if both and root == folder else (),
+    )
+
+
+def _of_validation(val: Path) -> KeyedPictures:
+    return by_number(Tar([val], ids="key"), val, f"{val.parent.name} validation")
+
+
+def _of_classes(train: Path, name: str) -> KeyedPictures:
+    source = Tar([train], ids="key")
+    return KeyedPictures(name=name, source=source, keys=[each.split("/")[0] for each in source.ids])
+
+
+def _no_validation(folder: Path) -> KeyedPictures:
+    raise SecondLensError(
+        f"{folder} has no {_VALIDATION_ARCHIVE} to measure on: add it, or name "
+        f"{folder / _TRAIN_ARCHIVE} to measure on that"
+    )
+
+
 def _by_split(
-    root: Path,
+    root: Place,
     suffixes: tuple[str, ...],
     read: _Read,
     source: Callable[[list[Place]], ImageSource],
@@ -74,7 +116,7 @@ def _of_parquet(name: str, files: Sequence[Place]) -> KeyedPictures:
     return _keyed(name, source, labels, source.class_names(LABEL))
 
 
-def _of_tar(root: Path, name: str, files: Sequence[Place]) -> KeyedPictures:
+def _of_tar(root: Place, name: str, files: Sequence[Place]) -> KeyedPictures:
     """Pictures with the classes beside them.
 
     Raises

@@ -1,8 +1,12 @@
 """Labelled sets whose pictures are files: class folders, splits of them, ImageNet's flat `val`."""
 
 import csv
+import io
 import re
+import tarfile
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from .splits import (
     split_folders,
     split_name,
 )
+from .tar import LARGEST_NOTE, Tar
 
 # --- class folders ---
 
@@ -100,10 +105,10 @@ def splits(root: Path) -> LabelledSet | None:
 def _split(root: Path) -> KeyedPictures:
     split = split_name(root.name)
     found = _in_folders(root, f"{root.parent.name} {split}")
-    return _called(found) if split == VALIDATION else found
+    return called_imagenet(found) if split == VALIDATION else found
 
 
-def _called(found: KeyedPictures) -> KeyedPictures:
+def called_imagenet(found: KeyedPictures) -> KeyedPictures:
     """With ImageNet's own name if there are pictures of all its classes."""
     if set(found.keys) != set(imagenet_names()):
         return found
@@ -132,6 +137,7 @@ _ABOVE = 5
 """Folders up from `val` in which labels are looked for; the root of Kaggle's tree is the fourth."""
 
 KAGGLE = "LOC_val_solution.csv"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 NEEDED = (
@@ -166,6 +172,17 @@ def _flat(val: Path) -> KeyedPictures:
         No labels, or not of all pictures.
     """
     folder = Folder(val)
+    return by_number(folder, val, f"{val.parent.name} validation")
+
+
+def by_number(folder: Folder | Tar, val: Path, name: str) -> KeyedPictures:
+    """ImageNet's validation pictures of a folder or archive, by the labels that lie beside it.
+
+    Raises
+    ------
+    SecondLensError
+        As `_flat`.
+    """
     wnids = _flat_labels(val)
     numbers = {
         position: int(match[1])
@@ -178,11 +195,11 @@ def _flat(val: Path) -> KeyedPictures:
     if missing := [number for number in numbers.values() if number not in wnids]:
         raise SecondLensError(f"the labels of {val} have none for picture {missing[0]}")
     found = KeyedPictures(
-        name=f"{val.parent.name} validation",
+        name=name,
         source=Subset(folder, list(numbers)),
         keys=[wnids[number] for number in numbers.values()],
     )
-    return _called(found)
+    return called_imagenet(found)
 
 
 def _flat_labels(val: Path) -> dict[int, str]:
@@ -193,9 +210,11 @@ def _flat_labels(val: Path) -> dict[int, str]:
         for place in (".", "data", "devkit/data", "ILSVRC2012_devkit_t12/data"):
             if (folder / place / GROUND_TRUTH).is_file():
                 return _from_devkit(folder / place / GROUND_TRUTH)
+        if (folder / DEVKIT).is_file():
+            return _from_packed_devkit(folder / DEVKIT)
     raise SecondLensError(
         f"{val} holds pictures and no class folders, and there are no labels: put Kaggle's "
-        f"{KAGGLE}, or the unpacked ILSVRC2012_devkit_t12, into {val.parent}"
+        f"{KAGGLE}, or the ILSVRC2012_devkit_t12, into {val.parent}"
     )
 
 
@@ -210,20 +229,51 @@ def _from_kaggle(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _from_devkit(path: Path) -> dict[int, str]:
+    """The labels of a devkit that was unpacked."""
+    meta = path.parent / "meta.mat"
+    with _devkit_of(path, meta):
+        return _explained(path.read_bytes(), meta.read_bytes())
+
+
+def _from_packed_devkit(path: Path) -> dict[int, str]:
+    """The labels of a devkit as it was downloaded."""
+    with _devkit_of(path), tarfile.open(path) as archive:
+        found = {}
+        for member in archive:
+            name = member.name.rpartition("/")[2]
+            if name in (GROUND_TRUTH, "meta.mat") and member.isfile():
+                content = archive.extractfile(member)
+                found[name] = b"" if content is None else content.read(LARGEST_NOTE)
+        return _explained(found[GROUND_TRUTH], found["meta.mat"])
+
+
+def _explained(labels: bytes, meta: bytes) -> dict[int, str]:
     """Labels are numbers of the devkit's own, which its `meta.mat` explains."""
+    from scipy.io import loadmat
+
+    synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
+    numbers = [int(line) for line in labels.decode().split()]
+    return {number: wnids[label] for number, label in enumerate(numbers, start=1)}
+
+
+@contextmanager
+def _devkit_of(*paths: Path) -> Iterator[None]:
+    """Inside it, what fails is that the devkit is damaged, or that scipy is missing."""
+    files = " and ".join(map(str, paths))
     try:
-        from scipy.io import loadmat
+        yield
     except ImportError:
         raise SecondLensError(
-            f"{path} needs scipy: pip install 'secondlens[imagenet]', or use Kaggle's {KAGGLE}"
+            f"{files} needs scipy: pip install 'secondlens[imagenet]', or use Kaggle's {KAGGLE}"
         ) from None
-    meta = path.parent / "meta.mat"
-    try:
-        synsets = loadmat(meta, squeeze_me=True)["synsets"]
-        wnids = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
-        labels = [int(line) for line in path.read_text(encoding="utf-8").split()]
-        return {number: wnids[label] for number, label in enumerate(labels, start=1)}
-    except (OSError, UnicodeDecodeError, LookupError, ValueError, TypeError) as error:
-        raise SecondLensError(
-            f"{path} and {meta} are not those of ILSVRC2012_devkit_t12: {error}"
-        ) from error
+    except (
+        OSError,
+        EOFError,
+        tarfile.TarError,
+        zlib.error,
+        LookupError,
+        ValueError,
+        TypeError,
+    ) as error:
+        raise SecondLensError(f"{files} are not those of ILSVRC2012_devkit_t12: {error}") from error

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..storage.remote import is_remote, location
 from . import labelled_sets
 from .sources import ImageSource, Subset
 from .vocabularies import Vocabulary, class_names, read_lines, vocabulary
@@ -83,6 +84,10 @@ def recognised(path: str | Path) -> LabelledSet:
     SecondLensError
         There is nothing, or in no layout that is known.
     """
+    if is_remote(path):
+        from .stored_sets import stored
+
+        return stored(location(str(path).rstrip("/")))
     # so that the folder a path is in has a name, whatever the path
     root = Path(os.path.abspath(path))  # noqa: PTH100
     sets: Iterator[LabelledSet | None] = (each(root) for each in reversed([*labelled_sets]))
@@ -110,7 +115,8 @@ def labelled(
     ----------
     path
         A folder in any layout of `labelled_sets`, or files of it, such as
-        `imagenet/data/validation-*.parquet`.
+        `imagenet/data/validation-*.parquet`; or class folders, Parquet files or shards in a store,
+        such as "s3://bucket/imagenet".
     classes
         A file with one class a line, in the order that they shall have, each followed, if it is not
         its own name, by a tab and the name; of classes that are numbers, the names alone, from 0.

@@ -2,22 +2,22 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TypeVar
 
-import cloudpickle
+import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, Num
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..devices import free_memory, smaller
 from ..errors import SecondLensError, SecondLensWarning
+from ..models.halves import Halves, looked_up
 from ..models.view import Clip
-from ..processes.watching import end_with_parent
-from .decoding import Unreadable, upright_rgb
-from .sources import UNREADABLE, FileSource, ImageSource
+from .decoders import Decode, Decoders, Skipped
+from .sources import FileSource, ImageSource
 
 IMAGES_ON_CPU, MOST_IMAGES = 32, 256
 """In a batch when nobody says: on a CPU, and at most elsewhere."""
@@ -43,19 +43,40 @@ FEW_IMAGES = 16
 """Images a batch where something is kept of every token or pixel."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """Some pictures of a source: their positions and the image tower's input for them."""
 
     positions: list[int]
-    pixels: Float[Tensor, "images 3 height width"]
+    stored: Num[Tensor, "images 3 height width"]
+    """The input, or 8-bit pixels that `table` makes it of."""
+    table: Float[Tensor, "3 256"] | None = None
+    """See `Halves`."""
+
+    @cached_property
+    def pixels(self) -> Float[Tensor, "images 3 height width"]:
+        """The input, on the CPU."""
+        return self.stored if self.table is None else looked_up(self.stored, self.table)
+
+    def on(self, device: torch.device) -> Float[Tensor, "images 3 height width"]:
+        """The input on a device: the same numbers, of which 8-bit pixels travel where it can be."""
+        if device.type == "cpu":
+            return self.pixels
+        stored = self.stored
+        if device.type == "cuda":
+            # from pinned memory, and nobody waits for the copy
+            stored = stored.pin_memory()
+        stored = stored.to(device, non_blocking=True)
+        return stored if self.table is None else looked_up(stored, self.table.to(device))
+
+    def part(self, places: slice | list[int]) -> "Batch":
+        """Return some of the pictures."""
+        positions = np.array(self.positions)[places].tolist()
+        return replace(self, positions=positions, stored=self.stored[places])
 
     def split(self, size: int) -> "list[Batch]":
         """Return the same pictures in batches of at most so many."""
-        return [
-            Batch(positions=self.positions[i : i + size], pixels=self.pixels[i : i + size])
-            for i in range(0, len(self.positions), size)
-        ]
+        return [self.part(slice(i, i + size)) for i in range(0, len(self.positions), size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +104,12 @@ class Reader:
     skipped: dict[str, str] = field(default_factory=dict)
     """Id -> reason, of the pictures that could not be read so far, and of a source's damaged
     files."""
+    kept: Decoders | None = None
+    """Decoders that stay when all is read, see `decoders`; by default they end."""
+    following: Sequence[int] = ()
+    """Positions that another reader with the same `kept` asks for next."""
+    digests: dict[int, str] = field(default_factory=dict)
+    """Position -> `digest`, of the pictures that were read so far."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -93,20 +120,22 @@ class Reader:
             self.skipped.update(self.source.damaged)
 
     def __iter__(self) -> Iterator[Batch]:
-        decoder = _Decoder(self.source, self.clip.preprocess, self._chunks())
-        loader = DataLoader(
-            decoder,
-            batch_size=None,
-            num_workers=min(self.workers, len(decoder)),
-            collate_fn=_unchanged,
-            worker_init_fn=end_with_parent,
+        if self.kept is not None:
+            yield from self._read(self.kept)
+            return
+        with closing(self.decoders()) as decoders:
+            yield from self._read(decoders)
+
+    def decoders(self) -> Decoders:
+        """Start what decodes, for this reader and others of the same source and model."""
+        height, width = self.clip.image_size
+        halves = self.clip.halves
+        return Decoders(
+            Decode(self.source, self.clip.preprocess, halves),
+            workers=min(self.workers, len(self._chosen)),
+            ahead=2 * self.images_per_batch,
+            room=3 * height * width * (1 if halves else 4),
         )
-        for decoded in loader:
-            if isinstance(decoded, SecondLensError):
-                raise decoded
-            self.skipped.update(decoded.skipped)
-            if decoded.batch is not None:
-                yield decoded.batch
 
     @property
     def images_per_batch(self) -> int:
@@ -123,89 +152,67 @@ class Reader:
 
     def __len__(self) -> int:
         """Batches, at most."""
-        return len(self._chunks())
+        return -(-len(self._chosen) // self.images_per_batch)
 
-    def _chunks(self) -> list[Sequence[int]]:
-        chosen = range(len(self.source.ids)) if self.positions is None else self.positions
-        size = self.images_per_batch
-        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    @property
+    def _chosen(self) -> Sequence[int]:
+        return range(len(self.source.ids)) if self.positions is None else self.positions
+
+    def _read(self, decoders: Decoders) -> Iterator[Batch]:
+        chosen, size = self._chosen, self.images_per_batch
+        with closing(decoders.read(chosen, self.following)) as outcomes:
+            for start in range(0, len(chosen), size):
+                chunk, decoded = chosen[start : start + size], _Decoded()
+                for position in chunk:
+                    outcome = next(outcomes)
+                    if isinstance(outcome, Skipped):
+                        self.skipped[self.source.ids[position]] = outcome.reason
+                    else:
+                        decoded.add(position, outcome.pixels, len(chunk))
+                        self.digests[position] = outcome.digest
+                if decoded.positions:
+                    yield decoded.batch(self.clip.halves)
+            # so that decoding knows that all was asked for
+            next(outcomes, None)
 
 
-@dataclass(frozen=True)
 class _Decoded:
-    batch: Batch | None
-    skipped: dict[str, str]
+    """The pictures of one batch, gathered."""
 
+    def __init__(self) -> None:
+        self.positions: list[int] = []
+        self._tensors: list[Tensor] = []
+        self._whole: Tensor | None = None
 
-class _Decoder(Dataset["_Decoded | SecondLensError"]):
-    """Whole batches: one tensor travels from a worker, not one for each picture."""
+    def add(self, position: int, picture: Tensor, most: int) -> None:
+        """Copy a picture, one of at most so many."""
+        if self._whole is None:
+            self._whole = picture.new_empty(most, *picture.shape)
+        row = self._whole[len(self._tensors)]
+        alike = (picture.shape, picture.dtype) == (row.shape, row.dtype)
+        self._tensors.append(row.copy_(picture) if alike else picture.clone())
+        self.positions.append(position)
 
-    def __init__(
-        self,
-        source: ImageSource,
-        preprocess: Callable[[Image.Image], Tensor] | None,
-        chunks: list[Sequence[int]],
-    ) -> None:
-        self.source, self.preprocess, self.chunks = source, preprocess, chunks
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # plain pickle cannot send a lambda to a worker that is spawned
-        return _decoder, (cloudpickle.dumps((self.source, self.preprocess, self.chunks)),)
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, number: int) -> _Decoded | SecondLensError:
-        try:
-            return self._decode(self.chunks[number])
-        except SecondLensError as error:
-            # as a value: raised in a worker, its sentence would arrive inside a traceback
-            return error
-
-    def _decode(self, chunk: Sequence[int]) -> _Decoded:
-        pixels: dict[int, Tensor] = {}
-        skipped: dict[str, str] = {}
-        for position in chunk:
-            try:
-                picture = self._load(position)
-            except UNREADABLE as error:
-                skipped[self.source.ids[position]] = _reason(error)
-            else:
-                pixels[position] = self._preprocessed(picture)
-                if isinstance(picture, Tensor) and not bool(picture.isfinite().all()):
-                    skipped[self.source.ids[position]] = "its pixels hold NaN or infinity"
-                    del pixels[position]
-        if not pixels:
-            return _Decoded(None, skipped)
-        if len(shapes := {tuple(each.shape) for each in pixels.values()}) > 1:
+    def batch(self, halves: Halves | None) -> Batch:
+        """Return them; where some are 8-bit and others are not, as what the model takes."""
+        if len(shapes := {tuple(each.shape) for each in self._tensors}) > 1:
             raise SecondLensError(
                 f"preprocessed pictures have the different shapes {sorted(shapes)}: preprocessing "
                 "must give all of them the model's size"
             )
-        return _Decoded(
-            Batch(positions=list(pixels), pixels=torch.stack(list(pixels.values()))), skipped
-        )
-
-    def _load(self, position: int) -> Image.Image | Tensor:
-        picture: Any = self.source.load(position)
-        if isinstance(picture, Image.Image):
-            return upright_rgb(picture)
-        if isinstance(picture, Tensor):
-            return picture
-        raise SecondLensError(
-            f"picture {self.source.ids[position]!r} is of the type {type(picture).__name__}: give "
-            "PIL images, or float tensors of preprocessed ones"
-        )
-
-    def _preprocessed(self, picture: Image.Image | Tensor) -> Tensor:
-        if isinstance(picture, Tensor):
-            return picture
-        if self.preprocess is None:
-            raise SecondLensError(
-                "the model came without preprocessing: pass preprocess= when wrapping the model, "
-                "or give a float tensor of preprocessed images"
-            )
-        return self.preprocess(picture)
+        assert self._whole is not None
+        whole = self._whole[: len(self._tensors)]
+        dtypes = {each.dtype for each in self._tensors}
+        if halves is None or torch.uint8 not in dtypes:
+            stored = whole if len(dtypes) == 1 else torch.stack(self._tensors)
+            return Batch(positions=self.positions, stored=stored)
+        if dtypes == {torch.uint8}:
+            return Batch(positions=self.positions, stored=whole, table=halves.table)
+        mixed = [
+            looked_up(each[None], halves.table)[0] if each.dtype == torch.uint8 else each
+            for each in self._tensors
+        ]
+        return Batch(positions=self.positions, stored=torch.stack(mixed))
 
 
 Done = TypeVar("Done")
@@ -252,19 +259,3 @@ def _attempt(work: Callable[[Batch], Done], batch: Batch) -> tuple[Done] | None:
         return (work(batch),)
     except torch.OutOfMemoryError:
         return None
-
-
-def _decoder(pickled: bytes) -> _Decoder:
-    return _Decoder(*cloudpickle.loads(pickled))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Unreadable):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return f"{type(error).__name__}: {error}"
-
-
-def _unchanged(decoded: Any) -> Any:
-    return decoded

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import SecondLensError
+from ..naming import shown_place
 from ..storage.remote import Place, location
 from . import labelled_sets
 from .decoding import upright_rgb
@@ -103,6 +104,15 @@ def dataset_hash(source: ImageSource) -> str:
     """
     sizes = list(source.sizes()) if isinstance(source, FileSource) else []
     return hashlib.sha256(json.dumps([list(source.ids), sizes]).encode()).hexdigest()
+
+
+def name_of(images: Any, source: ImageSource) -> str:
+    """What to call pictures: their folder or file, or what holds them and how many they are."""
+    place = images if isinstance(images, str | Place) else getattr(source, "root", None)
+    if place is not None:
+        return shown_place(str(place))
+    what = "pictures in memory" if isinstance(source, InMemory) else type(source).__name__
+    return f"{len(source.ids)} {what}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,8 +148,9 @@ class Tar:
     All headers are read once, and the place of each picture is kept in memory. Archives that were
     joined (`cat a.tar b.tar`) are read one after the other; a file that an archive holds twice
     counts as its last version, as `tar` itself takes it; a link counts as the file that it leads
-    to. Where an archive is damaged, the pictures before the damage count, and `damaged` says so,
-    as it does of whatever is left out.
+    to. Archives in an archive, such as those of classes in ImageNet's training part, are read as
+    folders of their name without `.tar`. Where an archive is damaged, the pictures before that
+    count, and `damaged` says so, as it does of whatever is left out.
 
     Nothing can be read alone from a compressed archive (`.tar.gz`, `.tgz`, and by bzip2 and xz): it
     is unpacked once into a temporary file that lives as long as this object.
@@ -419,15 +420,20 @@ def _read_json(path: Place, file: io.BufferedReader, member: tarfile.TarInfo) ->
 
 
 class _Headers:
-    """A file of which headers alone are read, never as much at once as one of them may say."""
+    """A file of which headers alone are read, never as much at once as one of them may say.
 
-    def __init__(self, file: io.BufferedReader) -> None:
-        self.file, self.seek, self.tell = file, file.seek, file.tell
+    It may end before the file itself does, as an archive in an archive.
+    """
+
+    def __init__(self, file: io.BufferedReader, end: int | None = None) -> None:
+        self.file, self.end, self.seek, self.tell = file, end, file.seek, file.tell
 
     def read(self, size: int) -> bytes:
         """Some bytes."""
         if not 0 <= size <= LARGEST_NOTE:
             raise tarfile.ReadError(f"a header is said to have {size:,} bytes")
+        if self.end is not None:
+            size = max(0, min(size, self.end - self.tell()))
         return self.file.read(size)
 
 
@@ -447,10 +453,33 @@ def _members(path: Place, left_out: LeftOut) -> Iterator[tuple[int, tarfile.TarI
             headers: Any = _Headers(file)
             with tarfile.open(fileobj=headers, mode="r:") as archive:
                 for member in _files(archive, left_out):
-                    yield number, member
+                    if member.name.lower().endswith(".tar"):
+                        yield from ((number, each) for each in _inner(file, member, left_out))
+                    else:
+                        yield number, member
                 end = archive.offset
             if not _find_next(file, end):
                 return
+
+
+def _inner(
+    file: io.BufferedReader, outer: tarfile.TarInfo, left_out: LeftOut
+) -> Iterator[tarfile.TarInfo]:
+    """The files of an archive in an archive; one that is damaged is left out from there on."""
+    file.seek(outer.offset_data)
+    headers: Any = _Headers(file, outer.offset_data + outer.size)
+    try:
+        with tarfile.open(fileobj=headers, mode="r:") as archive:
+            for member in _files(archive, left_out):
+                found = copied(member)
+                found.name = f"{outer.name[: -len('.tar')]}/{member.name.removeprefix('./')}"
+                if found.offset_data + found.size > headers.end:
+                    raise tarfile.ReadError("it is cut off")
+                yield found
+            if archive.offset + tarfile.BLOCKSIZE > headers.end:
+                raise tarfile.ReadError("the mark at its end is missing, so it may be cut off")
+    except tarfile.TarError as error:
+        left_out.add("damaged archives", outer.name, f"{_BEFORE}: {error}")
 
 
 def _files(archive: tarfile.TarFile, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import open_clip
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from open_clip.model import CLIP
 from PIL import Image
 from safetensors.torch import load_file
@@ -46,15 +46,30 @@ def pixels(images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height widt
     return (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
-def resized_pixels(image: Image.Image) -> Float[Tensor, "3 height width"]:
+class Preprocess:
     """Any picture as the model's input: its central square, resized."""
-    side = CONFIG["vision_cfg"]["image_size"]
-    if image.size != (side, side):
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """The picture as the model's input."""
+        return self.normalised(self._resized(image))
+
+    def eight_bits(self, image: Image.Image) -> UInt8[Tensor, "3 height width"]:
+        """The picture resized."""
+        return torch.from_numpy(np.array(self._resized(image))).permute(2, 0, 1)
+
+    def normalised(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """A picture of any size as the model's input, with no resizing."""
+        return pixels([image])[0]
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        side = CONFIG["vision_cfg"]["image_size"]
+        if image.size == (side, side):
+            return image.convert("RGB")
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
         box = (left, top, left + short, top + short)
-        image = image.resize((side, side), Image.Resampling.BICUBIC, box, reducing_gap=3)
-    return pixels([image])[0]
+        small = image.resize((side, side), Image.Resampling.BICUBIC, box, reducing_gap=3)
+        return small.convert("RGB")
 
 
 def load(name: str) -> tuple[CLIP, Callable[[Image.Image], Tensor], Callable[..., Tensor]]:
@@ -72,4 +87,4 @@ def load(name: str) -> tuple[CLIP, Callable[[Image.Image], Tensor], Callable[...
     model = CLIP(**CONFIG)
     model.load_state_dict(weights | {"token_embedding.weight": embedding}, strict=False)
     tokenizer = open_clip.get_tokenizer("ViT-B-32", CONFIG["text_cfg"]["context_length"])
-    return model.eval(), resized_pixels, tokenizer
+    return model.eval(), Preprocess(), tokenizer

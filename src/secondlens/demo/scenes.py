@@ -1,5 +1,6 @@
 """Pictures of the embedded world that differ in nothing but the background."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -240,6 +241,15 @@ def object_on(world: World, name: str, background: str | None, seed: int) -> Ima
 FIT_SEED, TEST_SEED, SCORE_SEED, NAME_SEED = 11, 12, 13, 14
 """Of the scenes that lenses are fitted on, accuracies measured on, descriptions scored on and
 neurons named on. Training drew from seed 1."""
+
+
+SCENE = re.compile(r"scene-(\d+)-(\d+)")
+"""The id of a scene: its seed and its number."""
+
+
+def are_scenes(ids: Sequence[str]) -> bool:
+    """Whether all pictures are scenes, by their ids."""
+    return all(map(SCENE.fullmatch, ids))
 
 
 @dataclass(frozen=True)

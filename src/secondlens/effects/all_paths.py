@@ -134,7 +134,7 @@ def paths(
     positions: list[int] = []
     for batch in tracked(reader, "paths", progress):
         positions += batch.positions
-        linearised = linearise(clip, batch.pixels)
+        linearised = linearise(clip, batch.on(clip.device))
         some = [
             dict(backward(linearised, wanted[chunk], chosen))
             for chunk in chunks(len(wanted), DIRECTIONS_PER_PASS)

@@ -133,7 +133,7 @@ def embed(
     rows = torch.zeros(len(source.ids), clip.dim, dtype=clip.compute_dtype, device=clip.device)
     reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     for batch, representation in in_parts(
-        reader, clip, lambda each: clip.encode_image(each.pixels)
+        reader, clip, lambda each: clip.encode_image(each.on(clip.device))
     ):
         rows[batch.positions] = F.normalize(representation.to(rows), dim=-1)
     return rows

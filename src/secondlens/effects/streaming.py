@@ -21,12 +21,20 @@ from .capture import Capture, NotFinite, Pass, Pooled
 class Encoded:
     """A batch of images after the image tower."""
 
-    positions: list[int]
-    """Of the images, in the source."""
-    pixels: Float[Tensor, "images 3 height width"]
+    batch: Batch
     representation: Float[Tensor, "images dim"]
     """What `Clip.encode_image` gives, not normalised."""
     pooled: Pooled
+
+    @property
+    def positions(self) -> list[int]:
+        """Of the images, in the source."""
+        return self.batch.positions
+
+    @property
+    def pixels(self) -> Float[Tensor, "images 3 height width"]:
+        """What was encoded, on the CPU."""
+        return self.batch.pixels
 
     @property
     def embedding(self) -> Float[Tensor, "images dim"]:
@@ -116,7 +124,7 @@ def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator
     with clip.class_token_only(), Capture(clip, layers) as capture:
 
         def see(batch: Batch, *, check: bool) -> Seen:
-            seen = capture.read(clip.encode_image(batch.pixels), check=check)
+            seen = capture.read(clip.encode_image(batch.on(clip.device)), check=check)
             again = partial(see, check=True)
             return Seen(
                 positions=batch.positions,
@@ -129,10 +137,9 @@ def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator
 
 
 def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
-    representation = clip.encode_image(batch.pixels)
+    representation = clip.encode_image(batch.on(clip.device))
     return Encoded(
-        positions=batch.positions,
-        pixels=batch.pixels,
+        batch=batch,
         representation=representation,
         pooled=capture.pool(representation),
     )
@@ -155,4 +162,4 @@ def _finite_part(reader: Reader, batch: Batch, error: NotFinite) -> Batch:
         if not finite:
             reader.skipped[reader.source.ids[position]] = str(error)
     kept = [place for place, finite in enumerate(error.finite) if finite]
-    return Batch(positions=[batch.positions[place] for place in kept], pixels=batch.pixels[kept])
+    return batch.part(kept)

@@ -17,7 +17,19 @@ import torch
 
 from ..devices import check_device, every
 from ..processes.watching import end_with_parent
-from .pool import Placed, Pool, Task, Work, Workers, check_least, pack, perform, unpack, unpack_on
+from .pool import (
+    Foreseeing,
+    Placed,
+    Pool,
+    Task,
+    Work,
+    Workers,
+    check_least,
+    pack,
+    perform,
+    unpack,
+    unpack_on,
+)
 
 START_METHOD = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 
@@ -104,7 +116,10 @@ class _Here:
         self.work = work
 
     def map(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        for task in tasks:
+        every = list(tasks)
+        for task, following in zip(every, [*every, None][1:], strict=True):
+            if isinstance(self.work, Foreseeing):
+                self.work.expect(following)
             yield task, self.work(task)
 
 

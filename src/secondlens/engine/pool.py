@@ -44,6 +44,14 @@ class Placed(Protocol):
 
 
 @runtime_checkable
+class Foreseeing(Protocol):
+    """A `Work` that can prepare for the task after the one that it does."""
+
+    def expect(self, task: Any, /) -> None:
+        """Hear which task comes after the next one, or None after the last."""
+
+
+@runtime_checkable
 class Workers(Protocol):
     """Workers that hold a `Work`."""
 

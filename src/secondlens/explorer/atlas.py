@@ -153,6 +153,7 @@ class Atlas:
             "vocabularies": list(self.lens.codes),
             "pictures": self._some_pictures(),
             "referee": self.scores.referee if self.scores else None,
+            "scored_on": self.scores.pictures if self.scores else None,
         }
 
     def labels(self) -> tuple[str, ...]:

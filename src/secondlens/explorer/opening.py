@@ -1,6 +1,5 @@
 """From what the command line names to what can be shown."""
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
@@ -25,7 +24,6 @@ from .survey import survey
 FOLDER = "explorer"
 """Beside the files of the lens."""
 Read = TypeVar("Read")
-_SCENE = re.compile(r"scene-(\d+)-(\d+)")
 
 
 def open_lens(
@@ -127,11 +125,11 @@ def model_name(path: Path, given: str | None) -> str | None:
 
 def own_pictures(lens: Lens) -> ImageSource | None:
     """The embedded pictures that a lens of an embedded model was fitted on, drawn from its ids."""
-    found = [_SCENE.fullmatch(each) for each in lens.image_ids]
-    if lens.model["name"] not in DEMOS or not all(found):
-        return None
-    from ..demo.scenes import Scenes, World
+    from ..demo.scenes import SCENE, Scenes, World, are_scenes
 
+    if lens.model["name"] not in DEMOS or not are_scenes(lens.image_ids):
+        return None
+    found = [SCENE.fullmatch(each) for each in lens.image_ids]
     numbers = [(int(match[1]), int(match[2])) for match in found if match]
     if len(seeds := {seed for seed, _ in numbers}) != 1:
         raise SecondLensError("this lens was fitted on scenes of several seeds: give --images")

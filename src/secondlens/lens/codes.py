@@ -134,6 +134,7 @@ class Scores:
     referee: str
     """Who judged what the images hold."""
     images: int
+    """How many."""
     top: int
     """Images of each side that had to be found."""
     auc: dict[int, Float[Tensor, "neurons 2"]]
@@ -143,11 +144,16 @@ class Scores:
     """DeLong's 95 % interval."""
     controls: dict[int, Float[Tensor, "neurons 2 4"]]
     """`auc` of each of `CONTROLS`."""
+    pictures: str = ""
+    """What the images are called; nothing in scores of older versions."""
+    dataset: str = ""
+    """Hash of which images they are, see `data.sources.dataset_hash`."""
 
     @property
     def name(self) -> str:
-        """Such as "world by true labels"."""
-        return f"{self.vocabulary} by {self.referee}"
+        """Such as "world by true labels on photos"."""
+        where = f" on {self.pictures}" if self.pictures else ""
+        return f"{self.vocabulary} by {self.referee}{where}"
 
     def ranked(self, layer: int, side: int = 0) -> list[int]:
         """The scored neurons of a layer, best description first."""

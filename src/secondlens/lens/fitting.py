@@ -12,7 +12,7 @@ images but their ids, unless coordinates are kept.
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ class FitRun:
         """What all stages tell of each layer, and which pictures could be read."""
         by_layer: dict[int, LayerLens] = {}
         nodes = self.shards.nodes
-        with self.engine.start(self.shards) as workers:
+        with closing(self.shards), self.engine.start(self.shards) as workers:
             for group in range(len(self.plan.groups)):
                 self.make_tree(workers, nodes.root(group, MEANS))
                 if not nodes.readable(nodes.root(group, MEANS)).images:
@@ -321,6 +321,7 @@ def fit(
             convention=convention,
             top=top_of(readable.images),
             image_ids=tuple(name for n, name in enumerate(source.ids) if n not in unread),
+            digests=shards.digests(),
             skipped=readable.skipped,
             by_layer=dict(sorted(by_layer.items())),
             sample=plan.sample if plan.sampled else None,

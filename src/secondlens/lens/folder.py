@@ -30,6 +30,7 @@ from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import LARGEST_JSON, read_json, save_json
 from ..storage.regular import read_bounded
 from ..storage.validation import (
+    Digest,
     Position,
     Size,
     Texts,
@@ -118,6 +119,8 @@ class ScoresEntry:
     referee: str
     images: Size
     top: Size
+    pictures: str = ""
+    dataset: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,8 @@ class Manifest:
             raise ValueError("it has layers that its model has not")
         check_distinct(self.layers, "its layers")
         check_distinct([each.name for each in self.codes], "its descriptions")
-        check_distinct([(each.vocabulary, each.referee) for each in self.scores], "its scores")
+        scores = [(each.vocabulary, each.referee, each.pictures) for each in self.scores]
+        check_distinct(scores, "its scores")
         check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
         check_distinct([(each.vocabulary, each.referee) for each in self.names], "its names")
 
@@ -170,9 +174,12 @@ class Images:
 
     ids: Texts
     skipped: dict[str, str]
+    digests: tuple[Digest, ...] = ()
 
     def __post_init__(self) -> None:
         check_distinct(self.ids, "the ids of images")
+        if self.digests and len(self.digests) != len(self.ids):
+            raise ValueError(f"it has {len(self.digests)} digests of {len(self.ids)} images")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,11 +197,14 @@ class Contents:
     codes: dict[str, Codes] = field(default_factory=dict)
     """Descriptions by the name of their vocabulary."""
     scores: dict[str, Scores] = field(default_factory=dict)
-    """By `Scores.name`: vocabulary and referee."""
+    """By `Scores.name`: vocabulary, referee and pictures."""
     stability: dict[str, Stability] = field(default_factory=dict)
     """By the name of the vocabulary."""
     names: dict[str, Names] = field(default_factory=dict)
     """What neurons fire on, by `Names.name`: vocabulary and referee."""
+    digests: tuple[str, ...] = ()
+    """Of the content of each image, see `data.decoding.digest`; a lens of an older version has
+    none."""
     sample: int | None = None
     """Images that covariances and mean activations are from; None where these are all images."""
     coordinates: Coordinates | None = None
@@ -224,6 +234,8 @@ def write(lens: Contents, folder: Path) -> None:
     for own, tensors in _tensors(lens):
         names[own] = _keep(folder, own, before, partial(save_tensors, tensors=tensors))
     images = {"ids": list(lens.image_ids), "skipped": dict(lens.skipped)}
+    if lens.digests:
+        images["digests"] = list(lens.digests)
     names[IMAGES] = _keep(folder, IMAGES, before, partial(save_json, content=images))
     moved = {own: name for own, name in names.items() if own != name}
     save_json(there, manifest(lens) | ({"files": moved} if moved else {}))
@@ -390,6 +402,7 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         sample=found.sample,
         image_ids=images.ids,
         skipped=images.skipped,
+        digests=images.digests,
         by_layer={n: LayerLens(**load_tensors(place(f"layer-{n:02}.safetensors"))) for n in layers},
         codes={
             entry.name: codes_from_tensors(

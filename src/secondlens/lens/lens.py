@@ -124,6 +124,7 @@ class Lens(Contents):
             self,
             top=top,
             image_ids=(*self.image_ids, *other.image_ids),
+            digests=both if len(both := (*self.digests, *other.digests)) == count else (),
             skipped={**self.skipped, **other.skipped},
             by_layer=by_layer,
             codes={},

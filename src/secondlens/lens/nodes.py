@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
-from ..storage.validation import Position, check_positions, convert
+from ..storage.validation import Digest, Position, check_positions, convert
 from .moments import HISTOGRAM_EDGES, Centre, Moments, TopImages
 from .plan import Plan
 from .ranking import Ranked
@@ -73,6 +73,13 @@ class Readable:
             unread=self.unread + other.unread,
             skipped=self.skipped | other.skipped,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """Of the contents of the images of a shard that could be read: what its JSON holds."""
+
+    digests: tuple[Digest, ...]
 
 
 class Nodes:
@@ -267,6 +274,11 @@ _OF_TOP_IMAGES = ("norms", "images", "centred", "unit")
 def stored_name(number: int, layer: int) -> str:
     """Of the part with a shard's coordinates of a layer."""
     return f"coordinates-{layer:02}-{number:05}"
+
+
+def digests_name(number: int) -> str:
+    """Of the part with the digests of a shard's images."""
+    return f"digests-{number:05}"
 
 
 def _centres(group: int, stage: str) -> str:

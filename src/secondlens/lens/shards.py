@@ -1,11 +1,12 @@
 """What workers of a fit do: leaves of its trees read images, nodes above merge (see `nodes`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..data.decoders import Decoders
 from ..data.reader import Reader
 from ..devices import smaller
 from ..effects.centring import CentredMap, pooling_dtype
@@ -14,9 +15,20 @@ from ..effects.value_paths import isometry, value_paths
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage.checkpoints import Checkpoints
+from ..storage.validation import convert
 from .layer import IMAGES_PER_RANKING
 from .moments import Centre, Moments
-from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Nodes, Readable, stored_name
+from .nodes import (
+    AGAIN,
+    MEANS,
+    TOP_IMAGES,
+    Digests,
+    Node,
+    Nodes,
+    Readable,
+    digests_name,
+    stored_name,
+)
 from .passes import MeansPass, RankingPass
 from .plan import SPARE, Plan
 from .ranking import Ranked, Ranking
@@ -55,6 +67,8 @@ class ShardWork:
         self.nodes = Nodes(clip, plan, parts)
         self._maps: dict[int, CentredMap] = {}
         self._bases: dict[int, Tensor] = {}
+        self._decoders: Decoders | None = None
+        self._expected: Node | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +78,16 @@ class ShardWork:
     def to(self, device: torch.device) -> None:
         """Move the model; the rest follows it."""
         self.clip.model.to(device)
+
+    def expect(self, node: Node | None) -> None:
+        """Hear which node comes after the next one: decoding goes on with its images."""
+        self._expected = node
+
+    def close(self) -> None:
+        """End the processes that decode."""
+        if self._decoders is not None:
+            self._decoders.close()
+            self._decoders = None
 
     def __call__(self, node: Node) -> int:
         """Make one node, in smaller batches if memory runs out; return the images of a batch.
@@ -89,6 +113,9 @@ class ShardWork:
                 self.top_images(node)
         except torch.OutOfMemoryError:
             return False
+        except Exception:
+            self.close()  # what decodes may be what failed, and starts again with the next node
+            raise
         return True
 
     def stored(self, layer: int, number: int) -> Tensor:
@@ -103,6 +130,15 @@ class ShardWork:
         """Numbers of the shards of which something could be read."""
         numbers = range(len(self.plan.shards))
         return [n for n in numbers if self.nodes.readable(self._leaf(layer, n)).images]
+
+    def digests(self) -> tuple[str, ...]:
+        """Return those of all images that could be read, in their order."""
+        found: list[str] = []
+        for number in range(len(self.plan.shards)):
+            name = digests_name(number)
+            with self.parts.reading(name):
+                found += convert(self.parts.info(name), Digests, name).digests
+        return tuple(found)
 
     def basis(self, layer: int) -> Tensor:
         """Of the effects of each neuron, [neurons, dim, rank], on the model's device."""
@@ -124,6 +160,8 @@ class ShardWork:
             if self.plan.store == "float16":
                 z = ((z - seen.mean.cpu()) / _rms(seen).cpu()).half()
             self.parts.save(stored_name(node.number, layer), {"z": z}, {})
+        if not self.plan.sampled:
+            self._save_digests(node, found.positions, reader)
         # last, because it says that the shard is complete
         readable = self._readable(node, found.positions, reader)
         self.nodes.save_means(node, readable, moments, found.activations())
@@ -143,6 +181,8 @@ class ShardWork:
             found.see(batch)
         readable = self._readable(node, found.positions, reader)
         self._check_same(node, readable)
+        if self.plan.sampled and node.stage == TOP_IMAGES:
+            self._save_digests(node, found.positions, reader)
         self.nodes.save_ranked(node, readable, found.ranked())
 
     def _kept(self, node: Node) -> int:
@@ -198,11 +238,32 @@ class ShardWork:
             self._bases[layer] = found.basis
 
     def _reader(self, node: Node) -> Reader:
-        positions = self.nodes.shards(node.stage)[node.number]
-        return replace(self.reader, positions=positions, skipped={})
+        if self._decoders is None:
+            self._decoders = self.reader.decoders()
+        following: Sequence[int] = ()
+        after = self._expected
+        if after is not None and (after.stage, after.level) == (node.stage, 0):
+            following = self._positions(after)
+        return replace(
+            self.reader,
+            positions=self._positions(node),
+            skipped={},
+            digests={},
+            kept=self._decoders,
+            following=following,
+        )
+
+    def _positions(self, node: Node) -> Sequence[int]:
+        return self.nodes.shards(node.stage)[node.number]
+
+    def _save_digests(self, node: Node, read: list[int], reader: Reader) -> None:
+        """Keep those of the images of a shard; all groups of layers have the same images."""
+        if node.group == 0:
+            found = [reader.digests[position] for position in sorted(read)]
+            self.parts.save(digests_name(node.number), {}, {"digests": found})
 
     def _readable(self, node: Node, read: list[int], reader: Reader) -> Readable:
-        missing = set(self.nodes.shards(node.stage)[node.number]) - set(read)
+        missing = set(self._positions(node)) - set(read)
         return Readable(
             images=len(read), unread=tuple(sorted(missing)), skipped=dict(reader.skipped)
         )

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError
+from .halves import eight_bits
 from .view import Clip
 
 MOST_PATCHES = 2**14
@@ -95,6 +95,15 @@ class _Squeeze:
     """For one grey level more."""
 
     def __call__(self, image: Image.Image) -> Tensor:
-        squeezed = image.convert("RGB").resize(self.size[::-1], Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(squeezed)).permute(2, 0, 1)
-        return self.dark + self.gain * (pixels.to(self.dark) - DARK)
+        return self.normalised(self._resized(image))
+
+    def eight_bits(self, image: Image.Image) -> Tensor:
+        """See `Halved`."""
+        return eight_bits(self._resized(image))
+
+    def normalised(self, image: Image.Image) -> Tensor:
+        """See `Halved`."""
+        return self.dark + self.gain * (eight_bits(image).to(self.dark) - DARK)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        return image.convert("RGB").resize(self.size[::-1], Image.Resampling.BICUBIC)

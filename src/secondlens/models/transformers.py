@@ -133,7 +133,18 @@ class _Preprocess:
     processor: Any
 
     def __call__(self, image: Image) -> Tensor:
-        processed = self.processor(images=image.convert("RGB"), return_tensors="pt")
+        return self._part(image)
+
+    def eight_bits(self, image: Image) -> Tensor:
+        """See `Halved`."""
+        return self._part(image, do_rescale=False, do_normalize=False)
+
+    def normalised(self, image: Image) -> Tensor:
+        """See `Halved`."""
+        return self._part(image, do_resize=False, do_center_crop=False)
+
+    def _part(self, image: Image, **without: bool) -> Tensor:
+        processed = self.processor(images=image.convert("RGB"), return_tensors="pt", **without)
         pixels: Tensor = processed.pixel_values[0]
         return pixels
 

@@ -26,6 +26,7 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError, SecondLensWarning
 from . import picture_reader
+from .halves import Halves, halves
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -285,6 +286,11 @@ class Clip:
             known = state, _hash(self.model.state_dict())
             object.__setattr__(self, "_hashed", known)
         return known[1]
+
+    @cached_property
+    def halves(self) -> Halves | None:
+        """Of `preprocess`, where they are known."""
+        return halves(self.preprocess)
 
     def check_layer(self, layer: int, *, last: bool = False) -> int:
         """Return `layer` if it has second-order effects (or, with `last`, if it exists).

@@ -111,7 +111,12 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
         describe(clip, lens, texts, WORDS)
         unseen = Scenes(World(planted=planted), SCORE_SEED, 2 * test_images)
         twin = load(TWIN[clip.name], device=clip.device)
-        score(clip, lens, texts, unseen, truth(unseen), related=twin, progress=True)
+        score(
+            *(clip, lens, texts, unseen, truth(unseen)),
+            related=twin,
+            pictures=f"{len(unseen.ids):,} unseen scenes",
+            progress=True,
+        )
         with whole_folder(out / "lens") as folder:
             lens.save_held(folder)
     measured = out / f"ranks-{test_images}.safetensors"

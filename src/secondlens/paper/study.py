@@ -129,8 +129,8 @@ class Study:
     published: str | None
     load: Callable[[], Clip]
     demo: bool
-    images: Path | None
-    shifted: Path | None
+    images: Path | str | None
+    shifted: Path | str | None
     lens_path: Path | None
     out: Path
     subset: int | None

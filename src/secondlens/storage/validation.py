@@ -32,6 +32,8 @@ Plain = str | bool | Whole | float | None
 Settings = dict[str, Plain | tuple[str | bool | Whole | float | None, ...]]
 """What a run says of itself: names, numbers and lists of them."""
 Texts = Annotated[tuple[str, ...], msgspec.Meta(max_length=2**27)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
+"""Of what a picture shows."""
 
 FINITE = ("mean", "directions", "energy", "top_norms", "activation_mean", "coefficients", "brief")
 """Tensors without which nothing can be said, if a number in them is none."""

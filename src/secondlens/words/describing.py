@@ -210,15 +210,18 @@ def described(
     Parameters
     ----------
     texts
-        What `vocabulary` takes; by default those of the first description: the registered
-        vocabulary of its name if that has the same labels, else the labels as they stand. No file
-        is looked for then, even if there is one of that name.
+        The name of a description of the lens, or what `vocabulary` takes; by default its first
+        description. The texts of a name are the registered vocabulary of that name if it has the
+        same labels, else the labels as they stand. No file is looked for, even if there is one of
+        that name.
 
     Raises
     ------
     SecondLensError
         The lens has no such description, or one by other texts of that name.
     """
+    if isinstance(texts, str) and texts in lens.codes:
+        return texts_of(texts, lens.codes[texts]), lens.codes[texts]
     pool = None if texts is None else vocabulary(texts)
     codes = description_of(lens, None if pool is None else pool.name)
     if pool is None:

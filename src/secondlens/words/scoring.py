@@ -11,26 +11,30 @@ The two sides of a direction are two claims, scored on their own: positive words
 largest projections, negative words the most negative ones.
 """
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from ..arguments import checked
 from ..data.embedding import normalise
 from ..data.labelled import check_label_sets
-from ..data.sources import ImageSource, as_source
+from ..data.sources import ImageSource, as_source, dataset_hash, name_of
+from ..data.unseen import Unseen
 from ..data.vocabularies import Vocabulary
 from ..devices import CPU, undisturbed
 from ..effects.projections import Projector, embed, project
 from ..effects.value_paths import NEURONS_PER_CHUNK, OFFICIAL_SCALE, chunks
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..intervals import Z, of_median
 from ..lens.codes import CONTROLS, SIDES, Codes, Scores
 from ..lens.lens import Lens
@@ -157,11 +161,12 @@ class WordSides:
 def score(
     clip: Clip,
     lens: Lens,
-    texts: Vocabulary,
+    texts: str | Path | Vocabulary,
     images: Any,
     referee: Clip | Sequence[Collection[str]],
     *,
     related: Clip | None = None,
+    pictures: str | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     seed: int = 0,
@@ -182,9 +187,9 @@ def score(
     lens
         With a description by `texts`.
     texts
-        The vocabulary of the description.
+        The name of the description, or its vocabulary.
     images
-        What `fit` takes, but other images than those of the fit.
+        What `fit` takes, but other images than those of the fit, whatever they are called.
     referee
         The texts that are true of each image; or another CLIP, which matches by the cosine of its
         embeddings, its mean text subtracted. The explained model itself is accepted too: each
@@ -193,6 +198,9 @@ def score(
         With true labels: another CLIP, whose texts say how much a word that is not true of an image
         is like one that is (cosine, mean text subtracted). Few images hold any given object, so
         without it a description that names a neuron's objects in part finds hardly anything.
+    pictures
+        What the images are called wherever the scores are shown; by default the name of their
+        folder or file. Scores of other images under the same name get a number after it.
     seed
         Of the controls.
 
@@ -200,12 +208,14 @@ def score(
     ------
     SecondLensError
         Another model's lens, a lens without that description, labels that do not fit the images,
-        too few readable images, or the explained model as `related`.
+        too few readable images, images of the fit, or the explained model as `related`.
     """
     lens.check_model(clip)
     fitted = lens.to(CPU)
-    _, codes = described(fitted, texts)
-    source = as_source(images)
+    texts, codes = described(fitted, texts)
+    found = as_source(images)
+    named = name_of(images, found) if pictures is None else pictures
+    source = Unseen(found, lens.image_ids, lens.digests)
     if isinstance(referee, Clip):
         judge = model_as_referee(referee, clip, texts, source, batch_size, workers)
     else:
@@ -240,7 +250,25 @@ def score(
         low={layer: of[1][:, :, 0] for layer, of in areas.items()},
         high={layer: of[2][:, :, 0] for layer, of in areas.items()},
         controls={layer: of[0][:, :, 1:] for layer, of in areas.items()},
+        pictures=named,
+        dataset=dataset_hash(found),
     )
+    return keep_scores(lens, scores)
+
+
+def keep_scores(lens: Lens, scores: Scores) -> Scores:
+    """Put scores into a lens, and return them under the name that they have there.
+
+    A warning says if they replace earlier ones: by the same judge, on the same images. Those on
+    other images of that name stay, and the new ones get a number.
+    """
+    called, number = scores.pictures, 2
+    while (held := lens.scores.get(scores.name)) and held.dataset != scores.dataset:
+        scores = replace(scores, pictures=f"{called} ({number})")
+        number += 1
+    if held is not None:
+        message = f"the earlier scores of {scores.name} are replaced: they were on the same images"
+        warnings.warn(message, SecondLensWarning, stacklevel=3)
     lens.scores[scores.name] = scores
     return scores
 
@@ -373,9 +401,12 @@ def compare(scores: Scores, layers: Sequence[int] | None = None) -> list[Control
 
 def score_table(scores: Scores) -> Table:
     """Medians over all neurons, and the differences to every control, for a terminal."""
+    where = f" of {scores.pictures}" if scores.pictures else ""
     table = Table(
-        title=f"{scores.vocabulary}, judged by {scores.referee}: area under ROC against the top "
-        f"{scores.top} of {scores.images} unseen images"
+        title=escape(
+            f"{scores.vocabulary}, judged by {scores.referee}: area under ROC against the top "
+            f"{scores.top} of {scores.images} unseen images{where}"
+        )
     )
     for name in ("side", "neurons", "ours", "control", "its median", "difference [95 %]"):
         table.add_column(name, justify="left" if name in ("side", "control") else "right")

@@ -266,7 +266,7 @@ def ablate(
         )
         with effects:
             batches = tracked(reader, f"{effect} ablations", progress)
-            read = partial(_read, effects)
+            read = partial(_read, clip, effects)
             for batch, (embedding, readings) in in_parts(batches, clip, read):
                 if number == 0:
                     tally.see(BASELINE, embedding, batch.positions)
@@ -284,8 +284,8 @@ def ablate(
     return replace(tally.ablation(), skipped=dict(reader.skipped))
 
 
-def _read(effects: Effects, batch: Batch) -> Read:
-    return effects.read(batch.pixels)
+def _read(clip: Clip, effects: Effects, batch: Batch) -> Read:
+    return effects.read(batch.on(clip.device))
 
 
 def _effects(
@@ -311,7 +311,7 @@ def _effects(
         reader = Reader(
             source=as_source(reference), clip=clip, batch_size=batch_size, workers=workers
         )
-        pixels = (batch.pixels for batch in reader)
+        pixels = (batch.on(clip.device) for batch in reader)
         if effect == "direct":
             yield Direct(clip, layer, neurons, pixels)
         else:

@@ -98,7 +98,7 @@ def ablate_attention(
 
     def read(reader: Reader, what: str) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
         batches = tracked(reader, what, progress)
-        return in_parts(batches, clip, lambda batch: attention_effects(clip, batch.pixels))
+        return in_parts(batches, clip, lambda batch: attention_effects(clip, batch.on(clip.device)))
 
     total, count = torch.zeros((), device=clip.device), 0
     for batch, (_, effects) in read(reader_of(reference), "mean effects of attention"):

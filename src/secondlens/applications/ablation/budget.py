@@ -116,7 +116,7 @@ def budget(
         def measured(batch: Batch) -> Tensor:
             # the hooks must be gone before the network is run on
             with Capture(clip, [layer], keep_activations=True) as capture:
-                stopped = stop_after(clip, batch.pixels, layer)
+                stopped = stop_after(clip, batch.on(clip.device), layer)
                 pooled = capture.pool(stopped.representation)
             direct, second = parts(pooled)
             grams = []

@@ -2,11 +2,13 @@
 
 A cue is a word. Its neurons are those whose effects write most along its text. On held-out images
 that show the cue and not the class, the second-order effects of these neurons are mean-ablated: how
-far the class falls behind the others is what the cue did for it. Where pictures can be drawn, the
-same is asked of pairs of pictures that differ in the cue alone.
+far the class falls behind the others is what the cue did for it. A cue along whose text pictures
+hardly differ is left out. Where pictures can be drawn, the same is asked of pairs of pictures that
+differ in the cue alone.
 """
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
 from ...devices import CPU, undisturbed
 from ...effects.streaming import stream
-from ...errors import SecondLensError
+from ...errors import SecondLensError, SecondLensWarning
 from ...intervals import Z
 from ...lens.lens import Lens
 from ...models.view import Clip
@@ -93,13 +95,16 @@ SHARE_OF_NEURONS = 0.04
 """Of all neurons of the lens, that count as a cue's."""
 SHARE_OF_IMAGES = 0.05
 """Of the held-out images, that count as showing a cue: those nearest to its text."""
+RANDOM_DIRECTIONS = 1000
+"""That a cue is compared with."""
 ALIKE = 0.9
 """Cosine, mean text subtracted, above which a cue is the class by another name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Audit:
-    """What each cue does for each class. NaN where the cue is the class, or no image is left."""
+    """What each cue does for each class. NaN where the cue is the class, where no image is left,
+    and for cues that no image shows; intervals are NaN where a single image is left, too."""
 
     model: dict[str, Any]
     classes: tuple[str, ...]
@@ -118,25 +123,41 @@ class Audit:
     drawn: Float[Tensor, "classes cues"] | None = None
     """How much further ahead the class is when the cue is added to an otherwise equal picture, if
     pictures were drawn."""
+    unshown: tuple[str, ...] = ()
+    """Cues that no image shows beyond chance."""
+    chosen: str = ""
+    """How the images of a cue were chosen, in a sentence."""
 
     def ties(self, count: int | None = None) -> list[tuple[str, str, float, float, float]]:
-        """(class, cue, effect, half interval, effect when drawn or NaN), largest effect first."""
+        """(class, cue, effect, half interval, effect when drawn or NaN).
+
+        Those whose interval excludes zero come first, and of both kinds the largest effects. A
+        single image has no interval.
+        """
         drawn = torch.full_like(self.effect, torch.nan) if self.drawn is None else self.drawn
-        order = self.effect.flatten().nan_to_num(-torch.inf).argsort(descending=True, stable=True)
+        sure = (self.effect.abs() > self.spread).flatten().tolist()
+        effects = self.effect.flatten().tolist()
+        known = [place for place, effect in enumerate(effects) if not math.isnan(effect)]
+        known.sort(key=lambda place: (not sure[place], -effects[place]))
         found = []
-        for place in order[:count].tolist():
+        for place in known[:count]:
             row, column = divmod(place, len(self.cues))
-            value = float(self.effect[row, column])
-            if value == value:
-                spread = float(self.spread[row, column])
-                added = float(drawn[row, column])
-                found.append((self.classes[row], self.cues[column], value, spread, added))
+            spread, added = float(self.spread[row, column]), float(drawn[row, column])
+            found.append((self.classes[row], self.cues[column], effects[place], spread, added))
         return found
 
     def first_cue(self, name: str) -> str:
-        """The cue that does most for a class."""
-        row = self.effect[self.classes.index(name)].nan_to_num(-torch.inf)
-        return self.cues[int(row.argmax())]
+        """The cue that does most for a class, of those whose interval excludes zero if there are.
+
+        Raises
+        ------
+        SecondLensError
+            Nothing is known of the class and any cue.
+        """
+        found = next((cue for row, cue, *_ in self.ties() if row == name), None)
+        if found is None:
+            raise SecondLensError(f"the audit knows of no cue of {name}: no picture is left")
+        return found
 
     def save(self, folder: str | Path) -> None:
         """Write `audit.json` and `audit.csv` into a folder."""
@@ -146,8 +167,8 @@ class Audit:
                 "class": name,
                 "cue": cue,
                 "effect": value,
-                "low": value - spread,
-                "high": value + spread,
+                "low": None if math.isnan(spread) else value - spread,
+                "high": None if math.isnan(spread) else value + spread,
                 "drawn": None if math.isnan(added) else added,
             }
             for name, cue, value, spread, added in self.ties()
@@ -161,6 +182,8 @@ class Audit:
             **{name: _without_nan(getattr(self, name)) for name in ("effect", "spread", "drawn")},
             "neurons": self.neurons,
             "images": self.images,
+            "unshown": self.unshown,
+            "chosen": self.chosen,
         }
         save_json(folder / "audit.json", content)
 
@@ -185,6 +208,8 @@ class Audit:
                 prompts=kept.prompts,
                 neurons=kept.neurons,
                 images=kept.images,
+                unshown=kept.unshown,
+                chosen=kept.chosen,
                 effect=_with_nan(kept.effect),
                 spread=_with_nan(kept.spread),
                 drawn=None if kept.drawn is None else _with_nan(kept.drawn),
@@ -213,6 +238,8 @@ class StoredAudit:
     neurons: tuple[tuple[LayerNeuron, ...], ...]
     images: tuple[Texts, ...]
     drawn: Matrix | None = None
+    unshown: Texts = ()
+    chosen: str = ""
 
     def __post_init__(self) -> None:
         check_distinct(self.classes, "its classes")
@@ -258,6 +285,7 @@ def audit(
     *,
     shown: Sequence[Collection[str]] | None = None,
     random: int | None = None,
+    chance: float = 0.05,
     batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
@@ -276,16 +304,22 @@ def audit(
         The classes that each image shows; by default the one that the model predicts.
     random
         A seed: choose as many neurons at random instead, as a control.
+    chance
+        A cue counts as shown if the pictures nearest to its text lie further out along it than
+        along all random directions but this share. Others are left out, and a warning names them;
+        1 keeps all.
 
     Raises
     ------
     SecondLensError
         Another model's lens or an "official" one, fewer than two classes, labels that do not fit
-        the images, or no readable image.
+        the images, a share that is none, no readable image, or none that shows any cue.
     """
     lens.check_model(clip)
     lens.check_exact()
     names, words = vocabulary(classes), vocabulary(cues)
+    if not 0 < chance <= 1:
+        raise SecondLensError(f"chance must lie above 0 and at most at 1, and it is {chance}")
     if len(names) < 2:
         raise SecondLensError("a classifier needs at least two classes: give more")
     source = as_source(images)
@@ -299,6 +333,7 @@ def audit(
     top = max(2, round(SHARE_OF_IMAGES * len(source.ids)))
     clearest = Exemplars.none(len(words), clip.dim, like=rows)
     predicted: dict[int, int] = {}
+    embeddings: list[Tensor] = []
     for batch in stream(
         *(clip, source, lens.layers),
         batch_size=batch_size,
@@ -308,29 +343,83 @@ def audit(
     ):
         best = (batch.embedding @ classifier.T).argmax(1).tolist()
         predicted |= dict(zip(batch.positions, best, strict=True))
+        embeddings.append(batch.embedding.cpu())
         clearest = clearest.see(
             batch.embedding @ rows.T, effects(batch.pooled), torch.tensor(batch.positions), top
         )
     if not predicted:
         raise SecondLensError("none of the pictures could be read")
+    shares = shares_of_chance(torch.cat(embeddings), centred.cpu(), top)
+    unshown = tuple(
+        cue for cue, share in zip(words.labels, shares.tolist(), strict=True) if share > chance
+    )
+    _tell(unshown, words.labels)
     absent = torch.ones(len(source.ids), len(names), dtype=torch.bool, device=rows.device)
     place = {name: column for column, name in enumerate(names.labels)}
     for position, guess in predicted.items():
         there = [guess] if shown is None else [place[n] for n in shown[position] if n in place]
         absent[position, there] = False
     effect, spread = clearest.falls(classifier, absent)
-    same = F.normalize(classifier - everything.mean(0), dim=1) @ centred.T > ALIKE
-    same |= torch.tensor([[n == w for w in words.labels] for n in names.labels]).to(same)
+    left_out = F.normalize(classifier - everything.mean(0), dim=1) @ centred.T > ALIKE
+    left_out |= torch.tensor([[n == w for w in words.labels] for n in names.labels]).to(left_out)
+    left_out |= torch.tensor([each in unshown for each in words.labels]).to(left_out)
+    absence = "by the model's own prediction" if shown is None else "by their labels"
     return Audit(
         model=lens.model,
         classes=names.labels,
         cues=words.labels,
         prompts=words.prompts,
-        effect=effect.masked_fill(same, torch.nan).cpu(),
-        spread=spread.masked_fill(same, torch.nan).cpu(),
+        effect=effect.masked_fill(left_out, torch.nan).cpu(),
+        spread=spread.masked_fill(left_out, torch.nan).cpu(),
         neurons=tuple(tuple(each) for each in neurons),
         images=tuple(tuple(source.ids[i] for i in row.tolist()) for row in clearest.positions),
+        unshown=unshown,
+        chosen=f"The {clearest.positions.shape[1]:,} of {len(predicted):,} pictures that are "
+        f"nearest to the text of a cue by {clip.name} itself show the cue; for each class, those "
+        f"count that do not show it {absence}.",
     )
+
+
+def shares_of_chance(
+    embeddings: Float[Tensor, "images dim"], cues: Float[Tensor, "cues dim"], top: int
+) -> Float[Tensor, " cues"]:
+    """The share of random directions along which images lie as far out as along each cue.
+
+    How far is the mean over the `top` images furthest along a direction, minus that of all. Unit
+    directions.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(RANDOM_DIRECTIONS, cues.shape[1], generator=generator).to(cues)
+    centred = embeddings - embeddings.mean(0)
+
+    def furthest(directions: Tensor) -> Tensor:
+        found = [
+            (centred @ some.T).topk(min(top, len(centred)), dim=0).values.mean(0)
+            for some in directions.split(100)
+        ]
+        return torch.cat(found)
+
+    by_chance = furthest(F.normalize(drawn, dim=1)).sort().values
+    below = torch.searchsorted(by_chance, furthest(cues).contiguous())
+    return 1 - below / RANDOM_DIRECTIONS
+
+
+def _tell(unshown: Sequence[str], cues: Sequence[str]) -> None:
+    """Warn of cues that no image shows.
+
+    Raises
+    ------
+    SecondLensError
+        They are all cues.
+    """
+    if len(unshown) == len(cues):
+        raise SecondLensError(
+            f"no picture shows any of the cues beyond chance ({', '.join(unshown[:5])}): give "
+            "other cues, or pictures that show them"
+        )
+    if unshown:
+        message = f"left out, since no picture shows them beyond chance: {', '.join(unshown)}"
+        warnings.warn(message, SecondLensWarning, stacklevel=4)
 
 
 def cue_neurons(

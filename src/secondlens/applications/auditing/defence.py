@@ -7,7 +7,7 @@ little where they do not; plain alternatives get the same choices.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -270,12 +270,13 @@ def indirect_order(
                 f"none of the first {len(half)} pictures that decide of {pictures.name} can be "
                 "read: take more"
             )
-        scores = F.normalize(clip.encode_image(batch.pixels).to(classifier), dim=-1) @ classifier.T
+        pixels = batch.on(clip.device)
+        scores = F.normalize(clip.encode_image(pixels).to(classifier), dim=-1) @ classifier.T
         labels = torch.tensor([pictures.labels[p] for p in batch.positions], device=scores.device)
         towards = _rivals(scores, labels, classifier)
         for layer in lens.layers:
             mean, every = lens[layer].activation_mean, range(clip.neurons)
-            effects = indirect(clip, batch.pixels, layer, every, mean, progress=progress)
+            effects = indirect(clip, pixels, layer, every, mean, progress=progress)
             for n, value in enumerate(torch.einsum("bnd,bd->n", effects, towards).tolist()):
                 harm[layer, n] = harm.get((layer, n), 0.0) + value / len(labels)
     return sorted(harm, key=lambda each: -harm[each])
@@ -337,10 +338,12 @@ def defend(
     clip, lens, audit
         A model, a lens fitted on it, and an audit of both.
     usual, unusual
-        Labelled pictures with the classes of the audit: as they usually are, and with misleading
-        cues. Even positions decide, odd ones measure.
+        Labelled pictures: as they usually are, and with misleading cues. Their classes are matched
+        by name, in whatever order; those of the usual pictures, which must be in the audit, are
+        what is chosen from. Even positions decide, odd ones measure.
     rivals
-        The class that each unusual picture's cue belongs to.
+        The class that each unusual picture's cue belongs to, as a row of the classes of `unusual`.
+        Without it, nobody can tell which pictures are fooled, and what says so is NaN.
     others
         More orders of neurons to cut, by name.
     seed
@@ -349,12 +352,15 @@ def defend(
     Raises
     ------
     SecondLensError
-        Another model's lens or audit, classes that differ, too few pictures or rivals, one that
-        cannot be read, neurons that the lens does not have, or no cue to cut.
+        Another model's lens or audit, a class that is not known, too few pictures or rivals, one
+        that cannot be read, neurons that the lens does not have, or no cue to cut.
     """
+    _check_known(usual, audit.classes, "the audit")
+    unusual, rivals = _in_classes_of(usual, unusual, rivals)
     kinds = usual, unusual
     _check(clip, lens, audit, kinds, rivals)
-    pushes = (audit.effect - audit.spread).nan_to_num(-1.0) > 0
+    rows = [audit.classes.index(name) for name in usual.classes.labels]
+    pushes = (audit.effect - audit.spread)[rows].nan_to_num(-1.0) > 0
     guilty = pushes.any(dim=0).nonzero()[:, 0].tolist()
     candidates = sorted({n for cue in guilty for n in audit.neurons[cue]})
     if not candidates:
@@ -418,16 +424,36 @@ def _check(
     if audit.model.get("weights") != clip.weights_hash:
         raise SecondLensError(f"this audit is of another model than {clip.name}: audit it first")
     for pictures in kinds:
-        if pictures.classes.labels != audit.classes:
-            raise SecondLensError(
-                f"the classes of {pictures.name} are not those of the audit: give the same ones"
-            )
         if len(pictures) < 4:
             raise SecondLensError(f"{pictures.name} has {len(pictures)} pictures: give at least 4")
     if rivals is not None and len(rivals) != len(kinds[1]):
         raise SecondLensError(
             f"there are {len(kinds[1])} unusual pictures and {len(rivals)} rivals: give as many"
         )
+
+
+def _check_known(pictures: Labelled, known: Sequence[str], of: str) -> None:
+    """Raise `SecondLensError` that names a class of some pictures which is not known elsewhere."""
+    if missing := [name for name in pictures.classes.labels if name not in known]:
+        raise SecondLensError(
+            f"{pictures.name} has {len(missing)} classes that are not those of {of}, "
+            f"{missing[0]!r} first, and classes are matched by name: name them alike, or audit "
+            "these pictures first"
+        )
+
+
+def _in_classes_of(
+    usual: Labelled, unusual: Labelled, rivals: Sequence[int] | None
+) -> tuple[Labelled, Sequence[int] | None]:
+    """The unusual pictures and their rivals, with rows of the classes of the usual ones."""
+    names, known = unusual.classes.labels, usual.classes.labels
+    if names == known:
+        return unusual, rivals
+    _check_known(unusual, known, usual.name)
+    row = [known.index(name) for name in names]
+    labels = tuple(row[label] for label in unusual.labels)
+    rivals = None if rivals is None else [row[rival] for rival in rivals]
+    return replace(unusual, labels=labels, classes=usual.classes), rivals
 
 
 def _counts(order: Sequence[LayerNeuron]) -> list[int]:

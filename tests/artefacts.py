@@ -75,11 +75,11 @@ def lens():
     found = sl.fit(clip(), Pictures(), LAYERS, top=6, keep_coordinates=True)
     words = vocabulary(LABELS, name="letters")
     sl.describe(clip(), found, words, 8)
-    score(clip(), found, words, Pictures(30), [{LABELS[i % 20]} for i in range(30)])
+    unseen = [Pictures().load(100 + i) for i in range(60)]
+    unseen = InMemory(unseen, [f"new-{i}" for i in range(60)])
+    score(clip(), found, words, unseen, [{LABELS[i % 20]} for i in range(60)])
     stability(clip(), found, words, Pictures(30))
-    pictures = [Pictures(60).load(i) for i in range(60)]
-    held = [{LABELS[i % 3]} for i in range(60)]
-    sl.name(clip(), found, InMemory(pictures, [f"new-{i}" for i in range(60)]), words, held)
+    sl.name(clip(), found, unseen, words, [{LABELS[i % 3]} for i in range(60)])
     return found
 
 

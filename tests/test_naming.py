@@ -284,7 +284,7 @@ def test_mistakes_are_told(clip, fitted, images, other, labels):
     refused("cannot judge itself", referee=clip)
     refused("cannot judge itself", referee=[other, clip])
     refused("must be a Clip", referee=[other, {"dog"}])
-    refused("are of the fit", InMemory(images.pictures))
+    refused("on which the lens was fitted", tiny_images(clip, 30), referee=labels[:30])
     few = InMemory(images.pictures[:39], images.ids[:39])
     refused("39 readable images are too few .* at least 60", few, referee=labels[:39])
     refused("labels of 1", referee=labels[:1])

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..data.sources import as_source
+from ..data.unseen import Unseen
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..devices import undisturbed
 from ..effects.projections import Projector, project
@@ -115,15 +116,9 @@ def name(
     """
     lens.check_model(clip)
     words = vocabulary(texts)
-    source = as_source(images)
+    source = Unseen(as_source(images), lens.image_ids, lens.digests)
     check_referee(referee, clip, source)
     groups = kinds_of(words, kinds)
-    if known := set(source.ids) & set(lens.image_ids):
-        raise SecondLensError(
-            f"{len(known)} of the images, such as {min(known)}, are of the fit, which chose the "
-            "directions: name neurons on others, and give ids to those in memory: "
-            "InMemory(pictures, ids=...)"
-        )
     projectors = {
         layer: Projector(clip, layer, lens[layer].directions[:, None], lens.convention)
         for layer in lens.layers

@@ -29,7 +29,7 @@ from secondlens.applications.auditing.audits import Audit, audit
 from secondlens.applications.auditing.defence import defend, summary
 from secondlens.data.labelled import Labelled, labelled
 from secondlens.data.masked import MaskFolder
-from secondlens.data.sources import as_source
+from secondlens.data.sources import InMemory, as_source
 from secondlens.data.vocabularies import Vocabulary, vocabulary
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.layout import lay_out, load_layout
@@ -75,8 +75,11 @@ def lens():
     found = sl.fit(clip(), Pictures(), LAYERS, top=6, keep_coordinates=True)
     words = vocabulary(LABELS, name="letters")
     sl.describe(clip(), found, words, 8)
-    score(clip(), found, words, Pictures(30), [{LABELS[i % 20]} for i in range(30)])
+    unseen = [Pictures().load(100 + i) for i in range(60)]
+    unseen = InMemory(unseen, [f"new-{i}" for i in range(60)])
+    score(clip(), found, words, unseen, [{LABELS[i % 20]} for i in range(60)])
     stability(clip(), found, words, Pictures(30))
+    sl.name(clip(), found, unseen, words, [{LABELS[i % 3]} for i in range(60)])
     return found
 
 
@@ -89,6 +92,9 @@ def open_lens(folder):
     for scores in found.scores.values():
         for layer in scores.auc:
             scores.ranked(layer)
+    for names in found.names.values():
+        for layer in names.texts:
+            names.title(layer, 0)
     found.save(folder / "copy")
     json.dumps(found.model, allow_nan=False)
     return found

@@ -10,6 +10,7 @@ from PIL import Image
 
 import secondlens as sl
 from secondlens.applications.adversarial.generation import GeneratedImage
+from secondlens.data.sources import InMemory
 from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.world import NAMES
 
@@ -22,8 +23,8 @@ WORDS = NAMES[:8]
 DESCRIPTIONS = ((world_vocabulary(), 6), (sl.vocabulary(WORDS), 4))
 
 
-def tiny_clip(device="cpu", precision="fp32"):
-    clip = explored.tiny_clip()
+def tiny_clip(device="cpu", precision="fp32", seed=0):
+    clip = explored.tiny_clip(seed)
     clip.model.to(PRECISIONS[precision]).to(device)  # a view follows its model
     return clip
 
@@ -47,6 +48,10 @@ def cpu_lens(precision):
     for texts, k in DESCRIPTIONS:
         sl.describe(clip, lens, texts, k)
     return lens
+
+
+UNSEEN = InMemory([picture(100 + seed) for seed in range(60)], [f"new-{i}" for i in range(60)])
+"""Other pictures than those of the lens."""
 
 
 class Noise:

@@ -37,9 +37,9 @@ def prepared(image):
     return (torch.from_numpy(array).permute(2, 0, 1) / 255 - 0.4) / 0.3
 
 
-def tiny(name="tiny:8", **options):
+def tiny(name="tiny:8", seed=0, **options):
     """A model of eight neurons a layer."""
-    model = tiny_model(width=16, mlp_ratio=0.5, layers=3)
+    model = tiny_model(seed=seed, width=16, mlp_ratio=0.5, layers=3)
     return from_open_clip(model, prepared, tiny_tokenizer, name=name)
 
 
@@ -54,6 +54,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(named_models, "_members", dict(named_models._members))
         named_models.register("tiny", tiny, help="eight neurons")
+        named_models.register("other", partial(tiny, seed=1), help="with other weights")
         for module, name, value in (
             ("secondlens.commands.audit", "UNSEEN_SCENES", 20),
             ("secondlens.commands.score", "UNSEEN_SCENES", 20),
@@ -98,6 +99,9 @@ def write_given(folder):
     for number in range(12):
         noise(number).save(folder / "classes" / CLASSES[number % 2] / f"{number:02}.png")
     noise(99).save(folder / "photo.png")
+    (folder / "unseen").mkdir()
+    for number in range(60):
+        noise(200 + number).save(folder / "unseen" / f"new-{number:02}.png")
     (folder / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     (folder / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     clip = tiny()
@@ -146,6 +150,11 @@ CASES = {
     ),
     "describe": Case(
         command="describe lens --texts words.txt --texts classes.txt -k 2 --parquet codes.pq ON",
+    ),
+    "name": Case(
+        command="name lens --texts words.txt --everywhere words.txt --images unseen "
+        "--referee other:8 ON",
+        given=("lens", "unseen", "words.txt"),
     ),
     "score": Case(command="score lens --texts words.txt --images classes --referee tiny:8 ON"),
     "attack": Case(

@@ -98,6 +98,15 @@ LINES = {
         ),
         "lens bomb.png --text sea --out new" + M,
     ),
+    "name": (
+        *("", "lens" + M, "photos", "lens --images unseen --referee ViT-B-32"),
+        *("lens --texts words.txt --images unseen" + M, "nowhere --texts words.txt"),
+        "lens --texts words.txt --images nowhere --referee hf:other" + M,
+        "lens --texts words.txt --images unseen --referee hf:nowhere" + M,
+        "lens --texts words.txt --images unseen --referee hf:other" + M,
+        "lens --texts words.txt --images unseen --referee hf:other --kind nowhere.txt" + M,
+        "lens --referee-pretrained openai",
+    ),
     "score": (
         *("", "lens" + M, "photos", "lens --images unseen --referee ViT-B-32"),
         *(

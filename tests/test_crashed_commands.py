@@ -86,7 +86,8 @@ def outputs(case):
     """The names that a command writes."""
     words = case.arguments
     return [words[i + 1] for i, word in enumerate(words) if word in OUTPUTS] or {
-        "describe": ["lens"], "score": ["lens"], "export": ["site"], "pull": ["pulled"],
+        "describe": ["lens"], "name": ["lens"], "score": ["lens"],
+        "export": ["site"], "pull": ["pulled"],
     }[words[0]]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from on_devices import (
     LAYER,
     LAYERS,
     PRECISIONS,
+    UNSEEN,
     WORDS,
     Noise,
     picture,
@@ -71,6 +72,10 @@ COMMANDS = {
     "export": ("lens", "site", "--images", "photos", *TINY),
     "fit": ("photos", "--out", "new", "--layers", LAYER, "--json", *TINY),
     "plan": ("photos", "--layers", LAYER, "--json", *TINY),
+    "name": (
+        *("lens", "--texts", "cues.txt", "--everywhere", "cues.txt", "--images", "unseen"),
+        *("--referee", "other:noise", "--json", *TINY),
+    ),
     "score": ("lens", "--images", "photos", "--referee", "tiny:noise", "--json", *TINY),
     "search": ("lens", "a ship", "--json", *TINY),
     "segment": ("lens", "photo.png", "--text", "a dog", "--out", "masks", *TINY),
@@ -92,6 +97,9 @@ def made(tmp_path_factory):
         place.mkdir(parents=True, exist_ok=True)
         picture(number).save(place / f"{number:02}.png")
     picture(99).save(folder / "photo.png")
+    (folder / "unseen").mkdir()
+    for number, each in enumerate(UNSEEN.pictures):
+        each.save(folder / "unseen" / f"new-{number:02}.png")
     (folder / "classes.txt").write_text("\n".join(WORDS[:4]))
     (folder / "cues.txt").write_text("\n".join(WORDS[4:]))
     return folder
@@ -138,6 +146,11 @@ def place(made, tmp_path, monkeypatch):
             ),
             help="small and random",
         )
+    named_models.register(
+        "other",
+        lambda name, *, device, precision, **_: tiny_clip(device, precision, seed=1),
+        help="with other weights",
+    )
     image_generators.register("noise", lambda *_, **__: Noise(), help="of no use")
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small", SMALL)
     monkeypatch.setattr(exploring, "_bound", lambda *_: Listening())

@@ -118,6 +118,21 @@ def scored(kit, referee, **more):
     return {str(layer): auc.nan_to_num(0.5) for layer, auc in found.auc.items()}
 
 
+@cache
+def firing():
+    """Of each unseen picture, the words of the first neurons, where these act strongly."""
+    lens = cpu_lens("fp32")
+    effects = sl.second_order(tiny_clip(), UNSEEN.pictures, LAYER)
+    effects = torch.einsum("bnd,nd->nb", effects, lens[LAYER].directions)
+    strong = [set(row.topk(15).indices.tolist()) for row in effects[:4]]
+    return [{WORDS[n] for n in range(4) if i in strong[n]} for i in range(len(UNSEEN.ids))]
+
+
+def named(kit, referee, **more):
+    names = sl.name(kit.clip, kit.lens, UNSEEN, kit.words, referee, **more)
+    return {f"auc {layer}": auc.nan_to_num(0.5) for layer, auc in names.auc.items()}
+
+
 def discovered(kit, **more):
     # not one of the fit: the threshold may be its own effect, and rounding would decide
     words = sl.discover(kit.clip, kit.lens, picture(99), top=4, **more)
@@ -211,6 +226,12 @@ CASES = {
         )
         for name in ("effects", "total")
     },
+    "name": lambda kit: named(kit, firing()),
+    "name by models": lambda kit: named(
+        kit,
+        [tiny_clip(str(kit.clip.device), seed=1)],
+        kinds=[sl.Kind(name="all", texts=kit.words.labels, everywhere=True)],
+    ),
     "paths": lambda kit: {
         str(n): each for n, each in sl.paths(kit.clip, X, WORDS[:2]).by_layer.items()
     },
@@ -235,7 +256,7 @@ CASES = {
 """What each public name computes, by name; a second word tells cases of one name apart."""
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
-HERE |= {"dissect", "fit", "paths", "score", "stability"}
+HERE |= {"dissect", "fit", "name", "paths", "score", "stability"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -254,7 +275,7 @@ GRADIENTS = {"attention", "finite_paths", "paths", "paths_of"}
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"FinitePaths", "Paths", "SecondLensWarning", "vocabulary"}
+NOTHING_TO_RUN |= {"FinitePaths", "Kind", "Names", "Paths", "SecondLensWarning", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_transformers"}
 """Names with tests of their own below."""

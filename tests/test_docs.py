@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ from secondlens.commands.group import main
 from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.scenes import FIT_SEED, SCORE_SEED, Scenes, World, truth
 from secondlens.lens.lens import Lens
+from secondlens.lens.names import TENSORS, Names
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
@@ -149,7 +151,8 @@ def test_the_format_page_names_every_key_of_a_real_lens(material):
     lens = material / "secondlens-demo" / "lens"
     manifest = json.loads((lens / "lens.json").read_text())
     of_manifest, of_model = section("`lens.json`")
-    assert keys(of_manifest) == {*manifest, "files"}  # which a lens has that replaced another
+    # "files" has a lens that replaced another, "names" one whose neurons were named
+    assert keys(of_manifest) == {*manifest, "files", "names"}
     assert keys(of_model) == set(manifest["model"])
     (of_images,) = section("`images.json`")
     assert keys(of_images) == set(json.loads((lens / "images.json").read_text()))
@@ -157,6 +160,9 @@ def test_the_format_page_names_every_key_of_a_real_lens(material):
         (row,) = [row for row in of_manifest if row.startswith(f"| `{entry}`")]
         for key in manifest[entry][0]:
             assert f"`{key}`" in row
+    (row,) = [row for row in of_manifest if row.startswith("| `names`")]
+    for field in fields(Names):
+        assert field.name in TENSORS or f"`{field.name}`" in row
 
 
 def test_the_format_page_names_every_file_of_a_real_lens(material, tmp_path):

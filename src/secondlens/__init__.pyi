@@ -31,6 +31,7 @@ from .errors import UnsupportedModel as UnsupportedModel
 from .lens.codes import Codes as Codes
 from .lens.fitting import fit as fit
 from .lens.lens import Lens as Lens
+from .lens.names import Names as Names
 from .models.loading import load as load
 from .models.open_clip import from_open_clip as from_open_clip
 from .models.resizing import resized as resized
@@ -39,6 +40,8 @@ from .models.view import Clip as Clip
 from .words.describing import describe as describe
 from .words.dissection import dissect as dissect
 from .words.halves import stability as stability
+from .words.judging import Kind as Kind
+from .words.naming import name as name
 from .words.scoring import score as score
 from .words.searching import Match as Match
 from .words.searching import search as search

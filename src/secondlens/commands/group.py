@@ -23,6 +23,7 @@ from .explore import explore
 from .export import export
 from .fit import fit
 from .list import list_members
+from .name import name
 from .options import Group, note
 from .plan import plan
 from .process import keep_freed_memory, quiet_libraries, told
@@ -130,7 +131,7 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 
 COMMANDS = (
-    *(demo, plan, fit, describe, score, search, bench, verify, segment, discover, attack),
+    *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
     *(audit, defend, ablate, budget, reproduce, explore, export, share, pull, list_members),
 )
 for command in COMMANDS:

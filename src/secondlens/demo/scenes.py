@@ -238,9 +238,9 @@ def object_on(world: World, name: str, background: str | None, seed: int) -> Ima
     return Image.fromarray(np.where(shown, np.asarray(scene.image), behind))
 
 
-FIT_SEED, TEST_SEED, SCORE_SEED = 11, 12, 13
-"""Of the scenes that lenses are fitted on, accuracies measured on and descriptions scored on.
-Training drew from seed 1."""
+FIT_SEED, TEST_SEED, SCORE_SEED, NAME_SEED = 11, 12, 13, 14
+"""Of the scenes that lenses are fitted on, accuracies measured on, descriptions scored on and
+neurons named on. Training drew from seed 1."""
 
 
 SCENE = re.compile(r"scene-(\d+)-(\d+)")

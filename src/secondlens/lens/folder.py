@@ -1,8 +1,8 @@
 """A lens as a folder: `lens.json`, `images.json`, and safetensors files.
 
-There is one file of tensors for each layer, for each vocabulary, for each score and comparison of
-halves, and for the coordinates of each layer if they were kept. The format has a page of its own in
-the documentation. Lenses come from strangers too: what is read is checked.
+There is one file of tensors for each layer, for each vocabulary, for names, for each score and
+comparison of halves, and for the coordinates of each layer if they were kept. The format has a
+page of its own in the documentation. Lenses come from strangers too: what is read is checked.
 
 A folder is the lens that its `lens.json` names, before, during and after another one is written
 into it: files that a manifest names are never changed. One whose content is new gets a name with
@@ -31,6 +31,7 @@ from ..storage.files import LARGEST_JSON, read_json, save_json
 from ..storage.regular import read_bounded
 from ..storage.validation import (
     Digest,
+    Position,
     Size,
     Texts,
     check_distinct,
@@ -42,6 +43,7 @@ from ..storage.validation import (
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
 from .layer import Coordinates, LayerLens
 from .moments import HISTOGRAM_EDGES
+from .names import TENSORS, Names, plain
 
 
 def check_files(folder: Path) -> None:
@@ -58,7 +60,7 @@ FORMAT = 2
 
 IMAGES = "images.json"
 OWN = re.compile(
-    r"((lens|images)|(layer|codes|scores|stability|coordinates)-\d\d+)(-[0-9a-f]{16})?"
+    r"((lens|images)|(layer|codes|names|scores|stability|coordinates)-\d\d+)(-[0-9a-f]{16})?"
     r"\.(json|safetensors)(\.new)?(\.[0-9a-f]{8}\.partial)?"
 )
 """Names of files that a lens may leave in its folder beside `lens.json`."""
@@ -88,6 +90,25 @@ class CodesEntry:
 
     def __post_init__(self) -> None:
         check_distinct(self.labels, "the texts of a description")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamesEntry:
+    """Names of neurons, whose tensors are in a file of their own."""
+
+    vocabulary: str
+    referee: str
+    labels: Texts
+    image_ids: Texts
+    shown: Size
+    tested: Position
+    shuffled: Position
+    rare: Position
+    alike: tuple[Texts, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_distinct(self.labels, "the texts of names")
+        check_distinct(self.image_ids, "the ids of images of names")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +149,7 @@ class Manifest:
     codes: tuple[CodesEntry, ...]
     scores: tuple[ScoresEntry, ...] = ()
     stability: tuple[StabilityEntry, ...] = ()
+    names: tuple[NamesEntry, ...] = ()
     sample: Size | None = None
     coordinates: bool = False
     files: dict[str, str] = field(default_factory=dict)
@@ -143,6 +165,7 @@ class Manifest:
         scores = [(each.vocabulary, each.referee, each.pictures) for each in self.scores]
         check_distinct(scores, "its scores")
         check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
+        check_distinct([(each.vocabulary, each.referee) for each in self.names], "its names")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +200,8 @@ class Contents:
     """By `Scores.name`: vocabulary, referee and pictures."""
     stability: dict[str, Stability] = field(default_factory=dict)
     """By the name of the vocabulary."""
+    names: dict[str, Names] = field(default_factory=dict)
+    """What neurons fire on, by `Names.name`: vocabulary and referee."""
     digests: tuple[str, ...] = ()
     """Of the content of each image, see `data.decoding.digest`; a lens of an older version has
     none."""
@@ -229,6 +254,13 @@ def _tensors(lens: Contents) -> Iterator[tuple[str, dict[str, Tensor]]]:
     for kind in ("scores", "stability"):
         for number, evidence in enumerate(getattr(lens, kind).values()):
             yield f"{kind}-{number:02}.safetensors", split(evidence)[1]
+    for number, names in enumerate(lens.names.values()):
+        tensors = {
+            f"{key}-{layer:02}": tensor
+            for key in TENSORS
+            for layer, tensor in getattr(names, key).items()
+        }
+        yield f"names-{number:02}.safetensors", tensors
     if lens.coordinates is not None:
         for layer in lens.layers:
             kept = {"z": lens.coordinates.z[layer], "basis": lens.coordinates.basis[layer]}
@@ -267,6 +299,7 @@ def manifest(lens: Contents) -> dict[str, Any]:
         for name, c in lens.codes.items()
     ]
     sampled = {} if lens.sample is None else {"sample": lens.sample}
+    named = {"names": [plain(names) for names in lens.names.values()]} if lens.names else {}
     return {
         "format": FORMAT,
         "model": lens.model,
@@ -277,6 +310,7 @@ def manifest(lens: Contents) -> dict[str, Any]:
         "scores": [split(scores)[0] for scores in lens.scores.values()],
         "stability": [split(stability)[0] for stability in lens.stability.values()],
         "coordinates": lens.coordinates is not None,
+        **named,
         **sampled,
         "versions": {name: version(name) for name in ("secondlens", "torch", "open_clip_torch")},
     }
@@ -353,8 +387,13 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         ]
         for kind in ("scores", "stability")
     )
-    for each, name in zip(scores, _referees(scores), strict=True):
-        each["referee"] = name
+    names = [
+        join(vars(entry), load_tensors(place(f"names-{number:02}.safetensors")))
+        for number, entry in enumerate(found.names)
+    ]
+    for evidence in (scores, names):
+        for each, name in zip(evidence, _referees(evidence), strict=True):
+            each["referee"] = name
     return Contents(
         model={each.name: written["model"][each.name] for each in fields(ModelEntry)}
         | {"name": shown(found.model.name)},
@@ -373,6 +412,7 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         },
         scores={each.name: each for each in (Scores(**each) for each in scores)},
         stability={each.name: each for each in (Stability(**each) for each in stability)},
+        names={each.name: each for each in (Names(**each) for each in names)},
         coordinates=coordinates,
     )
 
@@ -407,6 +447,15 @@ def _check(found: Contents) -> None:
         _check_layers(
             *(stability, ("cosine", "cosine_null", "overlap", "overlap_null"), found.by_layer)
         )
+    for names in found.names.values():
+        check_tensors(names, {"names": len(names.labels), "pictures": names.shown}, neurons=neurons)
+        _check_layers(names, TENSORS, found.by_layer)
+        for texts in names.texts.values():
+            check_positions(texts, len(names.labels), "texts of names", least=-1)
+        for held in names.held.values():
+            check_positions(held, names.shown + 1, "images of names")
+        for pictures in names.pictures.values():
+            check_positions(pictures, len(names.image_ids), "pictures of names", least=-1)
     if found.coordinates is not None:
         check_tensors(found.coordinates, most, images=images, neurons=neurons, dim=dim)
 

@@ -52,8 +52,8 @@ class Lens(Contents):
         """Return this lens with its layers and descriptions on a device.
 
         Functions move what they need by themselves: this is for a lens that is to stay there.
-        Coordinates, scores and comparisons of halves stay where they are, and nothing is copied
-        that is there already.
+        Coordinates, names, scores and comparisons of halves stay where they are, and nothing is
+        copied that is there already.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class Lens(Contents):
     def merge(self, other: "Lens") -> "Lens":
         """The lens of both sets of images, as one fit over all of them would give it.
 
-        Descriptions are dropped: directions change.
+        Descriptions and names are dropped: directions change.
 
         Raises
         ------
@@ -130,6 +130,7 @@ class Lens(Contents):
             codes={},
             scores={},
             stability={},
+            names={},
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 

@@ -17,9 +17,18 @@ def published(lens: Held) -> Held:
     ids = distinct(map(shown, [*lens.image_ids, *lens.skipped]))
     count = len(lens.image_ids)
     reasons = map(shown, lens.skipped.values())
+    names = [
+        replace(
+            each,
+            referee=shown(each.referee),
+            image_ids=tuple(distinct(map(shown, each.image_ids))),
+        )
+        for each in lens.names.values()
+    ]
     return replace(
         lens,
         model=lens.model | {"name": shown(str(lens.model["name"]))},
         image_ids=tuple(ids[:count]),
         skipped=dict(zip(ids[count:], reasons, strict=True)),
+        names={each.name: each for each in names},
     )

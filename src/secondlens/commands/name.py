@@ -1,0 +1,225 @@
+"""`secondlens name`."""
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import SecondLensError
+from .options import (
+    PATH,
+    ChosenModel,
+    PictureChoice,
+    batch_option,
+    check_own_world,
+    check_trained,
+    json_option,
+    note,
+    print_json,
+    tables,
+    with_choice,
+    with_model,
+    writing_lens,
+)
+
+if TYPE_CHECKING:
+    from ..lens.names import Names
+    from ..words.judging import Kind
+
+SCENES = 2500
+"""Of the embedded world, on which neurons are named if nothing else is said."""
+EXAMPLES = 3
+"""Neurons of each layer in the table."""
+
+
+@click.command()
+@click.argument("lens", type=PATH)
+@click.option(
+    "--texts",
+    default="world",
+    show_default=True,
+    help="Possible names: a file with one a line, table.csv:column, or a built-in vocabulary.",
+)
+@click.option("--template", "templates", multiple=True, help="As for describe.")
+@click.option(
+    "--images",
+    type=click.Path(),
+    help="Pictures that were not used to fit, about ten for each text; by default, for the "
+    "embedded models, scenes.",
+)
+@click.option(
+    "--referee",
+    "referees",
+    multiple=True,
+    help="Another model, which says what is in a picture; if given more than once, all must agree. "
+    "By default, for the embedded models, the other one of them.",
+)
+@click.option(
+    "--referee-pretrained",
+    multiple=True,
+    help="Its open_clip tag, or the path of a checkpoint, in the order of the referees.",
+)
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=PATH,
+    help="File of texts, one a line, that compete only with each other for a picture.",
+)
+@click.option(
+    "--everywhere",
+    multiple=True,
+    type=PATH,
+    help="The same for texts of which every picture holds one, such as backgrounds.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the halves of the pictures, and of the shuffled control.",
+)
+@batch_option
+@json_option
+@with_choice
+@with_model
+@writing_lens
+def name(
+    lens: Path,
+    texts: str,
+    templates: tuple[str, ...],
+    images: str | None,
+    referees: tuple[str, ...],
+    referee_pretrained: tuple[str, ...],
+    kinds: tuple[Path, ...],
+    everywhere: tuple[Path, ...],
+    seed: int,
+    batch_size: int | None,
+    as_json: bool,
+    choice: PictureChoice,
+    model: ChosenModel,
+) -> None:
+    """Name what the neurons in a LENS fire on, and save the names.
+
+    A name is a text that was chosen on one half of the pictures and passed a test on the other. A
+    neuron for which no text passed has no reliable name.
+
+    Example: secondlens name secondlens-demo/lens
+    """
+    check_own_world(model.model, "names of", {"--images": images, "--referee": referees or None})
+    if len(referee_pretrained) > len(referees):
+        raise SecondLensError("--referee-pretrained is of a referee: name it with --referee")
+    named = list(zip_longest(referees, referee_pretrained))
+    for each, pretrained in named:
+        check_trained(each, pretrained, "--referee-pretrained")
+    from ..data.vocabularies import vocabulary
+    from ..demo.model import TWIN
+    from ..lens.lens import Lens
+    from ..models.loading import load
+    from ..words.naming import name as name_lens
+
+    fitted = Lens.load(lens)
+    pool = vocabulary(texts, templates=templates or None)
+    given = [_kind(path, False) for path in kinds] + [_kind(path, True) for path in everywhere]
+    source = choice.source(images) if images else _scenes(model.model)
+    clip = model.load()
+    judges = [load(each, pretrained, model.device) for each, pretrained in named]
+    names = name_lens(
+        clip,
+        fitted,
+        source,
+        pool,
+        judges or [load(TWIN[clip.name], device=clip.device)],
+        kinds=given or None,
+        batch_size=batch_size,
+        seed=seed,
+        progress=True,
+    )
+    fitted.save_held(lens)
+    say_left_out(names)
+    if as_json:
+        print_json(as_document(names))
+        return
+    shown = tables(as_json)
+    shown.print(coverage_table(names))
+    shown.print(example_table(names))
+
+
+def _kind(path: Path, everywhere: bool) -> "Kind":
+    from ..data.vocabularies import vocabulary
+    from ..words.judging import Kind
+
+    if not path.is_file():
+        raise SecondLensError(f"there is no file {path}: name a text file with one text a line")
+    return Kind(name=path.stem, texts=vocabulary(path).labels, everywhere=everywhere)
+
+
+def _scenes(model: str) -> Any:
+    """Scenes of an embedded model's world on which nothing was fitted."""
+    from ..demo.scenes import NAME_SEED, Scenes, World
+
+    if not model.startswith("demo"):
+        raise SecondLensError(f"{model} has no pictures of its own: name some with --images")
+    return Scenes(World(planted=model == "demo"), NAME_SEED, SCENES)
+
+
+def say_left_out(names: "Names") -> None:
+    """Say which texts could not be names, and what chance gives."""
+    if names.rare:
+        note(f"{names.rare} texts could not be tested: too few pictures hold them")
+    for group in names.alike:
+        note(f"the referee cannot tell apart {', '.join(group)}: the first stands for all")
+    note(f"shuffled effects gave {names.shuffled} names, over {names.tested} tests")
+
+
+def as_document(names: "Names") -> dict[str, Any]:
+    """The names of every neuron with their evidence."""
+    facts = ("vocabulary", "referee", "tested", "shuffled", "shown", "rare", "alike")
+    return {fact: getattr(names, fact) for fact in facts} | {
+        "images": len(names.image_ids),
+        "neurons": [
+            {
+                "layer": layer,
+                "neuron": neuron,
+                "names": [vars(each) for each in names.of(layer, neuron)],
+            }
+            for layer in sorted(names.texts)
+            for neuron in range(len(names.texts[layer]))
+        ],
+    }
+
+
+def coverage_table(names: "Names") -> Table:
+    """How many neurons of each layer have a name, or several."""
+    table = Table(
+        title=f"What neurons fire on: {escape(names.name)}, {len(names.image_ids)} pictures"
+    )
+    for column in ("layer", "neurons", "with a name", "with two or more", "three or more"):
+        table.add_column(column, justify="right")
+    shares = [names.coverage(count) for count in (1, 2, 3)]
+    for layer in sorted(names.texts):
+        found = (f"{100 * each[layer]:.0f} %" for each in shares)
+        table.add_row(str(layer), str(len(names.texts[layer])), *found)
+    return table
+
+
+def example_table(names: "Names") -> Table:
+    """The neurons of each layer whose first name finds their images best."""
+    table = Table(
+        title=f"The surest names; area under ROC, pictures of the {names.shown} strongest"
+    )
+    for column in ("neuron", "fires on"):
+        table.add_column(column)
+    for layer in sorted(names.texts):
+        first = names.auc[layer][:, 0].nan_to_num(-1.0)
+        order = first.argsort(descending=True, stable=True)[:EXAMPLES].tolist()
+        for neuron in (each for each in order if first[each] >= 0):
+            found = (
+                f"{escape(each.text)} ({each.auc:.2f}, {each.held})"
+                for each in names.of(layer, neuron)
+            )
+            table.add_row(f"L{layer} #{neuron}", ", ".join(found))
+    return table

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import shutil
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,6 +336,8 @@ def searches():
 
 @case
 def scores():
+    """The last two are of one vocabulary, judge and images, which is said."""
+    warnings.simplefilter("ignore", sl.SecondLensWarning)
     lens, clip = copy.deepcopy(m.lens()), m.clip("float32")
     truth = [{WORDS_A[i % 5], WORDS_A[(3 * i) % 7]} for i in range(40)]
     source = m.Pictures(6, 40)

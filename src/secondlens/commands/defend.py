@@ -155,7 +155,7 @@ def _audited(clip: "Clip", lens: "Lens", usual: "Labelled", words: tuple[str, ..
     from ..applications.auditing.audits import audit
 
     half = usual.at(range(0, len(usual), 2)).source
-    return audit(clip, lens, usual.classes, half, words, progress=True)
+    return audit(clip, lens, usual.classes, half, words, chance=1.0, progress=True)
 
 
 def _points(change: tuple[float, float, float]) -> str:

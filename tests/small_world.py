@@ -156,7 +156,10 @@ CASES = {
         "--referee other:8 ON",
         given=("lens", "unseen", "words.txt"),
     ),
-    "score": Case(command="score lens --texts words.txt --images classes --referee tiny:8 ON"),
+    "score": Case(
+        command="score lens --texts words.txt --images unseen --referee tiny:8 ON",
+        given=("lens", "unseen", "words.txt"),
+    ),
     "attack": Case(
         command="attack demo-lens --draw cow --mistake-for lion --images 2 --captions 1 "
         "--out attacked",
@@ -172,7 +175,7 @@ CASES = {
         moments=1,
     ),
     "audit": Case(
-        command="audit lens --classes classes.txt --cues words.txt --images classes "
+        command="audit lens --classes classes.txt --cues words.txt --images classes --chance 1 "
         "--out audited ON",
     ),
     "defend": Case(

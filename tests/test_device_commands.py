@@ -58,7 +58,7 @@ COMMANDS = {
     ),
     "audit": (
         *("lens", "--classes", "classes.txt", "--cues", "cues.txt", "--images", "photos"),
-        *("--out", "audit", *TINY),
+        *("--chance", 1, "--out", "audit", *TINY),
     ),
     "bench": ("--model", "small", "--device", DEVICE, "--rounds", 1, "--batch-size", 2, "--json"),
     "budget": ("lens", "photos", "--layers", LAYER, "--neurons", 2, "--json", *TINY),
@@ -76,7 +76,7 @@ COMMANDS = {
         *("lens", "--texts", "cues.txt", "--everywhere", "cues.txt", "--images", "unseen"),
         *("--referee", "other:noise", "--json", *TINY),
     ),
-    "score": ("lens", "--images", "photos", "--referee", "tiny:noise", "--json", *TINY),
+    "score": ("lens", "--images", "unseen", "--referee", "tiny:noise", "--json", *TINY),
     "search": ("lens", "a ship", "--json", *TINY),
     "segment": ("lens", "photo.png", "--text", "a dog", "--out", "masks", *TINY),
     "verify": ("tiny:noise", "--device", DEVICE, "--json"),

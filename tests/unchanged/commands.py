@@ -221,7 +221,8 @@ LINES = {
         "budget lens unseen $M --neuron 3 --neuron 5 --layers 2",
     ],
     "audit and defend": [
-        "audit lens --classes classes.txt --cues cues.txt --images unseen --chance 1 --out audit $M --json",
+        "audit lens --classes classes.txt --cues cues.txt --images unseen --out audit $M --json "
+        "--chance 1",
         "defend audit lens --usual usual --unusual unusual --out defence $M --json",
     ],
     "audit and defend, more": [

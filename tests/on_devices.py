@@ -35,7 +35,7 @@ def picture(seed):
 
 
 PICTURES = [picture(seed) for seed in range(24)]
-UNSEEN = [picture(100 + seed) for seed in range(24)]
+OTHERS = [picture(100 + seed) for seed in range(24)]
 LABELS = [seed % len(WORDS) for seed in range(len(PICTURES))]
 X = torch.randn(5, 3, 16, 24, generator=torch.Generator().manual_seed(3))
 

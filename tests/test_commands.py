@@ -262,7 +262,7 @@ def test_a_cluster_is_planned_as_json_too(place):
         (("search", LENS), "either a text to search for or --neuron"),
         (("search", LENS, "--neuron", "5"), "such as 9:123"),
         (("discover", LENS, "photo.png", "--page", "no/page.html"), "there is no folder no"),
-        (("audit", LENS, "--model", "ViT-B-32", "--out", "fresh"), "give --classes"),
+        (("audit", LENS, "--model", "ViT-B-32", "--out", "fresh"), "needs --classes, --cues, --im"),
         (("defend", "runs/b", LENS, "--usual", "a", "--out", "fresh"), "give both --usual and"),
         (
             ("defend", "runs/b", LENS, "--model", "ViT-B-32", "--out", "fresh"),

@@ -277,5 +277,6 @@ def test_a_file_named_like_a_vocabulary_does_not_change_what_a_lens_says(
     (tmp_path / "planets").write_text("nothing\n", encoding="utf-8")
     texts, codes = described(lens)
     assert texts == planets and codes is lens.codes["planets"]
+    assert described(lens, "planets")[0] == planets
     with pytest.raises(SecondLensError, match="described with other texts of the name planets"):
-        described(lens, "planets")  # a file of that path goes before a built-in name
+        described(lens, tmp_path / "planets")

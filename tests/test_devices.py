@@ -13,6 +13,7 @@ from on_devices import (
     LABELS,
     LAYER,
     LAYERS,
+    OTHERS,
     PICTURES,
     PRECISIONS,
     UNSEEN,
@@ -114,7 +115,7 @@ def coded(codes):
 
 
 def scored(kit, referee, **more):
-    found = sl.score(kit.clip, kit.lens, kit.words, UNSEEN, referee, **more)
+    found = sl.score(kit.clip, kit.lens, kit.words, OTHERS, referee, **more)
     return {str(layer): auc.nan_to_num(0.5) for layer, auc in found.auc.items()}
 
 

@@ -164,9 +164,16 @@ class FitRun:
         nodes = self.shards.nodes
         moments, sums = nodes.means(nodes.root(group, MEANS), layer)
         basis = self.shards.basis(layer)
-        fitted = layer_lens(
-            moments.covariance, settled, basis, sums / moments.count, sample=moments.count
-        ).to(CPU)
+        try:
+            fitted = layer_lens(
+                moments.covariance, settled, basis, sums / moments.count, sample=moments.count
+            ).to(CPU)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            kept = f", or parts in {self.parts.folder} are damaged" if self.parts.folder else ""
+            raise SecondLensError(
+                f"effects of layer {layer} have no components, because they are not finite{kept}: "
+                "fit again into another folder, or in a wider precision"
+            ) from error
         # from positions in the source to positions among the images that could be read
         unread = torch.tensor(readable.unread, dtype=torch.int64)
         before = torch.searchsorted(unread, fitted.top_images)

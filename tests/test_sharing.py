@@ -74,7 +74,8 @@ def home(tmp_path_factory):
             patch.setenv(name, KEY)
         patch.setenv("SECONDLENS_CACHE", str(home / "cache"))
         _save_model(home / "models" / "clip-of-mine")
-        _save_photographs(home / "photographs")
+        _save_photographs(home / "photographs", 0)
+        _save_photographs(home / "unseen", 64)
         (home / "words.txt").write_text("\n".join(WORDS))
         yield home
 
@@ -99,8 +100,8 @@ def _save_model(path):
     CLIPTokenizer(vocabulary | {"<|endoftext|>": 63}, merges=[]).save_pretrained(path)
 
 
-def _save_photographs(folder):
-    for number in range(64):
+def _save_photographs(folder, first):
+    for number in range(first, first + 64):
         noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         picture, path = Image.fromarray(noise), folder / "ab"[number % 2] / f"{number}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def lens(home):
     run("describe", folder, "--texts", words, "--model", model, "-k", 8)
     run(
         *("score", folder, "--texts", words, "--model", model),
-        *("--images", photographs, "--referee", model),
+        *("--images", home / "unseen", "--referee", model),
     )
     return folder
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 
+from secondlens.data.sources import InMemory
 from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
@@ -28,6 +29,11 @@ def clip():
 @pytest.fixture(scope="module")
 def images(clip):
     return tiny_images(clip, 41)
+
+
+@pytest.fixture
+def unseen(clip):
+    return InMemory(tiny_images(clip, 41, seed=9), [f"new-{i}" for i in range(41)])
 
 
 @pytest.fixture
@@ -143,19 +149,19 @@ def test_dissect_labels_what_activates(clip, images, lens):
         assert codes.coefficients[layer].eq(1).all()
 
 
-def test_activation_labels_are_scored_alike(clip, images, lens):
+def test_activation_labels_are_scored_alike(clip, images, lens, unseen):
     dissect(clip, lens, TEXTS, images)
     labels = [{TEXTS.labels[i % 15]} for i in range(41)]
-    scores = score(clip, lens, by_activation(TEXTS), images, labels)
+    scores = score(clip, lens, by_activation(TEXTS), unseen, labels)
     assert scores.auc[0][:, 0].isfinite().all()
     assert scores.auc[0][:, 1].isnan().all()
 
 
-def test_dissecting_anew_drops_the_scores_of_the_old_labels(clip, images, lens):
+def test_dissecting_anew_drops_the_scores_of_the_old_labels(clip, images, lens, unseen):
     labels = [{TEXTS.labels[i % 15]} for i in range(41)]
     dissect(clip, lens, TEXTS, images)
-    score(clip, lens, by_activation(TEXTS), images, labels)
-    kept = score(clip, lens, TEXTS, images, labels)
+    score(clip, lens, by_activation(TEXTS), unseen, labels)
+    kept = score(clip, lens, TEXTS, unseen, labels)
     dissect(clip, lens, TEXTS, images[:30])
     assert list(lens.scores) == [kept.name]
 

@@ -109,6 +109,9 @@ def change_tensors(path, rng):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
+    if not tensors:
+        change_header(path, rng)
+        return
     name = rng.choice(sorted(tensors))
     tensor = tensors[name].clone()
     how = rng.choice(["drop", "copy", "kind", "less", "axis", "empty", "value", "value", "grow"])

@@ -57,7 +57,10 @@ def s3():
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # of an earlier server
-        fsspec.filesystem("s3").mkdir("lab")
+        store = fsspec.filesystem("s3")
+        store.makedirs("lab", exist_ok=True)
+        for path in store.ls("lab"):  # all servers of a process share what was put into one
+            store.rm(path, recursive=True)
         yield application
         application.failing = 0
         server.shutdown()

@@ -249,6 +249,10 @@ class Nodes:
         whole = name in ("images", "histogram")
         if tensor.dtype.is_floating_point == whole:
             raise ValueError(f"{key} is {tensor.dtype}")
+        if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{key} has numbers that are not finite")
+        if name in ("energy", "squares") and bool((tensor < 0).any()):
+            raise ValueError(f"{key} has numbers below zero")
         if name == "images":
             check_positions(tensor, plan.images, key, least=-1)
 

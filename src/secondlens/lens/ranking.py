@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import SecondLensError
 from .moments import HISTOGRAM_EDGES, Centre, TopImages, histogram
 
 ROUNDING = 1e-5
@@ -119,7 +120,12 @@ class Ranking:
     ) -> None:
         """Rank some images more."""
         offer = self.offer(centred, positions)
-        _, entries, neurons = offer.counts.tolist()
+        broken, entries, neurons = offer.counts.tolist()
+        if broken:
+            raise SecondLensError(
+                "effects are not finite: fit again in a wider precision, and if parts of a fit are "
+                "damaged, without them"
+            )
         self.take(offer, entries, neurons)
 
     def ranked(self) -> Ranked:

@@ -74,7 +74,8 @@ class StudyOptions:
         type=neuron_choice,
         metavar="NUMBER|LAYER:NEURON,...",
         help="How many are drawn at random, whose indirect effects are measured; or those of one "
-        "layer that tables and pictures show, such as 9:4,9:391.",
+        "layer that table2, table5 and fig5 show, such as 9:4,9:391: other results only take the "
+        "layer from them.",
     )
     fit_images: int | None = option(
         type=click.IntRange(50),

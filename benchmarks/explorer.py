@@ -41,7 +41,7 @@ import torch
 from PIL import Image
 
 LAYERS, NEURONS, DIM, HEADS, TOP, IMAGES, TEXTS, K = 11, 3072, 512, 12, 100, 5000, 30_000, 128
-PATCHES, CONCEPTS = 49, 4
+PATCHES, NAMED_ON = 49, 5000
 PICTURE_BYTES = 6000
 SEARCHES = 20
 
@@ -71,7 +71,7 @@ def surveyed(layer):
     rng, slots = np.random.default_rng(layer), records.SLOTS
     paths = (LAYERS - layer) * HEADS
     return records.LayerSurvey(
-        images=rng.integers(0, IMAGES, (NEURONS, slots), dtype=np.int32),
+        images=rng.integers(0, IMAGES + NAMED_ON, (NEURONS, slots), dtype=np.int32),
         effect=rng.random((NEURONS, slots), dtype=np.float32),
         peak=rng.random((NEURONS, slots), dtype=np.float32),
         path=rng.integers(0, paths, (NEURONS, slots)).astype(np.int16),
@@ -81,11 +81,36 @@ def surveyed(layer):
         shares=np.full((NEURONS, records.BANDS), 0.2, dtype=np.float32),
         counts=rng.integers(0, 999, (NEURONS, records.BINS), dtype=np.int32),
         paths=rng.random((NEURONS, paths), dtype=np.float32) / paths,
-        concept=rng.integers(0, CONCEPTS, (NEURONS, 8), dtype=np.int8),
-        proof=rng.integers(-1, CONCEPTS, (NEURONS, TOP), dtype=np.int8),
-        polysemy=rng.random(NEURONS, dtype=np.float32),
         classes=rng.integers(0, TEXTS, (NEURONS, 8), dtype=np.int32),
         change=rng.random((NEURONS, 8), dtype=np.float32),
+    )
+
+
+def named(labels):
+    """Names of every neuron, up to four."""
+    from secondlens.lens.names import Names
+
+    rng, four = np.random.default_rng(0), (NEURONS, 4)
+    texts = {n: torch.from_numpy(rng.integers(-1, TEXTS, four)) for n in range(LAYERS)}
+    texts = {n: each.sort(dim=1, descending=True).values for n, each in texts.items()}
+    areas = {n: each.double().clamp(0, 1) for n, each in texts.items()}
+    return Names(
+        vocabulary="words",
+        referee="labels",
+        labels=labels,
+        image_ids=tuple(f"named/image-{i:05}.jpg" for i in range(NAMED_ON)),
+        shown=24,
+        tested=LAYERS * NEURONS,
+        shuffled=0,
+        rare=0,
+        texts=texts,
+        auc=areas,
+        p=areas,
+        q=areas,
+        held={n: torch.full(four, 9) for n in range(LAYERS)},
+        pictures={
+            n: torch.from_numpy(rng.integers(0, NAMED_ON, (*four, 6))) for n in range(LAYERS)
+        },
     )
 
 
@@ -122,19 +147,22 @@ def write(folder):
         skipped={},
         by_layer={layer: fitted(rng) for layer in range(LAYERS)},
         codes={"words": words},
+        names={"words by labels": named(words.labels)},
     )
     lens.save(folder / "lens")
     lens, numbers = Lens.load(folder / "lens"), np.random.default_rng(0)
+    pictures = len(lens.picture_ids)
     Survey(
         lens=fingerprint(lens),
         surveyed=IMAGES,
+        named=True,
         layers={layer: surveyed(layer) for layer in range(LAYERS)},
         codes={"words": {n: numbers.random((NEURONS, 152), np.float32) for n in range(LAYERS)}},
         responding=np.zeros((IMAGES, RESPONDING), dtype=np.int32),
         response=np.ones((IMAGES, RESPONDING), dtype=np.float32),
         texts=np.zeros((TEXTS, DIM), dtype=np.float16),
-        pictures=np.zeros(IMAGES * PICTURE_BYTES, dtype=np.uint8),
-        offsets=np.arange(IMAGES + 1, dtype=np.int64) * PICTURE_BYTES,
+        pictures=np.zeros(pictures * PICTURE_BYTES, dtype=np.uint8),
+        offsets=np.arange(pictures + 1, dtype=np.int64) * PICTURE_BYTES,
     ).save(folder / "lens" / FOLDER)
     total = LAYERS * NEURONS
     Layout(

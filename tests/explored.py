@@ -12,12 +12,14 @@ from secondlens.applications.adversarial.runs import Report, Sample
 from secondlens.applications.adversarial.selection import Pair, RankedWord
 from secondlens.applications.auditing.audits import Audit
 from secondlens.applications.auditing.defence import OURS, Defence, Outcome, Point
+from secondlens.effects.value_paths import second_order
 from secondlens.explorer.layout import lay_out
 from secondlens.explorer.survey import survey
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
 from secondlens.storage.files import save_json
 from secondlens.words.describing import describe
+from secondlens.words.naming import name
 
 HOSTILE = (
     "<script>document.title='x'</script>",
@@ -31,16 +33,24 @@ WORDS = (*HOSTILE, *(f"word {letter}" for letter in "abcdefghijklmnopqrstuvwxyz"
 LAYERS = (0, 1)
 
 
+ONE, TWO = 5, 7
+"""Neurons of layer 1 with one name, a hostile one, and with two."""
+
+
 @dataclass
 class Pictures:
     count: int = 40
+    first: int = 0
 
     @property
     def ids(self):
-        return [f"{i} {HOSTILE[i % len(HOSTILE)]}.png" for i in range(self.count)]
+        numbers = range(self.first, self.first + self.count)
+        return [f"{i} {HOSTILE[i % len(HOSTILE)]}.png" for i in numbers]
 
     def load(self, index):
-        noise = np.random.default_rng(index).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+        noise = np.random.default_rng(self.first + index).integers(
+            0, 256, (16, 24, 3), dtype=np.uint8
+        )
         return Image.fromarray(noise)
 
 
@@ -68,12 +78,31 @@ def tokenizer(texts):
     return tokens
 
 
+NAMED_ON = Pictures(count=160, first=1000)
+"""What the neurons of the lens are named on."""
+
+
+def name_some(clip, lens):
+    """Names by labels that follow the effects of two neurons."""
+    rows = lens[1].directions[[ONE, TWO]]
+    pictures = [NAMED_ON.load(i) for i in range(NAMED_ON.count)]
+    effects = second_order(clip, pictures, 1, lens.convention)[:, [ONE, TWO]]
+    along = torch.einsum("bnd,nd->nb", effects, rows)
+    labels = [{f"word {'cdef'[i % 4]}"} for i in range(NAMED_ON.count)]
+    for image in along[0].topk(24).indices.tolist():
+        labels[image].add(HOSTILE[0])
+    for place, image in enumerate(along[1].topk(48).indices.tolist()):
+        labels[image].add(("word a", "word b")[place % 2])
+    return name(clip, lens, NAMED_ON, WORDS, labels)
+
+
 def make(convention="exact", seed=0):
     """Clip, pictures, lens, survey and layout."""
     clip, pictures = tiny_clip(seed), Pictures()
     lens = fit(clip, pictures, layers=LAYERS, top=6, convention=convention)
     describe(clip, lens, WORDS, 8)
-    return clip, pictures, lens, survey(clip, lens, pictures), lay_out(lens)
+    name_some(clip, lens)
+    return clip, pictures, lens, survey(clip, lens, pictures, NAMED_ON), lay_out(lens)
 
 
 def write_runs(folder):

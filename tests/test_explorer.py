@@ -12,8 +12,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from explored import LAYERS, WORDS, Pictures, make, preprocess, tiny_clip
+from explored import (
+    HOSTILE,
+    LAYERS,
+    NAMED_ON,
+    ONE,
+    TWO,
+    WORDS,
+    Pictures,
+    make,
+    preprocess,
+    tiny_clip,
+)
 from fastapi.testclient import TestClient
+from jinja2.filters import escape
 from PIL import Image
 
 from secondlens.data.embedding import normalise
@@ -37,6 +49,7 @@ from secondlens.explorer.records import BANDS, GROUPS, LIGHT, fingerprint, load_
 from secondlens.explorer.survey import survey
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
+from secondlens.lens.names import NO_NAME
 from secondlens.models.loading import load
 from secondlens.words.describing import describe
 
@@ -51,17 +64,23 @@ def exact():
     return make()
 
 
-def effects(clip, lens, layer):
-    """Centred effects of all pictures, materialised."""
-    pictures = Pictures()
-    images = [pictures.load(i) for i in range(pictures.count)]
+OF_FIT = Pictures().count
+
+
+def loaded(*sources):
+    return [source.load(i) for source in sources for i in range(source.count)]
+
+
+def effects(clip, lens, layer, *more):
+    """Centred effects of the pictures of the fit, and of more, materialised."""
+    images = loaded(Pictures(), *more)
     return second_order(clip, images, layer, lens.convention) - lens[layer].mean
 
 
 def activations(clip, layer):
-    pictures = Pictures()
+    """Of the pictures of the fit, then of those of names."""
     with Capture(clip, [layer], keep_activations=True) as capture:
-        images = [pictures.load(i) for i in range(pictures.count)]
+        images = loaded(Pictures(), NAMED_ON)
         pooled = capture.pool(clip.encode_image(images))
     return pooled.activations[layer][:, 1:]
 
@@ -69,7 +88,8 @@ def activations(clip, layer):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_effects_are_projections_of_second_order_effects(made, layer):
     clip, _, lens, seen, _ = made
-    wanted = torch.einsum("bnd,nd->nb", effects(clip, lens, layer), lens[layer].directions)
+    centred = effects(clip, lens, layer, NAMED_ON)
+    wanted = torch.einsum("bnd,nd->nb", centred, lens[layer].directions)
     own = seen.layers[layer]
     filled = own.images >= 0
     rows = np.nonzero(filled)[0]
@@ -81,11 +101,12 @@ def test_effects_are_projections_of_second_order_effects(made, layer):
 def test_heat_is_activation_in_sixteen_steps(exact, layer):
     clip, _, _, seen, _ = exact
     fired, own = activations(clip, layer), seen.layers[layer]
-    assert np.allclose(own.scale, fired.amax((0, 1)).numpy(), atol=1e-5)
+    full = fired[:OF_FIT].amax((0, 1))
+    assert np.allclose(own.scale, full.numpy(), atol=1e-5)
     for neuron in (0, 7):
         for slot, position in enumerate(own.images[neuron]):
             if position >= 0:
-                shares = (fired[position, :, neuron] / fired[..., neuron].max()).clamp(0, 1)
+                shares = (fired[position, :, neuron] / full[neuron]).clamp(0, 1)
                 assert np.abs(own.heat[neuron, slot] - (shares * LIGHT).numpy()).max() <= 0.51
                 assert own.peak[neuron, slot] == pytest.approx(
                     float(fired[position, :, neuron].max()), abs=1e-5
@@ -145,7 +166,7 @@ def test_groups_are_the_strongest_and_the_firing(exact):
     for layer in LAYERS:
         own = seen.layers[layer]
         assert (own.images[:, :6] == lens[layer].top_images.numpy()).all()
-        peaks = activations(clip, layer).amax(1)
+        peaks = activations(clip, layer)[:OF_FIT].amax(1)
         firing = own.images[:, GROUPS["firing"]]
         expected = peaks.topk(records.FIRING, dim=0).values.T
         assert np.allclose(peaks.gather(0, torch.tensor(firing).T.long()).T, expected)
@@ -231,7 +252,10 @@ def test_atlas_is_json_and_refuses_what_is_not_there(exact):
     profiles = Profiles(atlas)
     data = profiles.of(1, 5)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
-    assert data["name"] == atlas.name(1, 5)
+    assert data["name"] == atlas.name(1, 5) == lens.title(1, 5) == HOSTILE[0]
+    assert [each["text"] for each in data["names"]] == [HOSTILE[0]]
+    assert data["numbers"]["names"] == 1
+    assert Profiles(atlas).of(0, 3)["name"] == NO_NAME
     assert len(atlas.table()["name"]) == atlas.total
     assert atlas.neuron_at(atlas.offsets[1] + 5) == (1, 5)
     assert json.dumps(atlas.image(3), allow_nan=False)
@@ -239,17 +263,19 @@ def test_atlas_is_json_and_refuses_what_is_not_there(exact):
         with pytest.raises(SecondLensError, match="layer"):
             profiles.of(layer, neuron)
     with pytest.raises(SecondLensError, match="there is no image"):
-        atlas.image(40)
+        atlas.image(200)
+    assert "neurons" not in atlas.image(40)  # a neuron was named on it; effects are of the fit
 
 
 def test_atlas_without_survey_or_description(exact):
     clip, pictures, lens, _, _ = exact
-    bare = Atlas(replace(lens, codes={}, scores={}, stability={}))
+    bare = Atlas(replace(lens, codes={}, scores={}, stability={}, names={}))
     assert bare.name(0, 0) == ""
     data = Profiles(bare).of(0, 0)
     assert data["words"] == {} and data["similar"] == [] and "shots" not in data
     assert len(data["top"]) == 6
-    assert set(bare.table()["polysemy"]) == {None}
+    assert set(bare.table()["names"]) == {None}
+    assert set(bare.table()["pushes"]) == {""}
     with pytest.raises(SecondLensError, match="no description"):
         survey(clip, bare.lens, pictures)
 
@@ -331,7 +357,9 @@ def test_live_says_what_is_missing(exact):
     live = Live(clip=clip, atlas=atlas, source=Named(pictures.ids, None))
     with pytest.raises(SecondLensError, match="the picture 3 cannot be read: gone"):
         live.picture(3)
-    with pytest.raises(SecondLensError, match="there is no image 40"):
+    with pytest.raises(SecondLensError, match="there is no image 200"):
+        live.picture(200)
+    with pytest.raises(SecondLensError, match="not at hand: start with --named-on"):
         live.picture(40)
     old = {name: replace(codes, mean_text=None) for name, codes in lens.codes.items()}
     live = Live(clip=clip, atlas=Atlas(replace(lens, codes=old)))
@@ -392,13 +420,13 @@ def test_the_lab_attacks_and_keeps_nothing(embedded, exact, monkeypatch):
 
 def test_embedded_pictures_are_drawn_anew(embedded, exact, tmp_path):
     _, lens = embedded
-    source = own_pictures(lens)
+    source = own_pictures(lens, lens.image_ids)
     assert set(lens.image_ids) <= set(source.ids)
     position = source.ids.index(lens.image_ids[7])
     assert source.load(position) == Scenes(World(), 31, 50).load(7)
-    assert own_pictures(exact[2]) is None
+    assert own_pictures(exact[2], exact[2].image_ids) is None
     with pytest.raises(SecondLensError, match="scenes of several seeds: give --images"):
-        own_pictures(replace(lens, image_ids=("scene-1-0", "scene-2-0")))
+        own_pictures(lens, ("scene-1-0", "scene-2-0"))
     for each, name in ((lens, "demo"), (exact[2], None)):
         each.save(tmp_path / str(name))
         assert model_name(tmp_path / str(name), None) == name
@@ -439,10 +467,12 @@ def test_a_lens_that_was_described_again_says_so(exact, tmp_path):
     said = []
     atlas, _ = open_lens(tmp_path / "lens", None, say=said.append)
     assert atlas.survey is None
-    assert "was described again since it was surveyed, and pages lack pictures: give the" in said[0]
+    assert (
+        "was described or named since it was surveyed, and pages lack pictures: give the" in said[0]
+    )
     assert "the model (--model) and the pictures of the fit (--images) to look at" in said[0]
     atlas, _ = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
-    assert atlas.survey and "again: it was described again since" in said[-1]
+    assert atlas.survey and "again: it was described or named since" in said[-1]
 
 
 def test_lay_out_is_deterministic(exact):
@@ -450,17 +480,60 @@ def test_lay_out_is_deterministic(exact):
     assert torch.equal(lay_out(lens).place, lay_out(lens).place)
 
 
-def test_home_begins_with_polysemous_and_with_selective_neurons(exact):
+def test_home_begins_with_polysemous_neurons_and_with_the_surest_names(exact):
     _, _, lens, seen, layout = exact
-    of_one = {
-        n: replace(own, polysemy=np.ones_like(own.polysemy)) for n, own in seen.layers.items()
-    }
-    of_one[1].polysemy[7] = 2
-    atlas = Atlas(lens, replace(seen, layers=of_one), layout)
-    assert atlas.polysemous() == [(1, 7)]
+    atlas = Atlas(lens, seen, layout)
+    assert atlas.polysemous() == [(1, TWO)]
+    areas = [lens.fires_on(*place)[0].auc for place in atlas.clearest()]
+    assert len(areas) == 2
+    assert areas == sorted(areas, reverse=True)
+    page = Pages(atlas).home()
+    assert "several things" in page and f'href="neuron/1/{TWO}/"' in page
+
+
+def test_home_of_a_lens_without_names_begins_with_selective_neurons(exact):
+    _, _, lens, seen, layout = exact
+    atlas = Atlas(replace(lens, names={}), seen, layout)
+    assert atlas.polysemous() == []
     values = [atlas.columns[layer]["selectivity"][neuron] for layer, neuron in atlas.clearest()]
     assert values == sorted(values, reverse=True)
     assert values[0] == max(own["selectivity"].max() for own in atlas.columns.values())
     page = Pages(atlas).home()
-    assert "several things" in page and 'href="neuron/1/7/"' in page
-    assert "several things" not in Pages(Atlas(lens)).home()
+    assert "several things" not in page and "secondlens name" in page
+    assert "pushes towards" in atlas.name(0, 0)
+
+
+def test_pictures_under_a_name_are_those_that_hold_it(exact):
+    _, _, lens, seen, layout = exact
+    names, profile = lens.first_names, Profiles(Atlas(lens, seen, layout)).of(1, TWO)
+    for rank, holding in enumerate(profile["holding"]):
+        shown = [profile["shots"][i] for i in holding]
+        expected = [place for place in names.pictures[1][TWO, rank].tolist() if place >= 0][:4]
+        assert [position - len(lens.image_ids) for position, *_ in shown] == expected
+        assert [shot[1] for shot in shown] == [names.image_ids[place] for place in expected]
+        assert all(shot[2] > 0 for shot in shown), "effects on them point along the direction"
+    assert len(profile["holding"]) == 2
+
+
+def test_without_the_pictures_of_names_a_survey_is_made_again_when_they_are_there(exact, tmp_path):
+    clip, pictures, lens, *_ = exact
+    lens.save(tmp_path / "lens")
+    said = []
+    atlas, _ = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
+    assert not atlas.survey.named
+    assert Profiles(atlas).of(1, ONE)["holding"] == [[]]
+    atlas, _ = open_lens(tmp_path / "lens", clip, pictures, NAMED_ON, say=said.append)
+    assert atlas.survey.named
+    assert all(Profiles(atlas).of(1, ONE)["holding"])
+
+
+def test_every_label_is_the_name_of_the_lens(exact):
+    _, _, lens, seen, layout = exact
+    atlas = Atlas(lens, seen, layout)
+    table, rng = atlas.table(), np.random.default_rng(0)
+    for number in rng.integers(0, atlas.total, 200).tolist():
+        place = atlas.neuron_at(number)
+        assert table["name"][number] == atlas.name(*place) == lens.title(*place)
+        assert Profiles(atlas).of(*place)["name"] == lens.title(*place)
+        page = Pages(atlas).neuron(*place)
+        assert f"<h1>{escape(lens.title(*place))}</h1>" in page

@@ -107,7 +107,11 @@ def test_hostile_words_stay_text(client, made):
     "path",
     [
         *("/neuron/9/0/", "/neuron/0/48/", "/neuron/0/-1/", "/layer/7/", "/nowhere/"),
-        *("/data/neuron/0/999999999999999999999.json", "/data/image/40.json", "/pictures/40.webp"),
+        *(
+            "/data/neuron/0/999999999999999999999.json",
+            "/data/image/200.json",
+            "/pictures/200.webp",
+        ),
         *("/static/nothing.js", "/static/..%2fapp.py", "/static/%2e%2e/%2e%2e/app.py"),
         *("/pictures/..%2f..%2fetc%2fpasswd.webp", "/preview/0/48.png", "/docs", "/redoc"),
     ],
@@ -138,7 +142,7 @@ def test_a_page_that_does_not_exist_looks_like_the_others(client, path, root, sa
 
 
 def test_scripts_are_told_in_json(client):
-    for path in ("/data/neuron/0/99.json", "/live/budget/0/99", "/pictures/40.webp", "/data/x"):
+    for path in ("/data/neuron/0/99.json", "/live/budget/0/99", "/pictures/200.webp", "/data/x"):
         answer = client.get(path)
         assert answer.status_code == 404 and answer.json()["detail"]
     assert client.get("/live/search?text=").json()["detail"]

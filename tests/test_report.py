@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from dataclasses import dataclass, replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from secondlens.errors import SecondLensError
 from secondlens.formatting import counted, fixed, number
 from secondlens.lens.codes import Codes
 from secondlens.lens.fitting import fit
+from secondlens.lens.names import NO_NAME, Names
 from secondlens.models.open_clip import from_open_clip
-from secondlens.report.neurons import PICTURES, PROOFS, PROVEN, Fact, write_report
+from secondlens.report.neurons import PER_NAME, PICTURES, Fact, write_report
 from secondlens.report.page import heat_map, model_view
-from secondlens.words.concepts import Concept, prove
-from secondlens.words.summary import NeuronSummary
+from secondlens.words.summary import neurons_in_words
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -51,15 +52,19 @@ class Pictures:
 
     count: int = 40
     broken: int = -1
+    first: int = 0
 
     @property
     def ids(self):
-        return [f"{i} {HOSTILE[i % len(HOSTILE)]}.png" for i in range(self.count)]
+        numbers = range(self.first, self.first + self.count)
+        return [f"{i} {HOSTILE[i % len(HOSTILE)]}.png" for i in numbers]
 
     def load(self, index):
         if index == self.broken:
             raise OSError("gone")
-        noise = np.random.default_rng(index).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+        noise = np.random.default_rng(self.first + index).integers(
+            0, 256, (16, 24, 3), dtype=np.uint8
+        )
         return Image.fromarray(noise)
 
 
@@ -118,33 +123,55 @@ class Made:
     codes: object
     neurons: list
 
-    def proofs(self, neuron):
-        """(concept, all images that show it) of the proven concepts."""
-        key = neuron.layer, neuron.neuron
-        wanted = {(each.layer, each.neuron): each.concepts for each in self.neurons}
-        proof = prove(self.clip, self.lens, Pictures(), wanted)[key]
-        return [(neuron.concepts[each], proof.showing(each)) for each in proof.proven]
+    def holding(self, neuron):
+        """Of each name the positions of the pictures that stand under it."""
+        names = self.lens.first_names
+        rows = names.pictures[neuron.layer][neuron.neuron].tolist()
+        beyond = len(self.lens.image_ids)
+        kept = [[beyond + place for place in row if place >= 0][:PER_NAME] for row in rows]
+        return kept[: len(neuron.names)]
 
     def write(self, path, source=None, neurons=None, **options):
-        options = {"title": "A <report> & more", **options}
+        options = {"title": "A <report> & more", "named_on": NAMED_ON, **options}
         source = Pictures() if source is None else source
         neurons = self.neurons if neurons is None else neurons
         write_report(path, self.clip, self.lens, self.codes, source, neurons, **options)
         return path.read_text(encoding="utf-8")
 
 
-def concepts(clip, lens, layer, neuron):
-    """Texts made of the top images' own embeddings, so that these images prove them."""
-    top = lens[layer].top_images[neuron]
-    rows = clip.encode_image([Pictures().load(i) for i in range(40)])
-    rows = torch.nn.functional.normalize(rows, dim=1)
-    # least squares: as similar to the top images, and to no others, as the width allows
-    wanted = torch.isin(torch.arange(40), top).float()[:, None]
-    found = torch.linalg.lstsq(rows - rows.mean(0), wanted - wanted.mean()).solution
-    shared = torch.nn.functional.normalize(found.T, dim=1)
-    return tuple(
-        Concept(words=words, weights=(sign,) * len(words), texts=shared.expand(len(words), -1))
-        for words, sign in (((HOSTILE[0], HOSTILE[2]), 0.5), ((HOSTILE[1],), -0.5))
+NAMED_ON = Pictures(count=30, first=100)
+HELD = {(0, 3): {0: [4, 1, 9, 7, 3], 2: [8, 2]}, (1, 7): {1: [5, 6, 0]}}
+"""Of two neurons the texts that they fire on, and the pictures that hold these."""
+
+
+def named(clip, lens):
+    """Names of some neurons, and of no others."""
+    shape = clip.neurons, 4
+    texts = {layer: torch.full(shape, -1) for layer in lens.layers}
+    held = {layer: torch.zeros(shape, dtype=torch.long) for layer in lens.layers}
+    pictures = {layer: torch.full((*shape, 6), -1) for layer in lens.layers}
+    auc = {n: torch.full(shape, torch.nan, dtype=torch.float64) for n in lens.layers}
+    for (layer, neuron), of_texts in HELD.items():
+        for rank, (text, images) in enumerate(of_texts.items()):
+            texts[layer][neuron, rank] = text
+            held[layer][neuron, rank] = len(images)
+            pictures[layer][neuron, rank, : len(images)] = torch.tensor(images)
+            auc[layer][neuron, rank] = 0.9
+    return Names(
+        vocabulary="hostile",
+        referee="<i>judge",
+        labels=HOSTILE,
+        image_ids=tuple(NAMED_ON.ids),
+        shown=24,
+        tested=50,
+        shuffled=0,
+        rare=0,
+        texts=texts,
+        auc=auc,
+        p=auc,
+        q=auc,
+        held=held,
+        pictures=pictures,
     )
 
 
@@ -166,18 +193,16 @@ def made():
         brief=weights,
         cosine={n: torch.full((clip.neurons,), 0.5) for n in lens.layers},
     )
+    lens.names["hostile"] = named(clip, lens)
+    found = {(each.layer, each.neuron): each for each in neurons_in_words(lens, codes)}
     neurons = [
-        NeuronSummary(
-            layer=layer,
-            neuron=n,
-            words=tuple(codes.words(layer, n)),
-            concepts=concepts(clip, lens, layer, n),
-            clarity=0.1 * n,
-            polysemy=2.0,
-            score=0.75 if n else float("nan"),
+        replace(
+            found[key],
+            clarity=0.1 * key[1],
+            score=0.75 if key[1] else float("nan"),
             score_interval=(0.7, 0.8),
         )
-        for layer, n in [(0, 3), (1, 0), (1, 7)]
+        for key in ((0, 3), (1, 0), (1, 7))
     ]
     return Made(clip=clip, lens=lens, codes=codes, neurons=neurons)
 
@@ -220,26 +245,40 @@ def test_hostile_texts_stay_texts(made, page):
     assert not page.having("onload")
     words = {text for text in page.text["span"] if text in HOSTILE}
     assert words == set(HOSTILE)
+    assert "<i>judge" not in page.html
     assert "<energy>" in page.text["dt"]
     assert "Σ </script>" in page.text["p"]
     labels = [attrs["aria-label"] for attrs in page.of_class("shot")]
     assert any(label.startswith("2 \"' onload='x.png: ") for label in labels)
 
 
-def test_proven_concepts_are_shown_with_their_images(made, page):
+def test_names_are_titles_and_stand_over_the_pictures_that_hold_them(made, page):
+    titles = re.findall(r"<h2>.*?<span[^>]*>(.*?)</span></h2>", page.html)
+    assert list(map(unescape, titles)) == [f"{HOSTILE[0]}, {HOSTILE[2]}", NO_NAME, HOSTILE[1]]
     shots = [attrs["class"].split("p")[1] for attrs in page.of_class("shot")]
-    several = 0
     for neuron in cards(made):
         shots = shots[2 * PICTURES :]
-        for concept, images in made.proofs(neuron)[:PROVEN]:
-            shown, shots = shots[: len(images[:PROOFS])], shots[len(images[:PROOFS]) :]
-            assert [int(position) for position in shown] == images[:PROOFS]
-            said = f"{len(images)} of {made.lens.top} top images"
+        for name, images in zip(neuron.names, made.holding(neuron), strict=True):
+            shown, shots = shots[: len(images)], shots[len(images) :]
+            assert [int(position) for position in shown] == images
+            said = f"{name.held} of its 24 strongest hold it · area 0.90"
             assert said in page.text["small"]
-            assert any(", ".join(concept.words) in text for text in page.text["p"])
-            several += 1
+            assert any(name.text in text for text in page.text["p"])
     assert shots == []
-    assert several >= 2
+
+
+def test_without_the_pictures_of_names_the_names_stand_alone(made, tmp_path):
+    page = Page(made.write(tmp_path / "bare.html", named_on=None))
+    assert len(page.of_class("shot")) == 3 * 2 * PICTURES
+    assert any(HOSTILE[1] in text for text in page.text["p"])
+
+
+def test_a_lens_without_names_says_nothing_of_what_fires(made, tmp_path):
+    lens = replace(made.lens, names={})
+    neurons = neurons_in_words(lens, made.codes)[:1]
+    page = Page(replace(made, lens=lens, neurons=neurons).write(tmp_path / "bare.html"))
+    assert "Fires on" not in page.html
+    assert NO_NAME not in page.html
 
 
 def test_scores_are_shown_and_sorted_by(page):
@@ -256,7 +295,9 @@ def test_each_picture_is_in_it_once(page):
     assert sorted(shown, key=int) == [position for position, _ in rules]
     assert page.html.count("data:image/webp") == len(shown)
     for position, uri in rules:
-        difference = np.asarray(decode(uri), float) - np.asarray(Pictures().load(int(position)))
+        of_fit = int(position) < 40
+        own = Pictures().load(int(position)) if of_fit else NAMED_ON.load(int(position) - 40)
+        difference = np.asarray(decode(uri), float) - np.asarray(own)
         assert np.abs(difference.mean()) < 5
 
 
@@ -278,7 +319,7 @@ def test_heat_is_the_activation(made, page):
         expected = (activation / scale).clamp(0, 1) * 255
         found = np.stack(heats[start:][: 2 * PICTURES])
         start += 2 * PICTURES
-        start += sum(len(images[:PROOFS]) for _, images in made.proofs(neuron)[:PROVEN])
+        start += sum(map(len, made.holding(neuron)))
         assert np.abs(found - expected.numpy()).max() <= 0.51
         assert found[:PICTURES].max() == 255
 
@@ -309,6 +350,13 @@ def test_random_images_do_not_depend_on_the_other_cards(made, tmp_path):
 def test_missing_picture_is_named(made, tmp_path):
     with pytest.raises(SecondLensError, match=r"no picture '\d+ .*', which the lens was fitted on"):
         made.write(tmp_path / "report.html", source=Pictures(count=2))
+
+
+def test_missing_picture_of_a_name_is_named(made, tmp_path):
+    with pytest.raises(
+        SecondLensError, match=r"no picture '10\d .*', which its neurons were named"
+    ):
+        made.write(tmp_path / "report.html", named_on=Pictures(count=2))
 
 
 def test_unreadable_picture_is_named_and_the_old_file_stays(made, tmp_path):
@@ -344,10 +392,10 @@ def test_model_view_without_preprocessing_stretches():
 
 
 def test_neuron_without_words(made, tmp_path):
-    wordless = replace(made.neurons[0], words=(), concepts=())
+    wordless = replace(made.neurons[0], words=(), names=())
     page = Page(made.write(tmp_path / "report.html", neurons=[wordless]))
     assert len(page.of_class("card")) == 1
-    assert not page.of_class("concepts")
+    assert not page.of_class("names")
 
 
 @pytest.mark.parametrize(

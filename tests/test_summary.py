@@ -5,14 +5,18 @@ import torch
 from models import tiny_images, tiny_model, tiny_tokenizer
 
 from secondlens.data.embedding import normalise
+from secondlens.data.sources import InMemory
 from secondlens.data.vocabularies import vocabulary
+from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
+from secondlens.lens.names import NO_NAME
 from secondlens.models.open_clip import from_open_clip
 from secondlens.words.describing import describe, rebuild
+from secondlens.words.naming import name
 from secondlens.words.scoring import score
-from secondlens.words.summary import neurons_in_words, quartiles
+from secondlens.words.summary import label, neurons_in_words, quartiles
 
 WORDS = ["ship", "car", "dog", "whale", "sea", "red", "one two", "zebra", "tree", "x"]
 
@@ -62,20 +66,39 @@ def test_k_is_checked(clip, lens, k):
 def test_neurons_in_words(clip, lens):
     texts = vocabulary(WORDS)
     codes = describe(clip, lens, texts, 6)
-    neurons = neurons_in_words(clip, lens, codes, texts)
+    neurons = neurons_in_words(lens, codes)
     assert len(neurons) == len(lens.layers) * clip.neurons
     for neuron in neurons[::7]:
         assert list(neuron.words) == codes.words(neuron.layer, neuron.neuron, 8)
-        for sign in (1, -1):
-            side = {text for text, weight in neuron.words if weight * sign > 0}
-            concepts = [each for each in neuron.concepts if each.weight * sign > 0]
-            assert {text for each in concepts for text in each.words} == side
-            assert sum(len(each.words) for each in concepts) == len(side)
-        positive = [each for each in neuron.concepts if each.weight > 0]
-        assert 0 <= neuron.clarity <= 1
-        assert len(positive) == 0 or 1 - 1e-6 <= neuron.polysemy <= len(positive) + 1e-6
+        squares = [weight**2 for _, weight in neuron.words]
+        share = (squares[0] + squares[1]) / sum(squares)
+        explained = float(lens[neuron.layer].explained_all[neuron.neuron])
+        assert neuron.clarity == pytest.approx(share * explained)
+        assert (neuron.title, neuron.names, neuron.polysemy) == ("", (), 0)
         assert math.isnan(neuron.score)
     assert neurons[0].name == "L0 #0"
+
+
+def test_names_are_taken_over_and_stand_for_a_neuron(clip, lens):
+    codes = describe(clip, lens, WORDS, 6)
+    towards = [text for text, weight in codes.words(1, 5) if weight > 0][:2]
+    assert label(lens, 1, 5) == f"pushes towards {', '.join(towards)}"
+    images = InMemory(tiny_images(clip, 80, seed=5), ids=[f"new-{i}" for i in range(80)])
+    effects = second_order(clip, images.pictures, 1)[:, 5] @ lens[1].directions[5]
+    strong = set(effects.topk(16).indices.tolist())
+    labels = [{"dog"} if i in strong else {"sea"} for i in range(80)]
+    name(clip, lens, images, WORDS, labels)
+    named = {(each.layer, each.neuron): each for each in neurons_in_words(lens, codes)}
+    assert named[1, 5].title == label(lens, 1, 5) == "dog"
+    assert [each.text for each in named[1, 5].names] == ["dog"]
+    assert named[1, 5].polysemy == 1
+    nameless = [each for each in named.values() if not each.names]
+    assert {each.title for each in nameless} == {NO_NAME}
+    assert label(lens, nameless[0].layer, nameless[0].neuron) == NO_NAME
+
+
+def test_nothing_is_said_of_a_neuron_without_names_and_words(lens):
+    assert label(lens, 1, 5) == ""
 
 
 def test_scores_are_taken_over(clip, lens):
@@ -84,7 +107,7 @@ def test_scores_are_taken_over(clip, lens):
     labels = [{WORDS[i % 10]} for i in range(30)]
     scores = score(clip, lens, texts, tiny_images(clip, 30, seed=4), labels)
     scored = 0
-    for neuron in neurons_in_words(clip, lens, codes, texts):
+    for neuron in neurons_in_words(lens, codes):
         found = (neuron.score, *neuron.score_interval)
         areas = (scores.auc, scores.low, scores.high)
         expected = [float(each[neuron.layer][neuron.neuron, 0]) for each in areas]

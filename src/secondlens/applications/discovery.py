@@ -34,8 +34,8 @@ from ..lens.layer import NeuronId
 from ..lens.lens import Lens
 from ..models.view import Clip
 from ..sparse.pursuit import omp
-from ..words.concepts import group
 from ..words.describing import described
+from ..words.grouping import group
 
 RIDGE = 0.3
 """Added to every direction of the neurons' metric, in its mean eigenvalue, so that directions in

@@ -203,9 +203,8 @@ def _write_page(
     from ..data.reader import Reader
     from ..data.sources import with_ids
     from ..report.page import data_uri, model_view, write_page
-    from ..words.describing import signed
+    from ..words.summary import label
 
-    codes = next(iter(lens.codes.values()), None)
     # in the order of the ties, so that what may be chance comes last
     ties = found.ties()
     cues = [found.cues.index(cue) for cue in dict.fromkeys(cue for _, cue, *_ in ties)][:CUES_SHOWN]
@@ -222,10 +221,7 @@ def _write_page(
             "pictures": [
                 (each, pictures[each]) for each in found.images[cue][:PICTURES] if each in pictures
             ],
-            "neurons": [
-                (f"L{at} #{n}", signed(codes.words(at, n)[:3]) if codes else "")
-                for at, n in found.neurons[cue][:5]
-            ],
+            "neurons": [(f"L{at} #{n}", label(lens, at, n)) for at, n in found.neurons[cue][:5]],
             "count": len(found.neurons[cue]),
         }
         for cue in cues

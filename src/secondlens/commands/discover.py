@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..applications.discovery import Discoverer, FoundWord
+    from ..lens.lens import Lens
 
 CARRIERS = 6
 """Neurons of a word that are shown and written; all active ones have a part."""
@@ -61,6 +62,7 @@ def discover(
     from ..data.decoding import open_picture
     from ..lens.lens import Lens
     from ..report.page import write_page
+    from ..words.summary import label
 
     picture = open_picture(photo)
     fitted = Lens.load(lens)
@@ -72,7 +74,7 @@ def discover(
     if page is not None:
         write_page(page, "discover.html", **_content(discoverer, picture, words), title=title)
     if as_json:
-        print_json({"photo": photo, "words": [_entry(word) for word in words]})
+        print_json({"photo": photo, "words": [_entry(fitted, word) for word in words]})
         return
     table = Table(title=escape(title))
     for name in ("word", "weight", "strongest neurons", "strongest head", "strongest patch"):
@@ -83,19 +85,25 @@ def discover(
         table.add_row(
             escape(", ".join((word.text, *word.synonyms))),
             f"{word.weight:.3f}",
-            ", ".join(each.name for each in word.neurons[:3]),
+            "\n".join(
+                escape(f"{each.name} {label(fitted, each.layer, each.neuron)}")
+                for each in word.neurons[:3]
+            ),
             f"block {block}, head {head}",
             f"row {row + 1}, column {column + 1}",
         )
     console.print(table)
 
 
-def _entry(word: "FoundWord") -> dict[str, object]:
+def _entry(lens: "Lens", word: "FoundWord") -> dict[str, object]:
     return {
         "text": word.text,
         "synonyms": word.synonyms,
         "weight": word.weight,
-        "neurons": [vars(each) for each in word.neurons[:CARRIERS]],
+        "neurons": [
+            vars(each) | {"names": [name.text for name in lens.fires_on(each.layer, each.neuron)]}
+            for each in word.neurons[:CARRIERS]
+        ],
         "heads": word.heads.tolist(),
         "patches": word.patches.tolist(),
         "class_token": word.class_token,
@@ -107,18 +115,16 @@ def _content(
 ) -> dict[str, Any]:
     """What the page shows."""
     from ..report.page import data_uri, heat_map, model_view
-    from ..words.describing import signed
+    from ..words.summary import label
 
     clip, lens = discoverer.clip, discoverer.lens
-    codes = lens.codes.get(discoverer.texts.name)
     seen = model_view(clip)(clip.prepare([picture])[0])
     largest = max((float(word.patches.max()) for word in words), default=1.0)
     shown = []
     for word in words:
         block, head = divmod(int(word.heads.argmax()), clip.heads)
         carriers = [
-            (each, signed(codes.words(each.layer, each.neuron)[:3]) if codes else "")
-            for each in word.neurons[:CARRIERS]
+            (each, label(lens, each.layer, each.neuron)) for each in word.neurons[:CARRIERS]
         ]
         # a weak word may come from weak patches, but is to be seen all the same
         scale = max(float(word.patches.max()), 0.1 * largest)

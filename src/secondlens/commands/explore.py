@@ -38,6 +38,11 @@ class Opening(Weights, PictureChoice):
     images: str | None = option(
         type=click.Path(), help="The pictures of the fit; embedded ones are drawn anew."
     )
+    named_on: str | None = option(
+        type=click.Path(),
+        help="The pictures that neurons were named on, to show under the names; embedded ones are "
+        "drawn anew.",
+    )
     no_model: bool = option(
         default=False, is_flag=True, help="Show what was surveyed, and answer nothing."
     )
@@ -53,12 +58,13 @@ class Opening(Weights, PictureChoice):
         from ..explorer.opening import model_name, open_lens
 
         source = None if self.images is None else self.source(self.images)
+        named_on = None if self.named_on is None else self.source(self.named_on)
         name = None if self.no_model else model_name(lens, self.model)
         if name is None:
-            return open_lens(lens, None, source, say=note)
+            return open_lens(lens, None, source, named_on, say=note)
         weights = {each.name: getattr(self, each.name) for each in fields(Weights)}
         chosen = ChosenModel(model=name, precision=self.precision, **weights)
-        return open_lens(lens, chosen.load(), source, say=note)
+        return open_lens(lens, chosen.load(), source, named_on, say=note)
 
 
 with_opening = grouped("opening", Opening)
@@ -106,7 +112,9 @@ def explore(
         atlas, live = opening.lens_with_model(lens)
         other = None
         if beside is not None:
-            theirs, alive = replace(opening, model=None, images=None).lens_with_model(beside)
+            theirs, alive = replace(
+                opening, model=None, images=None, named_on=None
+            ).lens_with_model(beside)
             other = make_app(Pages(theirs, live=alive is not None), alive)
         pages = Pages(
             atlas,

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
 from ..errors import SecondLensError
 from .options import (
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 SCENES = 2500
 """Of the embedded world, on which neurons are named if nothing else is said."""
-EXAMPLES = 3
-"""Neurons of each layer in the table."""
 
 
 @click.command()
@@ -119,6 +115,7 @@ def name(
     from ..demo.model import TWIN
     from ..lens.lens import Lens
     from ..models.loading import load
+    from ..words.name_tables import coverage_table, example_table
     from ..words.naming import name as name_lens
 
     fitted = Lens.load(lens)
@@ -190,36 +187,3 @@ def as_document(names: "Names") -> dict[str, Any]:
             for neuron in range(len(names.texts[layer]))
         ],
     }
-
-
-def coverage_table(names: "Names") -> Table:
-    """How many neurons of each layer have a name, or several."""
-    table = Table(
-        title=f"What neurons fire on: {escape(names.name)}, {len(names.image_ids)} pictures"
-    )
-    for column in ("layer", "neurons", "with a name", "with two or more", "three or more"):
-        table.add_column(column, justify="right")
-    shares = [names.coverage(count) for count in (1, 2, 3)]
-    for layer in sorted(names.texts):
-        found = (f"{100 * each[layer]:.0f} %" for each in shares)
-        table.add_row(str(layer), str(len(names.texts[layer])), *found)
-    return table
-
-
-def example_table(names: "Names") -> Table:
-    """The neurons of each layer whose first name finds their images best."""
-    table = Table(
-        title=f"The surest names; area under ROC, pictures of the {names.shown} strongest"
-    )
-    for column in ("neuron", "fires on"):
-        table.add_column(column)
-    for layer in sorted(names.texts):
-        first = names.auc[layer][:, 0].nan_to_num(-1.0)
-        order = first.argsort(descending=True, stable=True)[:EXAMPLES].tolist()
-        for neuron in (each for each in order if first[each] >= 0):
-            found = (
-                f"{escape(each.text)} ({each.auc:.2f}, {each.held})"
-                for each in names.of(layer, neuron)
-            )
-            table.add_row(f"L{layer} #{neuron}", ", ".join(found))
-    return table

@@ -49,7 +49,12 @@ def search(
     codes = description_of(fitted, description) if fitted.codes or description else None
     words = [codes.words(match.layer, match.neuron, 6) if codes else [] for match in found]
     if as_json:
-        rows = [vars(match) | {"words": each} for match, each in zip(found, words, strict=True)]
+        rows = [
+            vars(match)
+            | {"names": [name.text for name in fitted.fires_on(match.layer, match.neuron)]}
+            | {"words": each}
+            for match, each in zip(found, words, strict=True)
+        ]
         print_json({"text": text, "like": like, "neurons": rows})
         return
     table = Table(
@@ -57,9 +62,12 @@ def search(
     )
     table.add_column("neuron")
     table.add_column("cosine", justify="right")
-    table.add_column("words")
+    if fitted.first_names is not None:
+        table.add_column("fires on")
+    table.add_column("pushes towards; − away from")
     for match, each in zip(found, words, strict=True):
-        table.add_row(match.name, f"{match.cosine:+.2f}", escape(signed(each)))
+        title = [escape(fitted.title(match.layer, match.neuron))] if fitted.first_names else []
+        table.add_row(match.name, f"{match.cosine:+.2f}", *title, escape(signed(each)))
     console.print(table)
 
 

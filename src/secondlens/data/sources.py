@@ -427,8 +427,15 @@ class Subset:
         return self.source.load(self.positions[index])
 
 
-def with_ids(source: ImageSource, ids: Sequence[str]) -> Subset:
+def with_ids(
+    source: ImageSource, ids: Sequence[str], *, use: str = "the lens was fitted on"
+) -> Subset:
     """The pictures of a source that have these ids, in their order.
+
+    Parameters
+    ----------
+    use
+        What they are, for the error.
 
     Raises
     ------
@@ -438,7 +445,6 @@ def with_ids(source: ImageSource, ids: Sequence[str]) -> Subset:
     place = {each: position for position, each in enumerate(source.ids)}
     if missing := [each for each in ids if each not in place]:
         raise SecondLensError(
-            f"there is no picture {missing[0]!r}, which the lens was fitted on: give the pictures "
-            "of the fit"
+            f"there is no picture {missing[0]!r}, which {use}: give all of these pictures"
         )
     return Subset(source, [place[each] for each in ids])

@@ -12,12 +12,13 @@ from ..effects.value_paths import chunks
 from ..errors import SecondLensError
 from ..lens.codes import Codes, Scores, Stability
 from ..lens.lens import Lens
+from ..words.summary import label
 from .layout import Layout, layer_offsets
 from .numbers import quartiles, short, shortened
 from .records import SIZES, Survey
 
-NAMING = 3
-"""Words in a neuron's name."""
+PUSHES = 3
+"""Words of its code that a table shows of a neuron."""
 
 
 class NeuronWords:
@@ -30,10 +31,10 @@ class NeuronWords:
         self.texts = {n: codes.indices[n][:, :SIZES].int().numpy() for n in lens.layers}
         self.brief = {layer: codes.brief[layer].float().numpy() for layer in lens.layers}
 
-    def name(self, layer: int, neuron: int) -> str:
-        """The strongest words with their signs, those it speaks for first."""
+    def pushes(self, layer: int, neuron: int) -> str:
+        """The strongest words, those it pushes towards first, such as "ship + whale − road"."""
         text = ""
-        strongest = self.words(layer, neuron)[:NAMING]
+        strongest = self.words(layer, neuron)[:PUSHES]
         for word, weight in sorted(strongest, key=lambda pair: pair[1] < 0):
             sign = "− " if weight < 0 else "+ " if text else ""
             text += f"{' ' if text else ''}{sign}{word}"
@@ -63,9 +64,6 @@ GALLERY = 48
 TEXTS, ALONG = 2000, 24
 """Texts that can be searched for without a model, and neurons that are then found."""
 TEXTS_PER_CHUNK = 64
-SEVERAL = 1.5
-"""Proven concepts, as an effective number: two, the lesser of them with a fifth of the images."""
-
 Evidence = TypeVar("Evidence", Scores, Stability)
 
 
@@ -119,16 +117,21 @@ class Atlas:
 
     @cached_property
     def names(self) -> list[str]:
-        """The best signed words of every neuron, such as "ship + whale − road", numbered through
-        the layers; empty without a description."""
-        first = next(iter(self.descriptions.values()), None)
-        if first is None:
-            return [""] * self.total
-        return [first.name(layer, n) for layer, count in self.sizes.items() for n in range(count)]
+        """Of every neuron its `label`, numbered through the layers."""
+        return [label(self.lens, n, each) for n, own in self.sizes.items() for each in range(own)]
 
     def name(self, layer: int, neuron: int) -> str:
         """Of `names`."""
         return self.names[self.offsets[layer] + neuron]
+
+    @cached_property
+    def pushes(self) -> list[str]:
+        """The best words of every neuron's code, see `NeuronWords.pushes`; empty without a
+        description."""
+        first = next(iter(self.descriptions.values()), None)
+        if first is None:
+            return [""] * self.total
+        return [first.pushes(layer, n) for layer, own in self.sizes.items() for n in range(own)]
 
     def words(self, layer: int, neuron: int) -> list[tuple[str, float]]:
         """(text, coefficient) of a neuron in the first description, strongest first."""
@@ -154,7 +157,16 @@ class Atlas:
             "pictures": self._some_pictures(),
             "referee": self.scores.referee if self.scores else None,
             "scored_on": self.scores.pictures if self.scores else None,
+            "names": self._about_names(),
         }
+
+    def _about_names(self) -> dict[str, Any] | None:
+        """Who named the neurons, on how many pictures, and what chance gave."""
+        names = self.lens.first_names
+        if names is None:
+            return None
+        facts = {key: getattr(names, key) for key in ("referee", "shown", "tested", "shuffled")}
+        return facts | {"images": len(names.image_ids)}
 
     def labels(self) -> tuple[str, ...]:
         """The texts of the first description."""
@@ -174,31 +186,33 @@ class Atlas:
                 [texts[some].float() @ self.lens[n].directions.float().T for n in self.lens.layers],
                 dim=1,
             )
-            for label, row in zip(labels[some], cosines, strict=True):
+            for text, row in zip(labels[some], cosines, strict=True):
                 ends = torch.cat([row.topk(half).indices, (-row).topk(half).indices])
                 pairs = zip(ends.tolist(), shortened(row[ends].numpy()), strict=True)
-                found[label] = [list(pair) for pair in pairs]
+                found[text] = [list(pair) for pair in pairs]
         return found
 
     def _some_pictures(self) -> list[int]:
         """Positions of pictures that are there, evenly spaced."""
         if self.survey is None:
             return []
-        there = np.flatnonzero(np.diff(self.survey.offsets))
+        ends = self.survey.offsets[: len(self.lens.image_ids) + 1]
+        there = np.flatnonzero(np.diff(ends))
         some: list[int] = there[:: max(1, len(there) // GALLERY)][:GALLERY].tolist()
         return some
 
     def layer(self, layer: int) -> dict[str, Any]:
         """Quartiles of a layer's numbers, and of their nulls."""
         columns = self.columns[layer] | self._evidence(layer)
-        if self.survey:
-            columns["polysemy"] = self.survey.layers[layer].polysemy
+        if (count := self._name_counts(layer)) is not None:
+            columns["names"] = count
         columns["strength"] = np.sqrt(columns["energy"])
         return {name: quartiles(values) for name, values in columns.items()}
 
     def table(self) -> dict[str, list[Any]]:
         """All neurons, column by column; None where a number is not known."""
         columns: dict[str, list[Any]] = {"layer": [], "neuron": [], "name": self.names}
+        columns["pushes"] = self.pushes
         for layer, neurons in self.sizes.items():
             own, evidence = self.columns[layer], self._evidence(layer)
             columns["layer"] += [layer] * neurons
@@ -209,7 +223,7 @@ class Atlas:
                 "selectivity": own["selectivity"] / np.maximum(own["selectivity_null"], 1e-12),
                 "explained": own["explained"],
                 "cosine": self._final_cosines(layer),
-                "polysemy": self.survey.layers[layer].polysemy if self.survey else None,
+                "names": self._name_counts(layer),
                 "stability": evidence.get("stability"),
             }
             for name, values in numbers.items():
@@ -225,11 +239,11 @@ class Atlas:
         SecondLensError
             The lens has no such image.
         """
-        if not 0 <= position < len(self.lens.image_ids):
-            last = len(self.lens.image_ids) - 1
+        if not 0 <= position < len(self.lens.picture_ids):
+            last = len(self.lens.picture_ids) - 1
             raise SecondLensError(f"there is no image {position}: choose one of 0 to {last}")
-        found: dict[str, Any] = {"position": position, "id": self.lens.image_ids[position]}
-        if self.survey:
+        found: dict[str, Any] = {"position": position, "id": self.lens.picture_ids[position]}
+        if self.survey and position < len(self.lens.image_ids):
             pairs = zip(
                 self.survey.responding[position].tolist(),
                 self.survey.response[position].tolist(),
@@ -240,28 +254,40 @@ class Atlas:
         return found
 
     def clearest(self, count: int = 8) -> list[tuple[int, int]]:
-        """Neurons to begin with: the best scored, else the most selective."""
+        """Neurons to begin with: those whose first name finds unseen images best, else the best
+        scored, else the most selective."""
         return self._varied({layer: self._clarity(layer) for layer in self.lens.layers}, count)
 
     def polysemous(self, count: int = 8) -> list[tuple[int, int]]:
-        """The clearest of the neurons whose top images prove `SEVERAL` concepts or more."""
-        if self.survey is None:
-            return []
-        clarity = {
-            layer: np.where(seen.polysemy >= SEVERAL, self._clarity(layer), -np.inf)
-            for layer, seen in self.survey.layers.items()
-        }
+        """The clearest of the neurons that have two names or more."""
+        clarity = {}
+        for layer in self.lens.layers:
+            counts = self._name_counts(layer)
+            if counts is not None:
+                clarity[layer] = np.where(counts >= 2, self._clarity(layer), -np.inf)
         return self._varied(clarity, count)
 
+    def _name_counts(self, layer: int) -> np.ndarray | None:
+        """Names of each neuron of a layer, if it was named."""
+        names = self.lens.first_names
+        if names is None or layer not in names.texts:
+            return None
+        counts: np.ndarray = (names.texts[layer] >= 0).sum(1).numpy()
+        return counts
+
     def _clarity(self, layer: int) -> np.ndarray:
-        if self.scores is None:
-            selectivity: np.ndarray = self.columns[layer]["selectivity"]
-            return selectivity
-        lowest: np.ndarray = self.scores.low[layer][:, 0].nan_to_num(-1).double().numpy()
-        return lowest
+        names = self.lens.first_names
+        clarity: np.ndarray
+        if names is not None and layer in names.auc:
+            clarity = names.auc[layer][:, 0].nan_to_num(-torch.inf).double().numpy()
+        elif self.scores is not None:
+            clarity = self.scores.low[layer][:, 0].nan_to_num(-1).double().numpy()
+        else:
+            clarity = self.columns[layer]["selectivity"]
+        return clarity
 
     def _varied(self, clarity: dict[int, np.ndarray], count: int) -> list[tuple[int, int]]:
-        """The clearest neurons, no two with the same first word or the same strongest image."""
+        """The clearest neurons, no two with the same name, first word or strongest image."""
         ranked: list[tuple[float, int, int]] = []
         for layer, order in clarity.items():
             for neuron in np.argsort(-order, kind="stable")[: 16 * count].tolist():
@@ -270,8 +296,9 @@ class Atlas:
         found: list[tuple[int, int]] = []
         seen: set[Any] = set()
         for _, layer, neuron in sorted(ranked):
-            first = self.words(layer, neuron)[:1]
-            marks = {int(self.lens[layer].top_images[neuron, 0]), *(word for word, _ in first)}
+            named = [each.text for each in self.lens.fires_on(layer, neuron)]
+            words = named or [word for word, _ in self.words(layer, neuron)[:1]]
+            marks = {int(self.lens[layer].top_images[neuron, 0]), *words}
             if not marks & seen:
                 found.append((layer, neuron))
                 seen |= marks

@@ -81,7 +81,7 @@ def _files(atlas: Atlas, pages: Pages) -> Iterator[tuple[str, bytes]]:
         # with a suffix: a server of files would guess what a file without one is
         if found := pages.runs.picture(number):
             yield f"runs/pictures/{number}{found[1]}", found[0]
-    images = range(len(atlas.lens.image_ids))
+    images = range(len(atlas.lens.picture_ids))
     for start in range(0, len(images), PACK):
         pack = packed([atlas.image(position) for position in images[start : start + PACK]])
         yield f"data/image/{start // PACK}.json.gz", pack

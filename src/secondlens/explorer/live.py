@@ -181,17 +181,23 @@ class Live:
     ----------
     source
         The pictures of the fit, if they are at hand.
+    named_on
+        Those that the neurons were named on, likewise.
     """
 
     clip: Clip
     atlas: Atlas
     source: ImageSource | None = None
+    named_on: ImageSource | None = None
 
     def __post_init__(self) -> None:
         self.lens.check_model(self.clip)
         self._lock = RLock()
         if self.source is not None:
             self.source = with_ids(self.source, self.lens.image_ids)
+        if self.named_on is not None and (names := self.lens.first_names) is not None:
+            use = "the neurons were named on"
+            self.named_on = with_ids(self.named_on, names.image_ids, use=use)
 
     @property
     def lens(self) -> Lens:
@@ -309,7 +315,7 @@ class Live:
             return small_attack(self.clip, self.lens, draw, mistake_for)
 
     def picture(self, position: int) -> Image.Image:
-        """A picture of the fit.
+        """The picture at a position in `Lens.picture_ids`.
 
         Raises
         ------
@@ -317,10 +323,13 @@ class Live:
             No such image, pictures that are not at hand, or one that cannot be read.
         """
         self.atlas.image(position)
-        if self.source is None:
-            raise SecondLensError("the pictures are not at hand: start with --images")
+        beyond = position - len(self.lens.image_ids)
+        source, place = (self.source, position) if beyond < 0 else (self.named_on, beyond)
+        if source is None:
+            option = "--images" if beyond < 0 else "--named-on"
+            raise SecondLensError(f"the pictures are not at hand: start with {option}")
         try:
-            found = self.source.load(position)
+            found = source.load(place)
         except UNREADABLE as error:
             raise SecondLensError(f"the picture {position} cannot be read: {error}") from error
         if not isinstance(found, Image.Image):

@@ -1,6 +1,6 @@
 """From what the command line names to what can be shown."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ def open_lens(
     path: Path,
     clip: Clip | None,
     images: Any = None,
+    named_on: Any = None,
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Atlas, Live | None]:
@@ -43,6 +44,8 @@ def open_lens(
         The model, if there is one to answer.
     images
         What `fit` takes: the pictures of the fit. The embedded models draw theirs anew.
+    named_on
+        The pictures that the neurons were named on, likewise.
     say
         Told, in a sentence, what takes time and what is missing.
 
@@ -54,17 +57,23 @@ def open_lens(
     lens = held(replace(Lens.load(path), coordinates=None))  # which can be large, and no page shows
     if clip is not None:
         lens.check_model(clip)
-    source = as_source(images) if images is not None else own_pictures(lens)
+    source = as_source(images) if images is not None else own_pictures(lens, lens.image_ids)
+    holding = None
+    if lens.first_names is not None:
+        ids = lens.first_names.image_ids
+        holding = as_source(named_on) if named_on is not None else own_pictures(lens, ids)
     folder = path / FOLDER
     if folder.with_name(f"{FOLDER}.lock").exists():  # of one that was stopped, or writes
         with suppress(SecondLensError), writing(folder):
             pass
     seen = load_survey(folder, lens)
     outdated = is_outdated(folder, lens)
+    if seen is not None and not seen.named and None not in (clip, source, holding):
+        seen = None
     if seen is None and clip is not None and source is not None and lens.codes:
-        again = " again: it was described again since it was surveyed" if outdated else " once"
+        again = " again: it was described or named since it was surveyed" if outdated else " once"
         say(f"Looking at the pictures of {path}{again}; what is found is kept in {folder}.")
-        seen = survey(clip, lens, source, progress=True)
+        seen = survey(clip, lens, source, holding, progress=True)
         with writing(folder):
             seen.save(folder)
     elif seen is None:
@@ -79,8 +88,8 @@ def open_lens(
         ]
         if outdated:
             say(
-                f"{path} was described again since it was surveyed, and pages lack pictures: give "
-                f"{' and '.join(missing)} to look at its pictures again."
+                f"{path} was described or named since it was surveyed, and pages lack pictures: "
+                f"give {' and '.join(missing)} to look at its pictures again."
             )
         else:
             wanted = " and ".join(missing)
@@ -92,7 +101,9 @@ def open_lens(
         with writing(folder):
             layout.save(folder / "layout.safetensors", lens)
     atlas = Atlas(lens, held(seen), held(layout))
-    return atlas, None if clip is None else Live(clip=clip, atlas=atlas, source=source)
+    return atlas, None if clip is None else Live(
+        clip=clip, atlas=atlas, source=source, named_on=holding
+    )
 
 
 def held(read: Read) -> Read:
@@ -123,15 +134,15 @@ def model_name(path: Path, given: str | None) -> str | None:
     return name if name in DEMOS else None
 
 
-def own_pictures(lens: Lens) -> ImageSource | None:
-    """The embedded pictures that a lens of an embedded model was fitted on, drawn from its ids."""
+def own_pictures(lens: Lens, ids: Sequence[str]) -> ImageSource | None:
+    """The scenes of these ids, of the world of the embedded model that a lens is of."""
     from ..demo.scenes import SCENE, Scenes, World, are_scenes
 
-    if lens.model["name"] not in DEMOS or not are_scenes(lens.image_ids):
+    if lens.model["name"] not in DEMOS or not are_scenes(ids):
         return None
-    found = [SCENE.fullmatch(each) for each in lens.image_ids]
+    found = [SCENE.fullmatch(each) for each in ids]
     numbers = [(int(match[1]), int(match[2])) for match in found if match]
     if len(seeds := {seed for seed, _ in numbers}) != 1:
-        raise SecondLensError("this lens was fitted on scenes of several seeds: give --images")
+        raise SecondLensError("this lens is of scenes of several seeds: give --images")
     world = World(planted=lens.model["name"] == "demo")
     return Scenes(world, seeds.pop(), 1 + max(index for _, index in numbers))

@@ -97,7 +97,10 @@ class Pages:
             (*place, self.atlas.name(*place), self._cover(*place))
             for place in self.atlas.clearest()
         ]
-        polysemous = [(*place, self._concepts(*place)) for place in self.atlas.polysemous()]
+        polysemous = [
+            (*place, self.atlas.name(*place), self._holding(*place))
+            for place in self.atlas.polysemous()
+        ]
         return self._page(
             "home.html",
             "./",
@@ -156,7 +159,7 @@ class Pages:
             "neuron.html",
             "../../../",
             f"L{layer} #{neuron}",
-            name or "without a description",
+            name or "without names",
             picture=f"{address}/{picture}" if address and cover is not None else None,
             layer=layer,
             neuron=neuron,
@@ -201,19 +204,17 @@ class Pages:
         return packed({"places": places})
 
     def _cover(self, layer: int, neuron: int) -> int | None:
-        """The image that stands for a neuron."""
+        """The picture that stands for a neuron: one that holds its first name, if it has one."""
         if self.atlas.survey is None:
             return None
+        if self.atlas.lens.fires_on(layer, neuron) and (holding := self._holding(layer, neuron)):
+            return holding[0]
         return int(self.atlas.survey.layers[layer].images[neuron, 0])
 
-    def _concepts(self, layer: int, neuron: int) -> list[tuple[str, int]]:
-        """The first word of each proven concept of a neuron, and an image that shows it."""
+    def _holding(self, layer: int, neuron: int) -> list[int]:
+        """For each name of a neuron the strongest picture that holds it, where it is there."""
         profile = self.profiles.of(layer, neuron)
-        return [
-            (concept["words"][0], profile["shots"][concept["shots"][0]][0])
-            for concept in profile["concepts"]
-            if concept["words"] and concept["shots"]
-        ]
+        return [profile["shots"][own[0]][0] for own in profile.get("holding", ()) if own]
 
     def _page(
         self,

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..words.concepts import Proof
 from .atlas import Atlas
 from .numbers import short, shortened, shortened_by_name
-from .records import BANDS, GROUPS, IN_BAND, PROVEN, LayerSurvey
+from .records import BANDS, GROUPS, IN_BAND, PER_NAME, LayerSurvey
 
 UNSEEN = 12
 """Strongest images that are listed where no survey has pictures of them."""
@@ -25,7 +24,7 @@ class Profiles:
 
     def __init__(self, atlas: Atlas) -> None:
         lens, layout = atlas.lens, atlas.layout
-        self.atlas, self._ids, self._labels = atlas, lens.image_ids, atlas.labels()
+        self.atlas, self._ids, self._labels = atlas, lens.picture_ids, atlas.labels()
         self._top = {layer: lens[layer].top_images.numpy() for layer in lens.layers}
         self._norms = {layer: lens[layer].top_norms.numpy() for layer in lens.layers}
         if layout is not None:
@@ -50,6 +49,10 @@ class Profiles:
                 for name, description in self.atlas.descriptions.items()
             },
             "similar": self._similar(layer, neuron),
+            "names": [
+                {"text": each.text, "auc": short(each.auc), "q": short(each.q), "held": each.held}
+                for each in self.atlas.lens.fires_on(layer, neuron)
+            ],
         }
         if self.atlas.survey:
             return found | self._seen(self.atlas.survey.layers[layer], layer, neuron)
@@ -74,8 +77,8 @@ class Profiles:
         if atlas.stability is not None:
             cosines = (atlas.stability.cosine, atlas.stability.cosine_null)
             found["stability"] = [short(each[layer][neuron]) for each in cosines]
-        if atlas.survey:
-            found["polysemy"] = short(atlas.survey.layers[layer].polysemy[neuron])
+        if atlas.lens.first_names is not None:
+            found["names"] = len(atlas.lens.fires_on(layer, neuron))
         return found
 
     def _triangle(self, name: str, layer: int, neuron: int) -> np.ndarray | None:
@@ -95,7 +98,7 @@ class Profiles:
         return [[*self.atlas.neuron_at(n), cosine, self.atlas.names[n]] for n, cosine in pairs]
 
     def _seen(self, seen: LayerSurvey, layer: int, neuron: int) -> dict[str, Any]:
-        """Pictures, bands, paths, concepts and classes of a neuron."""
+        """Pictures, bands, paths and classes of a neuron."""
         images = seen.images[neuron].tolist()
         rows = ("effect", "peak", "paths", "change", "shares", "extent")
         numbers = shortened_by_name({name: getattr(seen, name)[neuron] for name in rows})
@@ -133,31 +136,11 @@ class Profiles:
             "extent": numbers["extent"],
             "counts": seen.counts[neuron].tolist(),
             "paths": numbers["paths"],
-            "concepts": self._concepts(seen, layer, neuron, images, place),
+            "holding": [
+                there(images[GROUPS["named"]][start : start + PER_NAME])
+                for start in range(
+                    0, PER_NAME * len(self.atlas.lens.fires_on(layer, neuron)), PER_NAME
+                )
+            ],
             "classes": [[self._labels[text], change] for text, change in classes],
         }
-
-    def _concepts(
-        self, seen: LayerSurvey, layer: int, neuron: int, images: list[int], place: dict[int, int]
-    ) -> list[dict[str, Any]]:
-        proof = Proof(
-            images=tuple(self._top[layer][neuron].tolist()),
-            concepts=tuple(seen.proof[neuron].tolist()),
-        )
-        pairs = self.atlas.words(layer, neuron)
-        ids = seen.concept[neuron].tolist()
-        shown = images[GROUPS["proofs"]]
-        step = len(shown) // PROVEN
-        found = []
-        for rank, concept in enumerate(proof.proven):
-            own = [pair for pair, i in zip(pairs, ids, strict=False) if i == concept]
-            mine = shown[rank * step : (rank + 1) * step] if rank < PROVEN else []
-            found.append(
-                {
-                    "words": [word for word, _ in own],
-                    "weight": short(sum(weight for _, weight in own)),
-                    "count": len(proof.showing(concept)),
-                    "shots": [place[p] for p in mine if p >= 0],
-                }
-            )
-        return found

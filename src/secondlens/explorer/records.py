@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
-from ..lens.codes import WORDS_THAT_COUNT
 from ..lens.lens import Lens
 from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import read_json, save_json
@@ -28,18 +27,19 @@ from ..storage.validation import (
     convert,
 )
 
-FORMAT = 1
+FORMAT = 2
 
-STRONGEST, FIRING, BANDS, IN_BAND, RANDOM, PROVEN, PROOFS = 12, 8, 5, 3, 6, 3, 4
+STRONGEST, FIRING, BANDS, IN_BAND, RANDOM, NAMES, PER_NAME = 12, 8, 5, 3, 6, 4, 4
 """Images that a neuron shows: those with the strongest effects and those on which it fires most;
-some from each of five equal bands of its effects; random ones; and some for each proven concept."""
+some from each of five equal bands of its effects; random ones; and some that hold each of its
+names."""
 
 _COUNTS = {
     "strongest": STRONGEST,
     "firing": FIRING,
     "bands": BANDS * IN_BAND,
     "random": RANDOM,
-    "proofs": PROVEN * PROOFS,
+    "named": NAMES * PER_NAME,
 }
 GROUPS: Mapping[str, slice] = {
     name: slice(end - count, end)
@@ -61,7 +61,7 @@ class LayerSurvey:
     direction, less that of the mean effect."""
 
     images: Int[np.ndarray, "neurons slots"]
-    """Positions in `Lens.image_ids` by `GROUPS`; -1 where a slot is empty."""
+    """Positions in `Lens.picture_ids` by `GROUPS`; -1 where a slot is empty."""
     effect: Float[np.ndarray, "neurons slots"]
     peak: Float[np.ndarray, "neurons slots"]
     """The largest activation at a patch."""
@@ -78,11 +78,6 @@ class LayerSurvey:
     """Images by effect."""
     paths: Float[np.ndarray, "neurons paths"]
     """Share of each value path in the effects of the strongest images; they add up to 1."""
-    concept: Int[np.ndarray, "neurons words"]
-    """Of each of the strongest words, in order; -1 beyond the last."""
-    proof: Int[np.ndarray, "neurons top"]
-    """The concept that each top image shows; -1 for none."""
-    polysemy: Float[np.ndarray, " neurons"]
     classes: Int[np.ndarray, "neurons classes"]
     """Texts whose score changes most when the neuron is ablated."""
     change: Float[np.ndarray, "neurons classes"]
@@ -97,6 +92,8 @@ class Survey:
     """Fingerprint of the lens it was made from."""
     surveyed: int
     """Images that bands, histograms and random images come from."""
+    named: bool
+    """Whether the pictures that the neurons were named on were there."""
     layers: Mapping[int, LayerSurvey]
     codes: Mapping[str, Mapping[int, Float[np.ndarray, "neurons numbers"]]]
     """`language.triangles`, by vocabulary."""
@@ -129,6 +126,7 @@ class Survey:
         images |= {"responding": self.responding, "response": self.response, "texts": self.texts}
         save_tensors(folder / "images.safetensors", _tensors(images))
         manifest = {"format": FORMAT, "lens": self.lens, "surveyed": self.surveyed}
+        manifest |= {"named": self.named}
         manifest |= {"layers": list(self.layers), "vocabularies": list(self.codes)}
         save_json(folder / "survey.json", manifest)
 
@@ -140,6 +138,7 @@ class Manifest:
     format: int
     lens: str
     surveyed: Position
+    named: bool
     layers: tuple[Position, ...]
     vocabularies: Texts
 
@@ -163,6 +162,7 @@ def load_survey(folder: Path, lens: Lens) -> Survey | None:
         found = Survey(
             lens=manifest.lens,
             surveyed=manifest.surveyed,
+            named=manifest.named,
             layers=layers,
             codes=codes,
             **images,
@@ -175,21 +175,19 @@ def load_survey(folder: Path, lens: Lens) -> Survey | None:
 
 def _check(found: Survey, lens: Lens) -> None:
     """Raise `ValueError` for arrays that are not those of a survey of this lens."""
-    neurons, images = lens.model["neurons"], len(lens.image_ids)
+    neurons, images, pictures = lens.model["neurons"], len(lens.image_ids), len(lens.picture_ids)
     rows, columns = lens.model["grid"]
     labels = len(next(iter(lens.codes.values())).labels)
     sizes = {"neurons": neurons, "slots": SLOTS, "patches": rows * columns, "bands": BANDS}
     for layer, seen in found.layers.items():
         paths = lens.model["heads"] * (lens.model["layers"] - 1 - layer)
-        most = {"words": WORDS_THAT_COUNT, "classes": CLASSES, "top": images}
+        most = {"classes": CLASSES}
         check_tensors(seen, most, (), bins=BINS, paths=paths, **sizes)
         for positions, below, least in (
-            (seen.images, images, -1),
+            (seen.images, pictures, -1),
             (seen.path, paths, 0),
             (seen.heat, LIGHT + 1, 0),
             (seen.classes, labels, 0),
-            (seen.concept, WORDS_THAT_COUNT, -1),
-            (seen.proof, WORDS_THAT_COUNT, -1),
         ):
             check_positions(positions, below, "positions of a survey", least)
         for name, by_layer in found.codes.items():
@@ -199,7 +197,7 @@ def _check(found: Survey, lens: Lens) -> None:
     check_tensors(found, finite=(), images=images, texts=labels, dim=lens.model["dim"])
     check_positions(found.responding, neurons * len(lens.layers), "responding neurons", -1)
     ends = found.offsets
-    if len(ends) != images + 1 or ends[0] != 0 or ends[-1] != len(found.pictures):
+    if len(ends) != pictures + 1 or ends[0] != 0 or ends[-1] != len(found.pictures):
         raise ValueError("the pictures of a survey are not those of the lens")
     check_positions(np.diff(ends), len(found.pictures) + 1, "lengths of pictures")
 
@@ -214,12 +212,17 @@ def is_outdated(folder: Path, lens: Lens) -> bool:
 
 
 def fingerprint(lens: Lens) -> str:
-    """Tells lenses apart by model, images, directions and words."""
+    """Tells lenses apart by model, images, directions, words, and pictures of names."""
     words = {name: codes.labels for name, codes in lens.codes.items()}
     digest = hashlib.sha256(json.dumps([lens.model, lens.image_ids, words]).encode())
     weights = [each.coefficients for each in lens.codes.values()]
+    names = lens.first_names
+    named = [] if names is None else [names.pictures]
+    if names is not None:
+        digest.update(json.dumps(names.image_ids).encode())
     for layer in lens.layers:
-        for tensor in (lens[layer].directions, *(each[layer] for each in weights)):
+        of_words = [each[layer] for each in (*weights, *named) if layer in each]
+        for tensor in (lens[layer].directions, *of_words):
             digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """Look at the pictures of a lens once, and keep what the pages show of every neuron.
 
-Three passes: the first measures every effect on the surveyed images, the second asks which of a
-neuron's concepts its top images show, the third reads where neurons fire on the images chosen.
+Two passes: the first measures every effect on the surveyed images, the second reads where neurons
+fire on the images chosen.
 """
 
 import io
@@ -19,15 +19,13 @@ from ..data.reader import FEW_IMAGES, Reader
 from ..data.sources import ImageSource, with_ids
 from ..devices import undisturbed
 from ..effects.streaming import Encoded, stream
-from ..effects.value_paths import OFFICIAL_SCALE, chunks
+from ..effects.value_paths import OFFICIAL_SCALE
 from ..errors import SecondLensError
-from ..lens.codes import WORDS_THAT_COUNT
 from ..lens.lens import Lens
+from ..lens.pictures import pictures_at
 from ..models.view import Clip
 from ..report.page import model_view
-from ..words.concepts import Proof, prove
 from ..words.describing import texts_of
-from ..words.summary import NeuronSummary, neurons_in_words
 from . import records
 from .language import class_changes, triangles
 from .projections import Projections
@@ -40,9 +38,9 @@ def choose(
     effects: Float[Tensor, "surveyed neurons"],
     peaks: Float[Tensor, "surveyed neurons"],
     sample: Int[Tensor, " surveyed"],
-    proofs: Mapping[tuple[int, int], Proof],
+    named: bool,
 ) -> Int[Tensor, "neurons slots"]:
-    """The images that each neuron of a layer shows."""
+    """The images that each neuron of a layer shows, those that hold its names if `named`."""
     surveyed, neurons = effects.shape
     chosen = torch.full((neurons, records.SLOTS), -1, dtype=torch.int64)
 
@@ -62,12 +60,12 @@ def choose(
         put(slice(start, start + records.IN_BAND), inside)
     order = (1 - noise).topk(min(records.RANDOM, surveyed), dim=1)
     put(GROUPS["random"], sample[order.indices])
-    for (_, neuron), proof in proofs.items():
-        start = GROUPS["proofs"].start
-        for number, concept in enumerate(proof.proven[: records.PROVEN]):
-            images = proof.showing(concept)[: records.PROOFS]
-            first = start + number * records.PROOFS
-            chosen[neuron, first : first + len(images)] = torch.tensor(images)
+    names = lens.first_names
+    if named and names is not None and layer in names.pictures:
+        pictures = names.pictures[layer][:, : records.NAMES, : records.PER_NAME]
+        place = chosen[:, GROUPS["named"]].view(neurons, records.NAMES, records.PER_NAME)
+        holding = torch.where(pictures < 0, -1, pictures + len(lens.image_ids))
+        place[:, : pictures.shape[1], : pictures.shape[2]] = holding
     return chosen
 
 
@@ -151,14 +149,19 @@ class ImageRecords:
 
 SURVEYED = 5000
 """Images, at most, that bands and histograms come from: the paper's number."""
-PROOF_NUMBERS = 2**27
-"""Products of images and concepts in memory, about."""
 THUMBNAIL = 160
 """Pixels on the longer side of a picture, at most."""
 
 
 @undisturbed
-def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = False) -> Survey:
+def survey(
+    clip: Clip,
+    lens: Lens,
+    source: ImageSource,
+    named_on: ImageSource | None = None,
+    *,
+    progress: bool = False,
+) -> Survey:
     """Survey a described lens.
 
     Parameters
@@ -169,6 +172,8 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
         With at least one description.
     source
         The pictures of the fit.
+    named_on
+        Those that the neurons were named on; without them, no pictures stand under names.
     progress
         Show progress bars.
 
@@ -182,21 +187,18 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
         raise SecondLensError("this lens has no description yet: run secondlens describe first")
     name, codes = next(iter(lens.codes.items()))
     texts = texts_of(name, codes)
-    neurons: dict[int, list[NeuronSummary]] = {layer: [] for layer in lens.layers}
-    for each in neurons_in_words(clip, lens, codes, texts):
-        neurons[each.layer].append(each)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randperm(len(lens.image_ids), generator=generator)[:SURVEYED].sort().values
     readers = {layer: Projections(clip, lens, layer) for layer in lens.layers}
     looked = _first_look(clip, lens, source, sample, readers, progress)
-    proofs = _proofs(clip, lens, source, neurons, progress)
     chosen = {
         layer: choose(
-            *(lens, layer, looked.effects[layer], looked.peaks[layer], sample, proofs[layer])
+            *(lens, layer, looked.effects[layer], looked.peaks[layer], sample),
+            named_on is not None,
         )
         for layer in lens.layers
     }
-    seen, pictures = _second_look(clip, lens, source, chosen, looked, readers, progress)
+    seen, pictures = _second_look(clip, lens, source, named_on, chosen, looked, readers, progress)
     rows, layers = texts.embed(clip), {}
     unit = OFFICIAL_SCALE if lens.convention == "official" else 1.0
     for layer in lens.layers:
@@ -210,12 +212,12 @@ def survey(clip: Clip, lens: Lens, source: ImageSource, *, progress: bool = Fals
             scale=looked.scale[layer].numpy(),
             classes=classes,
             change=change,
-            **_concepts(neurons[layer], proofs[layer], lens.top),
         )
-    offsets = np.cumsum([0, *(len(pictures.get(i, b"")) for i in range(len(lens.image_ids)))])
+    offsets = np.cumsum([0, *(len(pictures.get(i, b"")) for i in range(len(lens.picture_ids)))])
     return Survey(
         lens=fingerprint(lens),
         surveyed=len(sample),
+        named=named_on is not None,
         layers=layers,
         codes={each: triangles(clip, lens, each, progress=progress) for each in lens.codes},
         responding=looked.responding,
@@ -281,6 +283,7 @@ def _second_look(
     clip: Clip,
     lens: Lens,
     source: ImageSource,
+    named_on: ImageSource | None,
     chosen: Mapping[int, Int[Tensor, "neurons slots"]],
     looked: _Looked,
     readers: Mapping[int, Projections],
@@ -288,21 +291,20 @@ def _second_look(
 ) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, bytes]]:
     """Where neurons fire on the images they show, by which paths that acts, and the pictures."""
     wanted = torch.cat([each.flatten() for each in chosen.values()]).unique()
-    wanted = wanted[wanted >= 0].tolist()
-    ids = [lens.image_ids[position] for position in wanted]
-    reader = Reader(source=with_ids(source, ids), clip=clip, batch_size=FEW_IMAGES)
     view, pictures = model_view(clip), {}
     seen = {layer: ImageRecords(clip, images, readers[layer]) for layer, images in chosen.items()}
-    for batch in _streamed(clip, reader, readers, "heat maps", progress):
-        pooled = batch.pooled
-        parts = {layer: projections.parts(pooled) for layer, projections in readers.items()}
-        for row, index in enumerate(batch.positions):
-            position = wanted[index]
-            pictures[position] = _webp(view(batch.pixels[row]))
-            for layer, slots in seen.items():
-                activation = pooled.activations[layer][row, 1:].float().cpu()
-                slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
-    reader.check_read()
+    for some, places in pictures_at(lens, source, named_on, wanted[wanted >= 0].tolist()):
+        reader = Reader(source=some, clip=clip, batch_size=FEW_IMAGES)
+        for batch in _streamed(clip, reader, readers, "heat maps", progress):
+            pooled = batch.pooled
+            parts = {layer: projections.parts(pooled) for layer, projections in readers.items()}
+            for row, index in enumerate(batch.positions):
+                position = places[index]
+                pictures[position] = _webp(view(batch.pixels[row]))
+                for layer, slots in seen.items():
+                    activation = pooled.activations[layer][row, 1:].float().cpu()
+                    slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
+        reader.check_read()
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures
 
 
@@ -316,44 +318,6 @@ def _streamed(
         what=what,
         progress=progress,
     )
-
-
-def _proofs(
-    clip: Clip,
-    lens: Lens,
-    source: ImageSource,
-    neurons: Mapping[int, list[NeuronSummary]],
-    progress: bool,
-) -> dict[int, dict[tuple[int, int], Proof]]:
-    """Which of a neuron's concepts its top images show, by layer."""
-    proofs: dict[int, dict[tuple[int, int], Proof]] = {}
-    # products of every image and concept are held at once: some layers at a time
-    together = max(1, PROOF_NUMBERS // (clip.neurons * len(lens.image_ids) * WORDS_THAT_COUNT))
-    for some in chunks(len(lens.layers), together):
-        concepts = {
-            (layer, n.neuron): n.concepts for layer in lens.layers[some] for n in neurons[layer]
-        }
-        found = prove(clip, lens, source, concepts, progress=progress)
-        for layer in lens.layers[some]:
-            proofs[layer] = {key: proof for key, proof in found.items() if key[0] == layer}
-    return proofs
-
-
-def _concepts(
-    neurons: list[NeuronSummary], proofs: Mapping[tuple[int, int], Proof], top: int
-) -> dict[str, np.ndarray]:
-    """Which word and which top image belongs to which concept."""
-    concept = np.full((len(neurons), WORDS_THAT_COUNT), -1, dtype=np.int8)
-    for row, each in zip(concept, neurons, strict=True):
-        own = {word: i for i, found in enumerate(each.concepts) for word in found.words}
-        for place, (word, _) in enumerate(each.words):
-            row[place] = own[word]
-    ordered = [proofs[each.layer, each.neuron] for each in neurons]
-    return {
-        "concept": concept,
-        "proof": np.array([proof.concepts for proof in ordered], np.int8).reshape(-1, top),
-        "polysemy": np.array([proof.polysemy for proof in ordered], dtype=np.float32),
-    }
 
 
 def _webp(image: Image.Image) -> bytes:

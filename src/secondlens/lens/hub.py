@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 
 from ..errors import SecondLensError
 from .folder import Contents, manifest, write
+from .names import Names
 from .published import published
 
 TAGS = ("clip", "interpretability", "neurons", "secondlens")
@@ -62,6 +63,7 @@ def lens_card(lens: Contents, repo_id: str | None = None) -> str:
         manifest=manifest(lens),
         layers=[_layer(lens, layer) for layer in lens.layers],
         descriptions=[_description(lens, name) for name in lens.codes],
+        named=[_named(names) for names in lens.names.values()],
         scores=[
             {"name": name, "images": each.images, "layer": layer, **_score(each, layer)}
             for name, each in lens.scores.items()
@@ -100,6 +102,21 @@ def _description(lens: Contents, name: str) -> dict[str, Any]:
         "size": size,
         "cosine": shown,
         "chance": chance,
+    }
+
+
+def _named(names: Names) -> dict[str, Any]:
+    neurons = sum(map(len, names.texts.values()))
+    counts = [
+        sum(int((each >= 0).sum(1).ge(least).sum()) for each in names.texts.values())
+        for least in (1, 2)
+    ]
+    return {
+        "name": names.name,
+        "images": f"{len(names.image_ids):,}",
+        "neurons": f"{counts[0]:,} of {neurons:,}",
+        "several": f"{counts[1]:,}",
+        "shuffled": names.shuffled,
     }
 
 

@@ -16,6 +16,7 @@ from ..storage import remote
 from ..storage.locks import locked
 from .folder import Contents, read, state, write
 from .layer import Coordinates, LayerLens, both_stages, layer_lens
+from .names import Name, Names
 
 _ORIGINS: "WeakKeyDictionary[Lens, tuple[Path, str | None]]" = WeakKeyDictionary()
 """The folder that a lens was read from or written to, and the manifest there at that time."""
@@ -47,6 +48,31 @@ class Lens(Contents):
             fitted = ", ".join(map(str, self.layers))
             raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
         return self.by_layer[layer]
+
+    @property
+    def first_names(self) -> Names | None:
+        """The names that pages and tables show, if the lens has some."""
+        return next(iter(self.names.values()), None)
+
+    @property
+    def picture_ids(self) -> tuple[str, ...]:
+        """The ids of `image_ids`, then those of the pictures of `first_names`: pages count so."""
+        names = self.first_names
+        return (*self.image_ids, *(names.image_ids if names else ()))
+
+    def fires_on(self, layer: int, neuron: int) -> list[Name]:
+        """The names of a neuron by `first_names`; none where its layer was not named."""
+        names = self.first_names
+        return [] if names is None or layer not in names.texts else names.of(layer, neuron)
+
+    def title(self, layer: int, neuron: int) -> str:
+        """What a neuron fires on, in one line, by `first_names`.
+
+        It is `secondlens.lens.names.NO_NAME` where no text passed its test, and an empty text where
+        the layer was not named. What a neuron pushes towards is no title: see its code.
+        """
+        names = self.first_names
+        return "" if names is None or layer not in names.texts else names.title(layer, neuron)
 
     def to(self, device: str | torch.device) -> "Lens":
         """Return this lens with its layers and descriptions on a device.

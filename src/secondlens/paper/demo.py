@@ -1,9 +1,11 @@
-"""The demo: fit, describe, check by ablation, and write a report, all on embedded material."""
+"""The demo: fit, describe, name, check by ablation, and report, all on embedded material."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -11,16 +13,21 @@ from torch import Tensor
 from ..applications.ablation.accuracy import Ablation, ablate
 from ..data.vocabularies import world_vocabulary
 from ..demo.model import TWIN
-from ..demo.scenes import FIT_SEED, SCORE_SEED, TEST_SEED, Scenes, World, truth
-from ..demo.world import NAMES
+from ..demo.scenes import FIT_SEED, NAME_SEED, SCORE_SEED, TEST_SEED, Scenes, World, truth
+from ..demo.world import BACKGROUNDS, NAMES
 from ..errors import SecondLensError
+from ..formatting import counted
+from ..intervals import wilson
 from ..lens.fitting import fit
 from ..lens.lens import Lens
+from ..lens.names import Names
 from ..models.loading import load
 from ..models.view import Clip
 from ..report.neurons import Fact, write_report
 from ..storage.files import check_empty, whole_folder
 from ..words.describing import describe
+from ..words.name_tables import coverage_table
+from ..words.naming import name as name_lens
 from ..words.scoring import compare, score, score_table
 from ..words.summary import NeuronSummary, neurons_in_words, quartiles
 from .study import scenes
@@ -45,29 +52,48 @@ def selective(lens: Lens, ablation: Ablation, neurons: list[NeuronSummary]) -> l
 
 
 def clearest(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:
-    """The neurons whose positive words find their images best, by the low end of the interval."""
-    return sorted(neurons, key=lambda n: -n.score_interval[0] if n.score == n.score else 1)[:count]
+    """The neurons whose first name finds unseen pictures best; those without a name come last."""
+    return sorted(neurons, key=lambda n: -n.names[0].auc if n.names else 0)[:count]
 
 
 def most_polysemous(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:
-    """Of the clearer half, the neurons with the most concepts."""
-    clear = clearest(neurons, len(neurons) // 2)
-    return sorted(clear, key=lambda n: -n.polysemy)[:count]
-
-
-def about_objects(neuron: NeuronSummary) -> bool:
-    """Whether the strongest word that a neuron speaks for is an object: no colour or place."""
-    return next((word in NAMES for word, weight in neuron.words if weight > 0), False)
+    """The neurons with the most names, the clearest of them first."""
+    return sorted(clearest(neurons, len(neurons)), key=lambda n: -n.polysemy)[:count]
 
 
 def by_subject(neurons: list[NeuronSummary]) -> tuple[list[NeuronSummary], list[NeuronSummary]]:
-    """Those about objects, and those about colours and places.
+    """Named neurons whose first name is an object, and those where it is a colour or a place.
 
-    Every picture has one background, but few have any given object: scores of the two are not to
-    be compared.
+    Every picture has one background, but few have any given object: areas of the two are not to be
+    compared.
     """
-    objects = [n for n in neurons if about_objects(n)]
-    return objects, [n for n in neurons if not about_objects(n)]
+    objects = [n for n in neurons if n.names and n.names[0].text in NAMES]
+    return objects, [n for n in neurons if n.names and n.names[0].text not in NAMES]
+
+
+def pictures_that_are_true(
+    names: Names, labels: Sequence[Collection[str]], texts: Collection[str]
+) -> tuple[int, int]:
+    """Of the pictures under those names that are among some texts: how many hold the name, and how
+    many there are.
+
+    Parameters
+    ----------
+    labels
+        What is true of each picture that the neurons were named on.
+    """
+    place = {text: position for position, text in enumerate(names.labels)}
+    holds = torch.zeros(len(labels), len(place), dtype=torch.bool)
+    for row, held in zip(holds, labels, strict=True):
+        row[[place[text] for text in held if text in place]] = True
+    wanted = torch.tensor([label in texts for label in names.labels])
+    right = total = 0
+    for layer, found in names.texts.items():
+        pictures = names.pictures[layer]
+        shown = (pictures >= 0) & (wanted[found] & (found >= 0))[..., None]
+        right += int(holds[pictures, found[..., None]][shown].sum())
+        total += int(shown.sum())
+    return right, total
 
 
 def chosen(neurons: list[NeuronSummary]) -> list[NeuronSummary]:
@@ -77,6 +103,8 @@ def chosen(neurons: list[NeuronSummary]) -> list[NeuronSummary]:
     return best + [n for n in most_polysemous(objects, 2 * CARDS) if n not in best][:CARDS]
 
 
+NAMED = 2000
+"""Scenes, at most, on which neurons are named: about ten for each word of the world."""
 WORDS = 32
 """Texts a neuron: a quarter of the embedding's width. More would rebuild any direction."""
 
@@ -90,6 +118,9 @@ class Demo:
     """The selective ones of the layer that matters most."""
     ablation: Ablation
     report: Path
+    true: dict[str, tuple[int, int]]
+    """Of the pictures under names, by the kind of name: how many hold it, and how many there are,
+    by what is true of the scenes."""
 
 
 def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
@@ -106,6 +137,7 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
     source = Scenes(World(planted=planted), FIT_SEED, images)
     texts = world_vocabulary()
     lens = _earlier_lens(clip, out, source)
+    named_on = Scenes(World(planted=planted), NAME_SEED, min(NAMED, 2 * images))
     if lens is None:
         lens = fit(clip, source, progress=True)
         describe(clip, lens, texts, WORDS)
@@ -117,12 +149,13 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
             pictures=f"{len(unseen.ids):,} unseen scenes",
             progress=True,
         )
+        name_lens(clip, lens, named_on, texts, twin, progress=True)
         with whole_folder(out / "lens") as folder:
             lens.save_held(folder)
     measured = out / f"ranks-{test_images}.safetensors"
     known = measured.is_file()
     ablation = _ablation(clip, lens, measured, test_images)
-    neurons = selective(lens, ablation, neurons_in_words(clip, lens, lens.codes[texts.name], texts))
+    neurons = selective(lens, ablation, neurons_in_words(lens, lens.codes[texts.name]))
     report = out / "report.html"
     if not (known and report.is_file()):
         write_report(
@@ -133,10 +166,17 @@ def run(clip: Clip, out: Path, *, images: int, test_images: int) -> Demo:
             source,
             chosen(neurons),
             title=f"The neurons of {clip.name}",
+            named_on=named_on,
             facts=facts(lens, ablation),
             progress=True,
         )
-    return Demo(lens=lens, neurons=neurons, ablation=ablation, report=report)
+    (names,) = lens.names.values()
+    labels = truth(named_on)
+    true = {
+        kind: pictures_that_are_true(names, labels, of_kind)
+        for kind, of_kind in (("objects", NAMES), ("colours and places", BACKGROUNDS))
+    }
+    return Demo(lens=lens, neurons=neurons, ablation=ablation, report=report, true=true)
 
 
 def _ablation(clip: Clip, lens: Lens, path: Path, images: int) -> Ablation:
@@ -157,10 +197,10 @@ def _earlier_lens(clip: Clip, out: Path, source: Scenes) -> Lens | None:
         return None
     lens = Lens.load(out / "lens")
     same = lens.model["weights"] == clip.weights_hash and list(lens.image_ids) == source.ids
-    if not same or "world" not in lens.codes:
+    if not same or "world" not in lens.codes or not lens.names:
         raise SecondLensError(
-            f"{out} holds a demo of another model or other images: name a new folder with --out, "
-            "or remove it first"
+            f"{out} holds a demo of another model, other images or an older version: name a new "
+            "folder with --out, or remove it first"
         )
     return lens
 
@@ -247,18 +287,31 @@ def print_summary(demo: Demo, console: Console) -> None:
     console.print(table)
     for scores in lens.scores.values():
         console.print(score_table(scores))
+    (names,) = lens.names.values()
+    console.print(coverage_table(names))
+    table = Table(title="Pictures under names, by what is true of the scenes")
+    for column in ("names", "pictures", "hold the name, %"):
+        table.add_column(column, justify="right")
+    for kind, (right, total) in demo.true.items():
+        low, high = (100 * each for each in wilson(right, total))
+        share = f"{100 * right / max(1, total):.1f} [{low:.1f}, {high:.1f}]"
+        table.add_row(kind, f"{total:,}", share)
+    console.print(table)
+    console.print(f"Shuffled effects gave {counted(names.shuffled, 'name')}.", highlight=False)
     objects, others = by_subject(demo.neurons)
     for title, neurons in (
-        (f"Clearest of {len(objects)} selective neurons about objects", clearest(objects, 10)),
-        (f"Clearest of {len(others)} about colours and places", clearest(others, 5)),
+        (
+            f"Clearest of {len(objects)} selective neurons on objects",
+            clearest(objects, 10),
+        ),
+        (f"Clearest of {len(others)} on colours and places", clearest(others, 5)),
         ("Most polysemous neurons", most_polysemous(objects, 10)),
     ):
         table = Table(title=title)
-        table.add_column("neuron")
-        table.add_column("score", justify="right")
-        table.add_column("words, strongest first; − pushes away")
+        for column in ("neuron", "fires on", "pushes towards; − away from"):
+            table.add_column(column)
         for neuron in neurons:
-            table.add_row(neuron.name, f"{neuron.score:.2f}", signed_words(neuron))
+            table.add_row(neuron.name, neuron.title, signed_words(neuron))
         console.print(table)
     console.print(f"Report: {demo.report}", markup=False, highlight=False)
 
@@ -266,7 +319,8 @@ def print_summary(demo: Demo, console: Console) -> None:
 def as_document(demo: Demo) -> dict[str, Any]:
     """The same in numbers."""
     lens, ablation = demo.lens, demo.ablation
-    names = ("selectivity", "selectivity_null", "explained", "explained_null", "explained_all")
+    measures = ("selectivity", "selectivity_null", "explained", "explained_null", "explained_all")
+    (names,) = lens.names.values()
     objects, others = by_subject(demo.neurons)
     listed = {
         "clearest_about_objects": clearest(objects, 10),
@@ -278,7 +332,7 @@ def as_document(demo: Demo) -> dict[str, Any]:
         "layers": [
             {
                 "layer": layer,
-                "medians": {name: quartiles(getattr(lens[layer], name))[1] for name in names},
+                "medians": {each: quartiles(getattr(lens[layer], each))[1] for each in measures},
                 "accuracy_without": {kind: ablation.accuracy(layer, kind) for kind in _SHOWN},
             }
             for layer in lens.layers
@@ -289,10 +343,20 @@ def as_document(demo: Demo) -> dict[str, Any]:
         ],
         **{
             name: [
-                {"neuron": each.name, "score": each.score, "words": signed_words(each)}
+                {
+                    "neuron": each.name,
+                    "names": [found.text for found in each.names],
+                    "score": each.score,
+                    "words": signed_words(each),
+                }
                 for each in neurons
             ]
             for name, neurons in listed.items()
+        },
+        "named": {str(layer): share for layer, share in names.coverage().items()},
+        "names_of_shuffled_effects": names.shuffled,
+        "true_pictures": {
+            kind: {"right": right, "of": total} for kind, (right, total) in demo.true.items()
         },
         "report": str(demo.report),
     }
@@ -302,6 +366,6 @@ def _with_null(values: Tensor, null: Tensor) -> str:
     return f"{quartiles(values)[1]:.2f} ({quartiles(null)[1]:.2f})"
 
 
-def signed_words(neuron: NeuronSummary, count: int = 6) -> str:
+def signed_words(neuron: NeuronSummary, count: int = 4) -> str:
     """Words with their signs, such as "+dog +wolf −sea"."""
     return " ".join(f"{'+' if w > 0 else '−'}{text}" for text, w in neuron.words[:count])

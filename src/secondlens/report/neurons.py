@@ -15,25 +15,23 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.reader import FEW_IMAGES, Reader
-from ..data.sources import ImageSource, with_ids
+from ..data.sources import ImageSource
 from ..effects.streaming import stream
 from ..errors import SecondLensError
 from ..lens.codes import Codes
 from ..lens.lens import Lens
 from ..lens.moments import HISTOGRAM_EDGES
+from ..lens.names import Name
+from ..lens.pictures import pictures_at
 from ..models.view import Clip
-from ..words.concepts import Concept, Proof, prove
 from ..words.summary import NeuronSummary
 from .page import data_uri, heat_map, model_view, write_page
 
 PICTURES = 8
 """Of each kind on a card: the strongest, and random ones."""
 
-PROVEN = 3
-"""Concepts of a neuron that are shown with images."""
-
-PROOFS = 4
-"""Images of each."""
+PER_NAME = 4
+"""Pictures under each name."""
 
 BIN_WIDTH = HISTOGRAM_EDGES[1].item()
 """Of `LayerLens.histogram`, in root mean squares of the neuron's norms."""
@@ -44,17 +42,17 @@ Seen = dict[tuple[NeuronSummary, int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ShownImages:
-    """The images that a card shows, as positions in `Lens.image_ids`."""
+    """The images that a card shows, as positions in `Lens.picture_ids`."""
 
     strongest: list[int]
     random: list[int]
-    proofs: list[tuple[int, list[int]]]
-    """(position among the neuron's concepts, images that show it)."""
+    named: list[list[int]]
+    """That hold each name, strongest first."""
 
     @property
     def all(self) -> set[int]:
         """All of them."""
-        return {*self.strongest, *self.random, *(i for _, images in self.proofs for i in images)}
+        return {*self.strongest, *self.random, *(i for images in self.named for i in images)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +70,10 @@ class Exemplar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A concept and images that show it."""
+class ShownName:
+    """A name and images that hold it."""
 
-    concept: Concept
-    count: int
-    """Top images that show it, whether or not they are on the card."""
+    name: Name
     shots: list[Exemplar]
 
 
@@ -88,12 +84,7 @@ class NeuronCard:
     neuron: NeuronSummary
     strongest: list[Exemplar]
     random: list[Exemplar]
-    concepts: list[Shown]
-    """The proven ones."""
-    unexplained: int
-    """Top images that show none of the neuron's concepts."""
-    polysemy: float
-    """Of the proof."""
+    names: list[ShownName]
     numbers: dict[str, float]
     """By their names in `LayerLens`, and the `cosine` of the neuron's code."""
     counts: list[int]
@@ -104,8 +95,8 @@ class NeuronCard:
     """The histogram as SVG paths, below and above the threshold."""
 
 
-def choose(lens: Lens, neuron: NeuronSummary, proof: Proof, seed: int) -> ShownImages:
-    """A neuron's strongest images, as many random others, and those that prove its concepts."""
+def choose(lens: Lens, neuron: NeuronSummary, with_names: bool, seed: int) -> ShownImages:
+    """A neuron's strongest images, as many random others, and those that hold its names."""
     strongest = lens[neuron.layer].top_images[neuron.neuron, :PICTURES].tolist()
     generator = np.random.default_rng((seed, neuron.layer, neuron.neuron))
     order = generator.permutation(len(lens.image_ids)).tolist()
@@ -113,15 +104,25 @@ def choose(lens: Lens, neuron: NeuronSummary, proof: Proof, seed: int) -> ShownI
     return ShownImages(
         strongest=strongest,
         random=others[: len(strongest)],
-        proofs=[(each, proof.showing(each)[:PROOFS]) for each in proof.proven[:PROVEN]],
+        named=_holding(lens, neuron) if with_names else [[] for _ in neuron.names],
     )
 
 
+def _holding(lens: Lens, neuron: NeuronSummary) -> list[list[int]]:
+    names = lens.first_names
+    if names is None:
+        return []
+    pictures = names.pictures[neuron.layer][neuron.neuron, : len(neuron.names), :PER_NAME]
+    beyond = len(lens.image_ids)
+    return [[beyond + place for place in row if place >= 0] for row in pictures.tolist()]
+
+
 def card(
-    lens: Lens, codes: Codes, neuron: NeuronSummary, choice: ShownImages, proof: Proof, seen: Seen
+    lens: Lens, codes: Codes, neuron: NeuronSummary, choice: ShownImages, seen: Seen
 ) -> NeuronCard:
     """Everything that is known of a neuron, and what was seen on its images."""
     layer, n = lens[neuron.layer], neuron.neuron
+    ids = lens.picture_ids
     norms = dict(zip(layer.top_images[n].tolist(), layer.top_norms[n].tolist(), strict=True))
     scale = max(float(seen[neuron, position].max()) for position in choice.strongest)
 
@@ -129,7 +130,7 @@ def card(
         activation = seen[neuron, position]
         return Exemplar(
             position=position,
-            id=lens.image_ids[position],
+            id=ids[position],
             norm=norms.get(position),
             peak=float(activation.max()),
             heat=data_uri(heat_map(activation, scale), "png"),
@@ -146,16 +147,10 @@ def card(
         neuron=neuron,
         strongest=[shot(position) for position in choice.strongest],
         random=[shot(position) for position in choice.random],
-        concepts=[
-            Shown(
-                concept=neuron.concepts[each],
-                count=len(proof.showing(each)),
-                shots=[shot(position) for position in images],
-            )
-            for each, images in choice.proofs
+        names=[
+            ShownName(name=name, shots=[shot(position) for position in images])
+            for name, images in zip(neuron.names, choice.named, strict=True)
         ],
-        unexplained=len(proof.showing(-1)),
-        polysemy=proof.polysemy,
         numbers=numbers,
         counts=counts,
         threshold=threshold,
@@ -200,6 +195,7 @@ def write_report(
     neurons: Sequence[NeuronSummary],
     *,
     title: str,
+    named_on: ImageSource | None = None,
     facts: Sequence[Fact] = (),
     seed: int = 0,
     progress: bool = False,
@@ -218,6 +214,8 @@ def write_report(
         The pictures the lens was fitted on.
     neurons
         What to show, in this order.
+    named_on
+        The pictures that the neurons were named on; without them, no pictures stand under names.
     facts
         Numbers for the top of the page.
     seed
@@ -233,19 +231,9 @@ def write_report(
     lens.check_model(clip)
     if not neurons:
         raise SecondLensError("there are no neurons to report: give at least one")
-    proofs = prove(
-        clip,
-        lens,
-        source,
-        {(each.layer, each.neuron): each.concepts for each in neurons},
-        progress=progress,
-    )
-    shown = {each: choose(lens, each, proofs[each.layer, each.neuron], seed) for each in neurons}
-    pictures, seen = _look(clip, lens, source, shown, progress)
-    cards = [
-        card(lens, codes, each, choice, proofs[each.layer, each.neuron], seen)
-        for each, choice in shown.items()
-    ]
+    shown = {each: choose(lens, each, named_on is not None, seed) for each in neurons}
+    pictures, seen = _look(clip, lens, source, named_on, shown, progress)
+    cards = [card(lens, codes, each, choice, seen) for each, choice in shown.items()]
     write_page(
         path,
         "report.html",
@@ -255,7 +243,8 @@ def write_report(
         pictures=pictures,
         bins=1 + max(i for each in cards for i, count in enumerate(each.counts) if count),
         bin_width=BIN_WIDTH,
-        proofs=PROOFS,
+        names=lens.first_names,
+        per_name=PER_NAME,
         scored=any(math.isfinite(each.neuron.score) for each in cards),
         clip=clip,
         lens=lens,
@@ -266,6 +255,7 @@ def _look(
     clip: Clip,
     lens: Lens,
     source: ImageSource,
+    named_on: ImageSource | None,
     shown: dict[NeuronSummary, ShownImages],
     progress: bool,
 ) -> tuple[dict[int, str], Seen]:
@@ -277,23 +267,22 @@ def _look(
     for neuron, choice in shown.items():
         for position in choice.all:
             viewers.setdefault(position, []).append(neuron)
-    wanted = sorted(viewers)
-    subset = with_ids(source, [lens.image_ids[position] for position in wanted])
-    reader = Reader(source=subset, clip=clip, batch_size=FEW_IMAGES)
     view = model_view(clip)
     pictures: dict[int, str] = {}
     seen: Seen = {}
     layers = {each.layer for each in shown}
-    for batch in stream(
-        clip, reader, layers, keep_activations=True, what="pictures", progress=progress
-    ):
-        for row, index in enumerate(batch.positions):
-            position = wanted[index]
-            pictures[position] = _picture(view(batch.pixels[row]))
-            for neuron in viewers[position]:
-                patches = batch.pooled.activations[neuron.layer][row, 1:, neuron.neuron]
-                seen[neuron, position] = patches.float().cpu().reshape(clip.grid)
-    reader.check_read()
+    for some, wanted in pictures_at(lens, source, named_on, viewers):
+        reader = Reader(source=some, clip=clip, batch_size=FEW_IMAGES)
+        for batch in stream(
+            clip, reader, layers, keep_activations=True, what="pictures", progress=progress
+        ):
+            for row, index in enumerate(batch.positions):
+                position = wanted[index]
+                pictures[position] = _picture(view(batch.pixels[row]))
+                for neuron in viewers[position]:
+                    patches = batch.pooled.activations[neuron.layer][row, 1:, neuron.neuron]
+                    seen[neuron, position] = patches.float().cpu().reshape(clip.grid)
+        reader.check_read()
     return pictures, seen
 
 

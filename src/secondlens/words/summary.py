@@ -3,98 +3,98 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.vocabularies import Vocabulary
 from ..lens.codes import Codes
 from ..lens.layer import NeuronId
 from ..lens.lens import Lens
-from ..models.view import Clip
-from .concepts import Concept, concepts_of, effective_number, same_concept
+from ..lens.names import Name
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronSummary(NeuronId):
     """One neuron in words."""
 
+    title: str
+    """Of `Lens.title`."""
+    names: tuple[Name, ...]
+    """What it fires on, the most enriched first."""
     words: tuple[tuple[str, float], ...]
-    """(text, coefficient), strongest first."""
-    concepts: tuple[Concept, ...]
-    """Groups of related words, heaviest first; those with negative weights push away."""
+    """(text, coefficient) of the code of its direction, strongest first: what it pushes towards,
+    and, where the coefficient is negative, away from."""
     clarity: float
     """Share of the code's squared weight on its two strongest words, times the share of the
     effects' energy that lies on the direction they describe."""
-    polysemy: float
-    """The effective number of positive concepts: exp of the entropy of their weights."""
     score: float
     """How well the positive words find unseen images, see `score`; NaN if that was not asked."""
     score_interval: tuple[float, float]
     """Its 95 % interval."""
 
+    @property
+    def polysemy(self) -> int:
+        """Its names: each holds on images that hold none of the earlier ones."""
+        return len(self.names)
 
-def neurons_in_words(
-    clip: Clip, lens: Lens, codes: Codes, texts: Vocabulary
-) -> list[NeuronSummary]:
+
+def neurons_in_words(lens: Lens, codes: Codes) -> list[NeuronSummary]:
     """Every neuron of every fitted layer.
 
     Parameters
     ----------
-    clip
-        The model the lens was fitted on.
     lens
-        Its first scores of the vocabulary are taken over, if it has some.
+        Its first names, and its first scores of the description, are taken over if it has some.
     codes
-        A description of the lens with the vocabulary `texts`.
+        A description of the lens.
     """
-    rows = texts.embed(clip).cpu()
-    rows = F.normalize(rows - rows.mean(0), dim=1)
-    threshold = same_concept(rows)
-    scored = [scores for scores in lens.scores.values() if scores.vocabulary == texts.name]
+    scored = [
+        scores for scores in lens.scores.values() if lens.codes.get(scores.vocabulary) is codes
+    ]
     found = []
     for layer in lens.layers:
         areas = torch.full((len(codes.indices[layer]), 3), torch.nan)
         if scored:
             each = scored[0]
             areas = torch.stack([a[layer][:, 0] for a in (each.auc, each.low, each.high)], dim=1)
-        found += [
-            _in_words(lens, codes, rows, threshold, layer, neuron, area)
-            for neuron, area in enumerate(areas)
-        ]
+        for neuron, area in enumerate(areas.tolist()):
+            words = codes.words(layer, neuron)
+            found.append(
+                NeuronSummary(
+                    layer=layer,
+                    neuron=neuron,
+                    title=lens.title(layer, neuron),
+                    names=tuple(lens.fires_on(layer, neuron)),
+                    words=tuple(words),
+                    clarity=_clarity(words) * float(lens[layer].explained_all[neuron]),
+                    score=area[0],
+                    score_interval=(area[1], area[2]),
+                )
+            )
     return found
 
 
-def _in_words(
-    lens: Lens,
-    codes: Codes,
-    rows: Float[Tensor, "texts dim"],
-    threshold: float,
-    layer: int,
-    neuron: int,
-    area: Float[Tensor, "3"],
-) -> NeuronSummary:
-    weights = codes.brief[layer][neuron]
-    strongest = weights.abs().argsort(descending=True)
-    strongest = strongest[codes.indices[layer][neuron][strongest] >= 0]
-    texts = codes.indices[layer][neuron][strongest]
-    words = tuple(
-        (codes.labels[text], weight)
-        for text, weight in zip(texts.tolist(), weights[strongest].tolist(), strict=True)
-    )
-    concepts = concepts_of(words, rows[texts], threshold)
-    share = weights[strongest[:2]].square().sum() / weights.square().sum().clamp(min=1e-12)
-    score, low, high = area.tolist()
-    return NeuronSummary(
-        layer=layer,
-        neuron=neuron,
-        words=words,
-        concepts=concepts,
-        clarity=float(share * lens[layer].explained_all[neuron]),
-        polysemy=effective_number([c.weight for c in concepts if c.weight > 0]),
-        score=score,
-        score_interval=(low, high),
-    )
+def _clarity(words: list[tuple[str, float]]) -> float:
+    """The share of the squared weight that the two strongest words have."""
+    squares = [weight**2 for _, weight in words]
+    return sum(squares[:2]) / max(sum(squares), 1e-12)
+
+
+PUSHES = 2
+"""Words of a code that stand for a name in a lens without names."""
+
+
+def label(lens: Lens, layer: int, neuron: int) -> str:
+    """A neuron in one line, where many are listed: what it fires on, see `Lens.title`.
+
+    In a lens that was not named the line says what the neuron pushes towards instead, and that it
+    does; without a description, nothing.
+    """
+    if title := lens.title(layer, neuron):
+        return title
+    codes = next(iter(lens.codes.values()), None)
+    words = [] if codes is None else codes.words(layer, neuron)
+    towards = [text for text, weight in words if weight > 0][:PUSHES]
+    return f"pushes towards {', '.join(towards)}" if towards else ""
 
 
 def quartiles(values: Float[Tensor, " n"]) -> tuple[float, float, float]:

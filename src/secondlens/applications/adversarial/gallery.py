@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ...data.decoding import whole
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...report.page import data_uri, heat_map, model_view, write_page
+from ...words.summary import label
 from ..segmentation.segmenter import Recipe, Segmenter, encode
 from .runs import Report, Sample, folder_name
 from .selection import Pair
@@ -67,6 +69,7 @@ def write(clip: Clip, lens: Lens, report: Report, v: Float[Tensor, " dim"], out:
         made={part: _in_words(report.settings[part]) for part in STEPS},
         cards=_cards(clip, lens, report, ranked[:SHOWN], v, out),
         words={word.text: word for word in report.words},
+        called=partial(label, lens),
         clip=clip,
     )
 

@@ -28,7 +28,7 @@ async function column(text) {
       })));
   }
   const data = await neuronData(layer, neuron, beside);
-  return h("div", {}, about, h("h2", {}, h("a", {href: neuronPath(layer, neuron, beside)}, label(layer, neuron)), " ", data.name), parts.facts(data), parts.wordsCard(data, {compact: true}),
+  return h("div", {}, about, h("h2", {}, h("a", {href: neuronPath(layer, neuron, beside)}, label(layer, neuron)), " ", data.name), parts.facts(data), parts.namesCard(data, model, {beside}), parts.wordsCard(data, {compact: true}),
     data.shots ? h("section", {class: "card"}, h("h2", {}, "Strongest images"), parts.shotList(data, data.groups.strongest, model, {beside})) : null, parts.pathsCard(data, model), parts.distributionCard(data));
 }
 

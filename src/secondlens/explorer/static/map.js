@@ -21,7 +21,7 @@ async function draw() {
   const side = h("section", {class: "card", "aria-label": "Chosen neurons"});
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const colour = i => `oklch(${dark.matches ? .76 : .56} .15 ${Math.round(250 + 300 * i / Math.max(1, model.layers.length))})`;
-  const rank = new Map(model.layers.map((layer, i) => [layer, i])), lower = all.name.map(name => name.toLowerCase());
+  const rank = new Map(model.layers.map((layer, i) => [layer, i])), lower = all.name.map((name, i) => `${name}\n${all.pushes[i]}`.toLowerCase());
   let line = [], chosen = new Set(), width = 1, height = 1;
   const at = i => [12 + places[2 * i] / 1000 * (width - 24), 12 + places[2 * i + 1] / 1000 * (height - 24)];
 

@@ -114,7 +114,7 @@ async function draw() {
   paths?.append(status);
   place.replaceChildren(...header(data, model, near), parts.facts(data),
     h("div", {class: "columns"},
-      h("div", {}, data.shots ? wallCard(data, model) : unseenCard(data), parts.conceptsCard(data, model)),
+      h("div", {}, parts.namesCard(data, model), data.shots ? wallCard(data, model) : unseenCard(data)),
       h("div", {}, parts.wordsCard(data), paths, parts.distributionCard(data), parts.classesCard(data), parts.similarCard(data), live ? budgetCard() : null)));
 }
 draw().catch(error => place.append(message(error.message, true)));

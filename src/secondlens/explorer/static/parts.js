@@ -4,7 +4,7 @@ import {histogram, gauge} from "./plots.js";
 
 export function facts(data) {
   const {numbers} = data;
-  const rows = [["score", "Finds unseen images", .5], ["selectivity", "Energy in the top"], ["explained", "On one direction"], ["stability", "Stability"], ["polysemy", "Proven concepts"], ["strength", "Strength"], ["threshold", "Threshold"]];
+  const rows = [["score", "Finds unseen images", .5], ["selectivity", "Energy in the top"], ["explained", "On one direction"], ["stability", "Stability"], ["names", "Names"], ["strength", "Strength"], ["threshold", "Threshold"]];
   return h("dl", {class: "facts"}, rows.filter(([key]) => numbers[key] !== undefined).map(([key, title, half]) => {
     const value = numbers[key];
     const isScore = key === "score", pair = Array.isArray(value) ? value : [value, null];
@@ -43,7 +43,7 @@ export function wordBars(words, size) {
 
 export function wordsCard(data, {compact = false} = {}) {
   const names = Object.keys(data.words);
-  if (!names.length) return h("section", {class: "card"}, h("h2", {}, how("words", "Words")), h("p", {class: "quiet"}, "This lens has no description yet: run secondlens describe."));
+  if (!names.length) return h("section", {class: "card"}, h("h2", {}, how("words", "Pushes towards, and away from")), h("p", {class: "quiet"}, "This lens has no description yet: run secondlens describe."));
   const select = h("select", {"aria-label": "Vocabulary", id: "vocabulary"}, names.map(name => h("option", {value: name}, name)));
   const slider = h("input", {type: "range", min: 1, max: 1, value: 8, "aria-label": "Texts in the code", id: "size"});
   const count = h("output", {}), cosine = h("output", {class: "value", id: "cosine"}), bars = h("div", {});
@@ -65,7 +65,7 @@ export function wordsCard(data, {compact = false} = {}) {
   slider.value = 8;
   draw();
   return h("section", {class: "card"},
-    h("h2", {}, how("words", "Words"), names.length > 1 ? select : h("small", {}, names[0])),
+    h("h2", {}, how("words", "Pushes towards, and away from"), names.length > 1 ? select : h("small", {}, names[0])),
     compact ? null : h("div", {class: "bar-of-tools"}, h("label", {}, slider, count), match), bars);
 }
 
@@ -111,12 +111,14 @@ export function shotList(data, indices, model, {few = false, by = 2, beside = fa
   return h("ul", {class: few ? "shots few" : "shots"}, indices.map(i => shot(data.shots[i], model.grid, {showing: data.shots[i][by], beside})));
 }
 
-export function conceptsCard(data, model) {
-  if (!data.concepts) return null;
-  return h("section", {class: "card", id: "concepts"}, h("h2", {}, how("polysemy", "Proven concepts"), h("small", {}, `${data.concepts.length}`)),
-    data.concepts.length ? h("div", {class: "concepts"}, data.concepts.map(concept => h("div", {},
-      h("h3", {class: concept.weight < 0 ? "minus" : "plus"}, concept.weight < 0 ? "− " : "", concept.words.join(", "), " ", h("small", {}, `${concept.count} of ${model.top} top images`)),
-      shotList(data, concept.shots, model, {few: true})))) : h("p", {class: "quiet"}, "None of its top images shows any of its words more than chance would."));
+// What it fires on: names that passed a test, each with the pictures that hold it.
+export function namesCard(data, model, {beside = false} = {}) {
+  if (!model.names) return null;
+  const about = name => h("small", {}, `${name.held} of its ${model.names.shown} strongest hold it · area ${number(name.auc)}`);
+  return h("section", {class: "card", id: "names"}, h("h2", {}, how("names", "Fires on"), h("small", {}, `judged by ${model.names.referee}`)),
+    data.names.length ? h("div", {class: "holding"}, data.names.map((name, i) => h("div", {},
+      h("h3", {}, name.text, " ", about(name)),
+      data.holding?.[i]?.length ? shotList(data, data.holding[i], model, {few: true, beside}) : null))) : h("p", {class: "quiet"}, "No reliable name: no word passed its test."));
 }
 
 export const title = data => data.name || label(data.layer, data.neuron);

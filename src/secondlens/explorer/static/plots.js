@@ -29,7 +29,7 @@ export function distribution(values, key, title) {
 
 export const COLUMNS = [
   ["score", "finds unseen", "score"], ["strength", "strength", "strength"], ["selectivity", "selectivity", "selectivity"],
-  ["explained", "one direction", "explained"], ["cosine", "words match", "cosine"], ["polysemy", "concepts", "polysemy"], ["stability", "stability", "stability"],
+  ["explained", "one direction", "explained"], ["cosine", "words match", "cosine"], ["names", "names", "names"], ["stability", "stability", "stability"],
 ];
 
 export function gauge(value, none) {

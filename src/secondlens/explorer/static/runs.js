@@ -1,5 +1,5 @@
 // Finished runs, and a lab that attacks the model live, step by step.
-import {ask, h, how, live, message, neuronLink, number, packed, params, percent, root, setParams, svg} from "./common.js";
+import {ask, h, how, live, message, neuronLink, number, packed, params, percent, root, setParams, svg, table} from "./common.js";
 
 const place = document.getElementById("runs");
 const source = picture => typeof picture === "number" ? `${root}runs/pictures/${picture}` : picture.startsWith("data:") ? picture : root + picture;
@@ -10,10 +10,10 @@ const between = ([value, low, high]) => value === null ? "–" : `${signed(value
 function attackParts(report) {
   const wrong = margin => margin > 0;
   return [
-    step(how("push", `1 Words that push “${report.draw}” towards “${report.mistake_for}”`), h("ul", {class: "rows wraps"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, number(word.score)))))),
+    step(how("push", `1 Words that push “${report.draw}” towards “${report.mistake_for}”`), h("ul", {class: "rows wraps"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron]) => [neuronLink(layer, neuron, called.get(`${layer}.${neuron}`)), " · "])), h("span", {class: "value"}, number(word.score)))))),
     step("2 Captions", h("ul", {class: "rows"}, [...new Set(report.samples.map(sample => sample.caption))].slice(0, 12).map(caption => h("li", {}, caption)))),
     step(how("margin", "3 Pictures, and what the model says of them"), h("p", {class: "quiet"}, "Each beside the same picture without the words. A margin above 0 is a mistake."),
-      h("div", {class: "concepts"}, report.samples.slice(0, 60).map(sample => h("figure", {class: "pair"},
+      h("div", {class: "holding"}, report.samples.slice(0, 60).map(sample => h("figure", {class: "pair"},
         h("div", {}, [["picture", sample.caption], ["plain", "the same without the words"]].map(([key, about]) => sample[key] === null ? null : h("img", {src: source(sample[key]), alt: about, loading: "lazy"}))),
         h("figcaption", {}, sample.caption, h("br"), h("small", {class: wrong(sample.margin) ? "minus" : ""}, `${sample.best}, margin ${number(sample.margin)}`), h("small", {}, ` · without: ${sample.plain_best}, ${number(sample.plain_margin)}${sample.counted ? "" : " · not counted"}`)))))),
     step(how("success", "4 Success"), Object.keys(report.rates).length ? h("dl", {class: "facts"}, Object.entries(report.rates).map(([name, rate]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("b", {}, percent(rate.share ?? 0)), h("small", {}, `${rate.count} of ${rate.of} [${percent(rate.interval[0])}, ${percent(rate.interval[1])}]`))))) : h("p", {class: "quiet"}, "No picture passed the check.")),
@@ -28,7 +28,7 @@ function auditParts(report) {
   const order = [...new Set([...flat].sort((a, b) => b[0] - a[0]).map(([, i]) => i))].slice(0, ROWS);
   const sure = (i, j) => Math.abs(report.effect[i][j]) > report.spread[i][j];
   return [
-    step(how("tie", "Strongest ties"), h("ul", {class: "rows wraps"}, ties.map(([value, i, j]) => h("li", {}, h("b", {}, report.classes[i]), h("span", {}, `leans on ${report.cues[j]}`), h("span", {}, report.neurons[j].slice(0, 3).map(([layer, neuron]) => [neuronLink(layer, neuron), " "])), h("span", {class: "value"}, `${number(value)} ± ${number(report.spread[i][j])}${report.drawn ? ` · drawn ${number(report.drawn[i][j])}` : ""}`))))),
+    step(how("tie", "Strongest ties"), h("ul", {class: "rows wraps"}, ties.map(([value, i, j]) => h("li", {}, h("b", {}, report.classes[i]), h("span", {}, `leans on ${report.cues[j]}`), h("span", {}, report.neurons[j].slice(0, 3).map(([layer, neuron]) => [neuronLink(layer, neuron, called.get(`${layer}.${neuron}`)), " · "])), h("span", {class: "value"}, `${number(value)} ± ${number(report.spread[i][j])}${report.drawn ? ` · drawn ${number(report.drawn[i][j])}` : ""}`))))),
     step(how("tie", "Classes by cues"), h("p", {class: "quiet"}, `How far a class's margin falls when the cue's neurons are mean-ablated, on images that show the cue and not the class. Bold: the 95 % interval leaves 0 out. The ${order.length} classes with the largest effects of ${report.classes.length}.`),
       h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Classes by cues"}, h("table", {class: "grid heat"}, h("thead", {}, h("tr", {}, h("th", {scope: "col"}, "class"), report.cues.map(cue => h("th", {scope: "col"}, cue)))),
         h("tbody", {}, order.map(i => h("tr", {}, h("th", {scope: "row"}, report.classes[i]), report.effect[i].map((value, j) => value === null ? h("td", {}, "–") :
@@ -56,10 +56,11 @@ function defenceParts(report) {
     step(how("chosen", "What each method chose"), h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "What each method chose"}, h("table", {class: "grid"},
       h("thead", {}, h("tr", {}, ["method", "cut", "strength", "usual", "where cues mislead", "fooled"].map(name => h("th", {scope: "col"}, name)))),
       h("tbody", {}, report.results.map(({point, usual_change, unusual_change, fooled_change}) => h("tr", {}, h("th", {scope: "row"}, point.method), h("td", {}, point.count), h("td", {}, number(point.strength)), [usual_change, unusual_change, fooled_change].map(change => h("td", {}, between(change))))))))),
-    step("Neurons cut", h("p", {}, report.neurons.map(([layer, neuron]) => [neuronLink(layer, neuron), " "]))),
+    step("Neurons cut", h("p", {}, report.neurons.map(([layer, neuron]) => [neuronLink(layer, neuron, called.get(`${layer}.${neuron}`)), " · "]))),
     step(how("cut", "Everything that was tried"), h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Points"}, h("table", {class: "grid"}, h("thead", {}, h("tr", {}, keys.map(key => h("th", {scope: "col"}, key)))), h("tbody", {}, points.slice(0, 200).map(point => h("tr", {}, keys.map(key => h("td", {}, show(point[key]))))))))),
   ];
 }
+let called = new Map();  // what neurons are called, by layer and number
 const PARTS = {attack: attackParts, audit: auditParts, defence: defenceParts};
 
 function lab(classes) {
@@ -86,7 +87,8 @@ function summary(report, i) {
 }
 
 async function draw() {
-  const {reports, classes} = await packed("data/runs.json.gz"), wanted = params().get("run");
+  const [{reports, classes}, all] = await Promise.all([packed("data/runs.json.gz"), table()]), wanted = params().get("run");
+  called = new Map(all.name.map((name, i) => [`${all.layer[i]}.${all.neuron[i]}`, name]));
   if (wanted !== null && reports[+wanted]) {
     const report = reports[+wanted];
     place.replaceChildren(h("p", {}, h("a", {href: location.pathname}, "All runs"), ` › ${report.kind}: ${report.folder}`), ...PARTS[report.kind](report));

@@ -1,10 +1,18 @@
-import {ask, h, how, live, message, neuronLink, number, packed, params, root, setParams, table as load} from "./common.js";
+import {ask, h, how, live, message, model as loadModel, neuronLink, number, packed, params, root, setParams, table as load} from "./common.js";
 
 const place = document.getElementById("search");
 const input = h("input", {type: "search", id: "query", "aria-label": "Text", placeholder: "a ship", maxlength: 200, list: "known-texts", autocomplete: "off", value: params().get("q") ?? ""});
 const results = h("div", {});
-const side = (name, neurons) => h("section", {class: "card"}, h("h2", {}, how("search", name)),
+const side = (name, neurons, key = "search") => h("section", {class: "card"}, h("h2", {}, how(key, name)),
   neurons.length ? h("ul", {class: "rows"}, neurons.map(([layer, neuron, cosine, words]) => h("li", {}, neuronLink(layer, neuron, words), h("span", {class: `value ${cosine < 0 ? "minus" : "plus"}`}, number(cosine))))) : h("p", {class: "quiet"}, "None."));
+
+// Neurons that have the text among their names; where there are no names, in what they push towards.
+async function called(text) {
+  const [all, model] = await Promise.all([load(), loadModel()]), rows = [], wanted = text.toLowerCase();
+  for (let i = 0; i < all.name.length && rows.length < 100; i++)
+    if ((model.names ? all.names[i] > 0 : true) && all.name[i].toLowerCase().includes(wanted)) rows.push([all.layer[i], all.neuron[i], all.score[i], all.name[i]]);
+  return {rows, named: Boolean(model.names)};
+}
 
 async function withoutModel(text) {
   const [{texts}, all] = await Promise.all([packed("data/words.json.gz"), load()]);
@@ -13,9 +21,7 @@ async function withoutModel(text) {
     const row = ([i, cosine]) => [all.layer[i], all.neuron[i], cosine, all.name[i]];
     return {for: found.filter(([, cosine]) => cosine > 0).map(row), against: found.filter(([, cosine]) => cosine < 0).map(row)};
   }
-  const rows = [];
-  for (let i = 0; i < all.name.length && rows.length < 100; i++) if (all.name[i].toLowerCase().includes(text.toLowerCase())) rows.push([all.layer[i], all.neuron[i], null, all.name[i]]);
-  return {named: rows};
+  return null;
 }
 
 let asked = 0;  // an answer that comes after a later question is not shown
@@ -25,10 +31,12 @@ async function search() {
   if (!text) { results.replaceChildren(); return; }
   results.replaceChildren(message("Searching…"));
   try {
+    const {rows, named} = await called(text);
+    const own = named || rows.length ? [side(named ? `Fires on “${text}”` : `“${text}” among its words`, rows, named ? "names" : "words")] : [];
     const found = live ? await ask(`live/search?text=${encodeURIComponent(text)}`) : await withoutModel(text);
     if (turn !== asked) return;
-    if (found.named) results.replaceChildren(message("No model is running here, so only texts of the vocabulary can be compared with directions. These neurons have the text in their name."), side("Named so", found.named));
-    else results.replaceChildren(h("div", {class: "two"}, side(`Towards “${text}”`, found.for), side("Away from it", found.against)));
+    if (!found) results.replaceChildren(message("No model is running here, so only texts of the vocabulary can be compared with directions."), ...own);
+    else results.replaceChildren(...own, h("div", {class: "two"}, side(`Pushes towards “${text}”`, found.for), side("Away from it", found.against)));
   } catch (error) { if (turn === asked) results.replaceChildren(message(error.message, true)); }
 }
 const datalist = h("datalist", {id: "known-texts"});

@@ -8,7 +8,7 @@ const place = document.getElementById("table"), only = place.dataset.layer === u
 async function draw() {
   const [all, model] = await Promise.all([load(), loadModel()]);
   const columns = COLUMNS.filter(([key]) => all[key].some(value => value !== null));
-  const lower = all.name.map(name => name.toLowerCase());
+  const lower = all.name.map((name, i) => `${name}\n${all.pushes[i]}`.toLowerCase());
   const given = params();
   const state = {filter: given.get("filter") ?? "", layer: only ?? (given.get("layer") ?? ""), sort: given.get("sort") ?? columns[0][0], up: given.get("order") === "up", page: +(given.get("page") ?? 1)};
   if (!columns.some(([key]) => key === state.sort) && state.sort !== "neuron") state.sort = columns[0][0];
@@ -35,10 +35,10 @@ async function draw() {
     state.page = Math.min(Math.max(1, state.page), pages);
     setParams({filter: state.filter, layer: only === null ? state.layer : "", sort: state.sort === columns[0][0] ? "" : state.sort, order: state.up ? "up" : "", page: state.page > 1 ? state.page : ""});
     const focused = document.activeElement?.dataset?.sort;
-    head.replaceChildren(heading(["neuron", "neuron"]), h("th", {scope: "col", class: "left"}, "words"), ...columns.map(heading));
+    head.replaceChildren(...[heading(["neuron", "neuron"]), model.names ? h("th", {scope: "col", class: "left"}, how("names", "fires on")) : null, h("th", {scope: "col", class: "left"}, how("words", "pushes towards, − away from")), ...columns.map(heading)].filter(Boolean));
     head.querySelector(`[data-sort="${focused}"]`)?.focus();
     body.replaceChildren(...rows.slice((state.page - 1) * PER_PAGE, state.page * PER_PAGE).map(i => h("tr", {},
-      h("th", {scope: "row"}, h("a", {href: neuronPath(all.layer[i], all.neuron[i])}, `L${all.layer[i]} #${all.neuron[i]}`)), h("td", {class: "left"}, all.name[i]),
+      h("th", {scope: "row"}, h("a", {href: neuronPath(all.layer[i], all.neuron[i])}, `L${all.layer[i]} #${all.neuron[i]}`)), model.names ? h("td", {class: all.names[i] ? "left" : "left quiet"}, all.name[i]) : null, h("td", {class: "left"}, all.pushes[i]),
       columns.map(([key]) => h("td", {}, number(all[key][i]))))));
     count.value = `${rows.length.toLocaleString("en")} neuron${rows.length === 1 ? "" : "s"}`;
     const turn = (by, text) => h("button", {type: "button", disabled: state.page + by < 1 || state.page + by > pages, onclick: () => { state.page += by; show(); place.scrollIntoView(); }}, text);

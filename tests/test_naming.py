@@ -30,6 +30,7 @@ from secondlens.words.naming import (
     binomial_tail,
     mann_whitney,
 )
+from secondlens.words.scoring import score
 
 COUNT = 400
 WORDS = ("dog", "ship", "sea", "snow", "wheel", "never")
@@ -128,6 +129,40 @@ def test_planted_labels_are_found_and_random_ones_are_not(named):
     assert names.shuffled == 0
     assert names.rare == 1  # "never"
     assert names.title(LAYER, ONE).startswith("dog")
+
+
+def test_names_are_scored_as_descriptions_are(clip, named):
+    lens, names = named
+    fresh = InMemory(tiny_images(clip, 300, seed=6), ids=[f"fresh-{i}" for i in range(300)])
+    found = torch.einsum(
+        "bnd,nd->nb", second_order(clip, fresh.pictures, LAYER), lens[LAYER].directions
+    )
+    rng = np.random.default_rng(1)
+    labels = [{word for word in WORDS if rng.random() < 0.2} for _ in range(300)]
+    for image in found[TWO].topk(40).indices.tolist():
+        labels[image].add("sea")
+    scores = score(clip, lens, names.name, fresh, labels)
+    assert (scores.vocabulary, scores.top) == (names.name, 6)
+    atoms = torch.nn.functional.normalize(normalise(vocabulary(WORDS).embed(clip)), dim=1)
+    for neuron in (ONE, TWO):
+        own = names.of(LAYER, neuron)
+        predicted = [sum(n.auc - 0.5 for n in own if n.text in held) for held in labels]
+        strong = torch.zeros(300)
+        strong[found[neuron].topk(6).indices] = 1
+        area = roc_auc_score(strong, predicted)
+        assert float(scores.auc[LAYER][neuron, 0]) == pytest.approx(area, abs=1e-5)
+        nearest = WORDS[int((atoms @ lens[LAYER].directions[neuron].to(atoms)).argmax())]
+        area = roc_auc_score(strong, [nearest in held for held in labels])
+        assert float(scores.controls[LAYER][neuron, 0, 3]) == pytest.approx(area, abs=1e-5)
+    assert scores.auc[LAYER][:, 1].isnan().all(), "names say nothing of the other side"
+    nameless = (names.texts[LAYER] < 0).all(1)
+    assert scores.auc[LAYER][nameless].isnan().all()
+
+
+def test_names_are_not_scored_on_what_they_were_chosen_on(clip, named, images, labels):
+    lens, names = named
+    with pytest.raises(SecondLensError, match="named on 400 of these pictures, 'new-0' first"):
+        score(clip, lens, names.name, images, labels)
 
 
 def test_the_evidence_is_what_it_says(named, effects, labels, images):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import uvicorn
-from explored import make, write_runs
+from explored import NAMED_ON, make, write_runs
 from playwright.sync_api import sync_playwright
 from scale import PATIENCE
 
@@ -66,7 +66,7 @@ def runs(tmp_path_factory):
 def live_url(explored, runs):
     clip, pictures, lens, seen, layout = explored
     atlas = Atlas(lens, seen, layout)
-    live = Live(clip=clip, atlas=atlas, source=pictures)
+    live = Live(clip=clip, atlas=atlas, source=pictures, named_on=NAMED_ON)
     app = make_app(Pages(atlas, live=True, beside=True, runs=runs), live, make_app(Pages(atlas)))
     url, stop = serve(app)
     yield url

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import serve
-from explored import WORDS
+from explored import TWO, WORDS
 from playwright.sync_api import expect
 
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.pages import Pages
 from secondlens.formatting import number
+from secondlens.lens.names import NO_NAME
 from secondlens.words.describing import describe
 
 PATHS = [
@@ -59,11 +60,19 @@ def test_static_pages_work_without_a_model(page, static_url, path):
 
 
 def test_neuron_page_shows_what_the_lens_knows(page, live_url, explored):
-    go(page, live_url + "neuron/0/5/")
+    go(page, live_url + f"neuron/1/{TWO}/")
     lens = explored[2]
-    words = lens.codes["texts"].words(0, 5, 3)
-    for text, _ in words:
-        expect(page.locator("h1")).to_contain_text(text)
+    expect(page.locator("h1")).to_have_text(lens.title(1, TWO))
+    for i, name in enumerate(lens.fires_on(1, TWO)):
+        own = page.locator("#names .holding > div").nth(i)
+        expect(own.locator("h3")).to_contain_text(name.text)
+        expect(own.locator("h3")).to_contain_text(f"{name.held} of its {lens.first_names.shown}")
+        expect(own.locator(".shots li")).to_have_count(min(4, len(name.pictures)))
+    go(page, live_url + "neuron/0/5/")
+    expect(page.locator("h1")).to_have_text(NO_NAME)
+    expect(page.locator("#names")).to_contain_text("No reliable name")
+    for text, _ in lens.codes["texts"].words(0, 5, 3):
+        expect(page.locator("#vocabulary, .word").filter(has_text=text).first).to_be_visible()
     expect(page.locator("#wall .shots").first.locator("li")).to_have_count(6)
     expect(page.locator(".matrix button")).to_have_count(6)
     expect(page.locator(".band")).to_have_count(5)
@@ -170,7 +179,8 @@ def test_arrow_keys_search_and_help(page, live_url):
     page.keyboard.type("word b")
     page.keyboard.press("Enter")
     page.wait_for_url("**/search/?q=word+b")
-    expect(page.locator("#search .card")).to_have_count(2)
+    expect(page.locator("#search .card")).to_have_count(3)
+    expect(page.locator("#search .card").first.locator("li")).to_have_count(1)
 
 
 def test_every_number_tells_how_it_is_computed(page, live_url):
@@ -338,10 +348,10 @@ def test_static_neuron_is_the_live_one(page, live_url, static_url):
     for url in (live_url, static_url):
         go(page, url + "neuron/1/7/")
         expect(page.locator(".matrix")).to_be_visible()
-        texts.append([page.locator(part).inner_text() for part in ("h1", ".facts", "#concepts")])
+        texts.append([page.locator(part).inner_text() for part in ("h1", ".facts", "#names")])
     assert texts[0] == texts[1]
     go(page, static_url + "search/?q=word%20b")
-    expect(page.locator("#search .card")).to_have_count(2)
+    expect(page.locator("#search .card")).to_have_count(3)
     for unknown in ("zebra", "constructor"):  # the second is a name that all objects know
         go(page, static_url + f"search/?q={unknown}")
         expect(page.locator("#search .message")).to_contain_text("No model is running")

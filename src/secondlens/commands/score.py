@@ -37,8 +37,8 @@ UNSEEN_SCENES = 2000
 @click.argument("lens", type=PATH)
 @click.option(
     "--texts",
-    help="The name of a description of the lens, or what it was described with; by default its "
-    "first description.",
+    help="The name of a description or of names in the lens, or what it was described with; by "
+    "default its first description.",
 )
 @click.option(
     "--images",
@@ -79,7 +79,7 @@ def score(
     choice: PictureChoice,
     model: ChosenModel,
 ) -> None:
-    """Score the descriptions in a LENS on pictures that were not used to fit, and save the scores.
+    """Score the descriptions or names in a LENS on unseen pictures, and save the scores.
 
     A score is the area under the ROC curve with which the words of a neuron find the pictures on
     which its effect is largest. Scores on other pictures or by another judge stand beside each
@@ -118,9 +118,15 @@ def score(
             f"a score of {lens} needs {', '.join(missing)}: it was fitted on pictures of your own, "
             "and drawn scenes would say nothing about those"
         )
-    pool, _ = described(fitted, texts)
-    if templates:
-        pool = vocabulary(pool, templates=templates)
+    pool: Any = texts
+    if texts not in fitted.names:
+        pool, _ = described(fitted, texts)
+        if templates:
+            pool = vocabulary(pool, templates=templates)
+    elif templates or dissect or stability:
+        raise SecondLensError(
+            "--template, --dissect and --stability are for descriptions: name one with --texts"
+        )
     if images is None:
         source, known_words = _unseen(model.model)
         called = f"{len(source.ids):,} unseen scenes"

@@ -30,7 +30,7 @@ def triangles(
     codes = lens.codes[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # describe has told of prompts that were cut
-        rows = texts_of(name, codes).embed(clip, progress=progress)
+        rows = texts_of(name, codes.labels).embed(clip, progress=progress)
     atoms, found = normalise(rows, codes.normalise).cpu(), {}
     for layer in tracked(lens.layers, "words", progress):
         texts = codes.indices[layer][:, : records.SIZES].clamp(min=0)

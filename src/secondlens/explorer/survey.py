@@ -186,7 +186,7 @@ def survey(
     if not lens.codes:
         raise SecondLensError("this lens has no description yet: run secondlens describe first")
     name, codes = next(iter(lens.codes.items()))
-    texts = texts_of(name, codes)
+    texts = texts_of(name, codes.labels)
     generator = torch.Generator().manual_seed(0)
     sample = torch.randperm(len(lens.image_ids), generator=generator)[:SURVEYED].sort().values
     readers = {layer: Projections(clip, lens, layer) for layer in lens.layers}

@@ -221,12 +221,12 @@ def described(
         The lens has no such description, or one by other texts of that name.
     """
     if isinstance(texts, str) and texts in lens.codes:
-        return texts_of(texts, lens.codes[texts]), lens.codes[texts]
+        return texts_of(texts, lens.codes[texts].labels), lens.codes[texts]
     pool = None if texts is None else vocabulary(texts)
     codes = description_of(lens, None if pool is None else pool.name)
     if pool is None:
         name = next(name for name, each in lens.codes.items() if each is codes)
-        return texts_of(name, codes), codes
+        return texts_of(name, codes.labels), codes
     if pool.labels != codes.labels:
         raise SecondLensError(
             f"the lens was described with other texts of the name {pool.name}: describe it again"
@@ -234,9 +234,9 @@ def described(
     return pool, codes
 
 
-def texts_of(name: str, codes: Codes) -> Vocabulary:
-    """The vocabulary of a description: the registered one of that name, or its labels as texts."""
-    if name in named_vocabularies and (known := named_vocabularies[name]()).labels == codes.labels:
+def texts_of(name: str, labels: tuple[str, ...]) -> Vocabulary:
+    """The vocabulary that a lens knows by its name and labels: the registered one of that name, or
+    its labels as texts."""
+    if name in named_vocabularies and (known := named_vocabularies[name]()).labels == labels:
         return known
-    prompts = tuple((label,) for label in codes.labels)
-    return Vocabulary(name=name, labels=codes.labels, prompts=prompts)
+    return Vocabulary(name=name, labels=labels, prompts=tuple((label,) for label in labels))

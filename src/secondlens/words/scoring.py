@@ -12,7 +12,7 @@ largest projections, negative words the most negative ones.
 """
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,13 @@ from ..effects.projections import Projector, embed, project
 from ..effects.value_paths import NEURONS_PER_CHUNK, OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError, SecondLensWarning
 from ..intervals import Z, of_median
-from ..lens.codes import CONTROLS, SIDES, Codes, Scores
+from ..lens.codes import CONTROLS, SIDES, Scores
 from ..lens.lens import Lens
 from ..lens.moments import top_count
+from ..lens.names import Names
 from ..models.view import Clip
 from ..sparse.pursuit import omp
-from .describing import described
+from .describing import described, texts_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,10 +173,11 @@ def score(
     seed: int = 0,
     progress: bool = False,
 ) -> Scores:
-    """Score the descriptions of all neurons of a lens, and put the scores into the lens.
+    """Score the descriptions or the names of all neurons, and put the scores into the lens.
 
     A neuron's prediction for an image is the sum of its description's weights times the referee's
-    matches, over the words of one side. Its score is the area under the ROC curve of that
+    matches, over the words of one side; of names, all are of the positive side, each weighted by
+    its area above one half. Its score is the area under the ROC curve of that
     prediction against the top 2 % of the images on that side. Four controls are scored alike: the
     description of another neuron of the layer; the code of a random direction; random words with
     the neuron's weights; and the one text most similar to the direction.
@@ -185,11 +187,12 @@ def score(
     clip
         The model the lens was fitted on.
     lens
-        With a description by `texts`.
+        With a description, or names, by `texts`.
     texts
-        The name of the description, or its vocabulary.
+        The name of the description, or its vocabulary; or the name of names, as in `Lens.names`.
     images
-        What `fit` takes, but other images than those of the fit, whatever they are called.
+        What `fit` takes, but other images than those of the fit, whatever they are called; for
+        names, also other ones than those that the neurons were named on.
     referee
         The texts that are true of each image; or another CLIP, which matches by the cosine of its
         embeddings, its mean text subtracted. The explained model itself is accepted too: each
@@ -207,21 +210,30 @@ def score(
     Raises
     ------
     SecondLensError
-        Another model's lens, a lens without that description, labels that do not fit the images,
-        too few readable images, images of the fit, or the explained model as `related`.
+        Another model's lens, a lens without that description or these names, labels that do
+        not fit the images, too few readable images, images of the fit or of the names, or the
+        explained model as `related`.
     """
     lens.check_model(clip)
     fitted = lens.to(CPU)
-    texts, codes = described(fitted, texts)
+    names = lens.names.get(texts) if isinstance(texts, str) else None
     found = as_source(images)
-    named = name_of(images, found) if pictures is None else pictures
+    called = name_of(images, found) if pictures is None else pictures
+    if names is None:
+        texts, codes = described(fitted, texts)
+        how = codes.normalise
+        ours = {n: sides(codes.indices[n], codes.brief[n]) for n in lens.layers}
+    else:
+        _check_other_images(names, found)
+        texts, how = texts_of(names.vocabulary, names.labels), "centred"
+        ours = {n: sides(names.texts[n], _weights(names, n)) for n in sorted(names.texts)}
     source = Unseen(found, lens.image_ids, lens.digests)
     if isinstance(referee, Clip):
         judge = model_as_referee(referee, clip, texts, source, batch_size, workers)
     else:
         judge = labels_as_referee(referee, clip, texts, source, related)
     itself = isinstance(referee, Clip) and referee.weights_hash == clip.weights_hash
-    rivals = _descriptions(clip, fitted, codes, texts, seed)
+    rivals = _descriptions(clip, fitted, ours, texts, how, seed)
     projectors = {}
     for layer, descriptions in rivals.items():
         vectors = fitted[layer].directions[:, None]
@@ -242,7 +254,7 @@ def score(
         for layer, descriptions in rivals.items()
     }
     scores = Scores(
-        vocabulary=texts.name,
+        vocabulary=texts.name if names is None else names.name,
         referee=judge.name,
         images=count,
         top=top,
@@ -250,7 +262,7 @@ def score(
         low={layer: of[1][:, :, 0] for layer, of in areas.items()},
         high={layer: of[2][:, :, 0] for layer, of in areas.items()},
         controls={layer: of[0][:, :, 1:] for layer, of in areas.items()},
-        pictures=named,
+        pictures=called,
         dataset=dataset_hash(found),
     )
     return keep_scores(lens, scores)
@@ -273,14 +285,35 @@ def keep_scores(lens: Lens, scores: Scores) -> Scores:
     return scores
 
 
+def _check_other_images(names: Names, source: ImageSource) -> None:
+    """Raise `SecondLensError` for images that the neurons were named on; numbers are no ids."""
+    known = set(names.image_ids)
+    same = [each for each in source.ids if each in known and not each.isdecimal()]
+    if same:
+        raise SecondLensError(
+            f"the neurons were named on {len(same):,} of these pictures, {same[0]!r} first: give "
+            "other ones to score the names on"
+        )
+
+
+def _weights(names: Names, layer: int) -> Float[Tensor, "neurons names"]:
+    """What each name of a neuron counts for; nothing where there is none."""
+    return (names.auc[layer] - 0.5).nan_to_num(0.0).float()
+
+
 def _descriptions(
-    clip: Clip, lens: Lens, codes: Codes, texts: Vocabulary, seed: int
+    clip: Clip,
+    lens: Lens,
+    ours: Mapping[int, WordSides],
+    texts: Vocabulary,
+    how: str,
+    seed: int,
 ) -> dict[int, list[WordSides]]:
     """By layer ours, then the controls in the order of `CONTROLS`; on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     like = lens[lens.layers[0]].directions
-    neurons, words = len(like), codes.brief[lens.layers[0]].shape[1]
-    rows = normalise(texts.embed(clip), codes.normalise)
+    neurons, words = len(like), next(iter(ours.values())).texts.shape[1]
+    rows = normalise(texts.embed(clip), how)
     atoms = rows.to(like)
     gaussian = torch.randn(like.shape, generator=generator).to(rows.device, like.dtype)
     # one set for all layers: sparse coding is the most expensive part of scoring
@@ -288,22 +321,22 @@ def _descriptions(
     of_random_directions = sides(*(each.cpu() for each in found))
 
     def of_layer(layer: int) -> list[WordSides]:
-        ours = sides(codes.indices[layer], codes.brief[layer])
+        own = ours[layer]
         order = torch.randperm(neurons, generator=generator)
         other = torch.empty_like(order)
         other[order] = order.roll(1)
-        any_texts = torch.randint(len(atoms), ours.texts.shape, generator=generator)
+        any_texts = torch.randint(len(atoms), own.texts.shape, generator=generator)
         similarity = lens[layer].directions @ F.normalize(atoms, dim=1).T
         ends = torch.stack([similarity.argmax(1), similarity.argmin(1)], dim=1)
         return [
-            ours,
-            WordSides(texts=ours.texts[other], weights=ours.weights[other]),
+            own,
+            WordSides(texts=own.texts[other], weights=own.weights[other]),
             of_random_directions,
-            WordSides(texts=any_texts, weights=ours.weights),
+            WordSides(texts=any_texts, weights=own.weights),
             WordSides(texts=ends, weights=torch.eye(2).expand(neurons, 2, 2)),
         ]
 
-    return {layer: of_layer(layer) for layer in lens.layers}
+    return {layer: of_layer(layer) for layer in ours}
 
 
 def sides(

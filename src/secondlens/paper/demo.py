@@ -52,8 +52,12 @@ def selective(lens: Lens, ablation: Ablation, neurons: list[NeuronSummary]) -> l
 
 
 def clearest(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:
-    """The neurons whose first name finds unseen pictures best; those without a name come last."""
-    return sorted(neurons, key=lambda n: -n.names[0].auc if n.names else 0)[:count]
+    """The neurons whose first name is the least likely by chance; those without one come last."""
+
+    def chance(neuron: NeuronSummary) -> tuple[float, float]:
+        return (neuron.names[0].p, -neuron.names[0].auc) if neuron.names else (1.0, 0.0)
+
+    return sorted(neurons, key=chance)[:count]
 
 
 def most_polysemous(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:

@@ -354,7 +354,7 @@ def test_missing_picture_is_named(made, tmp_path):
 
 def test_missing_picture_of_a_name_is_named(made, tmp_path):
     with pytest.raises(
-        SecondLensError, match=r"no picture '10\d .*', which its neurons were named"
+        SecondLensError, match=r"no picture '10\d .*', which the neurons were named"
     ):
         made.write(tmp_path / "report.html", named_on=Pictures(count=2))
 

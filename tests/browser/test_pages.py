@@ -203,15 +203,16 @@ def test_table_sorts_filters_and_remembers(page, live_url):
     go(page, live_url + "neurons/")
     expect(page.get_by_role("status").first).to_have_text("96 neurons")
     page.locator("[data-sort=selectivity]").click()
-    shown = page.locator("tbody tr td:nth-child(4)").all_inner_texts()
+    shown = page.locator("tbody tr td:nth-child(5)").all_inner_texts()
     numbers = [float(text) for text in shown]
     assert numbers == sorted(numbers, reverse=True)
     page.locator("[data-sort=selectivity]").click()
     expect(page.locator("th[aria-sort=ascending]")).to_have_count(1)
     page.get_by_label("Filter by word").fill("word b")
     rows = page.locator("tbody tr")
-    for text in rows.locator("td:nth-child(2)").all_inner_texts():
-        assert "word b" in text
+    for row in rows.all():
+        fires, pushes = (row.locator(f"td:nth-child({i})").inner_text() for i in (2, 3))
+        assert "word b" in f"{fires} {pushes}"
     page.reload()
     expect(page.get_by_label("Filter by word")).to_have_value("word b")
     page.get_by_label("Filter by word").fill("")

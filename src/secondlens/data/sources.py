@@ -428,14 +428,17 @@ class Subset:
 
 
 def with_ids(
-    source: ImageSource, ids: Sequence[str], *, use: str = "the lens was fitted on"
+    source: ImageSource,
+    ids: Sequence[str],
+    *,
+    these: str = "the lens was fitted on: give the pictures of the fit",
 ) -> Subset:
     """The pictures of a source that have these ids, in their order.
 
     Parameters
     ----------
-    use
-        What they are, for the error.
+    these
+        What they are and what to do, for the error.
 
     Raises
     ------
@@ -444,7 +447,5 @@ def with_ids(
     """
     place = {each: position for position, each in enumerate(source.ids)}
     if missing := [each for each in ids if each not in place]:
-        raise SecondLensError(
-            f"there is no picture {missing[0]!r}, which {use}: give all of these pictures"
-        )
+        raise SecondLensError(f"there is no picture {missing[0]!r}, which {these}")
     return Subset(source, [place[each] for each in ids])

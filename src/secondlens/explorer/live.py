@@ -30,6 +30,7 @@ from ..effects.value_paths import (
 )
 from ..errors import SecondLensError
 from ..lens.lens import Lens
+from ..lens.pictures import NAMED_ON
 from ..models.loading import DEMOS
 from ..models.view import Clip
 from ..report.page import data_uri
@@ -196,8 +197,7 @@ class Live:
         if self.source is not None:
             self.source = with_ids(self.source, self.lens.image_ids)
         if self.named_on is not None and (names := self.lens.first_names) is not None:
-            use = "the neurons were named on"
-            self.named_on = with_ids(self.named_on, names.image_ids, use=use)
+            self.named_on = with_ids(self.named_on, names.image_ids, these=NAMED_ON)
 
     @property
     def lens(self) -> Lens:

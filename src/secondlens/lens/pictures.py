@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator
 from ..data.sources import ImageSource, with_ids
 from .lens import Lens
 
+NAMED_ON = "the neurons were named on: give the pictures of the names"
+"""For the error of `with_ids`."""
+
 
 def pictures_at(
     lens: Lens, source: ImageSource, named_on: ImageSource | None, positions: Iterable[int]
@@ -29,9 +32,9 @@ def pictures_at(
     """
     wanted = sorted(set(positions))
     beyond = len(lens.image_ids)
-    for own, use, some in (
-        (source, "the lens was fitted on", [each for each in wanted if each < beyond]),
-        (named_on, "its neurons were named on", [each for each in wanted if each >= beyond]),
-    ):
-        if own is not None and some:
-            yield with_ids(own, [lens.picture_ids[each] for each in some], use=use), some
+    if fitted := [each for each in wanted if each < beyond]:
+        yield with_ids(source, [lens.image_ids[each] for each in fitted]), fitted
+    named = [each for each in wanted if each >= beyond]
+    if named and named_on is not None:
+        ids = [lens.picture_ids[each] for each in named]
+        yield with_ids(named_on, ids, these=NAMED_ON), named

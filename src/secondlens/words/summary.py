@@ -86,15 +86,17 @@ PUSHES = 2
 def label(lens: Lens, layer: int, neuron: int) -> str:
     """A neuron in one line, where many are listed: what it fires on, see `Lens.title`.
 
-    In a lens that was not named the line says what the neuron pushes towards instead, and that it
-    does; without a description, nothing.
+    In a lens that was not named the line says what the neuron pushes towards, or else away from,
+    and that it does; without a description, nothing.
     """
     if title := lens.title(layer, neuron):
         return title
     codes = next(iter(lens.codes.values()), None)
     words = [] if codes is None else codes.words(layer, neuron)
-    towards = [text for text, weight in words if weight > 0][:PUSHES]
-    return f"pushes towards {', '.join(towards)}" if towards else ""
+    for where, sign in (("towards", 1), ("away from", -1)):
+        if side := [text for text, weight in words if weight * sign > 0][:PUSHES]:
+            return f"pushes {where} {', '.join(side)}"
+    return ""
 
 
 def quartiles(values: Float[Tensor, " n"]) -> tuple[float, float, float]:

@@ -134,6 +134,24 @@ def named(kit, referee, **more):
     return {f"auc {layer}": auc.nan_to_num(0.5) for layer, auc in names.auc.items()}
 
 
+def confirmed(kit):
+    """Each word is that of a neuron, which the first picture of a pair moves much and the second
+    little."""
+    lens = cpu_lens("fp32")
+    effects = sl.second_order(tiny_clip(), UNSEEN.pictures, LAYER)
+    order = torch.einsum("bnd,nd->nb", effects, lens[LAYER].directions).argsort(1)
+
+    def pair(text, seed):
+        own = order[WORDS.index(text)]
+        return UNSEEN.pictures[own[-1 - seed]], UNSEEN.pictures[own[seed]]
+
+    sl.name(kit.clip, kit.lens, UNSEEN, kit.words, firing())
+    names = sl.confirm(kit.clip, kit.lens, pair, pairs=6)
+    texts = names.texts[LAYER][:4]
+    own = (texts == torch.arange(4)[:, None]).any(1)
+    return {"rose": torch.where(own, names.rose[LAYER][:4, 0], 0).float()}
+
+
 def discovered(kit, **more):
     # not one of the fit: the threshold may be its own effect, and rounding would decide
     words = sl.discover(kit.clip, kit.lens, picture(99), top=4, **more)
@@ -228,6 +246,7 @@ CASES = {
         for name in ("effects", "total")
     },
     "name": lambda kit: named(kit, firing()),
+    "confirm": lambda kit: confirmed(kit),
     "name by models": lambda kit: named(
         kit,
         [tiny_clip(str(kit.clip.device), seed=1)],
@@ -257,7 +276,7 @@ CASES = {
 """What each public name computes, by name; a second word tells cases of one name apart."""
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
-HERE |= {"dissect", "fit", "name", "paths", "score", "stability"}
+HERE |= {"confirm", "dissect", "fit", "name", "paths", "score", "stability"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",

@@ -37,6 +37,7 @@ from .models.open_clip import from_open_clip as from_open_clip
 from .models.resizing import resized as resized
 from .models.transformers import from_transformers as from_transformers
 from .models.view import Clip as Clip
+from .words.causes import confirm as confirm
 from .words.describing import describe as describe
 from .words.dissection import dissect as dissect
 from .words.halves import stability as stability

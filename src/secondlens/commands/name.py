@@ -1,5 +1,6 @@
 """`secondlens name`."""
 
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,12 @@ SCENES = 2500
     show_default=True,
     help="Of the halves of the pictures, and of the shuffled control.",
 )
+@click.option(
+    "--pairs",
+    type=click.IntRange(6),
+    help="Draw each name into so many scenes, and see whether it raises the effect; embedded "
+    "models. Sixteen tell most apart.",
+)
 @batch_option
 @json_option
 @with_choice
@@ -93,6 +100,7 @@ def name(
     kinds: tuple[Path, ...],
     everywhere: tuple[Path, ...],
     seed: int,
+    pairs: int | None,
     batch_size: int | None,
     as_json: bool,
     choice: PictureChoice,
@@ -101,11 +109,17 @@ def name(
     """Name what the neurons in a LENS fire on, and save the names.
 
     A name is a text that was chosen on one half of the pictures and passed a test on the other. A
-    neuron for which no text passed has no reliable name.
+    neuron for which no text passed has no reliable name. With --pairs, names that do not raise the
+    effect when they are drawn in are said to go with what the neuron fires on.
 
     Example: secondlens name secondlens-demo/lens
     """
     check_own_world(model.model, "names of", {"--images": images, "--referee": referees or None})
+    if pairs is not None and not model.model.startswith("demo"):
+        raise SecondLensError(
+            f"--pairs draws scenes of an embedded model's world, and {model.model} is another "
+            "model: give secondlens.confirm a painter of yours in Python"
+        )
     if len(referee_pretrained) > len(referees):
         raise SecondLensError("--referee-pretrained is of a referee: name it with --referee")
     named = list(zip_longest(referees, referee_pretrained))
@@ -113,8 +127,10 @@ def name(
         check_trained(each, pretrained, "--referee-pretrained")
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
+    from ..demo.scenes import World, with_and_without
     from ..lens.lens import Lens
     from ..models.loading import load
+    from ..words.causes import confirm
     from ..words.name_tables import coverage_table, example_table
     from ..words.naming import name as name_lens
 
@@ -135,6 +151,10 @@ def name(
         seed=seed,
         progress=True,
     )
+    if pairs is not None:
+        world = World(planted=False)
+        draw = partial(with_and_without, world)
+        names = confirm(clip, fitted, draw, names=names.name, pairs=pairs, progress=True)
     fitted.save_held(lens)
     say_left_out(names)
     if as_json:

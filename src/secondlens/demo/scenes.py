@@ -238,6 +238,32 @@ def object_on(world: World, name: str, background: str | None, seed: int) -> Ima
     return Image.fromarray(np.where(shown, np.asarray(scene.image), behind))
 
 
+def with_and_without(world: World, text: str, seed: int) -> tuple[Image.Image, Image.Image]:
+    """Two pictures of one object that differ in another thing, or in what is behind the object.
+
+    Parameters
+    ----------
+    text
+        An object, which stands in the first picture and not in the second; or a colour or place,
+        before which the object is in the first, and before another one in the second.
+
+    Raises
+    ------
+    SecondLensError
+        The world has no such object, colour or place.
+    """
+    rng = np.random.default_rng((seed, 2))
+    base = str(rng.choice([name for name in world.wardrobe.names if name != text]))
+    other = str(rng.choice([each for each in BACKGROUNDS if each != text]))
+    without = object_on(world, base, other, seed)
+    if text in BACKGROUNDS:
+        return object_on(world, base, text, seed), without
+    added = world.scene(seed, 3, objects=[text], background=PLAIN)
+    shown = added.masks[0][:, :, None]
+    drawn = np.where(shown, np.asarray(added.image), np.asarray(without))
+    return Image.fromarray(drawn), without
+
+
 FIT_SEED, TEST_SEED, SCORE_SEED, NAME_SEED = 11, 12, 13, 14
 """Of the scenes that lenses are fitted on, accuracies measured on, descriptions scored on and
 neurons named on. Training drew from seed 1."""

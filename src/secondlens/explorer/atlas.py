@@ -165,7 +165,9 @@ class Atlas:
         names = self.lens.first_names
         if names is None:
             return None
-        facts = {key: getattr(names, key) for key in ("referee", "shown", "tested", "shuffled")}
+        facts = {
+            key: getattr(names, key) for key in ("referee", "shown", "tested", "shuffled", "pairs")
+        }
         return facts | {"images": len(names.image_ids)}
 
     def labels(self) -> tuple[str, ...]:

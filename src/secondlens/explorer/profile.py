@@ -51,6 +51,7 @@ class Profiles:
             "similar": self._similar(layer, neuron),
             "names": [
                 {"text": each.text, "auc": short(each.auc), "q": short(each.q), "held": each.held}
+                | {"rose": each.rose, "confirmed": each.confirmed}
                 for each in self.atlas.lens.fires_on(layer, neuron)
             ],
         }

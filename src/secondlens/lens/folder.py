@@ -43,7 +43,7 @@ from ..storage.validation import (
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
 from .layer import Coordinates, LayerLens
 from .moments import HISTOGRAM_EDGES
-from .names import TENSORS, Names, plain
+from .names import EVIDENCE, TENSORS, Names, plain
 
 
 def check_files(folder: Path) -> None:
@@ -105,6 +105,7 @@ class NamesEntry:
     shuffled: Position
     rare: Position
     alike: tuple[Texts, ...] = ()
+    pairs: Position = 0
 
     def __post_init__(self) -> None:
         check_distinct(self.labels, "the texts of names")
@@ -449,7 +450,11 @@ def _check(found: Contents) -> None:
         )
     for names in found.names.values():
         check_tensors(names, {"names": len(names.labels), "pictures": names.shown}, neurons=neurons)
-        _check_layers(names, TENSORS, found.by_layer)
+        _check_layers(names, EVIDENCE, found.by_layer)
+        if names.rose or names.confirmed:
+            _check_layers(names, TENSORS, found.by_layer)
+        for rose in names.rose.values():
+            check_positions(rose, names.pairs + 1, "pairs of names")
         for texts in names.texts.values():
             check_positions(texts, len(names.labels), "texts of names", least=-1)
         for held in names.held.values():

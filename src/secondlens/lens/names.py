@@ -1,9 +1,9 @@
 """What neurons fire on: names that passed a test, with their evidence, as a lens keeps them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import SecondLensError
@@ -28,6 +28,12 @@ class Name:
     """How many of the neuron's `Names.shown` strongest images hold the text."""
     pictures: tuple[str, ...]
     """Ids of the strongest images that hold it, strongest first."""
+    rose: int | None = None
+    """In how many of `Names.pairs` pairs the effect is larger with the thing drawn in, if that was
+    asked."""
+    confirmed: bool | None = None
+    """Whether these are more than chance gives: if not, the text goes with what the neuron fires
+    on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +72,12 @@ class Names:
     """How many of the `shown` strongest images hold the name."""
     pictures: dict[int, Int[Tensor, "neurons names pictures"]]
     """Positions in `image_ids` of the strongest images that hold the name, strongest first."""
+    pairs: int = 0
+    """Pictures drawn with and without each text, see `confirm`; 0 if that was not done."""
+    rose: dict[int, Int[Tensor, "neurons names"]] = field(default_factory=dict)
+    """In how many pairs the effect is larger with the text, if that was asked."""
+    confirmed: dict[int, Bool[Tensor, "neurons names"]] = field(default_factory=dict)
+    """Whether these are more than chance gives."""
 
     def __repr__(self) -> str:
         named = sum(int((each[:, 0] >= 0).sum()) for each in self.texts.values())
@@ -103,6 +115,8 @@ class Names:
                     for position in self.pictures[layer][neuron, rank].tolist()
                     if position >= 0
                 ),
+                rose=int(self.rose[layer][neuron, rank]) if self.rose else None,
+                confirmed=bool(self.confirmed[layer][neuron, rank]) if self.confirmed else None,
             )
             for rank, text in enumerate(self.texts[layer][neuron].tolist())
             if text >= 0
@@ -111,12 +125,18 @@ class Names:
     def title(self, layer: int, neuron: int) -> str:
         """The names of a neuron in one line, or `NO_NAME`.
 
+        Names that did not raise the effect when they were drawn in follow "goes with".
+
         Raises
         ------
         SecondLensError
             As `of`.
         """
-        return ", ".join(each.text for each in self.of(layer, neuron)) or NO_NAME
+        own = self.of(layer, neuron)
+        parts = [", ".join(each.text for each in own if each.confirmed is not False)]
+        if beside := [each.text for each in own if each.confirmed is False]:
+            parts.append(f"goes with {', '.join(beside)}")
+        return " · ".join(filter(None, parts)) or NO_NAME
 
     def coverage(self, names: int = 1) -> dict[int, float]:
         """By layer the share of its neurons that have at least that many names."""
@@ -126,8 +146,10 @@ class Names:
         }
 
 
-TENSORS = ("texts", "auc", "p", "q", "held", "pictures")
-"""Fields that have a tensor for each layer."""
+EVIDENCE = ("texts", "auc", "p", "q", "held", "pictures")
+CAUSES = ("rose", "confirmed")
+TENSORS = (*EVIDENCE, *CAUSES)
+"""Fields that have a tensor for each layer; of causes, only where they were asked for."""
 
 
 def plain(names: Names) -> dict[str, Any]:

@@ -16,9 +16,14 @@ def coverage_table(names: Names) -> Table:
     )
     for column in ("layer", "neurons", "with a name", "with two or more", "three or more"):
         table.add_column(column, justify="right")
+    if names.confirmed:
+        table.add_column(f"names that rose in {names.pairs} pairs", justify="right")
     shares = [names.coverage(count) for count in (1, 2, 3)]
     for layer in sorted(names.texts):
-        found = (f"{100 * each[layer]:.0f} %" for each in shares)
+        found = [f"{100 * each[layer]:.0f} %" for each in shares]
+        if names.confirmed:
+            right = names.confirmed[layer][names.texts[layer] >= 0]
+            found.append(f"{100 * float(right.float().mean()):.0f} %" if len(right) else "–")
         table.add_row(str(layer), str(len(names.texts[layer])), *found)
     return table
 

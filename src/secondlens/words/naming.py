@@ -28,7 +28,7 @@ from ..effects.projections import Projector, project
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
 from ..lens.lens import Lens
-from ..lens.names import TENSORS, Names
+from ..lens.names import EVIDENCE, Names
 from ..models.view import Clip
 from ..progress import tracked
 from .judging import Holdings, Kind, check_referee, judge, kinds_of
@@ -151,6 +151,7 @@ def name(
     found, tested = search(effects, lens.layers, "names", progress)
     chance, _ = search(shuffled, lens.layers, "names of shuffled effects", progress)
     leaders = sorted({leader for each, leader in enumerate(first.tolist()) if leader != each})
+    tensors = _as_tensors(found, {layer: len(lens[layer].directions) for layer in lens.layers})
     names = Names(
         vocabulary=words.name,
         referee=holdings.judge,
@@ -164,7 +165,12 @@ def name(
             tuple(words.labels[each] for each in (first == leader).nonzero()[:, 0].tolist())
             for leader in leaders
         ),
-        **_as_tensors(found, {layer: len(lens[layer].directions) for layer in lens.layers}),
+        texts=tensors["texts"],
+        auc=tensors["auc"],
+        p=tensors["p"],
+        q=tensors["q"],
+        held=tensors["held"],
+        pictures=tensors["pictures"],
     )
     lens.names[names.name] = names
     return names
@@ -413,7 +419,7 @@ def _as_tensors(
     found: dict[int, list[FoundName]], neurons: dict[int, int]
 ) -> dict[str, dict[int, Tensor]]:
     """The fields of `Names` that are tensors."""
-    tensors: dict[str, dict[int, Tensor]] = {key: {} for key in TENSORS}
+    tensors: dict[str, dict[int, Tensor]] = {key: {} for key in EVIDENCE}
     for layer, count in neurons.items():
         shape = (count, MOST_NAMES)
         own = {key: torch.full(shape, torch.nan, dtype=torch.float64) for key in ("auc", "p", "q")}

@@ -114,10 +114,11 @@ export function shotList(data, indices, model, {few = false, by = 2, beside = fa
 // What it fires on: names that passed a test, each with the pictures that hold it.
 export function namesCard(data, model, {beside = false} = {}) {
   if (!model.names) return null;
-  const about = name => h("small", {}, `${name.held} of its ${model.names.shown} strongest hold it · area ${number(name.auc)}`);
+  const drawn = name => name.rose === null ? "" : ` · drawn in, raised the effect in ${name.rose} of ${model.names.pairs} pairs`;
+  const about = name => h("small", {}, `${name.held} of its ${model.names.shown} strongest hold it · area ${number(name.auc)}${drawn(name)}`);
   return h("section", {class: "card", id: "names"}, h("h2", {}, how("names", "Fires on"), h("small", {}, `judged by ${model.names.referee}`)),
     data.names.length ? h("div", {class: "holding"}, data.names.map((name, i) => h("div", {},
-      h("h3", {}, name.text, " ", about(name)),
+      h("h3", {}, name.confirmed === false ? h("span", {class: "quiet"}, "goes with ") : null, name.text, " ", about(name)),
       data.holding?.[i]?.length ? shotList(data, data.holding[i], model, {few: true, beside}) : null))) : h("p", {class: "quiet"}, "No reliable name: no word passed its test."));
 }
 

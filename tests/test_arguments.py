@@ -69,6 +69,7 @@ def right():
         "model": model,
         "name": "demo",
         "neuron": 0,
+        "pair": lambda text, seed: (images[0], images[1]),
         "neurons": [0, 1],
         "out": "nowhere/at/all",
         "path": "nowhere/at/all",

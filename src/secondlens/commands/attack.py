@@ -210,7 +210,7 @@ def attack(
     steps.check(model.model)
     check_lens(lens)
     from ..applications.adversarial.attacks import attack_pairs, attacker
-    from ..applications.adversarial.runs import with_old_names
+    from ..applications.adversarial.earlier import with_old_names
     from ..applications.adversarial.selection import Pair
     from ..lens.lens import Lens
 

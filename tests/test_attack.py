@@ -617,7 +617,7 @@ def test_an_attack_names_the_description_that_changed(demo, tmp_path):
     attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
     other = replace(lens, codes={})
     describe(clip, other, world_vocabulary(), 11)
-    with pytest.raises(SecondLensError, match="with lens description .{9} and not .{9}: name"):
+    with pytest.raises(SecondLensError, match=r"with lens description .{9} and not .{9}: name"):
         attack(clip, other, "cow", "lion", tmp_path / "run", images=1, captions=1)
 
 

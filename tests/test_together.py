@@ -127,7 +127,6 @@ RIGHT = {
     "search": ("search", "lens", "--neuron", "1:2"),
     "name": ("name", "lens", "--images", "lens", "--column", "jpg", "--referee", "demo-twin"),
     "score": ("score", "lens", "--fit-images", "lens", "--dissect", "--ids", "name"),
-    "export": ("export", "lens", "site", *OWN, "--images", "lens"),
 }
 """Command lines in which every option has what it needs."""
 

@@ -511,7 +511,6 @@ def test_an_adapter_beside_its_base_is_refused_without_peft(folder, monkeypatch)
         load(f"hf:{folder}")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_is_merged(folder, tmp_path):
     weights = adapter(folder, folder)
     key = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -521,3 +520,22 @@ def test_an_adapter_is_merged(folder, tmp_path):
     for place in (folder, tmp_path / "alone"):
         query = load(f"hf:{place}").blocks[0].query.flatten(0, 1)
         assert torch.allclose(query, before + change, atol=1e-6)
+
+
+def test_parts_that_an_adapter_does_not_change_are_told_in_one_sentence(folder):
+    weights = adapter(folder, folder)
+    seen = {key: each for key, each in weights.items() if "vision" in key}
+    save_file(seen, folder / "adapter_model.safetensors")
+    with pytest.warns() as told:
+        load(f"hf:{folder}")
+    (said,) = told
+    assert said.category is SecondLensWarning
+    assert "no weights for 2 of the 8 it names, such as base_model.model.text" in str(said.message)
+
+
+def test_an_adapter_of_another_model_is_refused(folder):
+    weights = adapter(folder, folder)
+    deeper = {key.replace("layers.2", "layers.7"): each for key, each in weights.items()}
+    save_file(deeper, folder / "adapter_model.safetensors")
+    with pytest.raises(SecondLensError, match=r"2 weights for what it does not have, .*layers\.7"):
+        load(f"hf:{folder}")

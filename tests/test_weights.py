@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from models import tiny_images, tiny_model, tiny_transformers_model
+from models import adapter, tiny_images, tiny_model, tiny_transformers_model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -481,27 +481,6 @@ def test_weights_and_configuration_of_a_folder_fit_each_other(folder, change, me
     with pytest.raises(SecondLensError, match=message) as told:
         load(f"hf:{folder}")
     assert "\n" not in str(told.value)
-
-
-def adapter(folder, base):
-    """A LoRA adapter of rank 1 on the queries of block 0, which adds `change` to them."""
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(
-        json.dumps(settings | {"base_model_name_or_path": str(base)})
-    )
-    generator = torch.Generator().manual_seed(0)
-    layers = [f"vision_model.encoder.layers.{i}" for i in range(3)] + [
-        "text_model.encoder.layers.0"
-    ]
-    weights = {}
-    for layer in layers:
-        width = 24 if layer.startswith("vision") else 16
-        for part, shape in (("A", (1, width)), ("B", (width, 1))):
-            key = f"base_model.model.{layer}.self_attn.q_proj.lora_{part}.weight"
-            weights[key] = torch.randn(shape, generator=generator)
-    save_file(weights, folder / "adapter_model.safetensors")
-    return weights
 
 
 def test_an_adapter_beside_its_base_is_refused_without_peft(folder, monkeypatch):

@@ -330,6 +330,8 @@ def table4(
 
     Example: secondlens reproduce table4 --demo
     """
+    check_lens(lens)
+    hold_new(out)
     from ..lens.lens import Lens
     from ..models.recognition import published_as
     from ..paper.table4 import check_sources, compare, data_work, demo_lens, demo_work
@@ -344,8 +346,6 @@ def table4(
         said_by(check_sources, demo=demo, model=model.model, data=images, lens=lens),
         idle(of_data, "of images with masks: name those with --images", unless=images is not None),
     )
-    check_lens(lens)
-    hold_new(out)
     if images is None:
         work = demo_work(images=test_images, dev=dev)
     else:
@@ -406,6 +406,7 @@ def table3(
 
     Example: secondlens reproduce table3 --demo
     """
+    check_lens(lens)
     from ..paper.table3 import check_sources
 
     of_baseline = {"--images": images is not None}
@@ -414,7 +415,6 @@ def table3(
         idle(of_baseline, "of --effect-images, which is 0: drop one", unless=effect_images > 0),
         *steps.wrong(model.model),
     )
-    check_lens(lens)
     hold(out)
     result = results["table3"](
         model.load,

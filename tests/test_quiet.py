@@ -12,7 +12,6 @@ from secondlens.commands.group import COMMANDS
 
 SILENT = {
     "plan": "plan 9 ON",
-    "plan of random weights": "plan 9 --model ViT-B-32",
     "search": "search lens sea ON",
     "bench": "bench --rounds 1 --batch-size 1",
     "verify": "verify tiny:8",

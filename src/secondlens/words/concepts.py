@@ -229,8 +229,9 @@ def prove(
     }
     subset = with_ids(source, [lens.image_ids[position] for position in wanted])
     seen = project(clip, subset, projectors, batch_size=batch_size, progress=progress)
-    if seen.skipped:
-        unreadable, reason = next(iter(seen.skipped.items()))
+    # what lies beside the pictures of the fit is skipped too, and no fault
+    for unreadable in (each for each in subset.ids if each in seen.skipped):
+        reason = seen.skipped[unreadable]
         raise SecondLensError(f"the picture {unreadable!r} cannot be read: {reason}")
     place = {position: row for row, position in enumerate(wanted)}
     rows = {key: torch.tensor([place[p] for p in each.tolist()]) for key, each in top.items()}

@@ -7,7 +7,7 @@ import torch
 from open_clip.model import CLIP
 from open_clip.transformer import Transformer
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
@@ -103,3 +103,24 @@ def tiny_transformers_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return CLIPModel(config).eval()
+
+
+def adapter(folder, base):
+    """A LoRA adapter of rank 1 on the queries of block 0."""
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(
+        json.dumps(settings | {"base_model_name_or_path": str(base)})
+    )
+    generator = torch.Generator().manual_seed(0)
+    layers = [f"vision_model.encoder.layers.{i}" for i in range(3)] + [
+        "text_model.encoder.layers.0"
+    ]
+    weights = {}
+    for layer in layers:
+        width = 24 if layer.startswith("vision") else 16
+        for part, shape in (("A", (1, width)), ("B", (width, 1))):
+            key = f"base_model.model.{layer}.self_attn.q_proj.lora_{part}.weight"
+            weights[key] = torch.randn(shape, generator=generator)
+    save_file(weights, folder / "adapter_model.safetensors")
+    return weights

@@ -71,7 +71,9 @@ def small():
         yield
 
 
-one_layer = partial(sl.fit, layers=[5])
+def one_layer(clip, images, layers=(), **options):
+    """A fit of one layer, whichever ones are asked for."""
+    return sl.fit(clip, images, [5], **options)
 
 
 _kept = []

@@ -17,9 +17,10 @@ from secondlens.applications.adversarial.captioning import (
     instructions,
     listed,
 )
+from secondlens.applications.adversarial.earlier import NEWER, OLD_NAMES
 from secondlens.applications.adversarial.generation import METADATA, GeneratedImage, picture
 from secondlens.applications.adversarial.judging import ExactJudge, RefereeJudge, Verdict, Zeroshot
-from secondlens.applications.adversarial.runs import OLD_NAMES, Report, Sample
+from secondlens.applications.adversarial.runs import Report, Sample
 from secondlens.applications.adversarial.selection import (
     NothingLeft,
     Pair,
@@ -32,7 +33,7 @@ from secondlens.applications.adversarial.selection import (
     selector,
 )
 from secondlens.applications.adversarial.sprites import FAMILIES, SpriteGenerator, Taxonomy
-from secondlens.data.vocabularies import object_names, world_vocabulary
+from secondlens.data.vocabularies import object_names, vocabulary, world_vocabulary
 from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES
 from secondlens.errors import SecondLensError
@@ -584,9 +585,59 @@ def test_an_attack_names_the_settings_that_changed(demo, tmp_path):
         ({"seed": 1}, "seed 0 and not 1"),
         ({"images": 2, "neurons": 7}, "images 1 and not 2, neurons 100 and not 7"),
         ({"captioner": Called("me")}, "captioner template and not me"),
+        ({"classes": ["cow", "lion"]}, "class names objects and not texts, class texts .*"),
+        (
+            {"classes": vocabulary(NAMES, name="objects", templates=["a {}"])},
+            "class texts [0-9a-f]{8}… and not [0-9a-f]{8}…",
+        ),
     ):
         with pytest.raises(SecondLensError, match=rf"another attack, with {said}: name"):
             attack(clip, lens, "cow", "lion", tmp_path / "run", **options | changes)
+
+
+def test_an_attack_names_the_settings_of_its_parts_that_changed(demo, tmp_path):
+    clip, lens = demo
+    twin = load("demo-twin")
+
+    def judge(weights):
+        made = RefereeJudge(twin, NAMES, object_names().embed(twin))
+        made.facts = {"weights": weights}
+        return made
+
+    def options(weights):
+        return {"images": 1, "captions": 1, "judge": judge(weights)}
+
+    attack(clip, lens, "cow", "lion", tmp_path / "run", **options("ab" * 32))
+    with pytest.raises(SecondLensError, match="judge weights abababab… and not cdcdcdcd…: name"):
+        attack(clip, lens, "cow", "lion", tmp_path / "run", **options("cd" * 32))
+
+
+def test_an_attack_names_the_description_that_changed(demo, tmp_path):
+    clip, lens = demo
+    attack(clip, lens, "cow", "lion", tmp_path / "run", images=1, captions=1)
+    other = replace(lens, codes={})
+    describe(clip, other, world_vocabulary(), 11)
+    with pytest.raises(SecondLensError, match=r"with lens description .{9} and not .{9}: name"):
+        attack(clip, other, "cow", "lion", tmp_path / "run", images=1, captions=1)
+
+
+def test_a_run_without_the_newer_settings_goes_on_and_still_names_the_others(demo, tmp_path):
+    clip, lens = demo
+    run, asked = tmp_path / "run", {"images": 2, "captions": 1}
+    whole = attack(clip, lens, "cow", "lion", run, **asked)
+    settings = json.loads((run / "attack.json").read_text())
+    older = {key: value for key, value in settings.items() if key not in NEWER}
+    assert len(older) < len(settings)
+    (run / "attack.json").write_text(json.dumps(older))
+    (run / "images" / "00001.png").unlink()
+    kept = (run / "images" / "00000.png").stat().st_mtime_ns
+    assert attack(clip, lens, "cow", "lion", run, **asked) == whole
+    assert (run / "images" / "00000.png").stat().st_mtime_ns == kept
+    with pytest.raises(SecondLensError, match="another attack, with seed 0 and not 1: name"):
+        attack(clip, lens, "cow", "lion", run, **asked, seed=1)
+    (run / "attack.json").write_text("{}")  # nothing that any version wrote
+    with pytest.raises(SecondLensError, match="another attack, with draw none and not cow"):
+        attack(clip, lens, "cow", "lion", run, **asked)
 
 
 def test_another_attack_in_the_folder(demo, tmp_path):

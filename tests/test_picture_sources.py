@@ -21,6 +21,7 @@ import torch
 from click.testing import CliRunner
 from models import tiny_images, tiny_model
 from PIL import Image, PngImagePlugin
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from secondlens.commands import main
 from secondlens.data.decoders import Decode
@@ -30,7 +31,7 @@ from secondlens.data.reader import Reader
 from secondlens.data.sources import Choice, InMemory, TorchDataset, as_source
 from secondlens.data.tar import Tar
 from secondlens.data.vocabularies import vocabulary
-from secondlens.errors import SecondLensError
+from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
 
@@ -364,13 +365,15 @@ def test_a_lambda_reaches_workers_that_are_spawned(monkeypatch):
     assert torch.equal(torch.cat(found), torch.cat(expected))
 
 
-def test_tensors_that_nobody_normalised():
+def test_tensors_that_nobody_normalised_are_told_once():
     pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    normalise = Normalize([0.5] * 3, [0.25] * 3)
+    clip = from_open_clip(tiny_model(), Compose([Resize((16, 16)), ToTensor(), normalise]))
     for images in (pixels, [(each, 0) for each in pixels]):
-        with pytest.warns(UserWarning, match="lie between 0 and 1: normalise them"):
-            as_source(images)
-    as_source(pixels - 0.5)
-    as_source([Image.new("RGB", (3, 3))])
+        with pytest.warns(SecondLensWarning, match="as if they were not normalised") as told:
+            fit(clip, images, [1], top=2)
+        assert len(told) == 1
+    fit(clip, normalise(pixels), [1], top=2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 40])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import tiny_images, tiny_model
+from safetensors.torch import save_file
 from test_fit import same
 
 from secondlens.errors import SecondLensError
@@ -161,6 +162,37 @@ def test_unfinished_work_with_other_settings_is_refused(clip, images, tmp_path):
     record.unlink()
     with pytest.raises(SecondLensError, match="holds other files"):
         fit(clip, Fragile(images), out=out, top=5, batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("begun_by", "said"), [(None, "an earlier version"), ("0.0.9", "version 0.0")]
+)
+def test_work_of_another_version(clip, images, tmp_path, begun_by, said):
+    """It goes on where its form is the same, and else says who began it and what to do."""
+    out, options = tmp_path / "lens", {"top": 5, "batch_size": 3, "store": "float32"}
+    whole = fit(clip, Fragile(images), **options)
+    with pytest.raises(Interrupted):
+        fit(clip, Fragile(images, 17), out=out, **options)
+    folder = Path(f"{out}.unfinished")
+    record = json.loads((folder / "work.json").read_text())
+    assert record.pop("version")
+    record |= {} if begun_by is None else {"version": begun_by}
+    parts = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+    message = rf"unfinished was begun by {said}.* of secondlens, whose parts .*: finish it with"
+
+    def refused(work):
+        (folder / "work.json").write_text(json.dumps(work))
+        with pytest.raises(SecondLensError, match=message):
+            fit(clip, Fragile(images), out=out, **options)
+
+    refused(record | {"plan": {"shards": []}})
+    refused(record | {"work": {"top": 5}})
+    for path in parts:
+        save_file({"another": torch.zeros(1)}, path)
+    refused(record)
+    for path, content in parts.items():
+        path.write_bytes(content)
+    same(fit(clip, Fragile(images, 6), out=out, **options), whole)
 
 
 def test_pictures_that_change_between_the_passes(clip, images):

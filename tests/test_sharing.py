@@ -80,13 +80,13 @@ def home(tmp_path_factory):
         yield home
 
 
-def _save_model(path):
+def _save_model(path, seed=0):
     sizes = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3}
     vision = sizes | {"num_hidden_layers": 3, "image_size": 16, "patch_size": 8}
     ends = {"bos_token_id": 0, "eos_token_id": 63, "pad_token_id": 63}
     text = sizes | ends | {"num_hidden_layers": 1, "vocab_size": TEXT["vocab_size"]}
     text |= {"max_position_embeddings": 77}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=12)
     model = CLIPModel(config)
     with torch.no_grad():
@@ -315,6 +315,40 @@ def test_reproductions_tell_nothing(home, lens):
         *("--layer", 1, "--out", out),
     )
     assert telling(out) == []
+
+
+def test_all_reproductions_tell_nothing(home, lens):
+    model, out = f"hf:{home / 'models' / 'clip-of-mine'}", home / "all of the paper"
+    said = run(
+        *("reproduce", "all", "--model", model, "--images", home / "photographs"),
+        *("--shifted", home / "unseen", "--lens", lens, "--effect-images", 10),
+        *("--texts", home / "words.txt", "--layer", 1, "--neurons", 2, "--out", out),
+    )
+    assert telling(out) == []
+    made = {path.stem for path in out.glob("*.json")}
+    assert {"fig3", "fig4", "fig10", "table2", "budget"} <= made, said
+    # what is left out names the pictures, and on the page no folder
+    assert "photographs has no training pictures" in (out / "index.html").read_text()
+
+
+def test_names_tell_nothing(home, lens, tmp_path):
+    """A lens with names, shared and exported, by judges and pictures that were named by paths."""
+    named, model = home / "named lens", f"hf:{home / 'models' / 'clip-of-mine'}"
+    shutil.copytree(lens, named)
+    other = home / "models" / "referee-of-mine"
+    _save_model(other, seed=1)
+    few = home / "few.txt"
+    few.write_text("\n".join(WORDS[:3]))
+    run(
+        *("name", named, "--model", model, "--texts", few, "--images", home / "unseen"),
+        *("--referee", f"hf:{other}", "--everywhere", few),
+    )
+    (names,) = Lens.load(named).names.values()
+    assert names.referee == "hf:referee-of-mine"
+    assert telling(named) == []
+    run("share", named, "--to", tmp_path / "shared")
+    run("export", named, tmp_path / "site", "--model", model, "--images", home / "photographs")
+    assert telling(tmp_path / "shared") == telling(tmp_path / "site") == []
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def test_tables_titles_and_lines(make):
     assert len({len(line) for line in said.splitlines()[1:-1]}) == 1  # measured as printed
 
 
+def test_a_text_without_markup_is_one_line():
+    out = io.StringIO()
+    terminal = Terminal(file=out, width=200, emoji=False)
+    terminal.print("a name\nError: forged", markup=False, highlight=False)
+    assert out.getvalue() == "a name\\nError: forged\n"
+
+
 def test_what_rich_says_to_a_terminal_stays():
     out = io.StringIO()
     terminal = Terminal(file=out, force_terminal=True, color_system="standard", width=60)

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from models import tiny_images, tiny_model, tiny_transformers_model
+from models import adapter, tiny_images, tiny_model, tiny_transformers_model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -483,27 +483,6 @@ def test_weights_and_configuration_of_a_folder_fit_each_other(folder, change, me
     assert "\n" not in str(told.value)
 
 
-def adapter(folder, base):
-    """A LoRA adapter of rank 1 on the queries of block 0, which adds `change` to them."""
-    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(
-        json.dumps(settings | {"base_model_name_or_path": str(base)})
-    )
-    generator = torch.Generator().manual_seed(0)
-    layers = [f"vision_model.encoder.layers.{i}" for i in range(3)] + [
-        "text_model.encoder.layers.0"
-    ]
-    weights = {}
-    for layer in layers:
-        width = 24 if layer.startswith("vision") else 16
-        for part, shape in (("A", (1, width)), ("B", (width, 1))):
-            key = f"base_model.model.{layer}.self_attn.q_proj.lora_{part}.weight"
-            weights[key] = torch.randn(shape, generator=generator)
-    save_file(weights, folder / "adapter_model.safetensors")
-    return weights
-
-
 def test_an_adapter_beside_its_base_is_refused_without_peft(folder, monkeypatch):
     adapter(folder, folder)
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -511,7 +490,6 @@ def test_an_adapter_beside_its_base_is_refused_without_peft(folder, monkeypatch)
         load(f"hf:{folder}")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_an_adapter_is_merged(folder, tmp_path):
     weights = adapter(folder, folder)
     key = "base_model.model.vision_model.encoder.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -521,3 +499,22 @@ def test_an_adapter_is_merged(folder, tmp_path):
     for place in (folder, tmp_path / "alone"):
         query = load(f"hf:{place}").blocks[0].query.flatten(0, 1)
         assert torch.allclose(query, before + change, atol=1e-6)
+
+
+def test_parts_that_an_adapter_does_not_change_are_told_in_one_sentence(folder):
+    weights = adapter(folder, folder)
+    seen = {key: each for key, each in weights.items() if "vision" in key}
+    save_file(seen, folder / "adapter_model.safetensors")
+    with pytest.warns() as told:
+        load(f"hf:{folder}")
+    (said,) = told
+    assert said.category is SecondLensWarning
+    assert "no weights for 2 of the 8 it names, such as base_model.model.text" in str(said.message)
+
+
+def test_an_adapter_of_another_model_is_refused(folder):
+    weights = adapter(folder, folder)
+    deeper = {key.replace("layers.2", "layers.7"): each for key, each in weights.items()}
+    save_file(deeper, folder / "adapter_model.safetensors")
+    with pytest.raises(SecondLensError, match=r"2 weights for what it does not have, .*layers\.7"):
+        load(f"hf:{folder}")

@@ -29,6 +29,13 @@ def visible(text: str) -> str:
 class Terminal(Console):
     """A console of rich on which every text is visible."""
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; a text without markup is one line, for a name in it may have ends of lines,
+        after which it could say anything in the place of this program."""
+        if options.get("markup") is False:
+            objects = tuple(_as_line(each) if isinstance(each, str) else each for each in objects)
+        super().print(*objects, **options)
+
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's; measured as it is printed."""
         return super().render_str(visible(text), **options)
@@ -66,6 +73,10 @@ def say_json(document: str) -> None:
 def say_mistake(error: Exception) -> None:
     """Print what was wrong, on one line."""
     click.echo(f"Error: {one_line(str(error))}", err=True)
+
+
+def _as_line(text: str) -> str:
+    return visible(text.replace("\n", "\\n"))
 
 
 def one_line(text: str) -> str:

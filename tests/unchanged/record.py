@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
+from secondlens.applications.adversarial import earlier
 from unchanged import commands, library
 from unchanged import materials as m
 
@@ -164,6 +165,7 @@ def differences(name, found, known, *, same_machine):
 
 
 NEWER = {"chosen", "digests", "holding", "named", "names", "pushes", "scored_on", "unshown"}
+NEWER |= earlier.NEWER
 """Keys that files and results have had since version 0.1."""
 
 

@@ -22,6 +22,7 @@ from .options import (
     print_json,
     with_model,
 )
+from .together import check_together, idle, when
 
 if TYPE_CHECKING:
     from ..data.labelled import Labelled
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 TEST_SCENES, REFERENCE_SCENES = 600, 200
 """Of the embedded world, where no pictures are named."""
+
+OTHER_MEANS = ("direct", "indirect", "attention")
+"""Effects whose means are not in a lens."""
 
 
 @click.command()
@@ -102,10 +106,39 @@ def ablate(
     
     Example: secondlens ablate lens imagenet --model ViT-B-32 --pretrained openai --subset 10
     """
+    of_codes = {"--sizes": sizes is not None, "--published": published}
+    own = model.model.startswith("demo")
+    of_images = {"--classes": classes is not None, "--all-classes": all_classes}
+    of_neurons = {
+        "--layers": layers != "all",
+        "--neurons": neurons is not None,
+        "--texts": bool(pools),
+    }
+    check_together(
+        idle(of_codes, "of codes: name texts with --texts", unless=bool(pools)),
+        when(
+            images is None and not own,
+            f"{model.model} has no pictures of its own: name labelled IMAGES",
+        ),
+        idle(of_images, "of labelled pictures: name IMAGES", unless=not own or images is not None),
+        idle(
+            {"--reference": reference is not None},
+            f"of no use for {effect} effects: drop it",
+            unless=effect in OTHER_MEANS,
+        ),
+        idle(
+            of_neurons,
+            "of neurons, of which attention has none: drop what is said of them",
+            unless=effect != "attention",
+        ),
+        idle(
+            {"--neurons": neurons is not None, "--texts": bool(pools)},
+            "of single neurons: drop what is said of them, or --effect together",
+            unless=effect != "together",
+        ),
+    )
     check_lens(lens)
     check_pictures(images, reference)
-    if sizes is not None and not pools:
-        raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
     hold_new(out)
     from ..applications.ablation.accuracy import ablate as ablate_lens
@@ -125,7 +158,7 @@ def ablate(
         pictures = pictures.prompted(templates)
     pictures = pictures.every(subset)
     known = None
-    if effect in ("direct", "indirect", "attention"):
+    if effect in OTHER_MEANS:
         known = _reference(model, images, reference)
     clip = model.load()
     fitted.check_model(clip)
@@ -179,8 +212,6 @@ def _pictures(
 
     if images is not None:
         return labelled_pictures(images, classes, all_classes=all_classes)
-    if not model.model.startswith("demo"):
-        raise SecondLensError(f"{model.model} has no pictures of its own: name labelled IMAGES")
     return scenes(TEST_SEED, TEST_SCENES, planted=model.model == "demo")
 
 

@@ -8,14 +8,12 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import SecondLensError
 from .options import (
     PATH,
     POSITIVE,
     ChosenEngine,
     ChosenModel,
     check_lens,
-    check_own_world,
     check_trained,
     console,
     grouped,
@@ -27,6 +25,7 @@ from .options import (
     with_engine,
     with_model,
 )
+from .together import OF_REFEREE, check_together, idle, missing, when
 
 if TYPE_CHECKING:
     from ..applications.adversarial.judging import RefereeJudge
@@ -70,18 +69,47 @@ class AttackSteps:
     )
     referee_pretrained: str | None = option(help="Its open_clip tag or checkpoint.")
 
-    def check(self, model: str) -> None:
-        """Raise `SecondLensError` that names at once all options which are missing."""
-        drawn = None if self.image_generator == "sprites" else self.image_generator
-        check_own_world(
+    def wrong(self, model: str) -> tuple[str | None, ...]:
+        """What to say of options that are missing, and of options without what they are of."""
+        sprites = self.image_generator == "sprites"
+        own = missing(
             model,
             "an attack on",
             {
                 "--classes": self.classes,
                 "--sentences": self.sentences,
-                "--image-generator": drawn,
+                "--image-generator": None if sprites else self.image_generator,
                 "--referee": self.referee,
             },
+        )
+        unseen = _kind(self.image_generator) == "diffusers" and self.referee is None
+        nameless = _kind(self.captioner) in ENDPOINTS and self.captioner_model is None
+        of_pipeline = {
+            "--image-generator-dtype": self.image_generator_dtype != "float32",
+            "--offload": self.offload != "none",
+            "--steps": self.steps is not None,
+            "--guidance": self.guidance is not None,
+            "--size": self.size is not None,
+        }
+        of_endpoint = {"--captioner-model": self.captioner_model is not None}
+        of_referee = {"--referee-pretrained": self.referee_pretrained is not None}
+        return (
+            own,
+            when(unseen and own is None, LOOKED_AT),
+            when(
+                nameless, f"name the model that {self.captioner} shall use with --captioner-model"
+            ),
+            idle(
+                of_endpoint,
+                "of an endpoint: give its address with --captioner",
+                unless=_kind(self.captioner) not in WITHOUT_ENDPOINT,
+            ),
+            idle(
+                of_pipeline,
+                "of a pipeline: name it with --image-generator",
+                unless=not sprites,
+            ),
+            idle(of_referee, OF_REFEREE, unless=self.referee is not None),
         )
 
     def make(self, device: str) -> dict[str, Any]:
@@ -90,7 +118,7 @@ class AttackSteps:
         Raises
         ------
         SecondLensError
-            A name that is not registered, a pipeline without a referee, or what a step raises.
+            A name that is not registered, or what a step raises.
         """
         from ..applications.adversarial import captioners, image_generators
         from ..data.vocabularies import vocabulary
@@ -107,11 +135,6 @@ class AttackSteps:
         )
         generator = image_generators[_kind(self.image_generator)]
         if self.image_generator != "sprites":
-            if _kind(self.image_generator) == "diffusers" and self.referee is None:
-                raise SecondLensError(
-                    "a pipeline does not say what its pictures show: name a model with "
-                    "--referee that looks at them"
-                )
             made["image_generator"] = generator(
                 self.image_generator,
                 device=device,
@@ -130,6 +153,15 @@ class AttackSteps:
 
 with_steps = grouped("steps", AttackSteps)
 """Options that say who does the steps of an attack; the command gets one argument, `steps`."""
+
+
+ENDPOINTS = ("http", "https")
+WITHOUT_ENDPOINT = ("template", "chat")
+"""Captioners that need a model's name beside their own, and those that have no use for it."""
+
+LOOKED_AT = (
+    "a pipeline does not say what its pictures show: name a model with --referee that looks at them"
+)
 
 
 def _kind(chosen: str) -> str:
@@ -199,18 +231,11 @@ def attack(
     
     Example: secondlens attack secondlens-demo/lens --draw dog --mistake-for deer --out attack
     """
-    one = draw is not None and mistake_for is not None
-    if one == (pairs is not None) or (pairs is None and (draw is None or mistake_for is None)):
-        raise SecondLensError("name two classes with --draw and --mistake-for, or --pairs all")
-    if pairs not in (None, "all"):
-        raise SecondLensError(f"--pairs takes all, not {pairs!r}: list classes with --among")
-    if draw is not None and draw == mistake_for:
-        raise SecondLensError(f"{draw} cannot be mistaken for itself: name two classes")
     chosen = None if layers is None else layer_numbers(layers)
-    steps.check(model.model)
+    check_together(*_wrong_classes(draw, mistake_for, pairs, among), *steps.wrong(model.model))
     check_lens(lens)
     from ..applications.adversarial.attacks import attack_pairs, attacker
-    from ..applications.adversarial.runs import with_old_names
+    from ..applications.adversarial.earlier import with_old_names
     from ..applications.adversarial.selection import Pair
     from ..lens.lens import Lens
 
@@ -245,6 +270,32 @@ def attack(
         return
     console.print(summary(reports))
     console.print(f"Gallery: {page}", markup=False, highlight=False)
+
+
+def _wrong_classes(
+    draw: str | None, mistake_for: str | None, pairs: str | None, among: str | None
+) -> tuple[str | None, ...]:
+    """What to say of the options that name classes."""
+    one = draw is not None and mistake_for is not None
+    return (
+        when(
+            one == (pairs is not None),
+            "name two classes with --draw and --mistake-for, or --pairs all",
+        ),
+        when(
+            pairs not in (None, "all"),
+            f"--pairs takes all, not {pairs!r}: list classes with --among",
+        ),
+        when(
+            draw is not None and draw == mistake_for,
+            f"{draw} cannot be mistaken for itself: name two classes",
+        ),
+        idle(
+            {"--among": among is not None},
+            "of --pairs: add --pairs all",
+            unless=pairs is not None,
+        ),
+    )
 
 
 def summary(reports: "list[Report]") -> Table:

@@ -8,14 +8,12 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import SecondLensError
 from .options import (
     PATH,
     ChosenModel,
     PictureChoice,
     batch_option,
     check_lens,
-    check_own_world,
     console,
     hold_new,
     json_option,
@@ -24,6 +22,7 @@ from .options import (
     with_choice,
     with_model,
 )
+from .together import check_together, idle_choice, missing, when
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,13 +118,15 @@ def audit(
     own = model.model.startswith("demo")
     # a labelled set has classes of its own
     known = classes if images is None else images
-    check_own_world(
-        model.model,
-        "an audit of",
-        {"--classes": known, "--cues": cues, "--images": images},
+    needed = {"--classes": known, "--cues": cues, "--images": images}
+    check_together(
+        missing(model.model, "an audit of", needed),
+        when(
+            labelled and images is None,
+            "--labelled says what --images are: name a labelled set with those",
+        ),
+        idle_choice(choice, images),
     )
-    if labelled and images is None:
-        raise SecondLensError("--labelled says what --images are: name a labelled set with those")
     drawable = classes is None and cues is None and not labelled
     names = None if classes is None else vocabulary(classes, templates=templates or None)
     shown: list[set[str]] | None = None

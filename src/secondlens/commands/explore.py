@@ -24,6 +24,7 @@ from .options import (
     option,
 )
 from .process import give_back_memory
+from .together import check_together, idle, idle_choice
 
 LONGEST_GOODBYE = 2
 """Seconds that answers and uploads may go on when the server is told to end."""
@@ -52,6 +53,21 @@ class Opening(Weights, PictureChoice):
         multiple=True,
         help="A folder with finished attacks, audits or defences; repeatable.",
     )
+
+    def check(self) -> None:
+        """Raise `SecondLensError` for options that need or exclude each other."""
+        of_model = {
+            "--pretrained": self.pretrained is not None,
+            "--activation": self.activation is not None,
+            "--precision": self.precision != "fp32",
+        }
+        live, named = not self.no_model, self.model is not None
+        unused = {"--model": named, **of_model}
+        check_together(
+            idle(unused, "of the model that --no-model leaves out: drop one", unless=live),
+            idle(of_model, "of a model: name it with --model", unless=not live or named),
+            idle_choice(self, self.images),
+        )
 
     def lens_with_model(self, lens: Path) -> tuple[Any, Any]:
         """The atlas of a lens, and the live model or None."""
@@ -98,6 +114,7 @@ def explore(
 
     Example: secondlens explore secondlens-demo/lens --open
     """
+    opening.check()
     check_lens(lens, beside)
     with needing_extra():
         import uvicorn

@@ -30,6 +30,7 @@ def export(lens: Path, site: Path, address: str, space: bool, opening: Opening) 
 
     Example: secondlens export secondlens-demo/lens site
     """
+    opening.check()
     check_lens(lens)
     hold_new(site)
     with needing_extra():

@@ -1,6 +1,6 @@
 """`secondlens fit`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from .options import (
     with_engine,
     with_model,
 )
+
+if TYPE_CHECKING:
+    from ..lens.plan import Plan
 
 
 @click.command()
@@ -125,7 +128,7 @@ def fit(
         out=out,
         memory=None if memory is None else int(memory * 1e9),
         engine=engine.make(model.device),
-        announce=lambda plan: note(str(plan)),
+        announce=_announce,
         workers=decoders,
         progress=True,
         **settings,
@@ -141,3 +144,8 @@ def fit(
         console.print(f"{counted(len(unread), 'picture')} could not be read:")
         for name, reason in unread.items():
             console.print(f"  {name}: {reason}", markup=False, highlight=False)
+
+
+def _announce(plan: "Plan") -> None:
+    for line in str(plan).splitlines():
+        note(line)

@@ -13,7 +13,7 @@ from .options import (
     ChosenModel,
     PictureChoice,
     batch_option,
-    check_own_world,
+    check_pictures,
     check_trained,
     json_option,
     note,
@@ -23,6 +23,7 @@ from .options import (
     with_model,
     writing_lens,
 )
+from .together import OF_REFEREE, check_together, idle, idle_choice, missing
 
 if TYPE_CHECKING:
     from ..lens.names import Names
@@ -114,17 +115,22 @@ def name(
 
     Example: secondlens name secondlens-demo/lens
     """
-    check_own_world(model.model, "names of", {"--images": images, "--referee": referees or None})
     if pairs is not None and not model.model.startswith("demo"):
         raise SecondLensError(
             f"--pairs draws scenes of an embedded model's world, and {model.model} is another "
             "model: give secondlens.confirm a painter of yours in Python"
         )
-    if len(referee_pretrained) > len(referees):
-        raise SecondLensError("--referee-pretrained is of a referee: name it with --referee")
+    needed = {"--images": images, "--referee": referees or None}
+    of_referee = {"--referee-pretrained": len(referee_pretrained) > len(referees)}
+    check_together(
+        missing(model.model, "names of", needed),
+        idle(of_referee, OF_REFEREE, unless=False),
+        idle_choice(choice, images),
+    )
     named = list(zip_longest(referees, referee_pretrained))
     for each, pretrained in named:
         check_trained(each, pretrained, "--referee-pretrained")
+    check_pictures(images)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
     from ..demo.scenes import World, with_and_without

@@ -376,17 +376,6 @@ def _is_random(model: str, pretrained: str | None) -> bool:
     return pretrained is None and not model.startswith("demo") and ":" not in model
 
 
-def check_own_world(model: str, what: str, options: Mapping[str, Any]) -> None:
-    """Raise `SecondLensError` that names all options which a model needs and did not get, because
-    it has no embedded world to take their values from."""
-    missing = [name for name, value in options.items() if value is None]
-    if missing and not model.startswith("demo"):
-        raise SecondLensError(
-            f"{what} {model} needs {', '.join(missing)}: only the embedded models have a world of "
-            "their own"
-        )
-
-
 def layer_numbers(text: str) -> "list[int] | Literal['all']":
     """Such as "8,9,10", or "all".
 

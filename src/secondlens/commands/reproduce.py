@@ -35,6 +35,7 @@ from .options import (
     tables,
     with_model,
 )
+from .together import check_together, idle, said_by, when
 
 SAMPLE = 64
 """Neurons that are drawn where nobody says how many."""
@@ -113,12 +114,24 @@ class StudyOptions:
         SecondLensError
             Options that exclude each other, no pictures, or a folder that holds none.
         """
-        if self.demo and (self.images is not None or not model.model.startswith("demo")):
-            raise SecondLensError(
-                "--demo has its own model and pictures: drop --model and --images"
-            )
-        if not self.demo and self.images is None:
-            raise SecondLensError("name pictures with --images, or take --demo")
+        mixed = self.images is not None or not model.model.startswith("demo")
+        without = not self.demo and self.images is None
+        check_together(
+            when(
+                self.demo and mixed,
+                "--demo has its own model and pictures: drop --model and --images",
+            ),
+            when(without, "name pictures with --images, or take --demo"),
+            idle(
+                {
+                    "--shifted": self.shifted is not None,
+                    "--paper-weights": self.paper_weights,
+                },
+                "of pictures and weights of your own: drop --demo",
+                unless=not self.demo,
+            ),
+            said_by(self._check_neurons),
+        )
         check_lens(self.lens)
         check_pictures(self.images, self.shifted)
         from ..models.recognition import published_as
@@ -156,6 +169,10 @@ class StudyOptions:
             follow=self.follow,
             convention=self.convention,
         )
+
+    def _check_neurons(self) -> None:
+        """Raise `SecondLensError` unless the neurons to show are of one layer."""
+        self._neurons()
 
     def _neurons(self) -> tuple[int | None, tuple[int, ...], int]:
         """The layer that results are about, its neurons that they show, and how many are drawn."""
@@ -319,7 +336,16 @@ def table4(
     from ..models.recognition import published_as
     from ..paper.table4 import check_sources, compare, data_work, demo_lens, demo_work
 
-    check_sources(demo=demo, model=model.model, data=images, lens=lens)
+    of_data = {
+        "--layout": layout is not None,
+        "--names": names is not None,
+        "--ignore": ignore is not None,
+        "--classes": classes is not None,
+    }
+    check_together(
+        said_by(check_sources, demo=demo, model=model.model, data=images, lens=lens),
+        idle(of_data, "of images with masks: name those with --images", unless=images is not None),
+    )
     if images is None:
         work = demo_work(images=test_images, dev=dev)
     else:
@@ -381,6 +407,14 @@ def table3(
     Example: secondlens reproduce table3 --demo
     """
     check_lens(lens)
+    from ..paper.table3 import check_sources
+
+    of_baseline = {"--images": images is not None}
+    check_together(
+        said_by(check_sources, demo=demo, model=model.model, lens=lens),
+        idle(of_baseline, "of --effect-images, which is 0: drop one", unless=effect_images > 0),
+        *steps.wrong(model.model),
+    )
     hold(out)
     result = results["table3"](
         model.load,

@@ -14,7 +14,6 @@ from .options import (
     ChosenModel,
     PictureChoice,
     batch_option,
-    check_own_world,
     check_pictures,
     check_trained,
     json_option,
@@ -24,6 +23,7 @@ from .options import (
     with_model,
     writing_lens,
 )
+from .together import OF_REFEREE, check_together, idle, idle_choice, missing, when
 
 if TYPE_CHECKING:
     from ..lens.codes import Scores, Stability
@@ -90,13 +90,19 @@ def score(
     needed: dict[str, Any] = {"--images": images, "--referee": referee}
     if dissect or stability:
         needed["--fit-images"] = fit_images
-    check_own_world(model.model, "a score of", needed)
-    if images is not None and referee is None:
-        raise SecondLensError("pictures without labels need a referee: name a model with --referee")
+    own = missing(model.model, "a score of", needed)
+    judged = own is not None or images is None or referee is not None
+    of_referee = {"--referee-pretrained": referee_pretrained is not None}
+    of_fit = {"--fit-images": fit_images is not None}
+    check_together(
+        own,
+        when(not judged, "pictures without labels need a referee: name a model with --referee"),
+        idle(of_referee, OF_REFEREE, unless=referee is not None),
+        idle(of_fit, "of --dissect and --stability: add one", unless=dissect or stability),
+        idle_choice(choice, fit_images if images is None else images),
+    )
     if referee is not None:
         check_trained(referee, referee_pretrained, "--referee-pretrained")
-    elif referee_pretrained is not None:
-        raise SecondLensError("--referee-pretrained is of a referee: name it with --referee")
     check_pictures(images, fit_images)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
@@ -112,10 +118,10 @@ def score(
 
     shown = tables(as_json)
     fitted = Lens.load(lens)
-    missing = [name for name, value in needed.items() if value is None]
-    if missing and not are_scenes(fitted.image_ids):
+    unnamed = [name for name, value in needed.items() if value is None]
+    if unnamed and not are_scenes(fitted.image_ids):
         raise SecondLensError(
-            f"a score of {lens} needs {', '.join(missing)}: it was fitted on pictures of your own, "
+            f"a score of {lens} needs {', '.join(unnamed)}: it was fitted on pictures of your own, "
             "and drawn scenes would say nothing about those"
         )
     pool: Any = texts

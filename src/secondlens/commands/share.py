@@ -10,6 +10,7 @@ from rich.table import Table
 from ..errors import SecondLensError
 from ..terminal import notes
 from .options import PATH, check_lens, check_new, console, hold_new
+from .together import check_together, when
 
 
 def _follow_quiet() -> None:
@@ -47,10 +48,11 @@ def share(lens: Path, repo: str | None, to: Path | None, private: bool, dry_run:
 
     Example: secondlens share secondlens-demo/lens --repo user/name
     """
-    if repo is not None and to is not None:
-        raise SecondLensError("share goes to one place: name --repo or --to")
-    if private and repo is None:
-        raise SecondLensError("a folder is as private as you keep it: drop --private")
+    twice = repo is not None and to is not None
+    check_together(
+        when(twice, "share goes to one place: name --repo or --to"),
+        when(private and repo is None, "a folder is as private as you keep it: drop --private"),
+    )
     check_lens(lens)
     if dry_run:
         check_new(to)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,8 +188,6 @@ def as_source(images: Any, choice: Choice | None = None) -> ImageSource:
         more than one kind of file; or a choice that means nothing for it.
     """
     source = _adapted(images, choice or Choice())
-    if isinstance(source, InMemory | TorchDataset):
-        _warn_of_range(source)
     if len(source.ids) == 0:
         raise SecondLensError("there are no images: give at least one")
     if len(set(source.ids)) < len(source.ids):
@@ -228,24 +225,6 @@ def pictures_of(images: Any) -> list[Image.Image] | Tensor:
             "preprocessed pictures must be alone and of one shape: give PIL images, or tensors"
         )
     return torch.stack(tensors) if tensors else found
-
-
-def _warn_of_range(source: InMemory | TorchDataset) -> None:
-    """Warn of tensors that somebody has forgotten to normalise."""
-    count = len(source.ids)
-    for place in sorted({0, count // 2, count - 1} & set(range(count))):
-        try:
-            picture = source.load(place)
-        except UNREADABLE:
-            return
-        if not isinstance(picture, Tensor) or not 0 <= picture.min() <= picture.max() <= 1:
-            return
-    if count:
-        warnings.warn(
-            "the pictures are tensors whose values all lie between 0 and 1: normalise them as the "
-            "model's own preprocessing does, or give PIL images",
-            stacklevel=3,
-        )
 
 
 def _adapted(images: Any, choice: Choice) -> ImageSource:

@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..applications.adversarial.runs import new_names, read_report, without_folders
+from ..applications.adversarial.earlier import new_names, without_folders
+from ..applications.adversarial.runs import read_report
 from ..applications.auditing.audits import read_audit
 from ..applications.auditing.defence import Defence
 from ..errors import SecondLensError

@@ -38,11 +38,15 @@ class Codes:
     """Mean embedding of the texts: what every text shares, which `search` subtracts."""
 
     def __repr__(self) -> str:
-        longest = max(each.shape[1] for each in self.indices.values())
         return (
-            f"Codes({len(self.labels)} texts, at most {longest} a neuron, "
+            f"Codes({len(self.labels)} texts, at most {self.size} a neuron, "
             f"layers {', '.join(map(str, sorted(self.indices)))})"
         )
+
+    @property
+    def size(self) -> int:
+        """Texts of the longest code."""
+        return max(each.shape[1] for each in self.indices.values())
 
     def to(self, device: torch.device) -> "Codes":
         """Return the same on a device; nothing is copied that is there already."""

@@ -425,6 +425,10 @@ def _referees(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     return [today[str(each["referee"])] for each in scores]
 
 
+FEW_COLUMNS = 16
+"""Names and pictures of a neuron that any lens may have room for."""
+
+
 def _check(found: Contents) -> None:
     """Raise `ValueError` for tensors that do not fit together or to the model."""
     model, images = found.model, len(found.image_ids)
@@ -449,7 +453,10 @@ def _check(found: Contents) -> None:
             *(stability, ("cosine", "cosine_null", "overlap", "overlap_null"), found.by_layer)
         )
     for names in found.names.values():
-        check_tensors(names, {"names": len(names.labels), "pictures": names.shown}, neurons=neurons)
+        # columns stay empty where there are fewer texts or pictures than a neuron may have
+        columns = {"names": len(names.labels), "pictures": names.shown}
+        room = {axis: max(count, FEW_COLUMNS) for axis, count in columns.items()}
+        check_tensors(names, room, neurons=neurons)
         _check_layers(names, EVIDENCE, found.by_layer)
         if names.rose or names.confirmed:
             _check_layers(names, TENSORS, found.by_layer)

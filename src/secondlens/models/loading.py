@@ -303,19 +303,38 @@ def _check_report(model: nn.Module, report: Mapping[str, Any]) -> None:
 def merged(model: nn.Module, adapter: str) -> nn.Module:
     """A model with the adapter in a folder or repository merged into its weights.
 
+    What the adapter names and has no weights for stays as it is, and a warning says so.
+
     Raises
     ------
     SecondLensError
-        peft is missing.
+        peft is missing, or the adapter has weights for what the model does not have.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
     except ImportError:
         raise SecondLensError(
             "it comes with an adapter, and merging that needs peft: pip install "
             "'secondlens[adapters]', or save the merged model"
         ) from None
-    whole: nn.Module = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own, which is told below in a sentence
+        fitted = PeftModel.from_pretrained(model, adapter)
+        given, taken = load_peft_weights(adapter, device="cpu"), get_peft_model_state_dict(fitted)
+        whole: nn.Module = fitted.merge_and_unload()
+    if surplus := sorted(given.keys() - taken.keys()):
+        raise SecondLensError(
+            f"its adapter has {len(surplus)} weights for what it does not have, such as "
+            f"{surplus[0]}: name the base that the adapter was trained on"
+        )
+    if without := sorted(taken.keys() - given.keys()):
+        warnings.warn(
+            f"the adapter has no weights for {len(without)} of the {len(taken)} it names, such as "
+            f"{without[0]}: these parts stay as the base has them",
+            SecondLensWarning,
+            stacklevel=2,
+        )
     return whole
 
 

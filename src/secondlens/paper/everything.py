@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..errors import SecondLensError
+from ..naming import shown
 from ..report.page import data_uri, write_page
 from .registry import APART, results
 from .results import Result, cell, publish
@@ -49,7 +50,7 @@ def write_report(found: Iterable[Result], left_out: Mapping[str, str], path: Pat
         "reproduce.html",
         title="The paper, reproduced",
         results=[(each, _picture(each)) for each in found],
-        left_out=left_out,
+        left_out={name: shown(reason) for name, reason in left_out.items()},
         cell=cell,
     )
 

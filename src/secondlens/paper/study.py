@@ -53,7 +53,8 @@ def kept_lens(path: Path, clip: Clip, source: ImageSource, convention: str) -> L
         remove(unfinished(path))
     found = Lens.load(path)
     found.check_model(clip)
-    ids = {*found.image_ids, *found.skipped}
+    # what lies beside the pictures is skipped too
+    ids = {*found.image_ids, *(set(found.skipped) & set(source.ids))}
     differing = differences(
         {"pictures": len(ids), "convention": found.convention},
         {"pictures": len(source.ids), "convention": convention},

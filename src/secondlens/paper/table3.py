@@ -268,6 +268,14 @@ def _folder(out: Path, pair: Pair, seed: int, method: str) -> Path:
     return out / "runs" / folder_name(pair) / f"seed-{seed}" / method.replace(" ", "-")
 
 
+def check_sources(*, demo: bool, model: str, lens: Path | None) -> None:
+    """Raise `SecondLensError` unless there is the embedded world, or a lens on another model."""
+    if demo != model.startswith("demo"):
+        raise SecondLensError("--demo goes with the embedded models: drop it, or --model")
+    if not demo and lens is None:
+        raise SecondLensError("name a described lens with --lens, or take --demo")
+
+
 def reproduce_table3(
     load: Callable[[], Clip],
     options: dict[str, Any],
@@ -290,10 +298,7 @@ def reproduce_table3(
     SecondLensError
         Neither the embedded world nor a lens, or a step that fails.
     """
-    if demo != model.startswith("demo"):
-        raise SecondLensError("--demo goes with the embedded models: drop it, or --model")
-    if not demo and lens_path is None:
-        raise SecondLensError("name a described lens with --lens, or take --demo")
+    check_sources(demo=demo, model=model, lens=lens_path)
     kept = out / "lens"
     if lens_path is None and not (kept / "lens.json").is_file():
         check_empty(out)

@@ -4,7 +4,8 @@ A checkpoint is written once, whole or not at all, and never changed.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..formatting import differences
 from . import remote
 from .files import read_json, save_json, whole
 from .regular import check_regular
-from .validation import reading
+from .validation import DAMAGED, reading
 
 
 def save_tensors(
@@ -48,15 +49,17 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 class Checkpoints:
     """Named tensors with some JSON beside them, in a folder, or in memory where there is none.
 
-    A folder, here or in a store, belongs to one piece of work, which its `work.json` describes.
-    Opening it again for the same work finds the parts that exist. The JSON is written after the
-    tensors and says that the part is whole. Several processes may write the same part: all of them
-    write the same.
+    A folder, here or in a store, belongs to one piece of work, which its `work.json` describes
+    together with the version that began it. Opening it again for the same work finds the parts that
+    exist, those of another version too as long as they have the same form. The JSON is written
+    after the tensors and says that the part is whole. Several processes may write the same part:
+    all of them write the same.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else str(folder)
         self._in_memory: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        self._begun_by: str | None = version("secondlens")
 
     def claim(self, work: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
         """The plan that this work goes by: the recorded one if it began earlier, else `plan`.
@@ -64,7 +67,8 @@ class Checkpoints:
         Raises
         ------
         SecondLensError
-            The folder holds something else, or other work.
+            The folder holds something else, other work, or work of another version in another
+            form.
         """
         if self.folder is None:
             return plan
@@ -74,16 +78,20 @@ class Checkpoints:
         if "work.json" not in there:
             if there:
                 raise SecondLensError(f"{self.folder} holds other files: remove it first")
-            save_json(record, {"work": work, "plan": plan})
+            save_json(record, {"work": work, "plan": plan, "version": self._begun_by})
             return plan
         try:
             found = read_json(record)
-            differing = differences(found["work"], work)
+            begun_by, differing = found.get("version"), differences(found["work"], work)
             earlier: dict[str, Any] = found["plan"]
-            if set(earlier) != set(plan):
-                raise ValueError("its plan is another one")
+            same = set(found["work"]) == set(work) and set(earlier) == set(plan)
+            if not isinstance(begun_by, str | None) or (not same and begun_by == self._begun_by):
+                raise ValueError("its work or plan is another one")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SecondLensError(f"{record} is damaged: remove {self.folder}") from error
+        self._begun_by = begun_by
+        if not same:
+            raise self._of_another_version()
         if differing:
             raise SecondLensError(
                 f"{self.folder} holds unfinished work with {differing}: finish it with the "
@@ -123,9 +131,24 @@ class Checkpoints:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
             return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
-    def reading(self, name: str) -> AbstractContextManager[None]:
-        """Inside it, what fails is that a part is damaged."""
-        return reading(f"the part {name} of {self.folder}", f"remove {self.folder}")
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Inside it, what fails is that a part is damaged, or of a version that wrote others."""
+        try:
+            with reading(f"the part {name} of {self.folder}", f"remove {self.folder}"):
+                yield
+        except SecondLensError as error:
+            if self._begun_by == version("secondlens") or not isinstance(error.__cause__, DAMAGED):
+                raise
+            raise self._of_another_version() from error
+
+    def _of_another_version(self) -> SecondLensError:
+        begun_by = "an earlier version" if self._begun_by is None else f"version {self._begun_by}"
+        return SecondLensError(
+            f"{self.folder} was begun by {begun_by} of secondlens, whose parts "
+            f"{version('secondlens')} cannot go on with: finish it with that version, or remove it "
+            "and begin again"
+        )
 
     def drop(self) -> None:
         """Remove all parts, and the folder."""

@@ -1,5 +1,7 @@
 """Attacks on one pair of classes, or on every ordered pair of a list, and what these share."""
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,9 +24,10 @@ from ...storage.locks import writing
 from ...words.describing import described
 from . import gallery
 from .captioning import Captioner, TemplateCaptioner
+from .earlier import OLD_NAMES, new_names
 from .generation import ImageGenerator
 from .judging import ExactJudge, Judge, Zeroshot
-from .runs import OLD_NAMES, Report, Steps, folder_name, new_names, run
+from .runs import Report, Steps, folder_name, run
 from .selection import METHODS, NEURONS, NothingLeft, Pair, TooClose, selector
 from .sprites import SpriteGenerator, Taxonomy
 
@@ -121,17 +124,27 @@ def attacker(
         images=images,
         seed=seed,
     )
+    names = object_names() if classes is None else vocabulary(classes)
     settings = {
         "model": lens.model["name"],
         "weights": clip.weights_hash,
+        "activation_function": clip.activation,
         "lens_images": len(lens.image_ids),
         "texts": pool.name,
+        "lens_description": _digest(
+            lens.image_ids, lens.top, lens.convention, codes.labels, codes.normalise, codes.size
+        ),
+        "class_names": names.name,
+        "class_texts": _digest(names.labels, names.prompts),
         "whole_codes": whole_codes,
         "layers": list(layers or lens.layers),
         "neurons": neurons,
     }
-    names = object_names() if classes is None else vocabulary(classes)
     return Attacker(clip=clip, lens=lens, texts=pool, classes=names, steps=steps, settings=settings)
+
+
+def _digest(*what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _words(asked: int | None, pool: int) -> int:

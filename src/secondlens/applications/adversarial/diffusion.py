@@ -75,6 +75,7 @@ class DiffusionGenerator:
         self._options = {key: value for key, value in given.items() if value is not None}
         settings = "".join(f",{key}={value}" for key, value in sorted(self._options.items()))
         self.name = f"diffusion:{shown_place(model)}{settings}"
+        self.facts = {"dtype": str(precision).removeprefix("torch.")}
 
     def _place(self, device: str, offload: Offload) -> None:
         if offload == "none":

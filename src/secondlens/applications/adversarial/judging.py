@@ -143,6 +143,7 @@ class RefereeJudge:
         self, clip: Clip, classes: Sequence[str], texts: Float[Tensor, "classes dim"]
     ) -> None:
         self.name = f"referee:{clip.name}"
+        self.facts = {"weights": clip.weights_hash}
         self._clip, self._classes, self._texts = clip, classes, texts
 
     def __call__(self, generated: Sequence[GeneratedImage], pair: Pair) -> list[bool]:

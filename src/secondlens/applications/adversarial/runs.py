@@ -28,7 +28,6 @@ from ...data.vocabularies import Vocabulary
 from ...errors import SecondLensError
 from ...formatting import differences
 from ...intervals import wilson
-from ...naming import shown
 from ...progress import tracked
 from ...storage.files import check_empty, read_json, save_csv, save_json
 from ...storage.validation import (
@@ -41,6 +40,7 @@ from ...storage.validation import (
     reading,
 )
 from .captioning import Caption, Captioner, captions
+from .earlier import NEWER, new_names, with_old_names, without_folders
 from .generation import GeneratedImage, ImageGenerator, picture
 from .judging import Judge, Zeroshot
 from .selection import Pair, RankedWord, Selector, TooClose, choose
@@ -136,38 +136,6 @@ class Report:
         }
 
 
-OLD_NAMES: Mapping[str, str] = {
-    "shots": "samples",
-    "writer": "captioner",
-    "drawer": "image_generator",
-    "check": "judge",
-}
-"""What version 0.1 called keys of its files and options of `attack`, which are read until 0.3."""
-
-
-def new_names(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document of a run, or options, with today's keys; those of its settings as well."""
-    found = {OLD_NAMES[key]: value for key, value in document.items() if key in OLD_NAMES}
-    found |= {key: value for key, value in document.items() if key not in OLD_NAMES}
-    if isinstance(found.get("settings"), dict):
-        found["settings"] = new_names(found["settings"])
-    return found
-
-
-def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run with names as they are written today: those of older runs may be paths."""
-    return {
-        key: shown(value) if isinstance(value, str) else value for key, value in settings.items()
-    }
-
-
-def with_old_names(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report with the keys of version 0.1 beside today's, for programs that read those."""
-    settings = report["settings"]
-    old = {key: settings[name] for key, name in OLD_NAMES.items() if name in settings}
-    return {**report, "settings": {**settings, **old}, "shots": report["samples"]}
-
-
 def write_csv(report: Report, path: Path) -> None:
     """A row for each picture: `images.csv`."""
     rows = [
@@ -195,8 +163,16 @@ class Steps:
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        """For `attack.json`: names and numbers."""
-        return {name: getattr(value, "name", value) for name, value in vars(self).items()}
+        """For `attack.json`: names and numbers, and what else decides what a step makes.
+
+        A part of an attack says that in `facts`, which not every part has: what tells it from
+        another of its name.
+        """
+        found = {name: getattr(value, "name", value) for name, value in vars(self).items()}
+        for name, value in vars(self).items():
+            facts: Mapping[str, Any] = getattr(value, "facts", {})
+            found |= {f"{name}_{key}": each for key, each in facts.items()}
+        return found
 
 
 def run(
@@ -251,8 +227,9 @@ def _begin(out: Path, asked: dict[str, Any]) -> None:
     if (out / "attack.json").is_file():
         with _intact(out / "attack.json"):
             found = new_names(read_json(out / "attack.json"))
+        known = {key: each for key, each in asked.items() if key in found or key not in NEWER}
         # both without folders: what looks like a path may be a class, such as "AC /DC"
-        if differing := differences(without_folders(found), without_folders(asked)):
+        if differing := differences(without_folders(found), without_folders(known)):
             raise SecondLensError(
                 f"{out} holds another attack, with {differing}: name a new folder with --out, or "
                 "remove it first"

@@ -41,6 +41,7 @@ class Sentences:
                 f"{model} is no sentence model that can be loaded: name a folder or a hub name"
             ) from error
         self.name, self.threshold = f"sentences:{shown_place(model)}", threshold
+        self.facts = {"threshold": threshold}
 
     def similarity(self, words: Sequence[str], to: str) -> list[float]:
         """Cosine of each word with `to`."""

@@ -12,6 +12,8 @@ from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
 from .applications.discovery import discover as discover
 from .applications.segmentation.segmenter import segment as segment
+from .applications.steering import Steered as Steered
+from .applications.steering import steer as steer
 from .data.folder import Folder as Folder
 from .data.sources import ImageSource as ImageSource
 from .data.vocabularies import Vocabulary as Vocabulary
@@ -23,6 +25,8 @@ from .effects.all_paths import paths_of as paths_of
 from .effects.attention_maps import attention as attention
 from .effects.finite_paths import FinitePaths as FinitePaths
 from .effects.finite_paths import finite_paths as finite_paths
+from .effects.patching import Patched as Patched
+from .effects.patching import patch as patch
 from .effects.value_paths import direct as direct
 from .effects.value_paths import second_order as second_order
 from .errors import SecondLensError as SecondLensError

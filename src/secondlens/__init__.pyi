@@ -2,6 +2,7 @@
 
 from . import sparse as sparse
 from .applications.ablation.accuracy import ablate as ablate
+from .applications.ablation.all_paths import ablate_paths as ablate_paths
 from .applications.ablation.attention import ablate_attention as ablate_attention
 from .applications.ablation.budget import budget as budget
 from .applications.adversarial.attacks import attack as attack

@@ -36,10 +36,11 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 @click.argument("images", type=PLACE, required=False)
 @click.option(
     "--effect",
-    type=click.Choice(["second-order", "direct", "indirect", "together", "attention"]),
+    type=click.Choice(["second-order", "direct", "indirect", "together", "paths", "attention"]),
     default="second-order",
     show_default=True,
-    help="What is ablated; together: all neurons held at their means at once.",
+    help="What is ablated; together: all neurons held at their means at once; paths: what they do "
+    "by one class of paths at a time.",
 )
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option(
@@ -104,11 +105,14 @@ def ablate(
     """
     check_lens(lens)
     check_pictures(images, reference)
+    if pools and effect in ("together", "paths", "attention"):
+        raise SecondLensError(f"--texts is of effects that have a direction: {effect} has none")
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
     hold_new(out)
     from ..applications.ablation.accuracy import ablate as ablate_lens
+    from ..applications.ablation.all_paths import ablate_paths
     from ..applications.ablation.attention import ablate_attention
     from ..applications.ablation.recoding import TextCodes, all_of
     from ..data.sources import as_source
@@ -131,13 +135,20 @@ def ablate(
     fitted.check_model(clip)
     classifier = pictures.classes.embed(clip, progress=True)
     common: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": True}
+    some = None if neurons is None else sample(clip, neurons)
+    wanted = fitted.layers if chosen == "all" else chosen
     if effect == "attention":
         found = ablate_attention(
             clip, pictures.source, pictures.labels, classifier, known, **common
         )
+    elif effect == "paths":
+        found = ablate_paths(
+            *(clip, fitted, pictures.source, pictures.labels, classifier),
+            layers=wanted,
+            neurons=some,
+            **common,
+        )
     else:
-        some = None if neurons is None else sample(clip, neurons)
-        wanted = fitted.layers if chosen == "all" else chosen
         if effect == "indirect":
             runs = len(some or range(clip.neurons)) * (len(pictures) + len(as_source(known).ids))
             seconds = sum(indirect_seconds(clip, layer) for layer in wanted) * runs

@@ -1,10 +1,13 @@
 """Steering and patching, against hooks on the model itself written out."""
 
+import json
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from models import (
     Unreadable,
     sequence_first,
@@ -16,6 +19,8 @@ from models import (
 from scipy.stats import spearmanr
 
 import secondlens as sl
+from secondlens.commands.group import main
+from secondlens.demo.scenes import World
 from secondlens.models.open_clip import from_open_clip
 from secondlens.models.transformers import from_transformers
 
@@ -283,3 +288,72 @@ def test_mistakes_in_patching(clip, images):
     ):
         with pytest.raises(sl.SecondLensError, match=message):
             sl.patch(clip, images, *arguments, **options)
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(5):
+        World().scene(3, i).image.save(folder / f"{i}.png")
+    return folder
+
+
+def test_steer_command(photos, tmp_path):
+    options = ("--times", 0, "--times", 4, "--text", "a dog", "--text", "a ship")
+    result = run("steer", photos, "--neuron", "5:12", "--neuron", "5:40", *options, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    clip = sl.load("demo")
+    rows = clip.encode_text(["a dog", "a ship"])
+    expected = sl.steer(clip, str(photos), 5, [0.0, 4.0], neurons=[12, 40], directions=rows)
+    assert found["texts"] == ["a dog", "a ship"] and len(found["images"]) == 5
+    assert found["before"]["scores"] == pytest.approx(expected.before.numpy(), abs=1e-5)
+    for place, after in enumerate(found["after"]):
+        assert after["times"] == expected.times[place]
+        assert after["scores"] == pytest.approx(expected.after[place].numpy(), abs=1e-5)
+        assert after["change"] == pytest.approx(expected.change[place].numpy(), abs=1e-5)
+    result = run("steer", photos, "--neuron", "5:12", "--times", 30, "--text", "a dog")
+    assert result.exit_code == 0 and "30 times" in result.output and "a dog" in result.output
+
+    np.save(tmp_path / "row.npy", clip.blocks[5].neuron_rows[12].numpy())
+    pushed = ("--direction", tmp_path / "row.npy", "--layer", 5, "--times", 2)
+    result = run("steer", photos, *pushed, "--text", "a dog", "--json")
+    expected = sl.steer(
+        *(clip, str(photos), 5, [2.0]),
+        direction=clip.blocks[5].neuron_rows[12],
+        directions=clip.encode_text(["a dog"]),
+    )
+    (after,) = json.loads(result.stdout)["after"]
+    assert after["scores"] == pytest.approx(expected.after[0].numpy(), abs=1e-5)
+
+
+def test_mistakes_of_the_command(photos, tmp_path):
+    (tmp_path / "text.npy").write_text("a dog")
+    np.save(tmp_path / "table.npy", np.ones((2, 3)))
+    np.save(tmp_path / "short.npy", np.ones(3))
+    at = ("--layer", 5, "--text", "a dog", "--direction")
+    for arguments, message in (
+        ((photos,), "either --neuron or --direction"),
+        ((photos, "--neuron", "5"), "a layer and a number"),
+        ((photos, "--neuron", "5:1", "--neuron", "4:1"), "within one layer"),
+        ((photos, "--neuron", "5:1", "--layer", 5), "--layer says where"),
+        ((photos, "--direction", tmp_path / "short.npy"), "--layer says where"),
+        ((photos, "--neuron", "5:1", "--text", "a", "--texts", "world"), "not both"),
+        ((photos, "--neuron", "9:1"), "no layer 9"),
+        ((photos, "--neuron", "5:1", "--times", "nan"), "finite numbers"),
+        ((photos, *at, tmp_path / "text.npy"), "cannot be read as a .npy file"),
+        ((photos, *at, tmp_path / "none.npy"), "cannot be read as a .npy file"),
+        ((photos, *at, tmp_path / "table.npy"), "one row of fractional numbers"),
+        ((photos, *at, tmp_path / "short.npy"), "a direction to steer along"),
+        (("--neuron", "5:1", "--model", "ViT-B-32"), "needs IMAGES, --text"),
+    ):
+        result = run("steer", *arguments)
+        assert result.exit_code == 2 and message in result.output, result.output
+        assert len(result.output.strip().splitlines()) <= 2

@@ -32,6 +32,7 @@ from .score import score
 from .search import search
 from .segment import segment
 from .share import pull, share
+from .steer import steer
 from .verify import verify
 
 EPILOG = """--quiet and --verbose may stand before the command or after it.
@@ -132,7 +133,7 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, reproduce, explore, export, share, pull, list_members),
+    *(audit, defend, ablate, budget, steer, reproduce, explore, export, share, pull, list_members),
 )
 for command in COMMANDS:
     main.add_command(command)

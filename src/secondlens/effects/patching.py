@@ -32,15 +32,15 @@ class Patched:
     @property
     def effect(self) -> Float[Tensor, "images dim"]:
         """What the part changes, over the length of the representation before."""
-        return (self.after - self.before) / self.before.norm(dim=-1, keepdim=True)
+        effect: Tensor = (self.after - self.before) / self.before.norm(dim=-1, keepdim=True)
+        return effect
 
     @property
     def carried(self) -> Float[Tensor, " images"]:
         """How far the part moves a picture along the way to its donor: 0 not at all, 1 as far as
         the donor is. NaN where picture and donor are represented alike."""
         way = self.donor - self.before
-        along: Tensor = ((self.after - self.before) * way).sum(-1)
-        return along / way.square().sum(-1)
+        return ((self.after - self.before) * way).sum(-1) / way.square().sum(-1)
 
 
 @checked

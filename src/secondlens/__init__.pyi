@@ -24,6 +24,8 @@ from .effects.all_paths import Paths as Paths
 from .effects.all_paths import paths as paths
 from .effects.all_paths import paths_of as paths_of
 from .effects.attention_maps import attention as attention
+from .effects.attention_reasons import AttentionReasons as AttentionReasons
+from .effects.attention_reasons import why_attention as why_attention
 from .effects.finite_paths import FinitePaths as FinitePaths
 from .effects.finite_paths import finite_paths as finite_paths
 from .effects.patching import Patched as Patched

@@ -82,7 +82,7 @@ def why_attention(
     looks and the token that is looked at hold: neurons of earlier layers, what earlier attention
     wrote, the embedding, and biases.
 
-    Example: secondlens why-attention photo.png --layer 6 --head 0 --lens secondlens-demo/lens
+    Example: secondlens why-attention photo.png --layer 6 --head 0 --token 20
     """
     check_picture(photo)
     check_lens(lens)

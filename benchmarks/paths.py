@@ -53,6 +53,8 @@ def cost(name: str) -> None:
         return best(work) / encoding
 
     one, four = run(1), run(4)
+    value = best(lambda: sl.paths(clip, images, directions=texts[:1], classes="value")) / encoding
+    print(f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings")
     print(f"{name}: one text, forward pass included {one:.2f} encodings")
     print(f"{name}: each further text {(four - one) / 3:.2f}")
 

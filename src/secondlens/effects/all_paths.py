@@ -40,7 +40,8 @@ from ..models.view import Clip
 from ..progress import tracked
 from .ablated_runs import check_neurons
 from .linearised import LinearBlock, Linearised, linearise
-from .value_paths import chunks
+from .streaming import stream
+from .value_paths import chunks, path_factors
 
 CLASSES = ("direct", "value", "higher", "query", "key", "mlp", "norm")
 DIRECT, VALUE, HIGHER, QUERY, KEY, MLP, NORM = range(len(CLASSES))
@@ -63,10 +64,10 @@ class Paths:
     image_ids: tuple[str, ...]
     skipped: dict[str, str]
     """Why pictures are missing, by id."""
-    by_layer: dict[int, Float[Tensor, "images directions neurons 7"]]
+    by_layer: dict[int, Float[Tensor, "images directions neurons classes"]]
     classes: tuple[str, ...] = CLASSES
 
-    def __getitem__(self, layer: int) -> Float[Tensor, "images directions neurons 7"]:
+    def __getitem__(self, layer: int) -> Float[Tensor, "images directions neurons classes"]:
         """Effects of one layer's neurons, by class in the order of `classes`.
 
         Raises
@@ -94,14 +95,16 @@ def paths(
     *,
     directions: Tensor | None = None,
     layers: "Sequence[int] | Literal['all']" = "all",
+    classes: Literal["all", "value"] = "all",
     batch_size: int = IMAGES_PER_PASS,
     workers: int = 0,
     progress: bool = False,
 ) -> Paths:
     """Effects of all neurons along some directions of the embedding, by class of path.
 
-    One forward pass and a backward one for each direction give all layers. The result takes 28
-    bytes for each image, direction, layer and neuron.
+    One forward pass and a backward one for each direction give all layers; value paths alone need
+    little more than the forward pass. The result takes 4 bytes for each class, image, direction,
+    layer and neuron.
 
     Parameters
     ----------
@@ -116,6 +119,8 @@ def paths(
         they are.
     layers
         MLP layers, the last one too, or "all".
+    classes
+        "value" for value paths alone, which are second-order effects along the directions.
     batch_size, workers
         Images in one pass, and processes that decode them.
     progress
@@ -125,29 +130,76 @@ def paths(
     ------
     SecondLensError
         Neither texts nor directions, or both; directions of another width; a layer that does not
-        exist; a model whose MLP is of another kind (see `linearise`); or no readable image.
+        exist; no such classes; a model whose MLP is of another kind (see `linearise`), unless value
+        paths are wanted alone; or no readable image.
     """
+    if classes not in ("all", "value"):
+        raise SecondLensError(f'classes of paths are "all" or "value", not {classes!r}')
     chosen = clip.chosen_layers(layers, last=True)
     wanted = chosen_directions(clip, texts, directions)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
+    read = _value_alone if classes == "value" else _every_class
     found: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
     positions: list[int] = []
-    for batch in tracked(reader, "paths", progress):
-        positions += batch.positions
-        linearised = linearise(clip, batch.on(clip.device))
-        some = [
-            dict(backward(linearised, wanted[chunk], chosen))
-            for chunk in chunks(len(wanted), DIRECTIONS_PER_PASS)
-        ]
+    for some, effects in read(clip, reader, wanted, chosen, progress):
+        positions += some
         for layer in chosen:
-            found[layer].append(torch.cat([each[layer] for each in some], dim=1).cpu())
+            found[layer].append(effects[layer].cpu())
     if not positions:
         raise SecondLensError("none of the pictures could be read")
     return Paths(
         image_ids=tuple(reader.source.ids[position] for position in positions),
         skipped=reader.skipped,
         by_layer={layer: torch.cat(parts) for layer, parts in found.items()},
+        classes=CLASSES if classes == "all" else (CLASSES[VALUE],),
     )
+
+
+Found = Iterator[tuple[list[int], dict[int, Float[Tensor, "images directions neurons classes"]]]]
+"""By batch: positions of the images, and effects by layer."""
+
+
+def _every_class(
+    clip: Clip, reader: Reader, directions: Tensor, layers: Sequence[int], progress: bool
+) -> Found:
+    for batch in tracked(reader, "paths", progress):
+        linearised = linearise(clip, batch.on(clip.device))
+        some = [
+            dict(backward(linearised, directions[chunk], layers))
+            for chunk in chunks(len(directions), DIRECTIONS_PER_PASS)
+        ]
+        together = {layer: torch.cat([each[layer] for each in some], dim=1) for layer in layers}
+        yield batch.positions, together
+
+
+def _value_alone(
+    clip: Clip, reader: Reader, directions: Tensor, layers: Sequence[int], progress: bool
+) -> Found:
+    """A value path ends in one head, so what it is worth along a direction no image changes."""
+    rows = directions.to(clip.compute_dtype)
+    read = [layer for layer in layers if layer <= clip.last_effect_layer]
+    worth = {layer: _worth_of_paths(clip, layer, rows) for layer in read}
+    # the last layer has none, but its images have to be read all the same
+    for batch in stream(clip, reader, read or [0], class_token_only=True, progress=progress):
+        effects = {}
+        for layer in layers:
+            shape = (len(batch.positions), len(rows), clip.neurons, 1)
+            effects[layer] = rows.new_zeros(shape)
+            if layer in worth:
+                coefficients = batch.pooled.coefficients[layer]
+                for number, each in enumerate(worth[layer]):
+                    effects[layer][:, number, :, 0] = (coefficients * each).sum(1)
+                effects[layer] *= batch.pooled.scale[:, None, None, None]
+        yield batch.positions, effects
+
+
+def _worth_of_paths(
+    clip: Clip, layer: int, directions: Float[Tensor, "directions dim"]
+) -> Float[Tensor, "directions paths neurons"]:
+    """What one unit of each coefficient of a layer does along directions."""
+    factors = path_factors(clip, layer)
+    heads = torch.einsum("khd,md->mkh", factors.outer, directions.to(factors.outer))
+    return torch.einsum("mkh,knh->mkn", heads, factors.inner)
 
 
 @checked

@@ -36,12 +36,12 @@ from ..data.reader import Reader
 from ..data.sources import as_source
 from ..devices import undisturbed
 from ..errors import SecondLensError
-from ..models.view import Clip
+from ..models.view import Block, Clip
 from ..progress import tracked
 from .ablated_runs import check_neurons
 from .linearised import LinearBlock, Linearised, linearise
 from .streaming import stream
-from .value_paths import chunks, path_factors
+from .value_paths import chunks
 
 CLASSES = ("direct", "value", "higher", "query", "key", "mlp", "norm")
 DIRECT, VALUE, HIGHER, QUERY, KEY, MLP, NORM = range(len(CLASSES))
@@ -197,9 +197,9 @@ def _worth_of_paths(
     clip: Clip, layer: int, directions: Float[Tensor, "directions dim"]
 ) -> Float[Tensor, "directions paths neurons"]:
     """What one unit of each coefficient of a layer does along directions."""
-    factors = path_factors(clip, layer)
-    heads = torch.einsum("khd,md->mkh", factors.outer, directions.to(factors.outer))
-    return torch.einsum("mkh,knh->mkn", heads, factors.inner)
+    gradient = _at_output(clip, directions @ clip.projection.to(directions).T)
+    later = [_rows_of_heads(block, gradient) for block in clip.blocks[layer + 1 :]]
+    return torch.cat(later, dim=1) @ clip.blocks[layer].neuron_rows.to(directions).T
 
 
 @checked
@@ -360,6 +360,25 @@ def _added_up(stacked: Tensor, directions: int) -> Tensor:
     return by_stream.sum(2)
 
 
+def _at_output(
+    clip: Clip, gradient: Float[Tensor, "directions width"]
+) -> Float[Tensor, "directions width"]:
+    """A gradient at the input of `ln_post` from one at its output, but for the image's scale."""
+    scaled = clip.post_gain.to(gradient) * gradient
+    return scaled - scaled.mean(dim=-1, keepdim=True)
+
+
+def _rows_of_heads(
+    block: Block, gradient: Float[Tensor, "directions width"]
+) -> Float[Tensor, "directions heads width"]:
+    """What a change of the stream before a block is worth at the output through each head's values,
+    for a head that takes all of one token whose scale is 1."""
+    heads = torch.einsum("mw,hew->mhe", gradient, block.output.to(gradient))
+    rows = torch.einsum("mhe,hew->mhw", heads, block.value.to(gradient))
+    rows = rows * block.gain.to(gradient)
+    return rows - rows.mean(dim=-1, keepdim=True)
+
+
 class _ValueEnds:
     """Paths with one value edge: `second_order` along the directions, for the heads seen so far.
 
@@ -369,17 +388,13 @@ class _ValueEnds:
 
     def __init__(self, tower: Linearised, gradient: Float[Tensor, "directions width"]) -> None:
         self.scale = 1 / (tower.norm_post.sigma[:, 0, 0] * tower.length)
-        scaled = tower.norm_post.gain * gradient
-        self.gradient = scaled - scaled.mean(dim=-1, keepdim=True)
+        self.gradient = _at_output(tower.clip, gradient)
         self.attention: list[Tensor] = []
         self.rows: list[Tensor] = []
 
     def see(self, block: LinearBlock) -> None:
         """Add the heads of a block."""
-        heads = (self.gradient @ block.output_rows.T).unflatten(-1, (block.heads, -1))
-        values = block.value_rows.unflatten(0, (block.heads, -1))
-        rows = torch.einsum("mhe,hew->mhw", heads, values) * block.norm_1.gain
-        self.rows.append(rows - rows.mean(dim=-1, keepdim=True))
+        self.rows.append(_rows_of_heads(block.block, self.gradient))
         self.attention.append(block.attention[:, :, 0] / block.norm_1.sigma[:, None, :, 0, 0])
 
     def of_neurons(self, change: Tensor, rows: Tensor) -> Float[Tensor, "images directions chosen"]:

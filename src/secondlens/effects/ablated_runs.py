@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..arguments import checked
@@ -49,14 +49,19 @@ class Stopped:
         rows: Tensor = self.run_on(streams).unflatten(0, (len(self.stream), len(neurons)))
         return rows
 
-    def copied(self, copies: int) -> "Stopped":
-        """Each image `copies` times, one after another."""
+    def taken(self, places: Int[Tensor, " places"]) -> "Stopped":
+        """Some of the images, each as often as its place is there."""
         return replace(
             self,
-            representation=self.representation.repeat_interleave(copies, 0),
-            activation=self.activation.repeat_interleave(copies, 0),
-            stream=self.stream.repeat_interleave(copies, 0),
+            representation=self.representation[places],
+            activation=self.activation[places],
+            stream=self.stream[places],
         )
+
+    def copied(self, copies: int) -> "Stopped":
+        """Each image `copies` times, one after another."""
+        images = torch.arange(len(self.stream), device=self.stream.device)
+        return self.taken(images.repeat_interleave(copies))
 
     def without_all(self, mean: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "images dim"]:
         """Representations with all neurons of the layer at their means at once."""

@@ -175,15 +175,15 @@ def _integrated(
             block = tower.blocks[later]
             gradients.take_back(block, gradients.worth(block.neuron_rows))
         found = found.to(write.device) + weight * at(gradients)
-    moved = _whole(stopped, write, length)
+    moved = whole_change(stopped, write)
     return found, moved @ directions.to(moved).T
 
 
 @torch.no_grad()
 def moved_embeddings(
     stopped: Stopped, write: Float[Tensor, "images tokens width"], nodes: int
-) -> tuple[Float[Tensor, "images 7 dim"], Float[Tensor, "images dim"]]:
-    """Whole embeddings of a finite change: by class, and of two runs of the network.
+) -> Float[Tensor, "images 7 dim"]:
+    """Whole embeddings of a finite change by class of path.
 
     Goes forward, which gives every direction at once at the price of about eight encodings a node.
 
@@ -200,7 +200,7 @@ def moved_embeddings(
     found = write.new_zeros(len(write), len(CLASSES), stopped.clip.dim)
     for tower, weight in _on_the_way(stopped, write, length, nodes):
         found += weight * forward(tower, stopped.layer, write[:, :, None])[:, 0]
-    return found, _whole(stopped, write, length)
+    return found
 
 
 def _on_the_way(
@@ -212,12 +212,15 @@ def _on_the_way(
         yield run_on(stopped, stopped.stream - (1 - place) * write, length), weight
 
 
-def _whole(
-    stopped: Stopped, write: Tensor, length: Float[Tensor, " images"]
+@torch.no_grad()
+def whole_change(
+    stopped: Stopped, write: Float[Tensor, "images tokens width"]
 ) -> Float[Tensor, "images dim"]:
-    """What the change does to the representation, over its length."""
+    """What a change of the stream does to the representation, over its length."""
+    length = stopped.representation.to(write).norm(dim=-1)
     base = run_on(stopped, stopped.stream - write, length).representation
-    return (stopped.representation.to(base) - base) / length[:, None]
+    change: Tensor = (stopped.representation.to(base) - base) / length[:, None]
+    return change
 
 
 def run_on(

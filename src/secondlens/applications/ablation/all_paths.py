@@ -20,7 +20,7 @@ from ...data.sources import as_source
 from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons, stop_after
 from ...effects.all_paths import CLASSES, IMAGES_PER_PASS
-from ...effects.finite_paths import moved_embeddings
+from ...effects.finite_paths import moved_embeddings, whole_change
 from ...errors import SecondLensError
 from ...lens.lens import Lens
 from ...models.view import Clip
@@ -98,8 +98,9 @@ def ablate_paths(
         def read(batch: Batch, layer: int = layer) -> tuple[Tensor, Tensor, Tensor]:
             stopped = stop_after(clip, batch.on(clip.device), layer)
             change = (stopped.activation - means[layer])[:, :, some]
-            found, total = moved_embeddings(stopped, change @ stopped.rows[some], nodes)
-            return unit_embedding(stopped), found, total
+            write = change @ stopped.rows[some]
+            found = moved_embeddings(stopped, write, nodes)
+            return unit_embedding(stopped), found, whole_change(stopped, write)
 
         batches = tracked(reader, f"paths of layer {layer}", progress)
         for batch, (embedding, found, total) in in_parts(batches, clip, read):

@@ -438,7 +438,7 @@ def test_budget_command_splits_the_remainder(lens, tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("secondlens.commands.budget"), "SCENES", 3)
     chosen = ("--layers", 6, "--neuron", 7, "--neuron", 9, "--paths")
     result = run("budget", lens, *chosen, "--out", tmp_path / "out")
-    assert result.exit_code == 0 and "missed" in result.output
+    assert result.exit_code == 0 and "Layer 6: r " in result.output
     (row,) = rows_of(tmp_path / "out" / "budget.csv")
     split = [float(row[f"{part}, %"]) for part in SPLIT]
     assert sum(split) == pytest.approx(float(row["remainder, %"]), abs=1e-3)

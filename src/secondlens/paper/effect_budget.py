@@ -67,7 +67,7 @@ def budgets(
             "Parts of <part, total> / <total, total>: they add up to 100 %, and one that works "
             "against the total is negative. The remainder is what changes through attention "
             "patterns, LayerNorm scales, later MLPs and attention to attention.",
-            *(SPLIT_NOTES if split else ()),
+            *((*SPLIT_NOTES, *map(_foretold, found)) if split else ()),
             *notes,
         ],
         picture=_bars(found),
@@ -77,11 +77,12 @@ def budgets(
 
 
 SPLIT_NOTES = (
-    "The remainder is split by the first edge of a path that is neither identity nor value: higher "
-    "has none, and two value edges or more. Missed is what the classes, which are integrated from "
-    "mean to activation, leave of it.",
-    "r: correlation with what a neuron's ablation changes along one direction an image, over "
-    "neurons and images. The CSV has 95 % intervals, bootstrapped over neurons.",
+    "Value paths are second-order. The remainder is split by the first edge of a path that is "
+    "neither identity nor value: higher has none, and two value edges or more. Missed is what the "
+    "classes, which are integrated from mean to activation, leave of it. The CSV has 95 % "
+    "intervals, bootstrapped over neurons.",
+    "r is the correlation with what a neuron's ablation changes along one direction an image, over "
+    "neurons and images.",
 )
 
 
@@ -101,8 +102,13 @@ def _split_row(each: Budget) -> Row:
 
 def _split_compact(row: Row) -> Row:
     """A layer on one line: signed shares of all parts, the remainder by class."""
-    shares = {part: row[f"{part}, %"] for part in (*PARTS[:2], *SPLIT)}
-    return {"layer": row["layer"], **shares} | {k: v for k, v in row.items() if k[:2] == "r,"}
+    shown = {"direct": row["direct, %"], "value": row["second-order, %"]}
+    return {"layer": row["layer"], **shown} | {part: row[f"{part}, %"] for part in SPLIT}
+
+
+def _foretold(each: Budget) -> str:
+    second, everything = each.correlations
+    return f"Layer {each.layer}: r {second:.3f} for value paths, {everything:.5f} for all paths."
 
 
 def _bars(found: Sequence[Budget]) -> Image.Image:

@@ -16,6 +16,7 @@ from .options import (
     check_parents,
     check_picture,
     console,
+    hold,
     json_option,
     note_photo,
     print_json,
@@ -89,6 +90,7 @@ def why_attention(
     check_parents(heat_map)
     if description is not None and lens is None:
         raise SecondLensError("--description is of a lens: name it with --lens")
+    hold(heat_map)
     from ..data.decoding import open_picture
     from ..effects.attention_reasons import why_attention as divide
     from ..lens.lens import Lens

@@ -21,6 +21,7 @@ from secondlens.data.embedding import normalise
 from secondlens.data.labelled import TEMPLATE, imagenet_names
 from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
+from secondlens.effects.all_paths import CLASSES as PATHS
 from secondlens.errors import SecondLensError
 from secondlens.paper import everything, neurons, study, table2, table4
 from secondlens.paper.curves import LABELS
@@ -420,6 +421,12 @@ def test_ablate_command(lens, tmp_path, monkeypatch):
     assert {"nothing", "w/o all neurons", "world 2", "random texts 4"} <= kinds
     for effect in ("direct", "together", "attention"):
         assert run("ablate", lens, *common, "--effect", effect).exit_code == 0
+    out = tmp_path / "paths"
+    assert run("ablate", lens, *common, "--effect", "paths", "--out", out).exit_code == 0
+    kinds = {row["ablated"] for row in rows_of(out / "ablation.csv")}
+    assert kinds == {"nothing", *PATHS, "together", "missed"}
+    result = run("ablate", lens, *common, "--effect", "paths", "--texts", "world")
+    assert result.exit_code == 2 and "paths has none" in result.output
     result = run("ablate", lens, *common, "--effect", "indirect", "--neurons", 2)
     assert result.exit_code == 0 and "s of runs of the network" in result.output
 

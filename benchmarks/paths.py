@@ -17,7 +17,8 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import secondlens as sl
 from secondlens.commands.process import keep_freed_memory
@@ -40,11 +41,25 @@ def best(work: Callable[[], Any], runs: int = 3) -> float:
     return min(seconds)
 
 
+class Operations(TorchDispatchMode):
+    """Counts inside it. torch's own counter hooks gradients and takes no `autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if (count := flop_registry.get(function.overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def operations(work: Callable[..., Any], *arguments: Any) -> int:
     """Return the floating-point operations of a run, by torch's count of its products."""
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counted:
         work(*arguments)
-    return counter.get_total_flops()
+    return counted.total
 
 
 def cost(name: str) -> None:

@@ -422,11 +422,11 @@ def test_ablate_command(lens, tmp_path, monkeypatch):
     for effect in ("direct", "together", "attention"):
         assert run("ablate", lens, *common, "--effect", effect).exit_code == 0
     out = tmp_path / "paths"
-    assert run("ablate", lens, *common, "--effect", "paths", "--out", out).exit_code == 0
+    assert run("ablate", lens, *common, "--paths", "--out", out).exit_code == 0
     kinds = {row["ablated"] for row in rows_of(out / "ablation.csv")}
     assert kinds == {"nothing", *PATHS, "together", "missed"}
-    result = run("ablate", lens, *common, "--effect", "paths", "--texts", "world")
-    assert result.exit_code == 2 and "paths has none" in result.output
+    result = run("ablate", lens, *common, "--paths", "--texts", "world")
+    assert result.exit_code == 2 and "--paths takes the place" in result.output
     result = run("ablate", lens, *common, "--effect", "indirect", "--neurons", 2)
     assert result.exit_code == 0 and "s of runs of the network" in result.output
 

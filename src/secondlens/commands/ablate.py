@@ -36,11 +36,16 @@ TEST_SCENES, REFERENCE_SCENES = 600, 200
 @click.argument("images", type=PLACE, required=False)
 @click.option(
     "--effect",
-    type=click.Choice(["second-order", "direct", "indirect", "together", "paths", "attention"]),
+    type=click.Choice(["second-order", "direct", "indirect", "together", "attention"]),
     default="second-order",
     show_default=True,
-    help="What is ablated; together: all neurons held at their means at once; paths: what they do "
-    "by one class of paths at a time.",
+    help="What is ablated; together: all neurons held at their means at once.",
+)
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="In place of an effect, what neurons do by one class of paths at a time, such as through "
+    "keys: about 32 encodings a picture and layer.",
 )
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option(
@@ -76,6 +81,7 @@ def ablate(
     lens: Path,
     images: Path | str | None,
     effect: str,
+    paths: bool,
     layers: str,
     neurons: int | None,
     pools: tuple[str, ...],
@@ -105,8 +111,8 @@ def ablate(
     """
     check_lens(lens)
     check_pictures(images, reference)
-    if pools and effect in ("together", "paths", "attention"):
-        raise SecondLensError(f"--texts is of effects that have a direction: {effect} has none")
+    if paths and (pools or effect != "second-order"):
+        raise SecondLensError("--paths takes the place of effects: drop --effect and --texts")
     if sizes is not None and not pools:
         raise SecondLensError("--sizes is of codes: name texts with --texts")
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
@@ -141,7 +147,7 @@ def ablate(
         found = ablate_attention(
             clip, pictures.source, pictures.labels, classifier, known, **common
         )
-    elif effect == "paths":
+    elif paths:
         found = ablate_paths(
             *(clip, fitted, pictures.source, pictures.labels, classifier),
             layers=wanted,
@@ -172,7 +178,8 @@ def ablate(
             reference=known,
             **common,
         )
-    result = curves("ablation", f"{effect} effects ablated, {pictures.name}", found, ())
+    what = "one class of paths" if paths else f"{effect} effects"
+    result = curves("ablation", f"{what} ablated, {pictures.name}", found, ())
     files = [] if out is None else write(result, out)
     if as_json:
         print_json(as_document(result))

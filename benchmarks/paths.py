@@ -17,6 +17,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -57,8 +58,11 @@ class Operations(TorchDispatchMode):
 
 def operations(work: Callable[..., Any], *arguments: Any) -> int:
     """Return the floating-point operations of a run, by torch's count of its products."""
-    with Operations() as counted:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused kernel, which is not counted
+    with sdpa_kernel(SDPBackend.MATH), Operations() as counted:
         work(*arguments)
+    torch.backends.mha.set_fastpath_enabled(fast)
     return counted.total
 
 
@@ -83,9 +87,12 @@ def cost(name: str) -> None:
     one, four, value = (
         best(each) / encoding for each in (lambda: work(1), lambda: work(4), value_alone)
     )
+    few = operations(value_alone) / counted
     least, most = operations(work, 1) / counted, operations(work, 4) / counted
     print(f"{name}: an encoding {counted / len(images) / 1e9:.1f} GFLOP an image")
-    print(f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings")
+    print(
+        f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings, {few:.2f} in FLOPs"
+    )
     print(f"{name}: one text, forward pass included {one:.2f} encodings, {least:.2f} in FLOPs")
     print(f"{name}: each further text {(four - one) / 3:.2f}, {(most - least) / 3:.2f} in FLOPs")
 

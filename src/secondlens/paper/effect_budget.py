@@ -126,5 +126,8 @@ def _bars(found: Sequence[Budget]) -> Image.Image:
     axes.set_xticks(range(len(found)), [str(each.layer) for each in found])
     axes.set_xlabel("layer")
     axes.set_ylabel("share of the total effect, %")
-    axes.legend(fontsize=8)
+    if len(parts) == len(PARTS):
+        axes.legend(fontsize=8)
+    else:
+        figure.legend(fontsize=8, loc="outside right upper")
     return drawn(figure)

@@ -17,6 +17,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import secondlens as sl
 from secondlens.commands.process import keep_freed_memory
@@ -39,6 +42,30 @@ def best(work: Callable[[], Any], runs: int = 3) -> float:
     return min(seconds)
 
 
+class Operations(TorchDispatchMode):
+    """Counts inside it. torch's own counter hooks gradients and takes no `autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if (count := flop_registry.get(function.overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def operations(work: Callable[..., Any], *arguments: Any) -> int:
+    """Return the floating-point operations of a run, by torch's count of its products."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused kernel, which is not counted
+    with sdpa_kernel(SDPBackend.MATH), Operations() as counted:
+        work(*arguments)
+    torch.backends.mha.set_fastpath_enabled(fast)
+    return counted.total
+
+
 def cost(name: str) -> None:
     """Print the price of all neurons of all layers, in encodings."""
     keep_freed_memory()
@@ -46,15 +73,28 @@ def cost(name: str) -> None:
     images = torch.randn(8, 3, *clip.image_size)
     texts = F.normalize(torch.randn(4, clip.dim), dim=-1)
     layers = list(range(clip.layers))
-    encoding = best(lambda: clip.encode_image(images))
 
-    def run(count: int) -> float:
-        work = lambda: dict(backward(linearise(clip, images), texts[:count], layers))  # noqa: E731
-        return best(work) / encoding
+    def work(count: int) -> None:
+        dict(backward(linearise(clip, images), texts[:count], layers))
 
-    one, four = run(1), run(4)
-    print(f"{name}: one text, forward pass included {one:.2f} encodings")
-    print(f"{name}: each further text {(four - one) / 3:.2f}")
+    def value_alone() -> None:
+        sl.paths(clip, images, directions=texts[:1], classes="value")
+
+    encoding, counted = (
+        best(lambda: clip.encode_image(images)),
+        operations(clip.encode_image, images),
+    )
+    one, four, value = (
+        best(each) / encoding for each in (lambda: work(1), lambda: work(4), value_alone)
+    )
+    few = operations(value_alone) / counted
+    least, most = operations(work, 1) / counted, operations(work, 4) / counted
+    print(f"{name}: an encoding {counted / len(images) / 1e9:.1f} GFLOP an image")
+    print(
+        f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings, {few:.2f} in FLOPs"
+    )
+    print(f"{name}: one text, forward pass included {one:.2f} encodings, {least:.2f} in FLOPs")
+    print(f"{name}: each further text {(four - one) / 3:.2f}, {(most - least) / 3:.2f} in FLOPs")
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

@@ -191,6 +191,10 @@ CASES = {
     "discover": Case(
         command="discover lens photo.png --page page.html ON", given=("lens", "photo.png")
     ),
+    "why-attention": Case(
+        command="why-attention photo.png --layer 1 --head 0 --heat-map heat.png ON",
+        given=("photo.png",),
+    ),
     "ablate": Case(command="ablate lens classes --out ablation ON"),
     "budget": Case(command="budget lens classes --neurons 2 --out budget ON"),
     "export": Case(

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from models import Unreadable, tiny_images, tiny_model, tiny_tokenizer
 
 from secondlens.applications.ablation.accuracy import BASELINE, EFFECTS, KINDS, Ablation, ablate
+from secondlens.applications.ablation.all_paths import ablate_paths
 from secondlens.applications.ablation.readings import Direct, Indirect, SecondOrder
 from secondlens.applications.ablation.recoding import TextCodes
 from secondlens.data.embedding import normalise
 from secondlens.data.labelled import ranks
 from secondlens.data.vocabularies import vocabulary
 from secondlens.effects.ablated_runs import indirect, stop_after
+from secondlens.effects.all_paths import CLASSES as PATHS
+from secondlens.effects.finite_paths import finite_paths
 from secondlens.effects.value_paths import direct, second_order
 from secondlens.errors import SecondLensError
 from secondlens.intervals import of_mean
@@ -382,3 +385,61 @@ def test_ablation_leaves_the_model_as_it_was(clip, lens, images, reference, clas
         assert not module._forward_hooks and not module._forward_pre_hooks
         assert "forward" not in vars(module)
     assert torch.equal(clip.encode_image(images), before)
+
+
+# -- one class of paths ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("neurons", [None, [3, 40]], ids=["all", "two"])
+def test_one_class_of_paths(clip, lens, images, classifier, neurons):
+    """Effects that were taken back from every direction, and a hook on the model, not forward."""
+    labels, some = [i % CLASSES for i in range(40)], neurons or range(clip.neurons)
+    found = ablate_paths(
+        *(clip, lens, images, labels, classifier),
+        layers=[0, 2],
+        neurons=neurons,
+        nodes=2,
+        batch_size=16,
+    )
+    assert found.kinds == [*PATHS, "together", "missed"] and not found.significant
+    unit, r = embeddings_of(clip, images), clip.encode_image(images)
+    moved = 0
+    for layer in (0, 2):
+        held = lens[layer].activation_mean
+        back = finite_paths(
+            *(clip, images, layer, some, held),
+            directions=torch.eye(clip.dim, dtype=torch.float64),
+            together=True,
+            nodes=2,
+        )
+        for place, kind in enumerate(PATHS):
+            expected = ranked(unit - back.effects[..., place].sum(2), classifier, labels)
+            assert torch.equal(found.ranks[layer, kind], expected)
+            moved += int((expected != ranked(unit, classifier, labels)).sum())
+
+        def hold(module, inputs, output, held=held):
+            output = output.clone()
+            output[..., list(some)] = held[:, list(some)]
+            return output
+
+        handle = clip.blocks[layer].activation.register_forward_hook(hold)
+        without = clip.encode_image(images)
+        handle.remove()
+        assert torch.equal(found.ranks[layer, "together"], ranked(without, classifier, labels))
+        rest = (r - without) / r.norm(dim=-1, keepdim=True) - back.effects.sum((2, 3))
+        assert torch.equal(found.ranks[layer, "missed"], ranked(unit - rest, classifier, labels))
+    assert moved > 10  # or nothing would have been compared
+
+
+def test_mistakes_in_classes_of_paths(clip, lens, images, classifier):
+    for options, message in (
+        ({"layers": []}, "nothing to ablate"),
+        ({"neurons": []}, "nothing to ablate"),
+        ({"neurons": [48]}, "no neuron 48"),
+        ({"layers": [3]}, "layer 3 is not in this lens"),
+        ({"nodes": 0}, "at least 1 node"),
+    ):
+        with pytest.raises(SecondLensError, match=message):
+            ablate_paths(clip, lens, images, [0] * 40, classifier, **options)
+    with pytest.raises(SecondLensError, match="none of the pictures"):
+        ablate_paths(clip, lens, Unreadable(), [0, 1], classifier)

@@ -56,7 +56,9 @@ def right():
         "classifier": rows,
         "clip": clip,
         "cues": words,
+        "donors": images,
         "draw": "a",
+        "head": 0,
         "height": 16,
         "image": images[0],
         "images": images,
@@ -84,7 +86,11 @@ def right():
         # of one function alone
         "AblatedClip.encode_image self": sl.AblatedClip(clip, lens, {0: [0]}),
         "finite_paths texts": ["a"],
+        "patch neurons": [0],
         "paths texts": ["a"],
+        "steer neurons": [0],
+        "steer texts": ["a"],
+        "times": [0.0],
         "segment texts": "a",
     }
 

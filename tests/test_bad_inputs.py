@@ -131,6 +131,23 @@ LINES = {
         *("lens nowhere" + M, "nowhere unseen" + M, "lens unseen --neurons -1" + M),
         *("lens unseen --model hf:other", "lens unseen --neuron x" + M),
     ),
+    "steer": (
+        *("usual" + M, "usual --neuron 1:999 --text a" + M, "usual --neuron 9:1 --text a" + M),
+        *("usual --neuron 1 --text a" + M, "usual --neuron 1:2" + M, "--neuron 1:2 --text a" + M),
+        *("nowhere --neuron 1:2 --text a" + M, "usual --neuron 1:2 --neuron 2:2 --text a" + M),
+        *("usual --neuron 1:2 --times nan --text a" + M, "usual --direction words.txt" + M),
+        *("usual --direction words.txt --layer 1 --text a" + M, "usual --neuron x --text a"),
+        *("usual --neuron 1:2 --texts no.txt" + M, "usual --neuron 1:2 --model hf:nowhere"),
+    ),
+    "why-attention": (
+        *("", "photo.png" + M, "photo.png --layer 9 --head 0" + M, "photo.png --layer 1 --head 99"),
+        *("nowhere.png --layer 1 --head 0" + M, "photo.png --layer 1 --head 0 --token 999" + M),
+        *("photo.png --layer 1 --head 0 --contrast" + M, "words.txt --layer 1 --head 0" + M),
+        "photo.png --layer 1 --head 0 --lens photos" + M,
+        "photo.png --layer 1 --head 0 --lens lens --description none" + M,
+        "photo.png --layer 1 --head 0 --heat-map no/heat.png" + M,
+        *("photo.png --layer 1 --head 0 --top 0" + M, "bomb.png --layer 1 --head 0" + M),
+    ),
     "attack": (
         *("lens --draw cow --out new" + M, "lens --draw ant --mistake-for ant --out new" + M),
         *("lens --pairs some --out new" + M, "lens --draw ant --mistake-for bee --out new" + M),

@@ -1,5 +1,6 @@
 """Budgets and attention ablations against the definitions, from the open_clip model itself."""
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -12,7 +13,8 @@ from secondlens.applications.ablation.attention import (
     ablate_attention,
     attention_effects,
 )
-from secondlens.applications.ablation.budget import PARTS, budget
+from secondlens.applications.ablation.budget import PARTS, SPLIT, budget
+from secondlens.effects.finite_paths import finite_paths
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip import from_open_clip
@@ -53,6 +55,52 @@ def test_parts_are_those_of_the_definitions(clip, lens, layer):
     weights = found.gram[:, 3, 3] / found.gram[:, 3, 3].sum()
     assert torch.allclose(found.of_layer, weights @ found.shares)
     assert bool((found.cosines.abs() <= 1 + 1e-9).all()) and len(PARTS) == 3
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_remainder_splits_by_class_of_path(clip, lens, layer, monkeypatch):
+    """Effects that were taken back from every direction, where the budget goes forward."""
+    monkeypatch.setattr("secondlens.applications.ablation.budget.COPIES_PER_PASS", 5)
+    images, neurons, held = tiny_images(clip, 7), [9, 2, 40], lens[layer].activation_mean
+    rows = F.normalize(torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(1)), dim=1)
+    rows = rows.double()
+    found = budget(clip, lens, images, layer, neurons, nodes=1, directions=rows, batch_size=4)
+    whole = budget(clip, lens, images, layer, neurons)
+    assert torch.allclose(found.gram, whole.gram) and whole.split is None and whole.along is None
+    identity = torch.eye(clip.dim, dtype=torch.float64)
+    back = finite_paths(clip, images, layer, neurons, held, directions=identity, nodes=1)
+    classes = back.effects.permute(0, 2, 3, 1)
+    total = back.total.transpose(1, 2)
+    run = oracle.Run(clip.model, images)
+    unit = F.normalize(run.representation, dim=-1)
+    best = (unit @ rows.T).argmax(-1)
+    pairs = []
+    for i, neuron in enumerate(neurons):
+        row = run.blocks[layer].mlp.c_proj.weight[:, neuron] * run.blocks[layer].ls_2.gamma
+        moved = (run.activations[layer][:, :, neuron] - held[:, neuron])[:, :, None] * row.detach()
+        second = oracle.second_order(run, layer, moved)
+        rest = total[:, i] - oracle.direct(run, moved) - second
+        parts = [*classes[:, i, 2:].unbind(1), rest - classes[:, i, 2:].sum(1), total[:, i]]
+        expected = [[(a * b).sum(-1).mean() for b in parts] for a in parts]
+        assert torch.allclose(found.split[i], torch.tensor(expected, dtype=torch.float64))
+        for image in range(7):
+            direction = rows[best[image]] - rows.mean(0)
+            compared = (second[image], classes[image, i].sum(0), total[image, i])
+            pairs.append([float(each @ direction) for each in compared])
+    second, everything, total = zip(*pairs, strict=True)
+    expected = (np.corrcoef(second, total)[0, 1], np.corrcoef(everything, total)[0, 1])
+    assert found.correlations == pytest.approx(expected, abs=1e-9)
+    assert found.correlations[1] > 0.999
+    assert torch.allclose(found.split_shares.sum(1), found.shares[:, 2])
+    assert float(found.split_of_layer.sum()) == pytest.approx(float(found.of_layer[2]))
+    weights = found.split[:, 6, 6] / found.split[:, 6, 6].sum()
+    assert torch.allclose(found.split_of_layer, weights @ found.split_shares)
+    # nodes leave less and less
+    closer = budget(clip, lens, images, layer, neurons, nodes=6)
+    place = SPLIT.index("missed")
+    assert closer.split[:, place, place].sum() < found.split[:, place, place].sum()
+    own = torch.einsum("bnd,bd->bn", back.total.transpose(1, 2), unit)
+    assert torch.allclose(closer.along[..., 2], own)
 
 
 def test_attention_effects_and_the_rest_make_the_embedding(clip):
@@ -107,6 +155,12 @@ def test_mistakes(clip, lens):
         ablate_attention(clip, images, [0, 1], torch.eye(12, dtype=torch.float64), images)
     with pytest.raises(SecondLensError, match="none of the pictures could be read"):
         budget(clip, lens, Unreadable(), 0, [0])
+    for options, message in (
+        ({"nodes": -1}, "nodes must be 0 or more"),
+        ({"directions": torch.ones(2, 5)}, r"\[texts, 12\], and these are \[2, 5\]"),
+    ):
+        with pytest.raises(SecondLensError, match=message):
+            budget(clip, lens, images, 0, [0], **options)
     classifier = torch.eye(12, dtype=torch.float64)
     with pytest.raises(SecondLensError, match="none of the reference pictures could be read"):
         ablate_attention(clip, images, [0] * 4, classifier, Unreadable())

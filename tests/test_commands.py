@@ -63,6 +63,8 @@ LIGHT = {
     'segment secondlens-demo/lens photo.png --text "a dog" --out masks',
     "ablate secondlens-demo/lens --layers 5 --subset 10",
     "budget secondlens-demo/lens --layers 5 --neurons 4",
+    "why-attention photo.png --layer 6 --head 0 --token 20",
+    "steer --neuron 5:12 --neuron 5:40 --times 0 --times 3",
 }
 """Examples that take seconds."""
 

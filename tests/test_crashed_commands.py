@@ -91,7 +91,7 @@ def outputs(case):
     }[words[0]]  # fmt: skip
 
 
-OUTPUTS = {"--out", "--to", "--page", "--parquet"}
+OUTPUTS = {"--out", "--to", "--page", "--parquet", "--heat-map"}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_of_two_at_once_one_is_refused(name, busy):
 
 # -- all of them -------------------------------------------------------------------------------
 
-READING = {"plan", "search", "bench", "verify", "list", "explore"}
+READING = {"plan", "search", "steer", "bench", "verify", "list", "explore"}
 """Commands that write nothing, or what they find anew when it is not there."""
 
 

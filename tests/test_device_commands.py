@@ -79,7 +79,13 @@ COMMANDS = {
     "score": ("lens", "--images", "unseen", "--referee", "tiny:noise", "--json", *TINY),
     "search": ("lens", "a ship", "--json", *TINY),
     "segment": ("lens", "photo.png", "--text", "a dog", "--out", "masks", *TINY),
+    "steer": ("photos", "--neuron", f"{LAYER}:3", "--text", "a ship", "--json", *TINY),
     "verify": ("tiny:noise", "--device", DEVICE, "--json"),
+    # gradients are computed by the fake on its first device alone
+    "why-attention": (
+        *("photo.png", "--layer", 1, "--head", 0, "--json"),
+        *("--model", "tiny:noise", "--device", "fake:0"),
+    ),
 }
 """What each command is given; those of the long tests are below."""
 LONG = {"demo", "reproduce"}

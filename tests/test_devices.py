@@ -209,6 +209,14 @@ CASES = {
     "ablate direct": partial(ablated, effect="direct", neurons=[1, 2, 7]),
     "ablate indirect": partial(ablated, effect="indirect", neurons=[1, 2, 7]),
     "ablate together": partial(ablated, effect="together"),
+    "ablate_paths": lambda kit: {
+        str(key): ranks
+        for key, ranks in sl.ablate_paths(
+            *(kit.clip, kit.lens, PICTURES, LABELS, kit.words.embed(kit.clip)),
+            layers=[LAYER],
+            nodes=2,
+        ).ranks.items()
+    },
     "ablate_attention": lambda kit: {
         str(key): ranks
         for key, ranks in sl.ablate_attention(
@@ -219,6 +227,10 @@ CASES = {
     "attack": attacked,
     "audit": lambda kit: {"spread": audited(kit).spread.nan_to_num(0.0)},
     "budget": lambda kit: {"gram": sl.budget(kit.clip, kit.lens, PICTURES[:6], LAYER, [0, 4]).gram},
+    "budget by class": lambda kit: {
+        name: getattr(sl.budget(kit.clip, kit.lens, PICTURES[:6], LAYER, [0, 4], nodes=1), name)
+        for name in ("split", "along")
+    },
     "defend": lambda kit: torch.tensor([p.unusual for p in defended(kit).points]),
     "describe": lambda kit: coded(sl.describe(kit.clip, kit.lens, world_vocabulary(), 6)),
     "direct": lambda kit: sl.direct(kit.clip, X, LAYER),
@@ -255,6 +267,12 @@ CASES = {
     "paths": lambda kit: {
         str(n): each for n, each in sl.paths(kit.clip, X, WORDS[:2]).by_layer.items()
     },
+    "paths value": lambda kit: {
+        str(n): each
+        for n, each in sl.paths(kit.clip, X, WORDS[:2], classes="value").by_layer.items()
+    },
+    "patch": lambda kit: sl.patch(kit.clip, X, X.flip(0), LAYER, neurons=[0, 5]).after,
+    "patch heads": lambda kit: sl.patch(kit.clip, X, X.flip(0), LAYER, heads=[0], tokens=[0]).after,
     "paths_of": lambda kit: sl.paths_of(kit.clip, X, LAYER, [0, 5]),
     "resized": lambda kit: unit(sl.resized(kit.clip, 32).encode_image(PICTURES[:2])),
     "score": partial(scored, referee=[{WORDS[label]} for label in LABELS]),
@@ -267,16 +285,19 @@ CASES = {
         kit.clip, kit.lens, PICTURES[:2], "a dog", windows=2, against=["a cat"]
     )[1],
     "similar": lambda kit: matches(sl.similar(kit.lens, LAYER, 3)),
+    "steer": lambda kit: sl.steer(kit.clip, X, LAYER, [0.0, 3.0], WORDS[:2], neurons=[0, 5]).after,
     "sparse": sparse,
     "stability": lambda kit: {
         str(n): each
         for n, each in sl.stability(kit.clip, kit.lens, kit.words, PICTURES).cosine.items()
     },
+    "why_attention": lambda kit: sl.why_attention(kit.clip, X[:1], LAYER, 1, 3).by_key,
 }
 """What each public name computes, by name; a second word tells cases of one name apart."""
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
-HERE |= {"confirm", "dissect", "fit", "name", "paths", "score", "stability"}
+HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
+HERE |= {"steer"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -288,14 +309,17 @@ THERE = {
     "from_open_clip",
     "indirect",
 }
-THERE |= {"finite_paths", "paths_of", "resized", "second_order", "segment", "sparse"}
+THERE |= {"finite_paths", "patch", "paths_of", "resized", "second_order", "segment", "sparse"}
+THERE |= {"why_attention"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
-GRADIENTS = {"attention", "finite_paths", "paths", "paths_of"}
+GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
+GRADIENTS |= {"why_attention"}
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"FinitePaths", "Kind", "Names", "Paths", "SecondLensWarning", "vocabulary"}
+NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
+NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_transformers"}
 """Names with tests of their own below."""
@@ -357,7 +381,7 @@ def expected(name, precision, folder):
 
 def check(name, precision, kind, folder):
     public = name.partition(" ")[0]
-    device = "fake:0" if public in GRADIENTS else DEVICE
+    device = "fake:0" if {name, public} & GRADIENTS else DEVICE
     clip = tiny_clip(device, precision)
     if kind == "fitted":
         lens = sl.fit(clip, PICTURES, LAYERS)

@@ -180,6 +180,8 @@ def test_every_family(family):
     images, directions = pictures(clip), some_directions(clip)
     found = sl.paths(clip, images, directions=directions)
     assert found.layers == list(range(clip.layers)) and found.classes == CLASSES
+    alone = sl.paths(clip, images, directions=directions, classes="value", batch_size=2)
+    assert alone.classes == ("value",) and alone.image_ids == found.image_ids
     chosen = [0, 7, clip.neurons - 1]
     for layer in found.layers:
         effects = found[layer]
@@ -195,6 +197,7 @@ def test_every_family(family):
             assert close(effects[..., 1], once, 1e-12)
         else:
             assert effects[..., 1:6].abs().max() < 1e-14
+        assert close(alone[layer][..., 0], effects[..., 1], 1e-12)
         # central differences of the network itself, one neuron's activation scaled a little
         for place, neuron in enumerate(chosen):
             change = differences(clip, images, layer, neuron)
@@ -339,6 +342,13 @@ def test_precisions(dtype):
         assert F.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
 
 
+def test_value_paths_of_the_last_layer_are_none():
+    clip = from_open_clip(tiny_model())
+    rows = some_directions(clip)
+    found = sl.paths(clip, tiny_images(clip), directions=rows, layers=[2], classes="value")
+    assert found[2].shape == (3, 2, 48, 1) and not found[2].any()
+
+
 def test_texts_are_unit_directions():
     clip = from_open_clip(tiny_model(), tokenizer=tiny_tokenizer)
     images = tiny_images(clip)
@@ -367,6 +377,7 @@ def test_mistakes():
         ({"directions": rows[0]}, r"these are \[12\]"),
         ({"directions": rows, "layers": [3]}, "no layer 3"),
         ({"directions": rows, "layers": []}, "no layers are named"),
+        ({"directions": rows, "classes": "norm"}, "classes .* 'all' or 'value'"),
     ):
         with pytest.raises(sl.SecondLensError, match=message):
             sl.paths(clip, images, **wrong)

@@ -14,12 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 import secondlens as sl
+from secondlens.applications.ablation.budget import SPLIT
 from secondlens.commands.group import main
 from secondlens.commands.reproduce import reproduce
 from secondlens.data.embedding import normalise
 from secondlens.data.labelled import TEMPLATE, imagenet_names
 from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
+from secondlens.effects.all_paths import CLASSES as PATHS
 from secondlens.errors import SecondLensError
 from secondlens.paper import everything, neurons, study, table2, table4
 from secondlens.paper.curves import LABELS
@@ -419,6 +421,12 @@ def test_ablate_command(lens, tmp_path, monkeypatch):
     assert {"nothing", "w/o all neurons", "world 2", "random texts 4"} <= kinds
     for effect in ("direct", "together", "attention"):
         assert run("ablate", lens, *common, "--effect", effect).exit_code == 0
+    out = tmp_path / "paths"
+    assert run("ablate", lens, *common, "--paths", "--out", out).exit_code == 0
+    kinds = {row["ablated"] for row in rows_of(out / "ablation.csv")}
+    assert kinds == {"nothing", *PATHS, "together", "missed"}
+    result = run("ablate", lens, *common, "--paths", "--texts", "world")
+    assert result.exit_code == 2 and "--paths takes the place" in result.output
     result = run("ablate", lens, *common, "--effect", "indirect", "--neurons", 2)
     assert result.exit_code == 0 and "s of runs of the network" in result.output
 
@@ -431,6 +439,26 @@ def test_budget_command(lens, tmp_path, monkeypatch):
     assert row["neuron"] == "7"
     shares = [float(row[f"share {part}"]) for part in ("direct", "second-order", "remainder")]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_budget_command_splits_the_remainder(lens, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("secondlens.commands.budget"), "SCENES", 3)
+    chosen = ("--layers", 6, "--neuron", 7, "--neuron", 9, "--paths")
+    result = run("budget", lens, *chosen, "--out", tmp_path / "out")
+    assert result.exit_code == 0 and "Layer 6: r " in result.output
+    (row,) = rows_of(tmp_path / "out" / "budget.csv")
+    split = [float(row[f"{part}, %"]) for part in SPLIT]
+    assert sum(split) == pytest.approx(float(row["remainder, %"]), abs=1e-3)
+    for part, share in zip(SPLIT, split, strict=True):
+        low, high = map(float, row[f"{part}, 95 %"].split(" to "))
+        assert low - 0.06 <= share <= high + 0.06
+    assert float(row["r, all paths"]) > max(0.99, float(row["r, second-order"]))
+    for row in rows_of(tmp_path / "out" / "budget-details.csv"):
+        shares = [float(row[f"share {part}"]) for part in SPLIT]
+        assert sum(shares) == pytest.approx(float(row["share remainder"]), abs=1e-4)
+    again = run("budget", lens, *chosen, "--texts", "world", "--json")
+    (row,) = json.loads(again.stdout)["rows"]
+    assert row["higher, %"] == pytest.approx(split[0], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -456,6 +484,7 @@ def test_budget_command(lens, tmp_path, monkeypatch):
         (["ablate", "LENS", "--out", "LENS"], "exists already"),
         (["budget", "LENS", "--neurons", "769"], "768 neurons"),
         (["budget", "LENS", "--neuron", "768"], "has no neuron 768"),
+        (["budget", "LENS", "--texts", "world"], "add --paths"),
         (["budget", "LENS", "--layers", "2"], "layer 2 is not in this lens"),
         (["budget", "LENS", "--model", "ViT-B-32"], "name IMAGES"),
     ],

@@ -2,6 +2,7 @@
 
 from . import sparse as sparse
 from .applications.ablation.accuracy import ablate as ablate
+from .applications.ablation.all_paths import ablate_paths as ablate_paths
 from .applications.ablation.attention import ablate_attention as ablate_attention
 from .applications.ablation.budget import budget as budget
 from .applications.adversarial.attacks import attack as attack
@@ -12,6 +13,8 @@ from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
 from .applications.discovery import discover as discover
 from .applications.segmentation.segmenter import segment as segment
+from .applications.steering import Steered as Steered
+from .applications.steering import steer as steer
 from .data.folder import Folder as Folder
 from .data.sources import ImageSource as ImageSource
 from .data.vocabularies import Vocabulary as Vocabulary
@@ -21,8 +24,12 @@ from .effects.all_paths import Paths as Paths
 from .effects.all_paths import paths as paths
 from .effects.all_paths import paths_of as paths_of
 from .effects.attention_maps import attention as attention
+from .effects.attention_reasons import AttentionReasons as AttentionReasons
+from .effects.attention_reasons import why_attention as why_attention
 from .effects.finite_paths import FinitePaths as FinitePaths
 from .effects.finite_paths import finite_paths as finite_paths
+from .effects.patching import Patched as Patched
+from .effects.patching import patch as patch
 from .effects.value_paths import direct as direct
 from .effects.value_paths import second_order as second_order
 from .errors import SecondLensError as SecondLensError

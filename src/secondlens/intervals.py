@@ -50,3 +50,19 @@ def of_mean(
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), draws)
     low, high = np.quantile(drawn @ found / counts.sum(), [0.025, 0.975])
     return float(low), float(high)
+
+
+def of_ratio(
+    parts: Sequence[float] | np.ndarray,
+    wholes: Sequence[float] | np.ndarray,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of sum(parts) / sum(wholes), which are drawn in pairs;
+    (nan, nan) without any."""
+    if not len(parts):
+        return float("nan"), float("nan")
+    upper, lower = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    drawn = np.random.default_rng(seed).integers(len(upper), size=(draws, len(upper)))
+    low, high = np.quantile(upper[drawn].sum(1) / lower[drawn].sum(1), [0.025, 0.975])
+    return float(low), float(high)

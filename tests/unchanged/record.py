@@ -164,8 +164,8 @@ def differences(name, found, known, *, same_machine):
     return said
 
 
-NEWER = {"chosen", "digests", "holding", "named", "names", "pushes", "scored_on", "unshown"}
-NEWER |= earlier.NEWER
+NEWER = {"along", "chosen", "digests", "holding", "named", "names", "pushes", "scored_on"}
+NEWER |= {"split", "unshown"} | earlier.NEWER
 """Keys that files and results have had since version 0.1."""
 
 

@@ -45,6 +45,12 @@ OTHER_MEANS = ("direct", "indirect", "attention")
     show_default=True,
     help="What is ablated; together: all neurons held at their means at once.",
 )
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="In place of an effect, what neurons do by one class of paths at a time, such as through "
+    "keys: about 32 encodings a picture and layer.",
+)
 @click.option("--layers", default="all", show_default=True, help="Such as 8,9,10, or all.")
 @click.option(
     "--neurons", type=click.IntRange(1), help="Ablate so many, drawn at random; by default all."
@@ -79,6 +85,7 @@ def ablate(
     lens: Path,
     images: Path | str | None,
     effect: str,
+    paths: bool,
     layers: str,
     neurons: int | None,
     pools: tuple[str, ...],
@@ -115,6 +122,10 @@ def ablate(
         "--texts": bool(pools),
     }
     check_together(
+        when(
+            bool(paths) and bool(pools or effect != "second-order"),
+            "--paths takes the place of effects: drop --effect and --texts",
+        ),
         idle(of_codes, "of codes: name texts with --texts", unless=bool(pools)),
         when(
             images is None and not own,
@@ -142,6 +153,7 @@ def ablate(
     chosen, numbers = layer_numbers(layers), None if sizes is None else _numbers(sizes)
     hold_new(out)
     from ..applications.ablation.accuracy import ablate as ablate_lens
+    from ..applications.ablation.all_paths import ablate_paths
     from ..applications.ablation.attention import ablate_attention
     from ..applications.ablation.recoding import TextCodes, all_of
     from ..data.sources import as_source
@@ -164,13 +176,20 @@ def ablate(
     fitted.check_model(clip)
     classifier = pictures.classes.embed(clip, progress=True)
     common: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": True}
+    some = None if neurons is None else sample(clip, neurons)
+    wanted = fitted.layers if chosen == "all" else chosen
     if effect == "attention":
         found = ablate_attention(
             clip, pictures.source, pictures.labels, classifier, known, **common
         )
+    elif paths:
+        found = ablate_paths(
+            *(clip, fitted, pictures.source, pictures.labels, classifier),
+            layers=wanted,
+            neurons=some,
+            **common,
+        )
     else:
-        some = None if neurons is None else sample(clip, neurons)
-        wanted = fitted.layers if chosen == "all" else chosen
         if effect == "indirect":
             runs = len(some or range(clip.neurons)) * (len(pictures) + len(as_source(known).ids))
             seconds = sum(indirect_seconds(clip, layer) for layer in wanted) * runs
@@ -194,7 +213,8 @@ def ablate(
             reference=known,
             **common,
         )
-    result = curves("ablation", f"{effect} effects ablated, {pictures.name}", found, ())
+    what = "one class of paths" if paths else f"{effect} effects"
+    result = curves("ablation", f"{what} ablated, {pictures.name}", found, ())
     files = [] if out is None else write(result, out)
     if as_json:
         print_json(as_document(result))

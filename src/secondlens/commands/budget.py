@@ -22,6 +22,8 @@ from .options import (
 
 SCENES = 64
 """Of the embedded world, where no pictures are named."""
+RUNS_OF_PATHS = 10
+"""As costly as telling paths apart is, the run that gives the total included."""
 
 
 @click.command()
@@ -37,6 +39,18 @@ SCENES = 64
 )
 @click.option(
     "--neuron", type=click.IntRange(0), multiple=True, help="This one instead; repeatable."
+)
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Split what is neither by class of path, and compare what effects foretell with what "
+    "ablations change: about ten times the price.",
+)
+@click.option(
+    "--texts",
+    help="For --paths, classes along which effects are compared: a file with one a line, or a "
+    "built-in vocabulary; by default the objects of the embedded models' world, or for others each "
+    "picture's own embedding.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
@@ -57,6 +71,8 @@ def budget(
     layers: str,
     neurons: int,
     neuron: tuple[int, ...],
+    paths: bool,
+    texts: str | None,
     batch_size: int,
     workers: int,
     out: Path | None,
@@ -68,14 +84,18 @@ def budget(
 
     A neuron's total effect is indirect: the network runs on from its layer for each image and
     neuron. How long that takes is measured and said first. For the embedded models, IMAGES are by
-    default unseen scenes.
+    default unseen scenes. The network is linearised once more with --paths, at the middle of the
+    way from each neuron's mean to its activation.
 
     Example: secondlens budget secondlens-demo/lens --layers 5 --neurons 4
     """
     check_lens(lens)
+    if texts is not None and not paths:
+        raise SecondLensError("--texts is of what paths foretell: add --paths")
     chosen = layer_numbers(layers)
     hold_new(out)
     from ..applications.ablation.budget import budget as divide
+    from ..data.vocabularies import object_names, vocabulary
     from ..effects.ablated_runs import check_neurons, indirect_seconds, sample
     from ..formatting import counted
     from ..lens.lens import Lens
@@ -99,11 +119,19 @@ def budget(
     check_neurons(clip, wanted[0], some)
     runs = len(some) * len(source.ids)
     seconds = runs * sum(indirect_seconds(clip, layer) for layer in wanted)
+    classes = None
+    if texts is not None:
+        classes = vocabulary(texts).embed(clip)
+    elif paths and model.model.startswith("demo"):
+        classes = object_names().embed(clip)
+    seconds *= RUNS_OF_PATHS if paths else 1
     note(f"{counted(runs, 'run')} from each layer on, about {seconds:.0f} s in all")
     result = budgets(
         [
             divide(
                 *(clip, fitted, source, layer, some),
+                nodes=int(paths),
+                directions=classes,
                 batch_size=batch_size,
                 workers=workers,
                 progress=True,

@@ -32,7 +32,9 @@ from .score import score
 from .search import search
 from .segment import segment
 from .share import pull, share
+from .steer import steer
 from .verify import verify
+from .why_attention import why_attention
 
 EPILOG = """--quiet and --verbose may stand before the command or after it.
 
@@ -132,7 +134,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, reproduce, explore, export, share, pull, list_members),
+    *(audit, defend, ablate, budget, steer, why_attention, reproduce, explore, export, share, pull),
+    list_members,
 )
 for command in COMMANDS:
     main.add_command(command)

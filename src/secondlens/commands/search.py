@@ -33,7 +33,7 @@ def search(
     """
     if (text is None) == (neuron is None):
         raise SecondLensError("give either a text to search for or --neuron, not both or none")
-    like = None if neuron is None else _layer_and_neuron(neuron)
+    like = None if neuron is None else layer_and_neuron(neuron)
     check_lens(lens)
     from ..lens.lens import Lens
     from ..words.describing import description_of, signed
@@ -71,7 +71,14 @@ def search(
     console.print(table)
 
 
-def _layer_and_neuron(given: str) -> tuple[int, int]:
+def layer_and_neuron(given: str) -> tuple[int, int]:
+    """Such as "9:123".
+
+    Raises
+    ------
+    SecondLensError
+        Not such a text.
+    """
     layer, _, number = given.partition(":")
     if not (layer.isdecimal() and number.isdecimal()):
         raise SecondLensError(f"--neuron takes a layer and a number such as 9:123, not {given!r}")

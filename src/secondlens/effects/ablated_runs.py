@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..arguments import checked
@@ -44,31 +44,38 @@ class Stopped:
         """Representations with one neuron at its mean at every token, for each of the neurons."""
         own, held = self.activation[:, :, neurons], mean.to(self.activation)[:, neurons]
         # [images, chosen, tokens, 1], times what each neuron writes
-        moved = (held - own).transpose(1, 2)[..., None] * self._rows[neurons, None]
+        moved = (held - own).transpose(1, 2)[..., None] * self.rows[neurons, None]
         streams = (self.stream[:, None] + moved.to(self.stream)).flatten(0, 1)
-        rows: Tensor = self._run_on(streams).unflatten(0, (len(self.stream), len(neurons)))
+        rows: Tensor = self.run_on(streams).unflatten(0, (len(self.stream), len(neurons)))
         return rows
+
+    def taken(self, places: Int[Tensor, " places"]) -> "Stopped":
+        """Some of the images, each as often as its place is there."""
+        return replace(
+            self,
+            representation=self.representation[places],
+            activation=self.activation[places],
+            stream=self.stream[places],
+        )
 
     def copied(self, copies: int) -> "Stopped":
         """Each image `copies` times, one after another."""
-        return replace(
-            self,
-            representation=self.representation.repeat_interleave(copies, 0),
-            activation=self.activation.repeat_interleave(copies, 0),
-            stream=self.stream.repeat_interleave(copies, 0),
-        )
+        images = torch.arange(len(self.stream), device=self.stream.device)
+        return self.taken(images.repeat_interleave(copies))
 
     def without_all(self, mean: Float[Tensor, "tokens neurons"]) -> Float[Tensor, "images dim"]:
         """Representations with all neurons of the layer at their means at once."""
-        moved = (mean.to(self.activation) - self.activation) @ self._rows
-        return self._run_on(self.stream + moved.to(self.stream))
+        moved = (mean.to(self.activation) - self.activation) @ self.rows
+        return self.run_on(self.stream + moved.to(self.stream))
 
     @property
-    def _rows(self) -> Float[Tensor, "neurons width"]:
+    def rows(self) -> Float[Tensor, "neurons width"]:
+        """What one unit of each neuron's activation writes to the stream."""
         return self.clip.blocks[self.layer].neuron_rows.to(self.activation)
 
     @torch.no_grad()
-    def _run_on(self, streams: Float[Tensor, "copies tokens width"]) -> Float[Tensor, "copies dim"]:
+    def run_on(self, streams: Float[Tensor, "copies tokens width"]) -> Float[Tensor, "copies dim"]:
+        """Representations with other streams after the layer's block."""
         blank = streams.new_zeros(1, 3, *self.clip.image_size, dtype=self.clip.dtype)
         with resumed(self.clip, self.layer, streams), self.clip.class_token_only():
             return self.clip.image_tower(blank)

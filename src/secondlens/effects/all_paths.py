@@ -36,10 +36,11 @@ from ..data.reader import Reader
 from ..data.sources import as_source
 from ..devices import undisturbed
 from ..errors import SecondLensError
-from ..models.view import Clip
+from ..models.view import Block, Clip
 from ..progress import tracked
 from .ablated_runs import check_neurons
 from .linearised import LinearBlock, Linearised, linearise
+from .streaming import stream
 from .value_paths import chunks
 
 CLASSES = ("direct", "value", "higher", "query", "key", "mlp", "norm")
@@ -63,10 +64,10 @@ class Paths:
     image_ids: tuple[str, ...]
     skipped: dict[str, str]
     """Why pictures are missing, by id."""
-    by_layer: dict[int, Float[Tensor, "images directions neurons 7"]]
+    by_layer: dict[int, Float[Tensor, "images directions neurons classes"]]
     classes: tuple[str, ...] = CLASSES
 
-    def __getitem__(self, layer: int) -> Float[Tensor, "images directions neurons 7"]:
+    def __getitem__(self, layer: int) -> Float[Tensor, "images directions neurons classes"]:
         """Effects of one layer's neurons, by class in the order of `classes`.
 
         Raises
@@ -94,14 +95,16 @@ def paths(
     *,
     directions: Tensor | None = None,
     layers: "Sequence[int] | Literal['all']" = "all",
+    classes: Literal["all", "value"] = "all",
     batch_size: int = IMAGES_PER_PASS,
     workers: int = 0,
     progress: bool = False,
 ) -> Paths:
     """Effects of all neurons along some directions of the embedding, by class of path.
 
-    One forward pass and a backward one for each direction give all layers. The result takes 28
-    bytes for each image, direction, layer and neuron.
+    One forward pass and a backward one for each direction give all layers; value paths alone need
+    little more than the forward pass. The result takes 4 bytes for each class, image, direction,
+    layer and neuron.
 
     Parameters
     ----------
@@ -116,6 +119,8 @@ def paths(
         they are.
     layers
         MLP layers, the last one too, or "all".
+    classes
+        "value" for value paths alone, which are second-order effects along the directions.
     batch_size, workers
         Images in one pass, and processes that decode them.
     progress
@@ -125,29 +130,76 @@ def paths(
     ------
     SecondLensError
         Neither texts nor directions, or both; directions of another width; a layer that does not
-        exist; a model whose MLP is of another kind (see `linearise`); or no readable image.
+        exist; no such classes; a model whose MLP is of another kind (see `linearise`), unless value
+        paths are wanted alone; or no readable image.
     """
+    if classes not in ("all", "value"):
+        raise SecondLensError(f'classes of paths are "all" or "value", not {classes!r}')
     chosen = clip.chosen_layers(layers, last=True)
     wanted = chosen_directions(clip, texts, directions)
     reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
+    read = _value_alone if classes == "value" else _every_class
     found: dict[int, list[Tensor]] = {layer: [] for layer in chosen}
     positions: list[int] = []
-    for batch in tracked(reader, "paths", progress):
-        positions += batch.positions
-        linearised = linearise(clip, batch.on(clip.device))
-        some = [
-            dict(backward(linearised, wanted[chunk], chosen))
-            for chunk in chunks(len(wanted), DIRECTIONS_PER_PASS)
-        ]
+    for some, effects in read(clip, reader, wanted, chosen, progress):
+        positions += some
         for layer in chosen:
-            found[layer].append(torch.cat([each[layer] for each in some], dim=1).cpu())
+            found[layer].append(effects[layer].cpu())
     if not positions:
         raise SecondLensError("none of the pictures could be read")
     return Paths(
         image_ids=tuple(reader.source.ids[position] for position in positions),
         skipped=reader.skipped,
         by_layer={layer: torch.cat(parts) for layer, parts in found.items()},
+        classes=CLASSES if classes == "all" else (CLASSES[VALUE],),
     )
+
+
+Found = Iterator[tuple[list[int], dict[int, Float[Tensor, "images directions neurons classes"]]]]
+"""By batch: positions of the images, and effects by layer."""
+
+
+def _every_class(
+    clip: Clip, reader: Reader, directions: Tensor, layers: Sequence[int], progress: bool
+) -> Found:
+    for batch in tracked(reader, "paths", progress):
+        linearised = linearise(clip, batch.on(clip.device))
+        some = [
+            dict(backward(linearised, directions[chunk], layers))
+            for chunk in chunks(len(directions), DIRECTIONS_PER_PASS)
+        ]
+        together = {layer: torch.cat([each[layer] for each in some], dim=1) for layer in layers}
+        yield batch.positions, together
+
+
+def _value_alone(
+    clip: Clip, reader: Reader, directions: Tensor, layers: Sequence[int], progress: bool
+) -> Found:
+    """A value path ends in one head, so what it is worth along a direction no image changes."""
+    rows = directions.to(clip.compute_dtype)
+    read = [layer for layer in layers if layer <= clip.last_effect_layer]
+    worth = {layer: _worth_of_paths(clip, layer, rows) for layer in read}
+    # the last layer has none, but its images have to be read all the same
+    for batch in stream(clip, reader, read or [0], class_token_only=True, progress=progress):
+        effects = {}
+        for layer in layers:
+            shape = (len(batch.positions), len(rows), clip.neurons, 1)
+            effects[layer] = rows.new_zeros(shape)
+            if layer in worth:
+                coefficients = batch.pooled.coefficients[layer]
+                for number, each in enumerate(worth[layer]):
+                    effects[layer][:, number, :, 0] = (coefficients * each).sum(1)
+                effects[layer] *= batch.pooled.scale[:, None, None, None]
+        yield batch.positions, effects
+
+
+def _worth_of_paths(
+    clip: Clip, layer: int, directions: Float[Tensor, "directions dim"]
+) -> Float[Tensor, "directions paths neurons"]:
+    """What one unit of each coefficient of a layer does along directions."""
+    gradient = _at_output(clip, directions @ clip.projection.to(directions).T)
+    later = [_rows_of_heads(block, gradient) for block in clip.blocks[layer + 1 :]]
+    return torch.cat(later, dim=1) @ clip.blocks[layer].neuron_rows.to(directions).T
 
 
 @checked
@@ -308,6 +360,25 @@ def _added_up(stacked: Tensor, directions: int) -> Tensor:
     return by_stream.sum(2)
 
 
+def _at_output(
+    clip: Clip, gradient: Float[Tensor, "directions width"]
+) -> Float[Tensor, "directions width"]:
+    """A gradient at the input of `ln_post` from one at its output, but for the image's scale."""
+    scaled = clip.post_gain.to(gradient) * gradient
+    return scaled - scaled.mean(dim=-1, keepdim=True)
+
+
+def _rows_of_heads(
+    block: Block, gradient: Float[Tensor, "directions width"]
+) -> Float[Tensor, "directions heads width"]:
+    """What a change of the stream before a block is worth at the output through each head's values,
+    for a head that takes all of one token whose scale is 1."""
+    heads = torch.einsum("mw,hew->mhe", gradient, block.output.to(gradient))
+    rows = torch.einsum("mhe,hew->mhw", heads, block.value.to(gradient))
+    rows = rows * block.gain.to(gradient)
+    return rows - rows.mean(dim=-1, keepdim=True)
+
+
 class _ValueEnds:
     """Paths with one value edge: `second_order` along the directions, for the heads seen so far.
 
@@ -317,17 +388,13 @@ class _ValueEnds:
 
     def __init__(self, tower: Linearised, gradient: Float[Tensor, "directions width"]) -> None:
         self.scale = 1 / (tower.norm_post.sigma[:, 0, 0] * tower.length)
-        scaled = tower.norm_post.gain * gradient
-        self.gradient = scaled - scaled.mean(dim=-1, keepdim=True)
+        self.gradient = _at_output(tower.clip, gradient)
         self.attention: list[Tensor] = []
         self.rows: list[Tensor] = []
 
     def see(self, block: LinearBlock) -> None:
         """Add the heads of a block."""
-        heads = (self.gradient @ block.output_rows.T).unflatten(-1, (block.heads, -1))
-        values = block.value_rows.unflatten(0, (block.heads, -1))
-        rows = torch.einsum("mhe,hew->mhw", heads, values) * block.norm_1.gain
-        self.rows.append(rows - rows.mean(dim=-1, keepdim=True))
+        self.rows.append(_rows_of_heads(block.block, self.gradient))
         self.attention.append(block.attention[:, :, 0] / block.norm_1.sigma[:, None, :, 0, 0])
 
     def of_neurons(self, change: Tensor, rows: Tensor) -> Float[Tensor, "images directions chosen"]:

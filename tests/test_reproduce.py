@@ -116,7 +116,8 @@ def test_fig3_prints_and_writes(lens, few, tmp_path, clip):
         assert float(row["top-1 %"]) == pytest.approx(100 * found.accuracy(LAYER, kind))
         assert float(row["top-5 %"]) == pytest.approx(100 * found.accuracy(LAYER, kind, top=5))
     content = json.loads((out / "fig3.json").read_text())
-    assert {"name": "model", "ours": "demo", "paper": "ViT-B-32 (openai)"} in content["settings"]
+    model = {"name": "model", "ours": "demo", "paper": "ViT-B-32 (openai)", "harmless": False}
+    assert model in content["settings"] and content["comparable"] is False
     with Image.open(out / "fig3.png") as picture:
         assert picture.width > 300
     assert not list(out.glob("*.partial"))
@@ -363,7 +364,7 @@ def test_a_result_of_ones_own_is_one_function(few, tmp_path, monkeypatch):
     said = run("reproduce", "sizes", "--demo", "--out", tmp_path / "out", "--json").stdout
     found = json.loads(said)
     assert [row["width"] for row in found["rows"]] == [64, 64, 64]
-    assert set(found) == {"title", "rows", "notes", "settings", "facts"}
+    assert set(found) == {"title", "rows", "notes", "settings", "comparable", "facts"}
     assert found == json.loads((tmp_path / "out" / "sizes.json").read_text())
     with pytest.raises(SecondLensError, match="there is a result 'sizes' already"):
         results.register("sizes", sizes, help="The same again.")

@@ -163,7 +163,7 @@ def differences(name, found, known, *, same_machine):
     return said
 
 
-NEWER = {"chosen", "digests", "names", "scored_on", "unshown"}
+NEWER = {"chosen", "comparable", "digests", "harmless", "names", "scored_on", "unshown"}
 """Keys that files and results have had since version 0.1."""
 
 

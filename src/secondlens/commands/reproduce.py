@@ -36,6 +36,9 @@ from .options import (
     with_model,
 )
 
+FOLLOWED = ("paper", "code")
+"""The paper's text, and the code that was published with it."""
+
 SAMPLE = 64
 """Neurons that are drawn where nobody says how many."""
 
@@ -94,7 +97,7 @@ class StudyOptions:
     )
     follow: Literal["paper", "code"] = option(
         default="paper",
-        type=click.Choice(["paper", "code"]),
+        type=click.Choice(FOLLOWED),
         help="The paper's text or its published code, where they disagree.",
     )
     convention: str = option(default="exact", type=click.Choice(CONVENTIONS), help=CONVENTION_HELP)
@@ -283,7 +286,19 @@ def _with_own_options(function: Callable[..., None]) -> click.Command:
 @click.option("--names", type=PATH, help="For imagenet-s: a file with a wnid and name a line.")
 @click.option("--ignore", type=click.IntRange(0), help="For folder: the value of ignored pixels.")
 @click.option("--classes", type=PATH, help="A file with one class a line; by default the data's.")
-@click.option("--predicted", is_flag=True, help="Segment the class that CLIP predicts.")
+@click.option(
+    "--follow",
+    type=click.Choice(FOLLOWED),
+    default="paper",
+    show_default=True,
+    help="Pictures squeezed as their masks, in the classes given, one prompt a class; or, as the "
+    "published code, cropped under squeezed masks, in the classes predicted, 80 prompts a class.",
+)
+@click.option(
+    "--predicted",
+    is_flag=True,
+    help="Segment the class that CLIP predicts, also with --follow paper.",
+)
 @click.option("--out", type=PATH, default=Path("secondlens-table4"), show_default=True)
 @click.option("--fit-images", type=click.IntRange(50), default=1500, show_default=True)
 @click.option(
@@ -300,6 +315,7 @@ def table4(
     names: Path | None,
     ignore: int | None,
     classes: Path | None,
+    follow: Literal["paper", "code"],
     predicted: bool,
     out: Path,
     fit_images: int,
@@ -331,13 +347,17 @@ def table4(
             ignore=ignore,
             images=test_images,
             dev=dev,
+            follow=follow,
         )
     fitted = None if lens is None else Lens.load(lens)
     clip = model.load()
     if fitted is None:
         fitted = demo_lens(clip, fit_images)
     called = published_as(model.model, model.pretrained) or _called(model)
-    found = compare(clip, fitted, work, model=called, predicted=predicted)
+    as_code = follow == "code"
+    found = compare(
+        clip, fitted, work, model=called, predicted=predicted or as_code, cropped=as_code
+    )
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from ..errors import SecondLensError
 from ..report.page import data_uri, write_page
 from .registry import APART, results
-from .results import Result, cell, publish
+from .results import Result, cell, of_paper, publish
 from .study import Study
 
 
@@ -51,6 +51,7 @@ def write_report(found: Iterable[Result], left_out: Mapping[str, str], path: Pat
         results=[(each, _picture(each)) for each in found],
         left_out=left_out,
         cell=cell,
+        of_paper=of_paper,
     )
 
 

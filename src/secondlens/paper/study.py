@@ -334,8 +334,15 @@ class Study:
                     name="classes",
                     ours=f"{len(pictures.classes):,}",
                     paper="1,000" if "validation" in paper_pictures else "not said",
+                    harmless="validation" not in paper_pictures,
                 ),
-                Setting(name="prompts", ours=templates, paper=f'"{TEMPLATE}"'),
+                Setting(
+                    name="prompts",
+                    ours=templates,
+                    paper=f'"{TEMPLATE}"',
+                    # an example in the text, which leaves open whether there are others
+                    harmless=prompts in (1, 80),
+                ),
             ]
         if layers is not None:
             found.append(Setting(name="layers", ours=layers[0], paper=layers[1]))

@@ -171,7 +171,17 @@ def _known(value):
     """Without what is newer."""
     if isinstance(value, dict):
         return {key: _known(each) for key, each in value.items() if key not in NEWER}
-    return [_known(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_known(each) for each in value if not _is_newer(each)]
+    return value
+
+
+NEWER_SETTINGS = {"of these"}
+"""Settings that results have said since."""
+
+
+def _is_newer(value):
+    return isinstance(value, dict) and value.get("name") in NEWER_SETTINGS and "paper" in value
 
 
 def _known_options(values, old):

@@ -68,7 +68,11 @@ class StudyOptions:
     lens: Path | None = option(
         type=PATH, help="Of the model; fitted on training pictures if not given."
     )
-    subset: int | None = option(type=click.IntRange(1), help="Take every N-th test picture.")
+    subset: int | None = option(
+        type=click.IntRange(1),
+        help="Take every N-th test picture; by default the paper's choice, with --follow code "
+        "every tenth.",
+    )
     layer: int | None = option(
         type=click.IntRange(0), help="By default the paper's; with --demo, the deciding one."
     )
@@ -82,7 +86,7 @@ class StudyOptions:
     )
     fit_images: int | None = option(
         type=click.IntRange(50),
-        help="To fit a lens on; by default 5000, with --demo 1200.",
+        help="To fit a lens on; by default 5000, with --follow code every 250th, with --demo 1200.",
     )
     effect_images: int = option(
         default=200,
@@ -125,7 +129,7 @@ class StudyOptions:
         check_lens(self.lens)
         check_pictures(self.images, self.shifted)
         from ..models.recognition import published_as
-        from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, PAPER_MODEL, Study
+        from ..paper.study import PAPER_MODEL, Study
 
         published = published_as(model.model, model.pretrained)
         if self.paper_weights and published not in (None, PAPER_MODEL):
@@ -150,7 +154,7 @@ class StudyOptions:
             lens_path=self.lens,
             out=self.out,
             subset=self.subset,
-            fit_images=self.fit_images or (DEMO_FIT_IMAGES if self.demo else FIT_IMAGES),
+            fit_images=self.fit_images,
             chosen_layer=layer,
             shown=shown,
             sample=sample,

@@ -59,6 +59,7 @@ def fig4(study: Study) -> Result:
         ],
         settings=study.settings(
             pictures,
+            step=10,
             layers=(str(layer), str(PAPER_LAYER)),
             more=[
                 Setting(
@@ -80,6 +81,7 @@ def fig4(study: Study) -> Result:
                     name="size of the projection",
                     ours="with its sign",
                     paper="its norm, in the text; with its sign, in the code",
+                    harmless=True,
                 ),
             ],
         ),

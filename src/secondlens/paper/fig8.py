@@ -17,7 +17,14 @@ WORDS = 10
 
 
 def fig8(study: Study) -> Result:
-    """What pictures show, in words of their active neurons, weighted as the paper does."""
+    """What pictures show, in words of their active neurons, weighted as the paper does.
+
+    Raises
+    ------
+    SecondLensError
+        The study takes official effects, which discovery cannot divide among neurons.
+    """
+    study.check_exact()
     layer, texts = study.layer, study.texts[0]
     fitted = study.layer_lens
     lens = replace(fitted, by_layer={layer: fitted[layer]}, codes={}, scores={}, stability={})

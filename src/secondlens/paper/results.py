@@ -108,12 +108,18 @@ def of_paper(column: str) -> bool:
 def _table(title: str, rows: Sequence[Row], width: int, *, grey: bool) -> Table:
     table = Table(title=escape(title))
     columns = {name: [cell(row[name]) for row in rows] for name in rows[0]}
-    wanted = sum(3 + max(map(len, (name, *texts))) for name, texts in columns.items())
-    for name, texts in columns.items():
+    columns = {name: texts for name, texts in columns.items() if any(texts)}
+    # of a cell of several lines, each has the column's width
+    lines = {
+        name: [each for text in texts for each in text.split("\n")]
+        for name, texts in columns.items()
+    }
+    wanted = sum(3 + max(map(len, (name, *lines[name]))) for name in columns)
+    for name in columns:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         heading = name
         if wanted >= width:  # or rich cuts words, where lines could be broken between
-            longest = max(map(len, (*name.split(), *texts)))
+            longest = max(map(len, (*name.split(), *lines[name])))
             heading = textwrap.fill(name, longest, break_long_words=False)
         style = "dim" if grey and of_paper(name) else None
         table.add_column(

@@ -13,7 +13,7 @@ from ..applications.ablation.accuracy import Ablation, ablate
 from ..applications.ablation.recoding import SIZES, TextCodes
 from ..data.labelled import TEMPLATE, Labelled, evenly, labelled, training_pictures
 from ..data.reader import Reader
-from ..data.sources import ImageSource
+from ..data.sources import ImageSource, Subset
 from ..data.vocabularies import Vocabulary, object_names, vocabulary
 from ..demo.scenes import Scenes, World
 from ..demo.world import NAMES
@@ -74,6 +74,11 @@ PAPER_MODEL = "ViT-B-32 (openai)"
 PAPER_SECOND_MODEL = "ViT-L-14 (laion2b_s32b_b82k)"
 PAPER_LAYER = 9
 FIT_IMAGES = 5000
+CODE_STEP = 10
+CODE_FIT_STEP = 250
+"""Of so many pictures, the published code takes one to test on, and to fit on: 5,124 of ImageNet."""
+FEWEST_TO_FIT = 50
+"""Of a smaller set than ImageNet, every 250th picture may be too few."""
 
 DEMO_FIT_IMAGES = 1200
 DEMO_TEST_IMAGES = 600
@@ -106,7 +111,8 @@ class Study:
     subset
         Take every so many-th test picture; by default the paper's choice for each result.
     fit_images
-        Pictures to fit on, evenly spaced.
+        Pictures to fit on, evenly spaced; by default as many as the paper's text says, or every
+        250th, as its code takes them.
     chosen_layer
         By default the paper's, counted from the end; in the embedded world the layer that costs
         most on scenes of their own.
@@ -134,7 +140,7 @@ class Study:
     lens_path: Path | None
     out: Path
     subset: int | None
-    fit_images: int
+    fit_images: int | None
     chosen_layer: int | None
     shown: tuple[int, ...]
     sample: int
@@ -167,8 +173,14 @@ class Study:
         return self.prompted(labelled(self.shifted, all_classes=self.follow == "code"))
 
     def some(self, pictures: Labelled, paper: int) -> Labelled:
-        """Every `subset`-th picture, or every `paper`-th if nobody says; of scenes, all."""
-        return pictures.every(self.subset or (1 if self.demo else paper))
+        """Every `step`-th picture."""
+        return pictures.every(self.step(paper))
+
+    def step(self, paper: int) -> int:
+        """`subset`, or else what the paper's text says; its code takes every tenth of all sets. Of
+        scenes, all."""
+        default = CODE_STEP if self.follow == "code" else paper
+        return self.subset or (1 if self.demo else default)
 
     def scenes(self, seed: int, count: int, *, style: bool = False) -> Labelled:
         """Single-object scenes of the embedded world, in the model's own kind of it."""
@@ -196,10 +208,14 @@ class Study:
             from ..demo.scenes import FIT_SEED, Scenes, World
 
             planted = self.clip.name == "demo"
-            return Scenes(World(planted=planted), FIT_SEED, self.fit_images)
+            return Scenes(World(planted=planted), FIT_SEED, self.fit_images or DEMO_FIT_IMAGES)
         if self.images is None:
             raise SecondLensError("name ImageNet with --images, or a lens with --lens")
-        return evenly(training_pictures(self.images), self.fit_images)
+        training = training_pictures(self.images)
+        every = len(training.ids) // CODE_FIT_STEP
+        if self.fit_images is None and self.follow == "code" and every >= FEWEST_TO_FIT:
+            return Subset(training, range(0, every * CODE_FIT_STEP, CODE_FIT_STEP))
+        return evenly(training, self.fit_images or FIT_IMAGES)
 
     @cached_property
     def reference(self) -> ImageSource:
@@ -219,6 +235,16 @@ class Study:
             found.check_model(self.clip)
             return found
         return self._fitted(self._kept(), "all")
+
+    def check_exact(self) -> None:
+        """Raise `SecondLensError`, before anything is fitted, if effects are "official"."""
+        if self.lens_path is not None:
+            self.lens.check_exact()
+        elif self.convention != "exact":
+            raise SecondLensError(
+                "official effects share a part that belongs to no neuron: take --convention exact "
+                "for this result"
+            )
 
     @cached_property
     def layer_lens(self) -> Lens:
@@ -320,16 +346,30 @@ class Study:
         *,
         model: str = PAPER_MODEL,
         paper_pictures: str = "ImageNet validation",
+        step: int = 1,
         layers: tuple[str, str] | None = None,
         more: Sequence[Setting] = (),
     ) -> list[Setting]:
-        """Settings that all results have in common, and more."""
+        """Settings that all results have in common, and more.
+
+        Parameters
+        ----------
+        pictures
+            What accuracies are measured on.
+        paper_pictures, step
+            What the paper measures them on: of which pictures every so many-th.
+        model, layers
+            The paper's model; our layers and the paper's.
+        more
+            Settings of this result alone.
+        """
         found = [Setting(name="model", ours=self.known_model, paper=model)]
         if pictures is not None:
             prompts = len(pictures.classes.prompts[0])
             templates = f'"{TEMPLATE}"' if prompts == 1 else f"{prompts} prompts a class"
             found += [
                 Setting(name="pictures", ours=pictures.name, paper=paper_pictures),
+                Setting(name="of these", ours=_every(self.step(step)), paper=_every(step)),
                 Setting(
                     name="classes",
                     ours=f"{len(pictures.classes):,}",
@@ -367,3 +407,7 @@ class Study:
             ),
             *more,
         ]
+
+
+def _every(step: int) -> str:
+    return "all" if step == 1 else f"every {step}th"

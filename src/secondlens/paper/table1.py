@@ -120,7 +120,7 @@ def _second_order(study: Study, layer: int, neurons: list[int]) -> LayerLens:
     """The statistics of second-order effects on the reference pictures."""
     effects = torch.cat(
         [
-            second_order(study.clip, some, layer)[:, neurons]
+            second_order(study.clip, some, layer, study.lens.convention)[:, neurons]
             for pixels in _pixels(study)
             for some in pixels.split(8)
         ]

@@ -170,14 +170,15 @@ def _compact(row: MaskRow) -> Row:
     """With the intervals below ours, and the paper's numbers beside masks that were made so."""
     values = (row.pixel_accuracy, row.miou, row.map)
     cells = [_cell(row, i, value) for i, value in enumerate(values)]
-    alike = row.paper is not None and row.protocol == "own"
     return {
         "pictures": row.group,
         "masks": MASKS[row.protocol],
         "method": row.method,
         **dict(zip(("accuracy", "mIoU", "mAP"), cells, strict=True)),
-        "paper": " ".join(f"{value:.1f}" for value in row.paper or ()) if alike else None,
-        "cut": row.threshold,
+        "paper": "{:.1f} {:.1f}\n{:.1f}".format(*row.paper)
+        if row.paper and row.protocol == "own"
+        else None,
+        "cut": None if row.threshold == "own" else row.threshold,
         "maps/s": round(row.maps_per_second),
     }
 

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
@@ -406,6 +407,49 @@ def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):
     assert len(code.test.classes.prompts[0]) == 80
     assert len(code.shifted_test.classes) == 1000
     assert (own.atoms, code.atoms) == ("unit", "official")
+
+
+def test_pictures_follow_the_paper_or_its_code(tiny, monkeypatch):
+    training = Scenes(World(), FIT_SEED, 12_700)
+    monkeypatch.setattr(study, "training_pictures", lambda _: training)
+    own = replace(tiny, demo=False, images=tiny.out, fit_images=None)
+    code = replace(own, follow="code")
+    assert own.fit_source.ids == study.evenly(training, 5000).ids
+    assert code.fit_source.ids == training.ids[: 50 * 250 : 250]
+    assert replace(code, fit_images=60).fit_source.ids == study.evenly(training, 60).ids
+    assert [own.step(1), own.step(10), code.step(1), replace(code, subset=3).step(1)] == [
+        *(1, 10, 10, 3)
+    ]
+    few = Scenes(World(), FIT_SEED, 1200)
+    monkeypatch.setattr(study, "training_pictures", lambda _: few)
+    assert replace(code).fit_source.ids == few.ids
+
+
+def test_official_effects_reach_a_result_or_are_refused_before_the_fit(tiny, clip, tmp_path):
+    def loaded():
+        raise AssertionError("the model was loaded")
+
+    official = replace(
+        tiny, lens_path=None, convention="official", load=loaded, out=tmp_path / "new"
+    )
+    for result in (fig8, effect_budget):
+        with pytest.raises(SecondLensError, match="take --convention exact for this result"):
+            result(official)
+    path = tmp_path / "lens"
+    pictures = Scenes(World(), FIT_SEED, 50)
+    sl.fit(clip, pictures, [LAYER], out=path, convention="official")
+    named = replace(tiny, lens_path=path)
+    with pytest.raises(SecondLensError, match="fit a lens in the convention exact"):
+        fig8(named)
+    neurons = [row["neuron"] for row in table1(named).details if row["effect"] == "second-order"]
+    effects = sl.second_order(clip, [pictures.load(i) for i in range(0, 50, 5)], LAYER, "official")
+    shares = []
+    for neuron in neurons:
+        own = effects[:, neuron].double()
+        values = torch.linalg.svdvals(own - own.mean(0)).square()
+        shares.append(100 * float(values[0] / values.sum()))
+    (row,) = (row for row in table1(named).rows if row["effect"] == "second-order")
+    assert row["PC #1, all images, %"] == pytest.approx(sum(shares) / len(shares), abs=1e-2)
 
 
 def test_ablate_command(lens, tmp_path, monkeypatch):

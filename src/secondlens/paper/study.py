@@ -76,7 +76,7 @@ PAPER_LAYER = 9
 FIT_IMAGES = 5000
 CODE_STEP = 10
 CODE_FIT_STEP = 250
-"""Of so many pictures, the published code takes one to test on, and to fit on: 5,124 of ImageNet."""
+"""The published code tests on every tenth picture, and fits on every 250th: 5,124 of ImageNet."""
 FEWEST_TO_FIT = 50
 """Of a smaller set than ImageNet, every 250th picture may be too few."""
 

@@ -33,7 +33,7 @@ from secondlens.paper.fig9 import fig9
 from secondlens.paper.fig10 import fig10
 from secondlens.paper.fig12 import fig12
 from secondlens.paper.registry import APART, results
-from secondlens.paper.results import Result, Setting, cell, show
+from secondlens.paper.results import Result, Setting, as_document, cell, show
 from secondlens.paper.study import LAYER_SEED, TEST_SEED, scenes
 from secondlens.paper.table1 import PAPER, SHOWN, table1
 from secondlens.registry import Registry
@@ -394,6 +394,31 @@ def test_results_know_what_differs():
     assert [cell(value) for value in (None, 29.64, 7, "x", 0.0123, 1.0)] == [
         *("", "29.6", "7", "x", "0.012", "1.0")
     ]
+
+
+def test_numbers_of_the_paper_are_grey_where_settings_are_others(tmp_path):
+    same = Setting(name="m", ours="128", paper="128")
+    open_to = Setting(name="prompts", ours="80", paper="an example", harmless=True)
+    other = Setting(name="pictures", ours="scenes", paper="ImageNet")
+    shown = {}
+    for name, settings in {"alike": [same, open_to], "apart": [same, other]}.items():
+        row = {"effect": "all", "top-1": 30.0, "paper, top-1": 29.6}
+        result = Result(name=name, title=name, rows=[row], settings=settings)
+        console = Console(force_terminal=True, color_system="standard", file=io.StringIO())
+        show(result, console)
+        everything.write_report([result], {}, tmp_path / f"{name}.html")
+        page = (tmp_path / f"{name}.html").read_text()
+        shown[name] = (
+            result.comparable,
+            re.search(r"\x1b\[2m *29\.6", console.file.getvalue()) is None,
+            '<td class="paper">29.6</td>' in page,
+            '<td class="elsewhere">29.6</td>' not in page,
+        )
+        assert as_document(result)["comparable"] is result.comparable
+        for each in result.differing:
+            assert f"{each.name}: {each.ours}" in console.file.getvalue()
+            assert f"<b>{each.name}</b>: {each.ours}" in page
+    assert shown == {"alike": (True,) * 4, "apart": (False,) * 4}
 
 
 def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):

@@ -1,6 +1,7 @@
 """Reproductions, ablations and budgets from the command line, on a few scenes."""
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -22,7 +23,7 @@ from secondlens.data.labelled import TEMPLATE, imagenet_names
 from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.errors import SecondLensError
-from secondlens.paper import everything, neurons, study, table2, table4
+from secondlens.paper import everything, neurons, pools, study, table2, table4
 from secondlens.paper.curves import LABELS
 from secondlens.paper.distributions import distributions
 from secondlens.paper.effect_budget import effect_budget
@@ -419,6 +420,33 @@ def test_numbers_of_the_paper_are_grey_where_settings_are_others(tmp_path):
             assert f"{each.name}: {each.ours}" in console.file.getvalue()
             assert f"<b>{each.name}</b>: {each.ours}" in page
     assert shown == {"alike": (True,) * 4, "apart": (False,) * 4}
+
+
+def test_pools_of_the_paper_are_known_and_others_say_what_they_lack(tiny, tmp_path, monkeypatch):
+    words = pools.printed()
+    assert len(words) == 72 and {"snowy", "gravel", "lisbon"} <= set(words)
+    common = vocabulary("english-30k")
+    missing = [word for word in words if word not in common.labels]
+    assert len(missing) == 13 and "cabriolet" in missing
+    (note,) = pools.lacking_notes([common])
+    assert "lacks 13 of the 72 words" in note and ", ".join(missing) in note
+    longer = pools.extended(common)
+    assert longer.labels == (*common.labels, *missing)
+    assert longer.prompts == tuple((label,) for label in longer.labels)
+    assert not pools.lacking_notes([longer]) and not pools.lacking_notes(tiny.texts)
+    both = replace(tiny, pools=("english-30k", "world"), paper_words=True)
+    assert [len(texts) for texts in both.texts] == [len(common) + 13, len(tiny.texts[0])]
+    # a file is known by what is in it
+    file = tmp_path / "anything.txt"
+    file.write_text("ship\nowl\n\nship\n")
+    digest = hashlib.sha256(b"ship\nowl").hexdigest()
+    monkeypatch.setitem(pools.PUBLISHED, digest, pools.WORDS_30K)
+    found = fig8(replace(tiny, pools=(str(file),)))
+    (setting,) = (each for each in found.settings if each.name == "words")
+    assert setting.ours == setting.paper == "30,000 common words"
+    table = table2.table2(replace(tiny, pools=(str(file), "world")))
+    (setting,) = (each for each in table.settings if each.name == "texts")
+    assert setting.ours == "30,000 common words, world" and setting.harmless
 
 
 def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):

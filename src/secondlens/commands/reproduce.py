@@ -99,6 +99,11 @@ class StudyOptions:
         multiple=True,
         help="As for describe; repeatable. By default english-30k, with --demo world.",
     )
+    paper_words: bool = option(
+        default=False,
+        is_flag=True,
+        help="Add to english-10k and english-30k the words of the paper that they lack.",
+    )
     follow: Literal["paper", "code"] = option(
         default="paper",
         type=click.Choice(FOLLOWED),
@@ -162,6 +167,7 @@ class StudyOptions:
             pools=self.pools or (("world",) if self.demo else ("english-30k",)),
             follow=self.follow,
             convention=self.convention,
+            paper_words=self.paper_words,
         )
 
     def _neurons(self) -> tuple[int | None, tuple[int, ...], int]:

@@ -26,6 +26,7 @@ from ..storage.files import unfinished
 from ..storage.locks import locked
 from ..storage.remote import remove
 from ..words.describing import default_size
+from .pools import extended
 from .results import Setting
 
 TEST_SEED, LAYER_SEED, SHIFTED_SEED = 41, 42, 43
@@ -129,6 +130,8 @@ class Study:
         Where the paper's text and its published code disagree, which one.
     convention
         Of a lens that has to be fitted.
+    paper_words
+        Whether built-in pools get the words of the paper that they lack.
     """
 
     model: str
@@ -148,6 +151,7 @@ class Study:
     pools: tuple[str, ...]
     follow: Literal["paper", "code"]
     convention: str
+    paper_words: bool = False
 
     @cached_property
     def clip(self) -> Clip:
@@ -278,7 +282,8 @@ class Study:
     @cached_property
     def texts(self) -> list[Vocabulary]:
         """The vocabularies to describe neurons with."""
-        return [vocabulary(pool) for pool in self.pools]
+        found = [vocabulary(pool) for pool in self.pools]
+        return [extended(texts) for texts in found] if self.paper_words else found
 
     @property
     def atoms(self) -> str:

@@ -18,7 +18,7 @@ from secondlens.applications.adversarial.captioning import captions
 from secondlens.applications.adversarial.chat import ChatModel
 from secondlens.applications.adversarial.diffusion import DiffusionGenerator
 from secondlens.applications.adversarial.endpoint import KEY, Endpoint
-from secondlens.applications.adversarial.selection import Pair
+from secondlens.applications.adversarial.selection import NothingLeft, Pair
 from secondlens.applications.adversarial.sentences import Sentences
 from secondlens.errors import SecondLensError
 
@@ -83,6 +83,7 @@ def test_an_endpoint_writes(monkeypatch):
     assert path == "/v1/chat/completions"
     assert key == "Bearer sk-secret"
     assert (body["model"], body["seed"]) == ("tiny", 5)
+    assert (body["temperature"], body["top_p"]) == (0.6, 0.9)
     assert "lamp, owl" in body["messages"][0]["content"]
 
 
@@ -95,9 +96,25 @@ def test_limits_of_the_rate_are_waited_for():
 
 def test_a_refusal_leaves_no_caption():
     with server((200, {}, chat("I'm sorry, I can't help with that."))) as (url, asked):
-        with pytest.raises(SecondLensError, match="none of the captions by endpoint:tiny"):
+        said = (
+            "endpoint:tiny answers without a list of captions, “I'm sorry, I can't help with that"
+        )
+        with pytest.raises(NothingLeft, match=said):
             captions(endpoint(url), PAIR, ["lamp"], 2, 0)
-        assert len(asked) == 3
+        assert len(asked) == 1
+
+
+def test_replies_in_parts_and_of_models_that_reason():
+    texts = ["a cow beside a lamp", "a cow and an owl", "a lion and a lamp"]
+    parts = chat([{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}])
+    thought = {"role": "assistant", "content": None, "reasoning_content": GOOD}
+    reasoned = json.dumps({"choices": [{"index": 0, "message": thought}]}).encode()
+    cut = json.dumps(
+        {"choices": [{"message": {"content": GOOD}, "finish_reason": "length"}]}
+    ).encode()
+    for reply, expected in ((parts, texts), (reasoned, texts), (cut, texts[:2])):
+        with server((200, {}, reply)) as (url, _):
+            assert endpoint(url).write(PAIR, ["lamp"], 1, 0) == expected
 
 
 def slow(handler):
@@ -132,7 +149,20 @@ def break_off(handler):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((200, {}, chat(None)), None),
+        ((200, {}, chat(None)), "without a list of captions, with nothing"),
+        ((200, {}, b'{"error": {"message": "no model x"}}'), "fails: no model x$"),
+        (
+            (404, {}, b'{"error": {"message": "model \\"x\\" not found, try pulling it"}}'),
+            '404: check the address and the model\'s name; it says: model "x" not found, try',
+        ),
+        (
+            (400, {}, b'{"object": "error", "message": "at most\\n2048 tokens, sk-secret"}'),
+            "400: it does not take this request; it says: at most 2048 tokens, …$",
+        ),
+        (
+            (400, {}, b'{"error": {"message": "Unsupported parameter: seed / top_p"}}'),
+            "it says: Unsupported parameter: seed / top_p$",
+        ),
         ((200, {}, b"<html>"), "no chat reply"),
         ((200, {}, b"[]"), "no chat reply"),
         ((200, {}, b'{"choices": []}'), "no chat reply"),
@@ -151,12 +181,8 @@ def break_off(handler):
 def test_bad_answers_are_one_sentence(answer, message, monkeypatch):
     monkeypatch.setenv(KEY, "sk-secret")
     timeout = 0.5 if callable(answer) else PATIENCE
-    with server(answer) as (url, _):
-        if message is None:
-            assert endpoint(url).write(PAIR, ["lamp"], 1, 0) == []
-            return
-        with pytest.raises(SecondLensError, match=message) as raised:
-            endpoint(url, timeout=timeout).write(PAIR, ["lamp"], 1, 0)
+    with server(answer) as (url, _), pytest.raises(SecondLensError, match=message) as raised:
+        endpoint(url, timeout=timeout).write(PAIR, ["lamp"], 1, 0)
     assert "sk-secret" not in str(raised.value)
     assert raised.value.__cause__ is None
 

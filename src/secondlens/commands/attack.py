@@ -1,6 +1,7 @@
 """`secondlens attack`, and the options that say who does its steps."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ class AttackSteps:
     referee_pretrained: str | None = option(help="Its open_clip tag or checkpoint.")
 
     def check(self, model: str) -> None:
-        """Raise `SecondLensError` that names at once all options which are missing."""
+        """Raise `SecondLensError`, before anything is loaded, that names all options which are
+        missing, or a library that one of them needs."""
         drawn = None if self.image_generator == "sprites" else self.image_generator
         check_own_world(
             model,
@@ -83,6 +85,20 @@ class AttackSteps:
                 "--referee": self.referee,
             },
         )
+        for option_name, used, library in (
+            ("--sentences", self.sentences is not None, "sentence-transformers"),
+            ("--captioner chat:", _kind(self.captioner) == "chat", "transformers"),
+            ("--captioner http", _kind(self.captioner) in ("http", "https"), "openai"),
+            (
+                "--image-generator diffusers:",
+                _kind(self.image_generator) == "diffusers",
+                "diffusers",
+            ),
+        ):
+            if used and find_spec(library.replace("-", "_")) is None:
+                raise SecondLensError(
+                    f"{option_name} needs {library}: pip install 'secondlens[attack]'"
+                )
 
     def make(self, device: str) -> dict[str, Any]:
         """Keyword arguments of `attacker`, with models on the device.

@@ -410,13 +410,16 @@ def table3(
 
     Example: secondlens reproduce table3 --demo
     """
+    from ..paper.table3 import check_sources
+
+    check_sources(demo=demo, model=model.model, lens=lens)
+    steps.check(model.model)
     check_lens(lens)
     hold(out)
     result = results["table3"](
         model.load,
         steps.make(model.device),
         demo=demo,
-        model=model.model,
         lens_path=lens,
         images=images,
         out=out,

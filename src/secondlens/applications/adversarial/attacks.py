@@ -23,7 +23,7 @@ from ...words.describing import described
 from . import gallery
 from .captioning import Captioner, TemplateCaptioner
 from .generation import ImageGenerator
-from .judging import ExactJudge, Judge, Zeroshot
+from .judging import ExactJudge, Judge, RefereeJudge, Zeroshot
 from .runs import OLD_NAMES, Report, Steps, folder_name, new_names, run
 from .selection import METHODS, NEURONS, NothingLeft, Pair, TooClose, selector
 from .sprites import SpriteGenerator, Taxonomy
@@ -88,6 +88,10 @@ def attacker(
 ) -> Attacker:
     """An `Attacker` with the defaults of `attack`, which explains the parameters."""
     lens.check_model(clip)
+    if isinstance(judge, RefereeJudge) and judge.clip.weights_hash == clip.weights_hash:
+        raise SecondLensError(
+            f"the referee is {clip.name} itself, which is attacked: name another model"
+        )
     embedded = clip.name in DEMOS
     if not embedded:
         missing: dict[str, Any] = {"classes": classes, "too_close": too_close}

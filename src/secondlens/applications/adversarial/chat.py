@@ -9,7 +9,7 @@ import torch
 from ...errors import SecondLensError
 from ...models.strangers import UNLOADABLE, check_model, no_code_runs
 from ...naming import shown_place
-from .captioning import PROPOSED, instructions, listed
+from .captioning import PROPOSED, TEMPERATURE, TOP_P, instructions, proposed
 from .selection import Pair
 
 
@@ -60,7 +60,8 @@ class ChatModel:
         Raises
         ------
         SecondLensError
-            The chat template fails, or reaches for what a template may not.
+            The chat template fails, or reaches for what a template may not; or there is no list in
+            the reply.
         """
         asked = [{"role": "user", "content": instructions(pair, words, PROPOSED * count)}]
         try:
@@ -76,10 +77,15 @@ class ChatModel:
         with torch.random.fork_rng(drawing, device_type=place.type):
             torch.manual_seed(seed)
             reply = self._model.generate(
-                **inputs, max_new_tokens=self.tokens, do_sample=True, temperature=0.6, top_p=0.9
+                **inputs,
+                max_new_tokens=self.tokens,
+                do_sample=True,
+                temperature=TEMPERATURE,
+                top_p=TOP_P,
             )
         start = inputs["input_ids"].shape[1]
-        return listed(self._tokenizer.decode(reply[0, start:], skip_special_tokens=True))
+        said = self._tokenizer.decode(reply[0, start:], skip_special_tokens=True)
+        return proposed(said, self.name)
 
 
 def chat(chosen: str, *, device: str, **_: Any) -> ChatModel:

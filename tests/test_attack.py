@@ -684,6 +684,8 @@ def test_table3_of_runs_that_are_not_whole(demo, tmp_path):
     made = attacker(clip, lens, images=1, captions=1, captioner=Later({1}))
     result = table3(made, [("cow", "lion")], tmp_path / "some", seeds=2)
     assert result.rows[0]["method"] == OURS
+    why = f"{OURS} left out a run of cow → lion: none of the captions by template can be used"
+    assert any(note.startswith(why) for note in result.notes)
     assert len(list((tmp_path / "some").rglob("seed-1/second-order/gallery.html"))) == 1
     assert not list((tmp_path / "some").rglob("seed-0/second-order/gallery.html"))
     silent = attacker(clip, lens, images=1, captions=1, captioner=Later(()))

@@ -136,7 +136,7 @@ def result_of(
             "wrong class of the two, the paper's measure. Shares of pictures that pass the judge.",
             "Differences are ours minus the method's, with 95 % bootstrap intervals over pairs.",
             *(
-                f"Left out of {name}: {pair.draw} → {pair.mistake_for}: {reason}."
+                f"{name} left out a run of {pair.draw} → {pair.mistake_for}: {reason}."
                 for (name, pair), reason in left_out.items()
             ),
         ],

@@ -355,6 +355,44 @@ def test_the_second_model_of_photographs_is_a_study_of_its_own(tiny, only, tmp_p
     assert [each.name for each in made] == ["fig9", "fig12"] and set(left_out) == {"missing"}
 
 
+def test_all_takes_masks_and_a_second_model(tiny, only, tmp_path, monkeypatch):
+    for name in "123":
+        for folder in ("images", "masks"):
+            (tmp_path / folder / "dog").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB" if folder == "images" else "L", (64, 64)).save(
+                tmp_path / folder / "dog" / f"{name}.png"
+            )
+    seen = {}
+
+    def compared(clip, lens, work, *, model, predicted, cropped):
+        seen.update(dev=len(work.dev), test=len(work.test), given=(model, predicted, cropped))
+        return result("table4")
+
+    def result(name):
+        settings = [Setting(name="model", ours="x", paper="x")]
+        return Result(name=name, title=name, rows=[{"a": 1}], settings=settings)
+
+    monkeypatch.setattr(table4, "compare", compared)
+    only("table4", "fig9")
+    everything.results.register("second", lambda given: result(given.second.model), help="It.")
+    twin = study.SecondModel(model="twin", published=None, load=lambda: sl.load("demo-twin"))
+    photographs = replace(
+        tiny, demo=False, masks=tmp_path, second_model=twin, follow="code", out=tmp_path / "out"
+    )
+    other = photographs.second
+    assert (other.model, other.lens_path, other.chosen_layer) == ("twin", None, None)
+    assert other.clip.name == "demo-twin" and other.layer == other.clip.layers - 3
+    monkeypatch.setattr(everything, "APART", {"second": APART["fig9"], "fig9": APART["table3"]})
+    said = Console(file=io.StringIO())
+    made, left_out, _ = everything.reproduce_all(photographs, said)
+    assert [each.name for each in made] == ["table4", "twin"]
+    assert set(left_out) == {"fig9", "missing"}
+    assert seen == {"dev": 1, "test": 2, "given": ("demo", True, True)}
+    lines = said.file.getvalue().splitlines()
+    assert "table4 is done (1 of 4)" in lines and "second is done (4 of 4)" in lines
+    assert "missing is left out: no attack was run" in lines
+
+
 def test_a_result_of_ones_own_is_one_function(few, tmp_path, monkeypatch):
     @results.register("sizes", help="How wide and high pictures are.")
     def sizes(study):
@@ -537,6 +575,13 @@ def test_budget_command(lens, tmp_path, monkeypatch):
         (["reproduce", "fig3"], "name pictures with --images, or take --demo"),
         (["reproduce", "fig3", "--demo", "--images", "X"], "drop --model and --images"),
         (["reproduce", "fig3", "--demo", "--model", "ViT-B-32"], "drop --model"),
+        (["reproduce", "fig9", "--demo", "--second-model", "demo"], "drop --second-model"),
+        (["reproduce", "fig9", "--demo", "--second-pretrained", "openai"], "is of a model: name"),
+        (
+            ["reproduce", "all", "--images", "LENS", "--second-model", "ViT-L-14"],
+            "random weights without --second-pretrained",
+        ),
+        (["reproduce", "all", "--images", "LENS", "--masks", "NOWHERE"], "no folder or file"),
         (["reproduce", "fig3", "--images", "NOWHERE", "--lens", "LENS"], "no folder or file"),
         (["reproduce", "fig11", "--images", "NOWHERE"], "no folder or file"),
         (["reproduce", "fig4", "--demo", "--lens", "LENS", "--layer", "3"], "layer 3 is not in"),

@@ -25,6 +25,7 @@ from .options import (
     Group,
     check_lens,
     check_pictures,
+    check_trained,
     console,
     grouped,
     hold,
@@ -65,6 +66,11 @@ class StudyOptions:
         type=PLACE, help="ImageNet, CIFAR-10, or another set of `list labelled-sets`."
     )
     shifted: Path | str | None = option(type=PLACE, help="Shifted pictures, such as ImageNet-R.")
+    masks: Path | None = option(
+        type=PATH, help="For all: a set of `list masked-sets`, which table4 is made from."
+    )
+    second_model: str | None = option(help="For fig9 and fig12, named as --model is.")
+    second_pretrained: str | None = option(help="Its open_clip tag, or the path of a checkpoint.")
     lens: Path | None = option(
         type=PATH, help="Of the model; fitted on training pictures if not given."
     )
@@ -132,7 +138,8 @@ class StudyOptions:
         if not self.demo and self.images is None:
             raise SecondLensError("name pictures with --images, or take --demo")
         check_lens(self.lens)
-        check_pictures(self.images, self.shifted)
+        check_pictures(self.images, self.shifted, self.masks)
+        second = self._second(model)
         from ..models.recognition import published_as
         from ..paper.study import PAPER_MODEL, Study
 
@@ -168,6 +175,29 @@ class StudyOptions:
             follow=self.follow,
             convention=self.convention,
             paper_words=self.paper_words,
+            masks=self.masks,
+            second_model=second,
+        )
+
+    def _second(self, first: ChosenModel) -> "SecondModel | None":
+        """The second model, on the device of the first and in its precision."""
+        if self.second_model is None:
+            if self.second_pretrained is not None:
+                raise SecondLensError("--second-pretrained is of a model: name it")
+            return None
+        if self.demo:
+            raise SecondLensError("--demo has its own second model: drop --second-model")
+        from ..models.recognition import published_as
+        from ..paper.study import SecondModel
+
+        check_trained(self.second_model, self.second_pretrained, "--second-pretrained")
+        model = replace(
+            first, model=self.second_model, pretrained=self.second_pretrained, activation=None
+        )
+        return SecondModel(
+            model=_called(model),
+            published=published_as(model.model, model.pretrained),
+            load=model.load,
         )
 
     def _neurons(self) -> tuple[int | None, tuple[int, ...], int]:
@@ -201,7 +231,7 @@ def _called(model: ChosenModel) -> str:
 
 if TYPE_CHECKING:
     from ..paper.results import Result
-    from ..paper.study import Study
+    from ..paper.study import SecondModel, Study
     from ..registry import Member
 
 

@@ -16,6 +16,8 @@ from .study import Study
 def reproduce_all(study: Study, console: Console) -> tuple[list[Result], dict[str, str], Path]:
     """The results that the study has data for, why others are left out, and a page with both.
 
+    A line is printed as each is done or left out.
+
     Raises
     ------
     SecondLensError
@@ -25,13 +27,16 @@ def reproduce_all(study: Study, console: Console) -> tuple[list[Result], dict[st
     left_out: dict[str, str] = {}
     with suppress(SecondLensError):  # every result that needs it says what is missing
         study.lens  # noqa: B018 - of all layers, before a result asks for one of them alone
-    for member in results:
+    for number, member in enumerate(results, start=1):
         apart = APART.get(member.name)
-        if apart is not None and not (study.demo and apart.in_demo):
+        second = study.demo or study.second_model is not None
+        if apart is not None and not (second and apart.by_second):
             left_out[member.name] = apart.how
             continue
         try:
             made.append(publish(member(study), study.out, console))
+            done = f"{member.name} is done ({number} of {len(results.names)})"
+            console.print(done, markup=False, highlight=False)
         except SecondLensError as error:
             left_out[member.name] = str(error)
             console.print(f"{member.name} is left out: {error}", markup=False, highlight=False)

@@ -88,6 +88,15 @@ BUDGET_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class SecondModel:
+    """A model for Figures 9 and 12."""
+
+    model: str
+    published: str | None
+    load: Callable[[], Clip]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Study:
     """One model and its pictures; what takes time is made when it is first asked for.
 
@@ -130,6 +139,10 @@ class Study:
         Where the paper's text and its published code disagree, which one.
     convention
         Of a lens that has to be fitted.
+    masks
+        Images with masks, for Table 4.
+    second_model
+        For Figures 9 and 12; by default those are of the study's own.
     paper_words
         Whether built-in pools get the words of the paper that they lack.
     """
@@ -152,6 +165,8 @@ class Study:
     follow: Literal["paper", "code"]
     convention: str
     paper_words: bool = False
+    masks: Path | None = None
+    second_model: SecondModel | None = None
 
     @cached_property
     def clip(self) -> Clip:
@@ -326,18 +341,28 @@ class Study:
 
     @cached_property
     def second(self) -> "Study":
-        """The study of another model: in the embedded world, of the twin; else this one."""
-        if not self.demo:
+        """The study of another model: the one that was named; in the embedded world, the twin; else
+        this one."""
+        other = self._twin() if self.demo else self.second_model
+        if other is None:
             return self
+        return replace(
+            self,
+            model=other.model,
+            published=other.published,
+            load=other.load,
+            lens_path=None,
+            # a layer and neurons were named for the first model
+            chosen_layer=self.chosen_layer if self.demo else None,
+            shown=(),
+        )
+
+    def _twin(self) -> SecondModel:
         from ..models.loading import load
 
         device = self.clip.device
-        return replace(
-            self,
-            model="demo-twin",
-            published=None,
-            load=lambda: load("demo-twin", device=device),
-            lens_path=None,
+        return SecondModel(
+            model="demo-twin", published=None, load=lambda: load("demo-twin", device=device)
         )
 
     @property

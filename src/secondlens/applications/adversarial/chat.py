@@ -55,7 +55,11 @@ class ChatModel:
 
     @torch.no_grad()
     def write(self, pair: Pair, words: Sequence[str], count: int, seed: int) -> list[str]:
-        """The captions of one reply; the same ones for the same seed.
+        """The captions of one reply, see `ask`."""
+        return self.ask(instructions(pair, words, PROPOSED * count), seed)
+
+    def ask(self, prompt: str, seed: int) -> list[str]:
+        """The texts of the list in one reply; the same ones for the same seed.
 
         Raises
         ------
@@ -63,7 +67,7 @@ class ChatModel:
             The chat template fails, or reaches for what a template may not; or there is no list in
             the reply.
         """
-        asked = [{"role": "user", "content": instructions(pair, words, PROPOSED * count)}]
+        asked = [{"role": "user", "content": prompt}]
         try:
             inputs = self._tokenizer.apply_chat_template(
                 asked, add_generation_prompt=True, return_tensors="pt", return_dict=True

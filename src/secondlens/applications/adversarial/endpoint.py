@@ -71,7 +71,11 @@ class Endpoint:
         )
 
     def write(self, pair: Pair, words: Sequence[str], count: int, seed: int) -> list[str]:
-        """The captions of one reply.
+        """The captions of one reply, see `ask`."""
+        return self.ask(instructions(pair, words, PROPOSED * count), seed)
+
+    def ask(self, prompt: str, seed: int) -> list[str]:
+        """The texts of the list in one reply.
 
         Raises
         ------
@@ -79,7 +83,7 @@ class Endpoint:
             The endpoint is not there, refuses the key or the request, is too slow, breaks off, or
             answers with what is no reply of a chat model, or has no list in it.
         """
-        reply = self._reply(instructions(pair, words, PROPOSED * count), seed)
+        reply = self._reply(prompt, seed)
         try:
             document = json.loads(reply)
             if reason := self._reason(document):

@@ -91,7 +91,8 @@ def cost(name: str) -> None:
     least, most = operations(work, 1) / counted, operations(work, 4) / counted
     print(f"{name}: an encoding {counted / len(images) / 1e9:.1f} GFLOP an image")
     print(
-        f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings, {few:.2f} in FLOPs"
+        f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings, "
+        f"{few:.2f} in FLOPs"
     )
     print(f"{name}: one text, forward pass included {one:.2f} encodings, {least:.2f} in FLOPs")
     print(f"{name}: each further text {(four - one) / 3:.2f}, {(most - least) / 3:.2f} in FLOPs")

@@ -16,6 +16,7 @@ from models import tiny_model, tiny_tokenizer
 from PIL import Image
 
 import secondlens as sl
+from secondlens.applications.adversarial import captioners
 from secondlens.data.labelled import labelled
 from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.scenes import Scenes, World
@@ -53,6 +54,8 @@ def small():
     """Inside it, the tiny model has a name, and the embedded world is small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(named_models, "_members", dict(named_models._members))
+        patch.setattr(captioners, "_members", dict(captioners._members))
+        captioners.register("echo", Echo, help="says what it is asked")
         named_models.register("tiny", tiny, help="eight neurons")
         named_models.register("other", partial(tiny, seed=1), help="with other weights")
         for module, name, value in (
@@ -69,6 +72,21 @@ def small():
         ):
             patch.setattr(import_module(module), name, value)
         yield
+
+
+class Echo:
+    """A language model that says what it is asked."""
+
+    name = "echo"
+
+    def __init__(self, chosen, **options):
+        pass
+
+    def write(self, pair, words, count, seed):
+        return [f"{pair.draw} {word}" for word in words]
+
+    def ask(self, prompt, seed):
+        return prompt.split()
 
 
 def one_layer(clip, images, layers=(), **options):
@@ -204,6 +222,11 @@ CASES = {
     ),
     "share": Case(command="share lens --to shared", given=("lens",)),
     "pull": Case(command="pull lens pulled", given=("lens",)),
+    "pool": Case(
+        command="pool --classes classes.txt --captioner echo --out pool",
+        given=("classes.txt",),
+        grows=("pool",),
+    ),
     "reproduce fig3": Case(
         command="reproduce fig3 --demo --fit-images 50 --out paper",
         given=(),

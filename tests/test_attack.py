@@ -36,7 +36,7 @@ from secondlens.applications.adversarial.sprites import FAMILIES, SpriteGenerato
 from secondlens.data.vocabularies import object_names, vocabulary, world_vocabulary
 from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import BACKGROUNDS, COLOURS, NAMES, PLACES
-from secondlens.errors import SecondLensError
+from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
 from secondlens.models.loading import load
 from secondlens.paper.table3 import OURS, result_of, table3
@@ -177,9 +177,11 @@ def test_indirect_directions_are_first_components_of_indirect_effects(demo, v):
 def test_chosen_words_name_no_class_and_nothing_like_the_wrong_one(v):
     labels = ("cow", "cows", "lion", "lions", "tiger", "sea", "ghost", "lamp")
     for seed in range(5):
-        words = choose(
-            RandomSelector(labels, seed), v, PAIR, Families(), 9, ("tiger", *labels[:6], "lamp")
-        )
+        why = "no more than 2 words from cow to lion .of 8, 1 that cannot be drawn, 4 that name"
+        with pytest.warns(SecondLensWarning, match=why):
+            words = choose(
+                RandomSelector(labels, seed), v, PAIR, Families(), 9, ("tiger", *labels[:6], "lamp")
+            )
         assert {word.text for word in words} == {"sea", "lamp"}
 
 
@@ -257,6 +259,27 @@ def test_all_captions_filtered_out():
 def test_lists_in_replies():
     reply = 'Sure:\n1. "A cow."\n 2) **A key**\n- a lamp\n* x\n\nno item\n3: last'
     assert listed(reply) == ["A cow.", "A key", "a lamp", "x", "last"]
+    two = ["a cow by a lamp", "a cow, a key"]
+    think = "1. First I should think of a cow\n2. then write a cow with a lamp"
+    plain = "Here are the captions:\n\na cow by a lamp\n“a cow, a key”\n"
+    for reply in (
+        "**1. a cow by a lamp**\n**2. a cow, a key**",
+        "**1.** *a cow by a lamp*\n**2.** *a cow, a key*",
+        "> 1) a cow by a lamp\n> 2) a cow, a key",
+        json.dumps(two),
+        f"Sure:\n```json\n{json.dumps(two, indent=1)}\n```\nI hope [this] helps.".replace(
+            "[this]", "this"
+        ),
+        json.dumps({"captions": [{"caption": each} for each in two]}),
+        plain,
+        f"<think>\n{think}\n</think>\n\n{plain}",
+        f"{think}</think>{plain}",
+        f"<Thinking>{think}</Thinking>1. a cow by a lamp\n2. a cow, a key",
+    ):
+        assert listed(reply) == two, reply
+    for reply in ("", "I'm sorry, I can't help.", f"<think>\n{think}", "[1, 2]"):
+        assert listed(reply) == []
+    assert listed("- a 3-legged cow\n- 2 cows") == ["a 3-legged cow", "2 cows"]
     asked = instructions(PAIR, ["lamp", "key"], 7)
     assert all(part in asked for part in ("Write 7", "a cow", "lamp, key", "Never mention a lion"))
 
@@ -358,6 +381,19 @@ def test_the_referee_says_what_it_sees():
     cows = [generator.draw("a cow", "cow", seed) for seed in range(8)]
     ships = [generator.draw("a ship", "ship", seed) for seed in range(8)]
     assert sum(referee(cows, pair)) > sum(referee(ships, pair)) + 4
+    # neither class is shown, though one of them must be the likelier of the two
+    owls = [generator.draw("an owl", "owl", seed) for seed in range(8)]
+    decided = Zeroshot(twin, NAMES, object_names().embed(twin), pair)
+    said = decided([each.image for each in owls])
+    assert referee(owls, pair) == [verdict.best == "cow" for verdict in said]
+    assert not all(verdict.wrong for verdict in said) and sum(referee(owls, pair)) <= 1
+
+
+def test_the_attacked_model_is_no_referee(demo, tmp_path):
+    clip, lens = demo
+    itself = RefereeJudge(clip, NAMES, object_names().embed(clip))
+    with pytest.raises(SecondLensError, match="the referee is demo itself, which is attacked"):
+        attack(clip, lens, "cow", "lion", tmp_path / "out", judge=itself)
 
 
 def sample(margin, plain_margin, best="cow", counted=True):
@@ -699,6 +735,8 @@ def test_table3_of_runs_that_are_not_whole(demo, tmp_path):
     made = attacker(clip, lens, images=1, captions=1, captioner=Later({1}))
     result = table3(made, [("cow", "lion")], tmp_path / "some", seeds=2)
     assert result.rows[0]["method"] == OURS
+    why = f"{OURS} left out a run of cow → lion: none of the captions by template can be used"
+    assert any(note.startswith(why) for note in result.notes)
     assert len(list((tmp_path / "some").rglob("seed-1/second-order/gallery.html"))) == 1
     assert not list((tmp_path / "some").rglob("seed-0/second-order/gallery.html"))
     silent = attacker(clip, lens, images=1, captions=1, captioner=Later(()))

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
@@ -115,6 +116,25 @@ def test_mistakes_are_one_sentence_and_exit_2(arguments, message, lenses, tmp_pa
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "library"),
+    [
+        (["--sentences", "any"], "sentence_transformers"),
+        (["--captioner", "chat:any"], "transformers"),
+        (["--captioner", "http://localhost:1", "--captioner-model", "any"], "openai"),
+        (["--image-generator", "diffusers:any", "--referee", "demo-twin"], "diffusers"),
+    ],
+)
+def test_libraries_are_missed_before_anything_is_loaded(options, library, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    needs = f"needs {library.replace('_', '-')}: pip install 'secondlens[attack]'"
+    # there is no lens, which would be the first to be loaded
+    result = run("attack", tmp_path / "none", *AS_OWL[1:], *options, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and needs in result.stderr
+    result = run("reproduce", "table3", "--demo", *options, "--out", tmp_path / "out")
+    assert result.exit_code == 2 and needs in result.stderr
 
 
 def test_options_of_version_0_1_are_understood_and_say_their_new_names(lenses, tmp_path):

@@ -12,14 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from scale import PATIENCE
 
-from secondlens.applications.adversarial.captioning import captions
+from secondlens.applications.adversarial.captioning import (
+    TemplateCaptioner,
+    captions,
+    listed,
+    proposed,
+)
 from secondlens.applications.adversarial.chat import ChatModel
+from secondlens.applications.adversarial.class_pool import class_pool
 from secondlens.applications.adversarial.diffusion import DiffusionGenerator
 from secondlens.applications.adversarial.endpoint import KEY, Endpoint
-from secondlens.applications.adversarial.selection import Pair
+from secondlens.applications.adversarial.selection import NothingLeft, Pair
 from secondlens.applications.adversarial.sentences import Sentences
+from secondlens.commands.group import main
+from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
 
 PAIR = Pair(draw="cow", mistake_for="lion")
@@ -83,6 +92,7 @@ def test_an_endpoint_writes(monkeypatch):
     assert path == "/v1/chat/completions"
     assert key == "Bearer sk-secret"
     assert (body["model"], body["seed"]) == ("tiny", 5)
+    assert (body["temperature"], body["top_p"]) == (0.6, 0.9)
     assert "lamp, owl" in body["messages"][0]["content"]
 
 
@@ -95,9 +105,88 @@ def test_limits_of_the_rate_are_waited_for():
 
 def test_a_refusal_leaves_no_caption():
     with server((200, {}, chat("I'm sorry, I can't help with that."))) as (url, asked):
-        with pytest.raises(SecondLensError, match="none of the captions by endpoint:tiny"):
+        said = (
+            "endpoint:tiny answers without a list of captions, “I'm sorry, I can't help with that"
+        )
+        with pytest.raises(NothingLeft, match=said):
             captions(endpoint(url), PAIR, ["lamp"], 2, 0)
-        assert len(asked) == 3
+        assert len(asked) == 1
+
+
+def test_replies_in_parts_and_of_models_that_reason():
+    texts = ["a cow beside a lamp", "a cow and an owl", "a lion and a lamp"]
+    parts = chat([{"type": "text", "text": GOOD[:20]}, {"type": "text", "text": GOOD[20:]}])
+    thought = {"role": "assistant", "content": None, "reasoning_content": GOOD}
+    reasoned = json.dumps({"choices": [{"index": 0, "message": thought}]}).encode()
+    cut = json.dumps(
+        {"choices": [{"message": {"content": GOOD}, "finish_reason": "length"}]}
+    ).encode()
+    for reply, expected in ((parts, texts), (reasoned, texts), (cut, texts[:2])):
+        with server((200, {}, reply)) as (url, _):
+            assert endpoint(url).write(PAIR, ["lamp"], 1, 0) == expected
+
+
+def test_a_pool_of_descriptions_goes_on_where_it_was(tmp_path):
+    class Says:
+        name = "says"
+
+        def __init__(self):
+            self.asked = []
+
+        def write(self, *_):
+            raise AssertionError("no captions are asked for")
+
+        def ask(self, prompt, seed):
+            label = prompt.split("photos of ", 1)[1].split(" may have")[0]
+            self.asked.append((label, seed))
+            if label == "ship":
+                return proposed("No.", self.name)
+            if label == "cow" and len(self.asked) == 2:
+                raise SecondLensError("the line is dead")
+            return listed(f"1. a {label}\n2. a {label}\n3. grass\n4. more\n5. too  many")
+
+    model, out = Says(), tmp_path / "pool"
+    with pytest.raises(SecondLensError, match="the line is dead"):
+        class_pool(model, ["lion", "cow", "ship"], out, per_class=3, seed=7)
+    assert not (out / "descriptions.txt").exists()
+    found = class_pool(model, ["lion", "cow", "ship"], out, per_class=3, seed=7)
+    assert model.asked == [(label, 7) for label in ("lion", "cow", "cow", "ship")]
+    # equal ones are one, of a class and of all
+    assert found.texts == ("a lion", "grass", "more", "a cow")
+    assert vocabulary(found.path).labels == found.texts
+    assert set(found.left_out) == {"ship"} and "without a list" in found.left_out["ship"]
+    assert class_pool(model, ["lion", "cow", "ship"], out, per_class=3, seed=7) == found
+    assert len(model.asked) == 4
+    for changed in ({"labels": ["lion"]}, {"per_class": 4}, {"seed": 8}):
+        given = {"labels": ["lion", "cow", "ship"], "per_class": 3, "seed": 7} | changed
+        with pytest.raises(SecondLensError, match="holds another pool, with"):
+            class_pool(model, out=out, **given)
+    with pytest.raises(SecondLensError, match="no class is described: says answers without"):
+        class_pool(model, ["ship"], tmp_path / "none")
+    with pytest.raises(SecondLensError, match="template describes no classes"):
+        class_pool(TemplateCaptioner(), ["ship"], tmp_path / "none")
+    (out / "classes" / "00000.json").write_text("{}")
+    with pytest.raises(SecondLensError, match=r"00000\.json is damaged.*remove it, then run again"):
+        class_pool(model, ["lion", "cow", "ship"], out, per_class=3, seed=7)
+
+
+def test_the_command_makes_a_pool_by_an_endpoint(tmp_path):
+    (tmp_path / "classes.txt").write_text("cow\nlion\n")
+    with server((200, {}, chat(GOOD))) as (url, asked):
+        given = ("pool", "--classes", tmp_path / "classes.txt", "--captioner", url)
+        given += ("--captioner-model", "tiny", "--per-class", 2, "--out", tmp_path / "pool")
+        said = CliRunner().invoke(main, [str(each) for each in (*given, "--json")])
+        assert said.exit_code == 0, said.output
+    for captioner, message in ((url, "name the model that"), ("template", "describes no classes")):
+        given = ("pool", "--classes", tmp_path / "classes.txt", "--captioner", captioner)
+        refused = CliRunner().invoke(main, [*map(str, given), "--out", str(tmp_path / "other")])
+        assert refused.exit_code == 2 and message in refused.stderr
+        assert not (tmp_path / "other").exists()
+    assert json.loads(said.stdout) == {
+        "texts": 2, "left_out": {}, "file": str(tmp_path / "pool" / "descriptions.txt")
+    }  # fmt: skip
+    prompts = [body["messages"][0]["content"] for _, _, body in asked]
+    assert len(prompts) == 2 and prompts[0].startswith("List 2 characteristics that photos of cow")
 
 
 def slow(handler):
@@ -132,7 +221,20 @@ def break_off(handler):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((200, {}, chat(None)), None),
+        ((200, {}, chat(None)), "without a list of captions, with nothing"),
+        ((200, {}, b'{"error": {"message": "no model x"}}'), "fails: no model x$"),
+        (
+            (404, {}, b'{"error": {"message": "model \\"x\\" not found, try pulling it"}}'),
+            '404: check the address and the model\'s name; it says: model "x" not found, try',
+        ),
+        (
+            (400, {}, b'{"object": "error", "message": "at most\\n2048 tokens, sk-secret"}'),
+            "400: it does not take this request; it says: at most 2048 tokens, …$",
+        ),
+        (
+            (400, {}, b'{"error": {"message": "Unsupported parameter: seed / top_p"}}'),
+            "it says: Unsupported parameter: seed / top_p$",
+        ),
         ((200, {}, b"<html>"), "no chat reply"),
         ((200, {}, b"[]"), "no chat reply"),
         ((200, {}, b'{"choices": []}'), "no chat reply"),
@@ -151,12 +253,8 @@ def break_off(handler):
 def test_bad_answers_are_one_sentence(answer, message, monkeypatch):
     monkeypatch.setenv(KEY, "sk-secret")
     timeout = 0.5 if callable(answer) else PATIENCE
-    with server(answer) as (url, _):
-        if message is None:
-            assert endpoint(url).write(PAIR, ["lamp"], 1, 0) == []
-            return
-        with pytest.raises(SecondLensError, match=message) as raised:
-            endpoint(url, timeout=timeout).write(PAIR, ["lamp"], 1, 0)
+    with server(answer) as (url, _), pytest.raises(SecondLensError, match=message) as raised:
+        endpoint(url, timeout=timeout).write(PAIR, ["lamp"], 1, 0)
     assert "sk-secret" not in str(raised.value)
     assert raised.value.__cause__ is None
 

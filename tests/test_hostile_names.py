@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from secondlens.words.concepts import Concept, prove
 from small_world import CASES, MODEL, noise, small, tiny
 
 import secondlens as sl
@@ -17,7 +18,6 @@ from secondlens.commands.group import main
 from secondlens.data.labelled import labelled
 from secondlens.data.sources import Subset, as_source
 from secondlens.paper.study import kept_lens
-from secondlens.words.concepts import Concept, prove
 
 STEERING = "\x1b[31m\x9b2J\r\u202e\ufeff"
 FORGED = "\nError: forged"

@@ -1,6 +1,7 @@
 """Reproductions, ablations and budgets from the command line, on a few scenes."""
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -9,6 +10,7 @@ from importlib import import_module
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
@@ -23,7 +25,7 @@ from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.effects.all_paths import CLASSES as PATHS
 from secondlens.errors import SecondLensError
-from secondlens.paper import everything, neurons, study, table2, table4
+from secondlens.paper import everything, neurons, pools, study, table2, table4
 from secondlens.paper.curves import LABELS
 from secondlens.paper.distributions import distributions
 from secondlens.paper.effect_budget import effect_budget
@@ -34,7 +36,7 @@ from secondlens.paper.fig9 import fig9
 from secondlens.paper.fig10 import fig10
 from secondlens.paper.fig12 import fig12
 from secondlens.paper.registry import APART, results
-from secondlens.paper.results import Result, Setting, cell, show
+from secondlens.paper.results import Result, Setting, as_document, cell, show
 from secondlens.paper.study import LAYER_SEED, TEST_SEED, scenes
 from secondlens.paper.table1 import PAPER, SHOWN, table1
 from secondlens.registry import Registry
@@ -118,7 +120,8 @@ def test_fig3_prints_and_writes(lens, few, tmp_path, clip):
         assert float(row["top-1 %"]) == pytest.approx(100 * found.accuracy(LAYER, kind))
         assert float(row["top-5 %"]) == pytest.approx(100 * found.accuracy(LAYER, kind, top=5))
     content = json.loads((out / "fig3.json").read_text())
-    assert {"name": "model", "ours": "demo", "paper": "ViT-B-32 (openai)"} in content["settings"]
+    model = {"name": "model", "ours": "demo", "paper": "ViT-B-32 (openai)", "harmless": False}
+    assert model in content["settings"] and content["comparable"] is False
     with Image.open(out / "fig3.png") as picture:
         assert picture.width > 300
     assert not list(out.glob("*.partial"))
@@ -354,6 +357,44 @@ def test_the_second_model_of_photographs_is_a_study_of_its_own(tiny, only, tmp_p
     assert [each.name for each in made] == ["fig9", "fig12"] and set(left_out) == {"missing"}
 
 
+def test_all_takes_masks_and_a_second_model(tiny, only, tmp_path, monkeypatch):
+    for name in "123":
+        for folder in ("images", "masks"):
+            (tmp_path / folder / "dog").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB" if folder == "images" else "L", (64, 64)).save(
+                tmp_path / folder / "dog" / f"{name}.png"
+            )
+    seen = {}
+
+    def compared(clip, lens, work, *, model, predicted, cropped):
+        seen.update(dev=len(work.dev), test=len(work.test), given=(model, predicted, cropped))
+        return result("table4")
+
+    def result(name):
+        settings = [Setting(name="model", ours="x", paper="x")]
+        return Result(name=name, title=name, rows=[{"a": 1}], settings=settings)
+
+    monkeypatch.setattr(table4, "compare", compared)
+    only("table4", "fig9")
+    everything.results.register("second", lambda given: result(given.second.model), help="It.")
+    twin = study.SecondModel(model="twin", published=None, load=lambda: sl.load("demo-twin"))
+    photographs = replace(
+        tiny, demo=False, masks=tmp_path, second_model=twin, follow="code", out=tmp_path / "out"
+    )
+    other = photographs.second
+    assert (other.model, other.lens_path, other.chosen_layer) == ("twin", None, None)
+    assert other.clip.name == "demo-twin" and other.layer == other.clip.layers - 3
+    monkeypatch.setattr(everything, "APART", {"second": APART["fig9"], "fig9": APART["table3"]})
+    said = Console(file=io.StringIO())
+    made, left_out, _ = everything.reproduce_all(photographs, said)
+    assert [each.name for each in made] == ["table4", "twin"]
+    assert set(left_out) == {"fig9", "missing"}
+    assert seen == {"dev": 1, "test": 2, "given": ("demo", True, True)}
+    lines = said.file.getvalue().splitlines()
+    assert "table4 is done (1 of 4)" in lines and "second is done (4 of 4)" in lines
+    assert "missing is left out: no attack was run" in lines
+
+
 def test_a_result_of_ones_own_is_one_function(few, tmp_path, monkeypatch):
     @results.register("sizes", help="How wide and high pictures are.")
     def sizes(study):
@@ -365,7 +406,7 @@ def test_a_result_of_ones_own_is_one_function(few, tmp_path, monkeypatch):
     said = run("reproduce", "sizes", "--demo", "--out", tmp_path / "out", "--json").stdout
     found = json.loads(said)
     assert [row["width"] for row in found["rows"]] == [64, 64, 64]
-    assert set(found) == {"title", "rows", "notes", "settings", "facts"}
+    assert set(found) == {"title", "rows", "notes", "settings", "comparable", "facts"}
     assert found == json.loads((tmp_path / "out" / "sizes.json").read_text())
     with pytest.raises(SecondLensError, match="there is a result 'sizes' already"):
         results.register("sizes", sizes, help="The same again.")
@@ -396,6 +437,58 @@ def test_results_know_what_differs():
     ]
 
 
+def test_numbers_of_the_paper_are_grey_where_settings_are_others(tmp_path):
+    same = Setting(name="m", ours="128", paper="128")
+    open_to = Setting(name="prompts", ours="80", paper="an example", harmless=True)
+    other = Setting(name="pictures", ours="scenes", paper="ImageNet")
+    shown = {}
+    for name, settings in {"alike": [same, open_to], "apart": [same, other]}.items():
+        row = {"effect": "all", "top-1": 30.0, "paper, top-1": 29.6}
+        result = Result(name=name, title=name, rows=[row], settings=settings)
+        console = Console(force_terminal=True, color_system="standard", file=io.StringIO())
+        show(result, console)
+        everything.write_report([result], {}, tmp_path / f"{name}.html")
+        page = (tmp_path / f"{name}.html").read_text()
+        shown[name] = (
+            result.comparable,
+            re.search(r"\x1b\[2m *29\.6", console.file.getvalue()) is None,
+            '<td class="paper">29.6</td>' in page,
+            '<td class="elsewhere">29.6</td>' not in page,
+        )
+        assert as_document(result)["comparable"] is result.comparable
+        for each in result.differing:
+            assert f"{each.name}: {each.ours}" in console.file.getvalue()
+            assert f"<b>{each.name}</b>: {each.ours}" in page
+    assert shown == {"alike": (True,) * 4, "apart": (False,) * 4}
+
+
+def test_pools_of_the_paper_are_known_and_others_say_what_they_lack(tiny, tmp_path, monkeypatch):
+    words = pools.printed()
+    assert len(words) == 72 and {"snowy", "gravel", "lisbon"} <= set(words)
+    common = vocabulary("english-30k")
+    missing = [word for word in words if word not in common.labels]
+    assert len(missing) == 13 and "cabriolet" in missing
+    (note,) = pools.lacking_notes([common])
+    assert "lacks 13 of the 72 words" in note and ", ".join(missing) in note
+    longer = pools.extended(common)
+    assert longer.labels == (*common.labels, *missing)
+    assert longer.prompts == tuple((label,) for label in longer.labels)
+    assert not pools.lacking_notes([longer]) and not pools.lacking_notes(tiny.texts)
+    both = replace(tiny, pools=("english-30k", "world"), paper_words=True)
+    assert [len(texts) for texts in both.texts] == [len(common) + 13, len(tiny.texts[0])]
+    # a file is known by what is in it
+    file = tmp_path / "anything.txt"
+    file.write_text("ship\nowl\n\nship\n")
+    digest = hashlib.sha256(b"ship\nowl").hexdigest()
+    monkeypatch.setitem(pools.PUBLISHED, digest, pools.WORDS_30K)
+    found = fig8(replace(tiny, pools=(str(file),)))
+    (setting,) = (each for each in found.settings if each.name == "words")
+    assert setting.ours == setting.paper == "30,000 common words"
+    table = table2.table2(replace(tiny, pools=(str(file), "world")))
+    (setting,) = (each for each in table.settings if each.name == "texts")
+    assert setting.ours == "30,000 common words, world" and setting.harmless
+
+
 def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):
     for wnid in list(imagenet_names())[:2]:
         (tmp_path / wnid).mkdir()
@@ -407,6 +500,49 @@ def test_prompts_follow_the_paper_or_its_code(tiny, tmp_path):
     assert len(code.test.classes.prompts[0]) == 80
     assert len(code.shifted_test.classes) == 1000
     assert (own.atoms, code.atoms) == ("unit", "official")
+
+
+def test_pictures_follow_the_paper_or_its_code(tiny, monkeypatch):
+    training = Scenes(World(), FIT_SEED, 12_700)
+    monkeypatch.setattr(study, "training_pictures", lambda _: training)
+    own = replace(tiny, demo=False, images=tiny.out, fit_images=None)
+    code = replace(own, follow="code")
+    assert own.fit_source.ids == study.evenly(training, 5000).ids
+    assert code.fit_source.ids == training.ids[: 50 * 250 : 250]
+    assert replace(code, fit_images=60).fit_source.ids == study.evenly(training, 60).ids
+    assert [own.step(1), own.step(10), code.step(1), replace(code, subset=3).step(1)] == [
+        *(1, 10, 10, 3)
+    ]
+    few = Scenes(World(), FIT_SEED, 1200)
+    monkeypatch.setattr(study, "training_pictures", lambda _: few)
+    assert replace(code).fit_source.ids == few.ids
+
+
+def test_official_effects_reach_a_result_or_are_refused_before_the_fit(tiny, clip, tmp_path):
+    def loaded():
+        raise AssertionError("the model was loaded")
+
+    official = replace(
+        tiny, lens_path=None, convention="official", load=loaded, out=tmp_path / "new"
+    )
+    for result in (fig8, effect_budget):
+        with pytest.raises(SecondLensError, match="take --convention exact for this result"):
+            result(official)
+    path = tmp_path / "lens"
+    pictures = Scenes(World(), FIT_SEED, 50)
+    sl.fit(clip, pictures, [LAYER], out=path, convention="official")
+    named = replace(tiny, lens_path=path)
+    with pytest.raises(SecondLensError, match="fit a lens in the convention exact"):
+        fig8(named)
+    neurons = [row["neuron"] for row in table1(named).details if row["effect"] == "second-order"]
+    effects = sl.second_order(clip, [pictures.load(i) for i in range(0, 50, 5)], LAYER, "official")
+    shares = []
+    for neuron in neurons:
+        own = effects[:, neuron].double()
+        values = torch.linalg.svdvals(own - own.mean(0)).square()
+        shares.append(100 * float(values[0] / values.sum()))
+    (row,) = (row for row in table1(named).rows if row["effect"] == "second-order")
+    assert row["PC #1, all images, %"] == pytest.approx(sum(shares) / len(shares), abs=1e-2)
 
 
 def test_ablate_command(lens, tmp_path, monkeypatch):
@@ -467,6 +603,13 @@ def test_budget_command_splits_the_remainder(lens, tmp_path, monkeypatch):
         (["reproduce", "fig3"], "name pictures with --images, or take --demo"),
         (["reproduce", "fig3", "--demo", "--images", "X"], "drop --model and --images"),
         (["reproduce", "fig3", "--demo", "--model", "ViT-B-32"], "drop --model"),
+        (["reproduce", "fig9", "--demo", "--second-model", "demo"], "drop --second-model"),
+        (["reproduce", "fig9", "--demo", "--second-pretrained", "openai"], "is of a model: name"),
+        (
+            ["reproduce", "all", "--images", "LENS", "--second-model", "ViT-L-14"],
+            "random weights without --second-pretrained",
+        ),
+        (["reproduce", "all", "--images", "LENS", "--masks", "NOWHERE"], "no folder or file"),
         (["reproduce", "fig3", "--images", "NOWHERE", "--lens", "LENS"], "no folder or file"),
         (["reproduce", "fig11", "--images", "NOWHERE"], "no folder or file"),
         (["reproduce", "fig4", "--demo", "--lens", "LENS", "--layer", "3"], "layer 3 is not in"),

@@ -486,7 +486,7 @@ def test_the_whole_table(clip, lens, tmp_path):
     with Image.open(out / "table4.png") as grid:
         assert grid.width == (2 + len(methods)) * 116
     text = (tmp_path / "said.txt").read_text()
-    assert "several objects" in text and "(78.1)" in text and "…" in text
+    assert "several objects" in text and "78.1 59.0" in text and "…" in text
     assert text.count("│ Neurons ") == 2 * 3
     assert not list(out.glob("*.partial"))
 

@@ -164,8 +164,8 @@ def differences(name, found, known, *, same_machine):
     return said
 
 
-NEWER = {"along", "chosen", "digests", "holding", "named", "names", "pushes", "scored_on"}
-NEWER |= {"split", "unshown"} | earlier.NEWER
+NEWER = {"along", "chosen", "comparable", "digests", "harmless", "holding", "named", "names"}
+NEWER |= {"pushes", "scored_on", "split", "unshown"} | earlier.NEWER
 """Keys that files and results have had since version 0.1."""
 
 
@@ -173,7 +173,17 @@ def _known(value):
     """Without what is newer."""
     if isinstance(value, dict):
         return {key: _known(each) for key, each in value.items() if key not in NEWER}
-    return [_known(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_known(each) for each in value if not _is_newer(each)]
+    return value
+
+
+NEWER_SETTINGS = {"of these"}
+"""Settings that results have said since."""
+
+
+def _is_newer(value):
+    return isinstance(value, dict) and value.get("name") in NEWER_SETTINGS and "paper" in value
 
 
 def _known_options(values, old):

@@ -1,6 +1,7 @@
 """`secondlens attack`, and the options that say who does its steps."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +94,25 @@ class AttackSteps:
         }
         of_endpoint = {"--captioner-model": self.captioner_model is not None}
         of_referee = {"--referee-pretrained": self.referee_pretrained is not None}
+        libraries = (
+            ("--sentences", self.sentences is not None, "sentence-transformers"),
+            ("--captioner chat:", _kind(self.captioner) == "chat", "transformers"),
+            ("--captioner http", _kind(self.captioner) in ENDPOINTS, "openai"),
+            (
+                "--image-generator diffusers:",
+                _kind(self.image_generator) == "diffusers",
+                "diffusers",
+            ),
+        )
         return (
             own,
+            *(
+                when(
+                    used and find_spec(library.replace("-", "_")) is None,
+                    f"{named} needs {library}: pip install 'secondlens[attack]'",
+                )
+                for named, used, library in libraries
+            ),
             when(unseen and own is None, LOOKED_AT),
             when(
                 nameless, f"name the model that {self.captioner} shall use with --captioner-model"

@@ -26,6 +26,7 @@ from .list import list_members
 from .name import name
 from .options import Group, note
 from .plan import plan
+from .pool import pool
 from .process import keep_freed_memory, quiet_libraries, told
 from .reproduce import reproduce
 from .score import score
@@ -134,8 +135,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, steer, why_attention, reproduce, explore, export, share, pull),
-    list_members,
+    *(audit, defend, ablate, budget, steer, why_attention, pool, reproduce, explore, export),
+    *(share, pull, list_members),
 )
 for command in COMMANDS:
     main.add_command(command)

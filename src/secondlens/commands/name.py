@@ -23,7 +23,7 @@ from .options import (
     with_model,
     writing_lens,
 )
-from .together import OF_REFEREE, check_together, idle, idle_choice, missing
+from .together import OF_REFEREE, check_together, idle, idle_choice, missing, when
 
 if TYPE_CHECKING:
     from ..lens.names import Names
@@ -115,17 +115,17 @@ def name(
 
     Example: secondlens name secondlens-demo/lens
     """
-    if pairs is not None and not model.model.startswith("demo"):
-        raise SecondLensError(
-            f"--pairs draws scenes of an embedded model's world, and {model.model} is another "
-            "model: give secondlens.confirm a painter of yours in Python"
-        )
     needed = {"--images": images, "--referee": referees or None}
     of_referee = {"--referee-pretrained": len(referee_pretrained) > len(referees)}
     check_together(
         missing(model.model, "names of", needed),
         idle(of_referee, OF_REFEREE, unless=False),
         idle_choice(choice, images),
+        when(
+            pairs is not None and not model.model.startswith("demo"),
+            f"--pairs draws scenes of an embedded model's world, and {model.model} is another "
+            "model: give secondlens.confirm what draws yours, in Python",
+        ),
     )
     named = list(zip_longest(referees, referee_pretrained))
     for each, pretrained in named:

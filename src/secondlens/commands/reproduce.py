@@ -25,6 +25,7 @@ from .options import (
     Group,
     check_lens,
     check_pictures,
+    check_trained,
     console,
     grouped,
     hold,
@@ -36,6 +37,9 @@ from .options import (
     with_model,
 )
 from .together import check_together, idle, said_by, when
+
+FOLLOWED = ("paper", "code")
+"""The paper's text, and the code that was published with it."""
 
 SAMPLE = 64
 """Neurons that are drawn where nobody says how many."""
@@ -63,10 +67,19 @@ class StudyOptions:
         type=PLACE, help="ImageNet, CIFAR-10, or another set of `list labelled-sets`."
     )
     shifted: Path | str | None = option(type=PLACE, help="Shifted pictures, such as ImageNet-R.")
+    masks: Path | None = option(
+        type=PATH, help="For all: a set of `list masked-sets`, which table4 is made from."
+    )
+    second_model: str | None = option(help="For fig9 and fig12, named as --model is.")
+    second_pretrained: str | None = option(help="Its open_clip tag, or the path of a checkpoint.")
     lens: Path | None = option(
         type=PATH, help="Of the model; fitted on training pictures if not given."
     )
-    subset: int | None = option(type=click.IntRange(1), help="Take every N-th test picture.")
+    subset: int | None = option(
+        type=click.IntRange(1),
+        help="Take every N-th test picture; by default the paper's choice, with --follow code "
+        "every tenth.",
+    )
     layer: int | None = option(
         type=click.IntRange(0), help="By default the paper's; with --demo, the deciding one."
     )
@@ -80,7 +93,7 @@ class StudyOptions:
     )
     fit_images: int | None = option(
         type=click.IntRange(50),
-        help="To fit a lens on; by default 5000, with --demo 1200.",
+        help="To fit a lens on; by default 5000, with --follow code every 250th, with --demo 1200.",
     )
     effect_images: int = option(
         default=200,
@@ -93,9 +106,14 @@ class StudyOptions:
         multiple=True,
         help="As for describe; repeatable. By default english-30k, with --demo world.",
     )
+    paper_words: bool = option(
+        default=False,
+        is_flag=True,
+        help="Add to english-10k and english-30k the words of the paper that they lack.",
+    )
     follow: Literal["paper", "code"] = option(
         default="paper",
-        type=click.Choice(["paper", "code"]),
+        type=click.Choice(FOLLOWED),
         help="The paper's text or its published code, where they disagree.",
     )
     convention: str = option(default="exact", type=click.Choice(CONVENTIONS), help=CONVENTION_HELP)
@@ -133,9 +151,10 @@ class StudyOptions:
             said_by(self._check_neurons),
         )
         check_lens(self.lens)
-        check_pictures(self.images, self.shifted)
+        check_pictures(self.images, self.shifted, self.masks)
+        second = self._second(model)
         from ..models.recognition import published_as
-        from ..paper.study import DEMO_FIT_IMAGES, FIT_IMAGES, PAPER_MODEL, Study
+        from ..paper.study import PAPER_MODEL, Study
 
         published = published_as(model.model, model.pretrained)
         if self.paper_weights and published not in (None, PAPER_MODEL):
@@ -160,7 +179,7 @@ class StudyOptions:
             lens_path=self.lens,
             out=self.out,
             subset=self.subset,
-            fit_images=self.fit_images or (DEMO_FIT_IMAGES if self.demo else FIT_IMAGES),
+            fit_images=self.fit_images,
             chosen_layer=layer,
             shown=shown,
             sample=sample,
@@ -168,6 +187,30 @@ class StudyOptions:
             pools=self.pools or (("world",) if self.demo else ("english-30k",)),
             follow=self.follow,
             convention=self.convention,
+            paper_words=self.paper_words,
+            masks=self.masks,
+            second_model=second,
+        )
+
+    def _second(self, first: ChosenModel) -> "SecondModel | None":
+        """The second model, on the device of the first and in its precision."""
+        if self.second_model is None:
+            if self.second_pretrained is not None:
+                raise SecondLensError("--second-pretrained is of a model: name it")
+            return None
+        if self.demo:
+            raise SecondLensError("--demo has its own second model: drop --second-model")
+        from ..models.recognition import published_as
+        from ..paper.study import SecondModel
+
+        check_trained(self.second_model, self.second_pretrained, "--second-pretrained")
+        model = replace(
+            first, model=self.second_model, pretrained=self.second_pretrained, activation=None
+        )
+        return SecondModel(
+            model=_called(model),
+            published=published_as(model.model, model.pretrained),
+            load=model.load,
         )
 
     def _check_neurons(self) -> None:
@@ -205,7 +248,7 @@ def _called(model: ChosenModel) -> str:
 
 if TYPE_CHECKING:
     from ..paper.results import Result
-    from ..paper.study import Study
+    from ..paper.study import SecondModel, Study
     from ..registry import Member
 
 
@@ -300,7 +343,19 @@ def _with_own_options(function: Callable[..., None]) -> click.Command:
 @click.option("--names", type=PATH, help="For imagenet-s: a file with a wnid and name a line.")
 @click.option("--ignore", type=click.IntRange(0), help="For folder: the value of ignored pixels.")
 @click.option("--classes", type=PATH, help="A file with one class a line; by default the data's.")
-@click.option("--predicted", is_flag=True, help="Segment the class that CLIP predicts.")
+@click.option(
+    "--follow",
+    type=click.Choice(FOLLOWED),
+    default="paper",
+    show_default=True,
+    help="Pictures squeezed as their masks, in the classes given, one prompt a class; or, as the "
+    "published code, cropped under squeezed masks, in the classes predicted, 80 prompts a class.",
+)
+@click.option(
+    "--predicted",
+    is_flag=True,
+    help="Segment the class that CLIP predicts, also with --follow paper.",
+)
 @click.option("--out", type=PATH, default=Path("secondlens-table4"), show_default=True)
 @click.option("--fit-images", type=click.IntRange(50), default=1500, show_default=True)
 @click.option(
@@ -317,6 +372,7 @@ def table4(
     names: Path | None,
     ignore: int | None,
     classes: Path | None,
+    follow: Literal["paper", "code"],
     predicted: bool,
     out: Path,
     fit_images: int,
@@ -357,13 +413,17 @@ def table4(
             ignore=ignore,
             images=test_images,
             dev=dev,
+            follow=follow,
         )
     fitted = None if lens is None else Lens.load(lens)
     clip = model.load()
     if fitted is None:
         fitted = demo_lens(clip, fit_images)
     called = published_as(model.model, model.pretrained) or _called(model)
-    found = compare(clip, fitted, work, model=called, predicted=predicted)
+    as_code = follow == "code"
+    found = compare(
+        clip, fitted, work, model=called, predicted=predicted or as_code, cropped=as_code
+    )
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)
 
@@ -406,7 +466,6 @@ def table3(
 
     Example: secondlens reproduce table3 --demo
     """
-    check_lens(lens)
     from ..paper.table3 import check_sources
 
     of_baseline = {"--images": images is not None}
@@ -415,12 +474,12 @@ def table3(
         idle(of_baseline, "of --effect-images, which is 0: drop one", unless=effect_images > 0),
         *steps.wrong(model.model),
     )
+    check_lens(lens)
     hold(out)
     result = results["table3"](
         model.load,
         steps.make(model.device),
         demo=demo,
-        model=model.model,
         lens_path=lens,
         images=images,
         out=out,

@@ -13,7 +13,6 @@ from .options import (
     ChosenModel,
     PictureChoice,
     batch_option,
-    check_own_world,
     console,
     json_option,
     print_json,
@@ -21,6 +20,7 @@ from .options import (
     with_model,
 )
 from .search import layer_and_neuron
+from .together import check_together, missing, when
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,16 +89,23 @@ def steer(
     Example: secondlens steer --neuron 5:12 --neuron 5:40 --times 0 --times 3
     """
     chosen = [layer_and_neuron(each) for each in neurons]
-    if bool(chosen) == (direction is not None):
-        raise SecondLensError("give either --neuron or --direction, not both or none")
-    where = chosen[0][0] if chosen else layer
-    if where is None or (chosen and layer is not None):
-        raise SecondLensError("--layer says where a --direction is added: give both or neither")
-    if given and texts:
-        raise SecondLensError("give either --text or --texts, not both")
-    if len({number for number, _ in chosen}) > 1:
-        raise SecondLensError("neurons are steered within one layer: name those of one")
-    check_own_world(model.model, "steering", {"IMAGES": images, "--text": given or texts})
+    where = chosen[0][0] if chosen else layer or 0
+    check_together(
+        when(
+            bool(chosen) == (direction is not None),
+            "give either --neuron or --direction, not both or none",
+        ),
+        when(
+            (direction is not None) != (layer is not None),
+            "--layer says where a --direction is added: give both or neither",
+        ),
+        when(bool(given and texts), "give either --text or --texts, not both"),
+        when(
+            len({number for number, _ in chosen}) > 1,
+            "neurons are steered within one layer: name those of one",
+        ),
+        missing(model.model, "steering", {"IMAGES": images, "--text": given or texts}),
+    )
     from ..applications.steering import steer as steered
     from ..data.vocabularies import object_names, vocabulary
     from ..paper.study import TEST_SEED, scenes

@@ -14,7 +14,14 @@ from .study import Study
 
 
 def effect_budget(study: Study) -> Result:
-    """How much of the total effect of neurons is direct, second-order and neither."""
+    """How much of the total effect of neurons is direct, second-order and neither.
+
+    Raises
+    ------
+    SecondLensError
+        The study takes official effects, which are no parts of total ones.
+    """
+    study.check_exact()
     neurons = sample(study.clip, max(1, min(study.sample // 2, study.clip.neurons)))
     pictures = study.budget_pictures
     found = [

@@ -10,7 +10,7 @@ def fig10(study: Study) -> Result:
     pictures = study.some(study.shifted_test, 10)
     found = study.ablate(pictures)
     settings = study.settings(
-        pictures, paper_pictures="ImageNet-R", layers=(span(found.layers), "8 to 10")
+        pictures, paper_pictures="ImageNet-R", step=10, layers=(span(found.layers), "8 to 10")
     )
     title = f"without second-order effects of a layer, {pictures.name}"
     return curves("fig10", title, found, settings)

@@ -5,6 +5,8 @@ from matplotlib.figure import Figure
 from ..applications.ablation.accuracy import BASELINE
 from ..formatting import counted
 from .curves import accuracy_row
+from .neurons import pool_setting
+from .pools import DESCRIPTIONS, WORDS_10K, WORDS_30K
 from .results import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, Study
 
@@ -59,12 +61,14 @@ def fig4(study: Study) -> Result:
         ],
         settings=study.settings(
             pictures,
+            step=10,
             layers=(str(layer), str(PAPER_LAYER)),
             more=[
-                Setting(
-                    name="vocabularies",
-                    ours=", ".join(names),
-                    paper="10,000 and 30,000 common words, about 28,000 descriptions of classes",
+                pool_setting(
+                    "vocabularies",
+                    study.texts,
+                    f"10,000 and {WORDS_30K}, {DESCRIPTIONS}",
+                    [WORDS_10K, WORDS_30K, DESCRIPTIONS],
                 ),
                 Setting(
                     name="text embeddings",
@@ -80,6 +84,7 @@ def fig4(study: Study) -> Result:
                     name="size of the projection",
                     ours="with its sign",
                     paper="its norm, in the text; with its sign, in the code",
+                    harmless=True,
                 ),
             ],
         ),

@@ -7,22 +7,32 @@ from matplotlib.figure import Figure
 from ..applications.discovery import Discoverer
 from ..report.page import model_view
 from ..words.describing import describe
+from .neurons import pool_setting
+from .pools import WORDS_30K, lacking_notes
 from .results import Result, Row, Setting, drawn
 from .study import PAPER_LAYER, Study
 
 PICTURES = 4
 
 WORDS = 10
-"""Of a picture."""
+"""Of a picture, of a pool that has as many."""
 
 
 def fig8(study: Study) -> Result:
-    """What pictures show, in words of their active neurons, weighted as the paper does."""
+    """What pictures show, in words of their active neurons, weighted as the paper does.
+
+    Raises
+    ------
+    SecondLensError
+        The study takes official effects, which discovery cannot divide among neurons.
+    """
+    study.check_exact()
     layer, texts = study.layer, study.texts[0]
     fitted = study.layer_lens
     lens = replace(fitted, by_layer={layer: fitted[layer]}, codes={}, scores={}, stability={})
     describe(study.clip, lens, texts, study.code_size(texts), how=study.atoms)
     discoverer = Discoverer(study.clip, lens, texts, paper=True)
+    count = min(WORDS, len(texts), study.clip.dim)
     test = study.test
     positions = [i * len(test) // PICTURES for i in range(PICTURES)]
     chosen = test.at(positions)
@@ -32,7 +42,7 @@ def fig8(study: Study) -> Result:
     view = model_view(study.clip)
     for place in range(PICTURES):
         pixels = study.pixels(chosen.source, place)
-        words = discoverer(pixels[None], WORDS)[0]
+        words = discoverer(pixels[None], count)[0]
         name = chosen.classes.labels[chosen.labels[place]]
         for rank, word in enumerate(words, start=1):
             rows.append(
@@ -58,7 +68,7 @@ def fig8(study: Study) -> Result:
         settings=study.settings(
             layers=(str(layer), str(PAPER_LAYER)),
             more=[
-                Setting(name="words", ours=texts.name, paper="30,000 common words"),
+                pool_setting("words", [texts], WORDS_30K, [WORDS_30K]),
                 Setting(name="m", ours=str(study.code_size(texts)), paper="128"),
                 Setting(
                     name="active",
@@ -67,6 +77,9 @@ def fig8(study: Study) -> Result:
                 ),
             ],
         ),
-        notes=["The paper shows four photographs of ImageNet, and no score."],
+        notes=[
+            "The paper shows four photographs of ImageNet, and no score.",
+            *lacking_notes([texts]),
+        ],
         picture=drawn(figure),
     )

@@ -11,7 +11,7 @@ def fig9(study: Study) -> Result:
     pictures = second.some(second.test, 10)
     found = second.ablate(pictures)
     settings = second.settings(
-        pictures, model=PAPER_SECOND_MODEL, layers=(span(found.layers), "0 to 22")
+        pictures, model=PAPER_SECOND_MODEL, step=10, layers=(span(found.layers), "0 to 22")
     )
     title = f"without second-order effects of a layer, {second.model}"
     return curves("fig9", title, found, settings)

@@ -1,6 +1,6 @@
 """Neurons in words: which ones Tables 2 and 5 and Figure 5 show, and their strongest texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ..data.embedding import normalise
 from ..data.vocabularies import Vocabulary
@@ -8,6 +8,7 @@ from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..sparse.pursuit import omp
 from ..words.describing import signed
+from .pools import DESCRIPTIONS, WORDS_30K, known_as, lacking_notes
 from .results import Result, Row, Setting
 from .study import PAPER_LAYER, PAPER_MODEL, Study
 
@@ -48,14 +49,17 @@ def strongest_texts(name: str, study: Study, paper: dict[int, str], first: int) 
         name=name,
         title=f"strongest texts of neurons of layer {layer}",
         rows=rows,
+        notes=lacking_notes(study.texts),
         settings=study.settings(
             layers=(str(layer), str(PAPER_LAYER)),
             more=[
                 how,
-                Setting(
-                    name="texts",
-                    ours=", ".join(texts.name for texts in study.texts),
-                    paper="about 28,000 descriptions of classes, 30,000 common words",
+                pool_setting(
+                    "texts",
+                    study.texts,
+                    f"{DESCRIPTIONS}, {WORDS_30K}",
+                    [DESCRIPTIONS, WORDS_30K],
+                    shown=WORDS_30K,
                 ),
                 Setting(name="m", ours=sizes, paper="128"),
                 Setting(
@@ -76,6 +80,32 @@ def _code(study: Study, texts: Vocabulary, layer: int, neuron: int) -> Sequence[
     pairs = zip(indices[0].tolist(), coefficients[0].tolist(), strict=True)
     found = [(texts.labels[i], weight) for i, weight in pairs if i >= 0]
     return sorted(found, key=lambda pair: -abs(pair[1]))[:WORDS]
+
+
+def pool_setting(
+    name: str, pools: Sequence[Vocabulary], paper: str, needed: Iterable[str], shown: str = ""
+) -> Setting:
+    """The texts of a result as a setting.
+
+    Parameters
+    ----------
+    name
+        What the result calls it.
+    pools
+        Ours.
+    paper, needed
+        The paper's in words, and all pools that these stand for.
+    shown
+        The only one whose words the result shows beside ours: others may lack.
+    """
+    names = [known_as(texts) for texts in pools]
+    complete = set(needed) <= set(names)
+    return Setting(
+        name=name,
+        ours=paper if complete and len(names) == len(set(needed)) else ", ".join(names),
+        paper=paper,
+        harmless=complete or shown in names,
+    )
 
 
 def shown_neurons(study: Study, papers: list[int], first: int) -> tuple[list[int], Setting]:

@@ -19,22 +19,22 @@ class Apart:
 
     how: str
     """Why, and the command that makes it."""
-    in_demo: bool
-    """Whether one study of the embedded world gives it all the same."""
+    by_second: bool
+    """Whether a study with a second model gives it all the same, as that of the embedded world."""
 
 
 APART: dict[str, Apart] = {
     "table3": Apart(
         how="attacks take a run of their own, which resumes: secondlens reproduce table3 --demo",
-        in_demo=False,
+        by_second=False,
     ),
     "fig9": Apart(
         how="another model: secondlens reproduce fig9 --model ViT-L-14 and its --images",
-        in_demo=True,
+        by_second=True,
     ),
     "fig12": Apart(
         how="another model: secondlens reproduce fig12 --model ViT-L-14 and its --images",
-        in_demo=True,
+        by_second=True,
     ),
 }
 """By name of a result."""

@@ -28,6 +28,9 @@ class Setting:
     name: str
     ours: str
     paper: str
+    harmless: bool = False
+    """Whether the paper's numbers may stand beside ours though this differs: where the paper leaves
+    it open, or where it is so in other rows only."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.ours} (paper: {self.paper})"
@@ -63,6 +66,11 @@ class Result:
         return [each for each in self.settings if each.ours != each.paper]
 
     @property
+    def comparable(self) -> bool:
+        """Whether the paper's numbers are of the same experiment; else they are shown in grey."""
+        return all(each.harmless for each in self.differing)
+
+    @property
     def shown(self) -> Sequence[Row]:
         """What terminals and pages show."""
         return self.rows if self.compact is None else self.compact
@@ -83,7 +91,7 @@ def show(result: Result, console: Console) -> None:
     for values, rows in groupby(result.shown, lambda row: [str(row[name]) for name in divided]):
         title = ", ".join([f"{result.name}: {result.title}", *values])
         kept = [{k: v for k, v in row.items() if k not in divided} for row in rows]
-        console.print(_table(title, kept, console.width))
+        console.print(_table(title, kept, console.width, grey=not result.comparable))
     for note in result.notes:
         console.print(note, markup=False, highlight=False)
     if result.differing:
@@ -92,17 +100,31 @@ def show(result: Result, console: Console) -> None:
         console.print(f"  {setting}", markup=False, highlight=False)
 
 
-def _table(title: str, rows: Sequence[Row], width: int) -> Table:
+def of_paper(column: str) -> bool:
+    """Whether a column holds what the paper prints, by its name."""
+    return column.startswith("paper")
+
+
+def _table(title: str, rows: Sequence[Row], width: int, *, grey: bool) -> Table:
     table = Table(title=escape(title))
     columns = {name: [cell(row[name]) for row in rows] for name in rows[0]}
-    wanted = sum(3 + max(map(len, (name, *texts))) for name, texts in columns.items())
-    for name, texts in columns.items():
+    columns = {name: texts for name, texts in columns.items() if any(texts)}
+    # of a cell of several lines, each has the column's width
+    lines = {
+        name: [each for text in texts for each in text.split("\n")]
+        for name, texts in columns.items()
+    }
+    wanted = sum(3 + max(map(len, (name, *lines[name]))) for name in columns)
+    for name in columns:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         heading = name
         if wanted >= width:  # or rich cuts words, where lines could be broken between
-            longest = max(map(len, (*name.split(), *texts)))
+            longest = max(map(len, (*name.split(), *lines[name])))
             heading = textwrap.fill(name, longest, break_long_words=False)
-        table.add_column(escape(heading), justify="right" if numeric else "left")
+        style = "dim" if grey and of_paper(name) else None
+        table.add_column(
+            escape(heading), justify="right" if numeric else "left", style=style, header_style=style
+        )
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*map(escape, cells))
     return table
@@ -111,14 +133,15 @@ def _table(title: str, rows: Sequence[Row], width: int) -> Table:
 def as_document(result: Result) -> dict[str, Any]:
     """For NAME.json, and what `--json` prints: the one form that all results have.
 
-    It has `title`, `rows` (a cell by column), `notes`, `settings` (name, ours, paper) and, where
-    there are any, `facts` by name.
+    It has `title`, `rows` (a cell by column), `notes`, `settings` (name, ours, paper, and whether a
+    difference is harmless), `comparable` and, where there are any, `facts` by name.
     """
     form: dict[str, Any] = {
         "title": result.title,
         "rows": [dict(row) for row in result.rows],
         "notes": list(result.notes),
         "settings": [asdict(each) for each in result.settings],
+        "comparable": result.comparable,
     }
     if result.facts:
         form["facts"] = dict(result.facts)

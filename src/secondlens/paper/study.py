@@ -13,7 +13,7 @@ from ..applications.ablation.accuracy import Ablation, ablate
 from ..applications.ablation.recoding import SIZES, TextCodes
 from ..data.labelled import TEMPLATE, Labelled, evenly, labelled, training_pictures
 from ..data.reader import Reader
-from ..data.sources import ImageSource
+from ..data.sources import ImageSource, Subset
 from ..data.vocabularies import Vocabulary, object_names, vocabulary
 from ..demo.scenes import Scenes, World
 from ..demo.world import NAMES
@@ -26,6 +26,7 @@ from ..storage.files import unfinished
 from ..storage.locks import locked
 from ..storage.remote import remove
 from ..words.describing import default_size
+from .pools import extended
 from .results import Setting
 
 TEST_SEED, LAYER_SEED, SHIFTED_SEED = 41, 42, 43
@@ -75,11 +76,25 @@ PAPER_MODEL = "ViT-B-32 (openai)"
 PAPER_SECOND_MODEL = "ViT-L-14 (laion2b_s32b_b82k)"
 PAPER_LAYER = 9
 FIT_IMAGES = 5000
+CODE_STEP = 10
+CODE_FIT_STEP = 250
+"""The published code tests on every tenth picture, and fits on every 250th: 5,124 of ImageNet."""
+FEWEST_TO_FIT = 50
+"""Of a smaller set than ImageNet, every 250th picture may be too few."""
 
 DEMO_FIT_IMAGES = 1200
 DEMO_TEST_IMAGES = 600
 DEMO_LAYER_IMAGES = 200
 BUDGET_IMAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SecondModel:
+    """A model for Figures 9 and 12."""
+
+    model: str
+    published: str | None
+    load: Callable[[], Clip]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +122,8 @@ class Study:
     subset
         Take every so many-th test picture; by default the paper's choice for each result.
     fit_images
-        Pictures to fit on, evenly spaced.
+        Pictures to fit on, evenly spaced; by default as many as the paper's text says, or every
+        250th, as its code takes them.
     chosen_layer
         By default the paper's, counted from the end; in the embedded world the layer that costs
         most on scenes of their own.
@@ -124,6 +140,12 @@ class Study:
         Where the paper's text and its published code disagree, which one.
     convention
         Of a lens that has to be fitted.
+    masks
+        Images with masks, for Table 4.
+    second_model
+        For Figures 9 and 12; by default those are of the study's own.
+    paper_words
+        Whether built-in pools get the words of the paper that they lack.
     """
 
     model: str
@@ -135,7 +157,7 @@ class Study:
     lens_path: Path | None
     out: Path
     subset: int | None
-    fit_images: int
+    fit_images: int | None
     chosen_layer: int | None
     shown: tuple[int, ...]
     sample: int
@@ -143,6 +165,9 @@ class Study:
     pools: tuple[str, ...]
     follow: Literal["paper", "code"]
     convention: str
+    paper_words: bool = False
+    masks: Path | None = None
+    second_model: SecondModel | None = None
 
     @cached_property
     def clip(self) -> Clip:
@@ -168,8 +193,14 @@ class Study:
         return self.prompted(labelled(self.shifted, all_classes=self.follow == "code"))
 
     def some(self, pictures: Labelled, paper: int) -> Labelled:
-        """Every `subset`-th picture, or every `paper`-th if nobody says; of scenes, all."""
-        return pictures.every(self.subset or (1 if self.demo else paper))
+        """Every `step`-th picture."""
+        return pictures.every(self.step(paper))
+
+    def step(self, paper: int) -> int:
+        """`subset`, or else what the paper's text says; its code takes every tenth of all sets. Of
+        scenes, all."""
+        default = CODE_STEP if self.follow == "code" else paper
+        return self.subset or (1 if self.demo else default)
 
     def scenes(self, seed: int, count: int, *, style: bool = False) -> Labelled:
         """Single-object scenes of the embedded world, in the model's own kind of it."""
@@ -197,10 +228,14 @@ class Study:
             from ..demo.scenes import FIT_SEED, Scenes, World
 
             planted = self.clip.name == "demo"
-            return Scenes(World(planted=planted), FIT_SEED, self.fit_images)
+            return Scenes(World(planted=planted), FIT_SEED, self.fit_images or DEMO_FIT_IMAGES)
         if self.images is None:
             raise SecondLensError("name ImageNet with --images, or a lens with --lens")
-        return evenly(training_pictures(self.images), self.fit_images)
+        training = training_pictures(self.images)
+        every = len(training.ids) // CODE_FIT_STEP
+        if self.fit_images is None and self.follow == "code" and every >= FEWEST_TO_FIT:
+            return Subset(training, range(0, every * CODE_FIT_STEP, CODE_FIT_STEP))
+        return evenly(training, self.fit_images or FIT_IMAGES)
 
     @cached_property
     def reference(self) -> ImageSource:
@@ -220,6 +255,16 @@ class Study:
             found.check_model(self.clip)
             return found
         return self._fitted(self._kept(), "all")
+
+    def check_exact(self) -> None:
+        """Raise `SecondLensError`, before anything is fitted, if effects are "official"."""
+        if self.lens_path is not None:
+            self.lens.check_exact()
+        elif self.convention != "exact":
+            raise SecondLensError(
+                "official effects share a part that belongs to no neuron: take --convention exact "
+                "for this result"
+            )
 
     @cached_property
     def layer_lens(self) -> Lens:
@@ -253,7 +298,8 @@ class Study:
     @cached_property
     def texts(self) -> list[Vocabulary]:
         """The vocabularies to describe neurons with."""
-        return [vocabulary(pool) for pool in self.pools]
+        found = [vocabulary(pool) for pool in self.pools]
+        return [extended(texts) for texts in found] if self.paper_words else found
 
     @property
     def atoms(self) -> str:
@@ -296,18 +342,28 @@ class Study:
 
     @cached_property
     def second(self) -> "Study":
-        """The study of another model: in the embedded world, of the twin; else this one."""
-        if not self.demo:
+        """The study of another model: the one that was named; in the embedded world, the twin; else
+        this one."""
+        other = self._twin() if self.demo else self.second_model
+        if other is None:
             return self
+        return replace(
+            self,
+            model=other.model,
+            published=other.published,
+            load=other.load,
+            lens_path=None,
+            # a layer and neurons were named for the first model
+            chosen_layer=self.chosen_layer if self.demo else None,
+            shown=(),
+        )
+
+    def _twin(self) -> SecondModel:
         from ..models.loading import load
 
         device = self.clip.device
-        return replace(
-            self,
-            model="demo-twin",
-            published=None,
-            load=lambda: load("demo-twin", device=device),
-            lens_path=None,
+        return SecondModel(
+            model="demo-twin", published=None, load=lambda: load("demo-twin", device=device)
         )
 
     @property
@@ -321,22 +377,43 @@ class Study:
         *,
         model: str = PAPER_MODEL,
         paper_pictures: str = "ImageNet validation",
+        step: int = 1,
         layers: tuple[str, str] | None = None,
         more: Sequence[Setting] = (),
     ) -> list[Setting]:
-        """Settings that all results have in common, and more."""
+        """Settings that all results have in common, and more.
+
+        Parameters
+        ----------
+        pictures
+            What accuracies are measured on.
+        paper_pictures, step
+            What the paper measures them on: of which pictures every so many-th.
+        model, layers
+            The paper's model; our layers and the paper's.
+        more
+            Settings of this result alone.
+        """
         found = [Setting(name="model", ours=self.known_model, paper=model)]
         if pictures is not None:
             prompts = len(pictures.classes.prompts[0])
             templates = f'"{TEMPLATE}"' if prompts == 1 else f"{prompts} prompts a class"
             found += [
                 Setting(name="pictures", ours=pictures.name, paper=paper_pictures),
+                Setting(name="of these", ours=_every(self.step(step)), paper=_every(step)),
                 Setting(
                     name="classes",
                     ours=f"{len(pictures.classes):,}",
                     paper="1,000" if "validation" in paper_pictures else "not said",
+                    harmless="validation" not in paper_pictures,
                 ),
-                Setting(name="prompts", ours=templates, paper=f'"{TEMPLATE}"'),
+                Setting(
+                    name="prompts",
+                    ours=templates,
+                    paper=f'"{TEMPLATE}"',
+                    # an example in the text, which leaves open whether there are others
+                    harmless=prompts in (1, 80),
+                ),
             ]
         if layers is not None:
             found.append(Setting(name="layers", ours=layers[0], paper=layers[1]))
@@ -361,3 +438,7 @@ class Study:
             ),
             *more,
         ]
+
+
+def _every(step: int) -> str:
+    return "all" if step == 1 else f"every {step}th"

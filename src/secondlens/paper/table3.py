@@ -1,14 +1,14 @@
 """Table 3 of the paper: attacks by second-order effects beside every baseline.
 
 All methods share pool, filter, number of words, captioner, image generator, judge, layouts and
-seeds; they
-differ in which words they choose. Runs resume, one for each pair, seed and method.
+seeds; they differ in which words they choose. Runs resume, one for each pair, seed and method.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any
 
 from ..applications.adversarial import gallery
@@ -77,11 +77,19 @@ PAPER: dict[tuple[str, str], dict[str, float]] = {
 }
 """Pictures of 100 that fooled the binary classifier, mean of three runs."""
 
+NONE: Mapping[tuple[str, Pair], str] = MappingProxyType({})
+
 Runs = dict[str, dict[Pair, list[Report]]]
 """By method and pair, one report for each seed."""
 
 
-def result_of(made: Attacker, runs: Runs, seeds: int) -> Result:
+LeftOut = dict[tuple[str, Pair], str]
+"""By method and pair, why nothing could be drawn."""
+
+
+def result_of(
+    made: Attacker, runs: Runs, seeds: int, left_out: Mapping[tuple[str, Pair], str] = NONE
+) -> Result:
     """Rates of every pair, their means, and differences to ours with intervals by pair."""
     details = [
         {
@@ -127,6 +135,10 @@ def result_of(made: Attacker, runs: Runs, seeds: int) -> Result:
             "Flipped: right without the words, wrong with them, same layout and seed; fooled: the "
             "wrong class of the two, the paper's measure. Shares of pictures that pass the judge.",
             "Differences are ours minus the method's, with 95 % bootstrap intervals over pairs.",
+            *(
+                f"{name} left out a run of {pair.draw} → {pair.mistake_for}: {reason}."
+                for (name, pair), reason in left_out.items()
+            ),
         ],
     )
 
@@ -204,18 +216,18 @@ def table3(
     SecondLensError
         No pair has a word and a caption by second-order effects, or a step that fails.
     """
-    runs = attack_all(made, pairs, out, seeds, indirect_from, progress)
+    runs, left_out = attack_all(made, pairs, out, seeds, indirect_from, progress)
     if not runs[OURS]:
+        first = next(reason for (name, _), reason in left_out.items() if name == OURS)
         raise SecondLensError(
-            "none of the pairs could be attacked by second-order effects: describe the lens with "
-            "more texts, or take another captioner"
+            f"none of the pairs could be attacked by second-order effects: {first}"
         )
     texts = made.classes.embed(made.clip)
     for pair, (report, *_) in runs[OURS].items():
         v = Zeroshot(made.clip, made.classes.labels, texts, pair).v
         folder = _folder(out, pair, report.settings["seed"], OURS)
         gallery.write(made.clip, made.lens, report, v, folder)
-    return result_of(made, runs, seeds)
+    return result_of(made, runs, seeds, left_out)
 
 
 def attack_all(
@@ -225,8 +237,9 @@ def attack_all(
     seeds: int,
     indirect_from: ImageSource | None,
     progress: bool,
-) -> Runs:
-    """Run, or read, every attack. A method without words for a pair has no report of it."""
+) -> tuple[Runs, LeftOut]:
+    """Run, or read, every attack. A method without words or captions for a pair has no report of
+    it, but a reason."""
     clip, lens, settings = made.clip, made.lens, made.settings
     codes = lens.codes[made.texts.name]
     shared: dict[str, Any] = {"layers": settings["layers"], "neurons": settings["neurons"]}
@@ -238,6 +251,7 @@ def attack_all(
         fixed[by_indirect.name] = by_indirect
     texts = made.classes.embed(clip)
     runs: Runs = {name: {} for name in (*METHODS, *fixed)}
+    left_out: LeftOut = {}
     work = [
         (name, Pair(draw=d, mistake_for=m), s)
         for d, m in pairs
@@ -258,10 +272,11 @@ def attack_all(
                 plain="../plain",
                 settings=settings | {"whole_codes": name == WHOLE},
             )
-        except NothingLeft:
+        except NothingLeft as error:
+            left_out[name, pair] = str(error)
             continue
         runs[name].setdefault(pair, []).append(report)
-    return runs
+    return runs, left_out
 
 
 def _folder(out: Path, pair: Pair, seed: int, method: str) -> Path:
@@ -269,7 +284,7 @@ def _folder(out: Path, pair: Pair, seed: int, method: str) -> Path:
 
 
 def check_sources(*, demo: bool, model: str, lens: Path | None) -> None:
-    """Raise `SecondLensError` unless there is the embedded world, or a lens on another model."""
+    """Raise `SecondLensError` unless there is the embedded world, or another model and its lens."""
     if demo != model.startswith("demo"):
         raise SecondLensError("--demo goes with the embedded models: drop it, or --model")
     if not demo and lens is None:
@@ -281,7 +296,6 @@ def reproduce_table3(
     options: dict[str, Any],
     *,
     demo: bool,
-    model: str,
     lens_path: Path | None,
     images: Path | None,
     out: Path,
@@ -296,9 +310,8 @@ def reproduce_table3(
     Raises
     ------
     SecondLensError
-        Neither the embedded world nor a lens, or a step that fails.
+        The lens is another model's, or a step fails.
     """
-    check_sources(demo=demo, model=model, lens=lens_path)
     kept = out / "lens"
     if lens_path is None and not (kept / "lens.json").is_file():
         check_empty(out)

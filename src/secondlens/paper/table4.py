@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ from ..data.masked import (
     split,
 )
 from ..data.reader import FEW_IMAGES
-from ..data.vocabularies import Vocabulary, object_names, vocabulary
+from ..data.vocabularies import Vocabulary, class_names, object_names, vocabulary
 from ..demo.scenes import FIT_SEED, Scenes, World
 from ..errors import SecondLensError
 from ..formatting import counted
@@ -60,8 +60,8 @@ PAPER: dict[str, tuple[float, float, float]] = {
 METRICS = ("pixel accuracy", "mIoU", "mAP")
 
 NOTE = (
-    "In %, the paper's in brackets; below, ours − theirs, 95 % interval; cut: threshold, x in "
-    "means of the map, + if heat below 0 became 0."
+    "In %; below, ours − theirs, 95 % interval; paper: accuracy, mIoU and mAP, of each paper's own "
+    "masks; cut: threshold, x in means of the map, + if heat below 0 became 0."
 )
 
 MASKS = {"same": "tuned, same post-processing", "own": "each paper's own"}
@@ -69,6 +69,17 @@ MASKS = {"same": "tuned, same post-processing", "own": "each paper's own"}
 
 PREDICTED = "predicted, as the published code does"
 """How classes are known there."""
+
+CROPPED = "cropped to a square, under whole masks squeezed into it"
+SQUEEZED = "squeezed into a square, as their masks are"
+"""What is seen of pictures that are no squares: in the published code, and else."""
+
+PAPER_SET = "ImageNet-Segmentation"
+PAPER_IMAGES = 4276
+"""Of that set: all of them are measured in the paper, which tunes nothing."""
+
+TUNED_ON = 200
+"""By default: measuring on all others still is the paper's experiment."""
 
 GROUPS = {"all images": (1, 10**9), "one object": (1, 1), "several objects": (2, 10**9)}
 """Images by their number of masks."""
@@ -131,7 +142,7 @@ def _settings(measured: Measured, way: str) -> dict[str, Any]:
     tuned = way == "same"
     return {
         "variant": choice.variant if tuned else "as published",
-        "form": choice.form if tuned else "plain",
+        "form": choice.form if tuned else measured.own_form,
         "threshold": _threshold(choice) if tuned else "own",
         "maps_per_second": 1 / measured.seconds,
     }
@@ -156,7 +167,7 @@ def _flat(row: MaskRow) -> Row:
 
 
 def _compact(row: MaskRow) -> Row:
-    """With the paper's numbers and the intervals beside and below ours."""
+    """With the intervals below ours, and the paper's numbers beside masks that were made so."""
     values = (row.pixel_accuracy, row.miou, row.map)
     cells = [_cell(row, i, value) for i, value in enumerate(values)]
     return {
@@ -164,15 +175,16 @@ def _compact(row: MaskRow) -> Row:
         "masks": MASKS[row.protocol],
         "method": row.method,
         **dict(zip(("accuracy", "mIoU", "mAP"), cells, strict=True)),
-        "cut": row.threshold,
+        "paper": "{:.1f} {:.1f}\n{:.1f}".format(*row.paper)
+        if row.paper and row.protocol == "own"
+        else None,
+        "cut": None if row.threshold == "own" else row.threshold,
         "maps/s": round(row.maps_per_second),
     }
 
 
 def _cell(row: MaskRow, metric: int, value: float) -> str:
     cell = f"{value:.1f}"
-    if row.paper is not None:
-        cell += f" ({row.paper[metric]:.1f})"
     if row.ahead is not None:
         low, high = row.ahead[metric]
         cell += f"\n{low:+.1f}…{high:+.1f}"
@@ -196,6 +208,8 @@ class Task:
     dev: MaskedImages
     test: MaskedImages
     classes: Vocabulary
+    published: str | None = None
+    """The published set that the images are from, where the paper has used it."""
 
 
 def check_sources(*, demo: bool, model: str, data: Path | None, lens: Path | None) -> None:
@@ -231,6 +245,7 @@ def data_work(
     ignore: int | None,
     images: int,
     dev: int,
+    follow: Literal["paper", "code"] = "paper",
 ) -> Task:
     """Images from files, some of them set aside for tuning.
 
@@ -239,8 +254,10 @@ def data_work(
     path, layout, names, ignore
         As for `masked`.
     classes
-        A file with one class a line; by default the classes that the data name, each as "a photo
-        of a ...", or ImageNet's with their 80 prompts where the data name none.
+        A file with one class a line; by default the classes that the data name, or ImageNet's where
+        they name none.
+    follow
+        Prompts of the paper's text, "a photo of a ...", or OpenAI's 80, as in its code.
 
     Raises
     ------
@@ -249,19 +266,27 @@ def data_work(
     """
     recognised, found = masked(path, layout, names=names, ignore=ignore)
     tuning, rest = split(found, dev)
-    if found.classes or classes is not None:
-        texts = vocabulary(classes or found.classes, templates=[TEMPLATE])
-    else:
-        texts = vocabulary("imagenet")
+    texts = vocabulary(classes or found.classes or "imagenet", templates=[TEMPLATE])
+    if follow == "code":
+        texts = class_names(texts.name, texts.labels)
     return Task(
         name=f"{recognised} in {path}",
+        published=PAPER_SET if recognised == "imagenet-segmentation" else None,
         dev=tuning,
         test=Part(found, rest.positions[:images]),
         classes=texts,
     )
 
 
-def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) -> Result:
+def compare(
+    clip: Clip,
+    lens: Lens,
+    work: Task,
+    *,
+    model: str,
+    predicted: bool,
+    cropped: bool = False,
+) -> Result:
     """Tune all methods on some images and measure them on others.
 
     Parameters
@@ -270,20 +295,18 @@ def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) 
         What the result calls it.
     predicted
         Whether the class that CLIP predicts is segmented, and not the one that is given.
+    cropped
+        Whether images are cropped while masks are squeezed, see `batches`.
     """
     methods = table4_methods(clip, lens)
     classes = Classes(clip, work.classes, predicted)
     tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
-    choices = tune(
-        methods, tracked(batches(clip, work.dev, classes), "tuning", shown=True, total=tuning)
-    )
-    comparison = measure(
-        methods,
-        choices,
-        tracked(batches(clip, work.test, classes), "testing", shown=True, total=testing),
-    )
+    seen = batches(clip, work.dev, classes, cropped=cropped)
+    choices = tune(methods, tracked(seen, "tuning", shown=True, total=tuning))
+    seen = batches(clip, work.test, classes, cropped=cropped)
+    comparison = measure(methods, choices, tracked(seen, "testing", shown=True, total=testing))
     first = Part(work.test, range(min(SHOWN, len(work.test))))
-    shown = next(batches(clip, first, classes, size=SHOWN))
+    shown = next(batches(clip, first, classes, size=SHOWN, cropped=cropped))
     images, found = len(set(comparison.images)), rows(comparison)
     facts = {
         "model": lens.model,
@@ -292,6 +315,7 @@ def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) 
         "test images": images,
         "maps": len(comparison.images),
         "predicted classes": predicted,
+        "cropped": cropped,
         "choices": {name: asdict(choice) for name, choice in choices.items()},
     }
     flat = [_flat(row) for row in found]
@@ -302,21 +326,41 @@ def compare(clip: Clip, lens: Lens, work: Task, *, model: str, predicted: bool) 
         rows=flat,
         compact=[_compact(row) for row in found],
         divided_by=["pictures", "masks"],
-        settings=[
-            Setting(name="model", ours=model, paper=PAPER_MODEL),
-            Setting(name="pictures", ours=work.name, paper="ImageNet-Segmentation"),
-            Setting(name="classes", ours=PREDICTED if predicted else "given", paper=PREDICTED),
-            Setting(
-                name="masks",
-                ours="tuned alike for every method (same), and each paper's own",
-                paper="each paper's own",
-            ),
-        ],
+        settings=_task_settings(work, model, predicted=predicted, cropped=cropped),
         notes=[NOTE],
         picture=comparison_grid(methods, choices, shown),
         facts=facts,
         earlier=facts | {"rows": [new | old for new, old in zip(flat, nested, strict=True)]},
     )
+
+
+def _task_settings(work: Task, model: str, *, predicted: bool, cropped: bool) -> list[Setting]:
+    prompts = len(work.classes.prompts[0])
+    images = len(work.test)
+    return [
+        Setting(name="model", ours=model, paper=PAPER_MODEL),
+        Setting(name="pictures", ours=work.published or work.name, paper=PAPER_SET),
+        Setting(
+            name="pictures measured",
+            ours=f"{images:,}",
+            paper=f"{PAPER_IMAGES:,}",
+            harmless=PAPER_IMAGES - TUNED_ON <= images < PAPER_IMAGES,
+        ),
+        Setting(name="classes", ours=PREDICTED if predicted else "given", paper=PREDICTED),
+        Setting(
+            name="prompts",
+            ours=f'"{TEMPLATE}"' if prompts == 1 else f"{prompts} a class",
+            paper="80 a class in the code; the text leaves it open",
+            harmless=prompts in (1, 80),
+        ),
+        Setting(name="what is seen", ours=CROPPED if cropped else SQUEEZED, paper=CROPPED),
+        Setting(
+            name="masks",
+            ours="tuned alike for every method (same), and each paper's own",
+            paper="each paper's own",
+            harmless=True,
+        ),
+    ]
 
 
 DEV_IMAGES, TEST_IMAGES = 100, 200
@@ -329,14 +373,34 @@ def table4(study: Study) -> Result:
     Raises
     ------
     SecondLensError
-        The study is of photographs, which have no masks.
+        The study is of photographs and has no masks.
     """
-    if not study.demo:
+    if study.masks is None and not study.demo:
         raise SecondLensError(
             "name masks: secondlens reproduce table4 --images gtsegs_ijcv.mat --lens LENS"
         )
-    work = demo_work(images=TEST_IMAGES, dev=DEV_IMAGES)
-    found = compare(study.clip, study.lens, work, model=study.known_model, predicted=False)
+    if study.masks is None:
+        work = demo_work(images=TEST_IMAGES, dev=DEV_IMAGES)
+    else:
+        _, images = masked(study.masks)
+        dev = min(DEV_IMAGES, max(1, len(images) // 3))
+        work = data_work(
+            study.masks,
+            None,
+            classes=None,
+            names=None,
+            ignore=None,
+            images=TEST_IMAGES,
+            dev=dev,
+            follow=study.follow,
+        )
+    as_code = study.follow == "code"
+    found = compare(
+        *(study.clip, study.lens, work),
+        model=study.known_model,
+        predicted=as_code,
+        cropped=as_code,
+    )
     more = "`secondlens reproduce table4` measures more pictures."
     return replace(found, notes=[*found.notes, more])
 

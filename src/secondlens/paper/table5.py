@@ -2,15 +2,11 @@
 
 from . import table2
 from .neurons import strongest_texts
+from .pools import TABLE_5
 from .results import Result
 from .study import Study
 
-PAPER = {
-    600: "+tents +svalbard +miles −mountainous",
-    974: "+runners +races −dolphin +expiration",
-    1517: "+bus −filings −percussion +wheelchairs",
-    2002: "−genres +governance +'gravel +conserve",
-}
+PAPER = TABLE_5
 """Neurons of layer 9, and the paper's words for them out of 30,000 common ones."""
 
 

@@ -26,7 +26,7 @@ from . import gallery
 from .captioning import Captioner, TemplateCaptioner
 from .earlier import OLD_NAMES, new_names
 from .generation import ImageGenerator
-from .judging import ExactJudge, Judge, Zeroshot
+from .judging import ExactJudge, Judge, RefereeJudge, Zeroshot
 from .runs import Report, Steps, folder_name, run
 from .selection import METHODS, NEURONS, NothingLeft, Pair, TooClose, selector
 from .sprites import SpriteGenerator, Taxonomy
@@ -91,6 +91,10 @@ def attacker(
 ) -> Attacker:
     """An `Attacker` with the defaults of `attack`, which explains the parameters."""
     lens.check_model(clip)
+    if isinstance(judge, RefereeJudge) and judge.clip.weights_hash == clip.weights_hash:
+        raise SecondLensError(
+            f"the referee is {clip.name} itself, which is attacked: name another model"
+        )
     embedded = clip.name in DEMOS
     if not embedded:
         missing: dict[str, Any] = {"classes": classes, "too_close": too_close}

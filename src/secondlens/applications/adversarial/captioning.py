@@ -3,6 +3,7 @@
 A `Captioner` proposes texts; `captions` keeps those that may be used, whoever wrote them.
 """
 
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ WORDS_IN_A_PICTURE = 3
 
 PROPOSED = 5
 """Captions asked of a language model for each one kept: the paper asks 50 for 10."""
+
+TEMPERATURE, TOP_P = 0.6, 0.9
+"""The paper's, of language models."""
 
 ROUNDS = 3
 """Times a captioner is asked again when too few captions can be kept."""
@@ -55,7 +59,8 @@ def captions(
     Raises
     ------
     NothingLeft
-        None of what the captioner proposed can be used.
+        None of what the captioner proposed can be used, or it answers without a list: it is then
+        not asked again.
     """
     kept: dict[str, Caption] = {}
     dropped = {f"without {pair.draw}": 0, f"with {pair.mistake_for}": 0, "without any word": 0}
@@ -125,9 +130,59 @@ def instructions(pair: Pair, words: Sequence[str], count: int) -> str:
     )
 
 
-_ITEM = re.compile(r"^\s*(?:\d+\s*[.):]|[-*•])\s*(.+?)\s*$", re.MULTILINE)
+_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_END_OF_THOUGHTS = re.compile(r"\A.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_ITEM = re.compile(r"^[\s>*_]*(?:\d+\s*[.):]|[-*•](?=\s))[*_]*\s*(.+?)\s*$", re.MULTILINE)
+_AROUND = "\"'“”*_ \t,"
 
 
 def listed(reply: str) -> list[str]:
-    """The captions in a reply: the items of its list, without quotes and emphasis."""
-    return [text for item in _ITEM.findall(reply) if (text := item.strip("\"'“”*_ "))]
+    """The captions in a reply, without quotes and emphasis; none if there is no list.
+
+    What a model thinks before it answers does not count. A list is JSON, or numbered or marked
+    lines; without either, several plain lines are one, but for those that end in a colon.
+    """
+    said = _END_OF_THOUGHTS.sub("", _THOUGHTS.sub("", reply))
+    found = _of_json(said) or _ITEM.findall(said)
+    if not found:
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        found = [line for line in lines if not line.endswith(":")] if len(lines) > 1 else []
+    return [text for item in found if (text := item.strip(_AROUND))]
+
+
+def _of_json(said: str) -> list[str]:
+    """The texts of the first JSON list in a reply: texts, or objects with a text each."""
+    start, end = said.find("["), said.rfind("]")
+    try:
+        items = json.loads(said[start : end + 1])
+    except (ValueError, RecursionError):
+        return []
+    texts = [next(iter(each.values()), "") if isinstance(each, dict) else each for each in items]
+    return [each for each in texts if isinstance(each, str)]
+
+
+SHOWN = 120
+"""Characters of a reply that are quoted."""
+
+
+def proposed(reply: str, name: str) -> list[str]:
+    """The captions in a reply of a language model.
+
+    Parameters
+    ----------
+    name
+        The captioner's.
+
+    Raises
+    ------
+    NothingLeft
+        There is no list in it.
+    """
+    if found := listed(reply):
+        return found
+    said = " ".join(reply.split())
+    quoted = f"“{said[:SHOWN]}…”" if len(said) > SHOWN else f"“{said}”"
+    raise NothingLeft(
+        f"{name} answers without a list of captions, {quoted if said else 'with nothing'}: try "
+        "another captioner or other words"
+    )

@@ -9,7 +9,7 @@ import torch
 from ...errors import SecondLensError
 from ...models.strangers import UNLOADABLE, check_model, no_code_runs
 from ...naming import shown_place
-from .captioning import PROPOSED, instructions, listed
+from .captioning import PROPOSED, TEMPERATURE, TOP_P, instructions, proposed
 from .selection import Pair
 
 
@@ -55,14 +55,19 @@ class ChatModel:
 
     @torch.no_grad()
     def write(self, pair: Pair, words: Sequence[str], count: int, seed: int) -> list[str]:
-        """The captions of one reply; the same ones for the same seed.
+        """The captions of one reply, see `ask`."""
+        return self.ask(instructions(pair, words, PROPOSED * count), seed)
+
+    def ask(self, prompt: str, seed: int) -> list[str]:
+        """The texts of the list in one reply; the same ones for the same seed.
 
         Raises
         ------
         SecondLensError
-            The chat template fails, or reaches for what a template may not.
+            The chat template fails, or reaches for what a template may not; or there is no list in
+            the reply.
         """
-        asked = [{"role": "user", "content": instructions(pair, words, PROPOSED * count)}]
+        asked = [{"role": "user", "content": prompt}]
         try:
             inputs = self._tokenizer.apply_chat_template(
                 asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -76,10 +81,15 @@ class ChatModel:
         with torch.random.fork_rng(drawing, device_type=place.type):
             torch.manual_seed(seed)
             reply = self._model.generate(
-                **inputs, max_new_tokens=self.tokens, do_sample=True, temperature=0.6, top_p=0.9
+                **inputs,
+                max_new_tokens=self.tokens,
+                do_sample=True,
+                temperature=TEMPERATURE,
+                top_p=TOP_P,
             )
         start = inputs["input_ids"].shape[1]
-        return listed(self._tokenizer.decode(reply[0, start:], skip_special_tokens=True))
+        said = self._tokenizer.decode(reply[0, start:], skip_special_tokens=True)
+        return proposed(said, self.name)
 
 
 def chat(chosen: str, *, device: str, **_: Any) -> ChatModel:

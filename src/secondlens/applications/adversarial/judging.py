@@ -128,10 +128,11 @@ class ExactJudge:
 
 
 class RefereeJudge:
-    """By another CLIP: a picture counts if it prefers the class to draw to the wrong one.
+    """By another CLIP: a picture counts if, of all classes, it finds the one to draw most likely.
 
-    It may be fooled by what fools the attacked model; then too few pictures count, never too many
-    of those that it is right about.
+    One that shows the wrong class does not count, nor one that shows neither: the paper removes
+    such pictures by hand. The referee may be fooled by what fools the attacked model; then too few
+    pictures count, never too many of those that it is right about.
 
     Parameters
     ----------
@@ -144,9 +145,10 @@ class RefereeJudge:
     ) -> None:
         self.name = f"referee:{clip.name}"
         self.facts = {"weights": clip.weights_hash}
-        self._clip, self._classes, self._texts = clip, classes, texts
+        self.clip = clip
+        self._classes, self._texts = classes, texts
 
     def __call__(self, generated: Sequence[GeneratedImage], pair: Pair) -> list[bool]:
         """For each image."""
-        judge = Zeroshot(self._clip, self._classes, self._texts, pair)
-        return [not verdict.wrong for verdict in judge([each.image for each in generated])]
+        judge = Zeroshot(self.clip, self._classes, self._texts, pair)
+        return [verdict.best == pair.draw for verdict in judge([each.image for each in generated])]

@@ -5,6 +5,7 @@ A `Selector` ranks the words of a pool for a direction v between two classes. Th
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,8 @@ from ...data.embedding import normalise
 from ...data.reader import FEW_IMAGES, Reader
 from ...data.sources import ImageSource
 from ...data.vocabularies import Vocabulary
-from ...errors import SecondLensError
+from ...errors import SecondLensError, SecondLensWarning
+from ...formatting import counted
 from ...lens.codes import Codes
 from ...lens.lens import Lens
 from ...models.view import Clip
@@ -50,6 +52,9 @@ def mentions(text: str, phrase: str) -> bool:
 
 NEURONS = 100
 """By the largest |<v, r>|, as in the paper."""
+
+FEW_WORDS = 3
+"""With fewer, it is said why there are no more."""
 
 CARRIERS = 3
 """Neurons of a word that are kept: those that add most to its score."""
@@ -109,7 +114,7 @@ def choose(
     """The best words of a selector that may be drawn: the same filter for every selector.
 
     Words that mention either class, in any form, are dropped, then those too close to the wrong
-    one.
+    one. Of fewer than three a warning says why there are no more.
 
     Parameters
     ----------
@@ -126,21 +131,34 @@ def choose(
         No word is left.
     """
     known = None if drawable is None else set(drawable)
+    pushing = selector.rank(v)
+    drawn = [word for word in pushing if known is None or word.text in known]
     ranked = [
         word
-        for word in selector.rank(v)
-        if (known is None or word.text in known)
-        and not mentions(word.text, pair.draw)
-        and not mentions(word.text, pair.mistake_for)
+        for word in drawn
+        if not mentions(word.text, pair.draw) and not mentions(word.text, pair.mistake_for)
     ]
     close = judge.too_close([word.text for word in ranked], pair.mistake_for)
-    kept = [word for word, near in zip(ranked, close, strict=True) if not near][:count]
-    if not kept:
-        raise NothingLeft(
-            f"{selector.name} finds no word that pushes from {pair.draw} to {pair.mistake_for}: "
-            "describe the lens with more texts, or fit more layers"
-        )
-    return kept
+    far = [word for word, near in zip(ranked, close, strict=True) if not near]
+    if len(far) >= min(count, FEW_WORDS):
+        return far[:count]
+    dropped = {
+        "that cannot be drawn": len(pushing) - len(drawn),
+        "that name a class": len(drawn) - len(ranked),
+        f"too close to {pair.mistake_for}": sum(close),
+    }
+    reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items() if number)
+    why = f" (of {len(pushing)}, {reasons})" if reasons else ""
+    advice = "describe the lens with more texts, or fit more layers"
+    way = f"from {pair.draw} to {pair.mistake_for}{why}: {advice}"
+    if not far:
+        raise NothingLeft(f"{selector.name} finds no word that pushes {way}")
+    warnings.warn(
+        f"{selector.name} finds no more than {counted(len(far), 'word')} {way}",
+        SecondLensWarning,
+        stacklevel=2,
+    )
+    return far
 
 
 class NeuronSelector:

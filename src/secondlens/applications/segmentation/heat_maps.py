@@ -22,14 +22,17 @@ def on_grid(
 
 
 def standardise(
-    maps: Float[Tensor, "*batch rows columns"], size: tuple[int, int]
+    maps: Float[Tensor, "*batch rows columns"], size: tuple[int, int], *, positive: bool = False
 ) -> Float[Tensor, "*batch height width"]:
     """Heat-maps bilinearly resized to `size` (height, width), each then scaled to [0, 1].
 
-    A map that is the same everywhere becomes 0.
+    With `positive`, what is below 0 after resizing becomes 0 before scaling. A map that is the same
+    everywhere becomes 0.
     """
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False).flatten(1)
+    if positive:
+        resized = resized.clamp(min=0)
     low, high = resized.aminmax(dim=1, keepdim=True)
     span = high - low
     # rounding makes a constant map differ from itself a little after resizing

@@ -5,9 +5,11 @@ Two ways to make a mask of a heat-map are measured side by side:
 - `same`: every map is cut at 0 or not, resized bilinearly, scaled to [0, 1] and thresholded, at a
   fixed value or at a multiple of its mean. Which of these, the threshold, the variant and the form
   of the text are chosen for each method on development images, by mIoU.
-- `own`: each method as its paper published it, with its own post-processing (`methods.Own`).
+- `own`: each method as its paper published it, with its own post-processing (`Own`).
 
-Images are squeezed into the model's square and masks follow, as in the papers.
+Images are squeezed into the model's square and masks follow. The scripts that were published with
+the papers crop the image, as the model's preprocessing does, and squeeze the whole mask, so that
+the two show the same thing only where the image is a square; `batches` does so on request.
 """
 
 import time
@@ -90,17 +92,30 @@ class Classes:
 
 
 def batches(
-    clip: Clip, images: MaskedImages, classes: Classes, size: int = FEW_IMAGES
+    clip: Clip,
+    images: MaskedImages,
+    classes: Classes,
+    size: int = FEW_IMAGES,
+    *,
+    cropped: bool = False,
 ) -> Iterator[MapBatch]:
-    """Maps to make, `size` images at a time."""
+    """Maps to make, `size` images at a time.
+
+    Parameters
+    ----------
+    cropped
+        Whether the model's preprocessing crops images, while masks stay whole, as the published
+        code has it.
+    """
     examples = iterate(images)
     while some := list(islice(examples, size)):
-        yield _batch(clip, some, classes)
+        yield _batch(clip, some, classes, cropped)
 
 
-def _batch(clip: Clip, examples: list[Example], classes: Classes) -> MapBatch:
+def _batch(clip: Clip, examples: list[Example], classes: Classes, cropped: bool) -> MapBatch:
     repeats = torch.tensor([len(example.labels) for example in examples])
-    prepared = clip.prepare(whole(clip, [example.image for example in examples]))
+    pictures = [example.image for example in examples]
+    prepared = clip.prepare(pictures if cropped else whole(clip, pictures))
     pixels = prepared.repeat_interleave(repeats.to(prepared.device), dim=0)
     plain = classes.of([label for example in examples for label in example.labels], pixels)
     return MapBatch(
@@ -126,7 +141,9 @@ class Own:
     threshold: Literal["half", "mean"] = "mean"
     """Of the map scaled to [0, 1]: 0.5, or its mean."""
     positive: bool = False
-    """Whether values below 0 become 0 before scaling."""
+    """Whether values below 0, after resizing, become 0 before scaling."""
+    form: Literal["plain", "centred"] = "plain"
+    """Of the text: "centred" takes off the mean over all classes."""
 
 
 @runtime_checkable
@@ -241,6 +258,10 @@ def recipes(clip: Clip, lens: Lens) -> dict[str, Recipe]:
     return found
 
 
+TEXTSPAN_OWN = Own(positive=True, form="centred")
+"""The published script takes the mean over all classes off the heat of one, and cuts at 0."""
+
+
 def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
     """Every row of the paper's Table 4, patch similarity, and the ceiling."""
     half = clip.layers // 2
@@ -265,7 +286,7 @@ def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
             name=each.name,
             clip=clip,
             heat_maps=each,
-            own=Own(positive=each.name == "TextSpan"),
+            own=TEXTSPAN_OWN if each.name == "TextSpan" else Own(),
             reads_text=each.name not in blind,
             **({"options": options[each.name]} if each.name in options else {}),
         )
@@ -306,6 +327,8 @@ class Measured:
 
     name: str
     choice: Tuned
+    own_form: str
+    """Of the text, in its own paper's form."""
     same: Float[Tensor, "maps statistics"]
     own: Float[Tensor, "maps statistics"]
     seconds: float
@@ -374,6 +397,7 @@ def measure(
     same: dict[str, list[Tensor]] = {method.name: [] for method in methods}
     own: dict[str, list[Tensor]] = {method.name: [] for method in methods}
     seconds = dict.fromkeys(same, 0.0)
+    forms = {method.name: method.own.form for method in methods}
     images: list[str] = []
     objects: list[int] = []
     for batch in work:
@@ -388,8 +412,8 @@ def measure(
             heat = heat_of(grid.cpu(), _size(batch), choice.positive)
             cut = choice.threshold * (mean(heat) if choice.relative else 1)
             same[method.name].append(statistics(heat, heat >= cut, batch.masks))
-            if (choice.variant, choice.form) != (published, FORMS[0]):
-                grid = method.grids(batch, FORMS[0], [published])[published]
+            if (choice.variant, choice.form) != (published, method.own.form):
+                grid = method.grids(batch, method.own.form, [published])[published]
             heat, predicted = own_mask(grid.cpu(), _size(batch), method.own)
             own[method.name].append(statistics(heat, predicted, batch.masks))
     if not images:
@@ -398,6 +422,7 @@ def measure(
         Measured(
             name=name,
             choice=choices[name],
+            own_form=forms[name],
             same=torch.cat(same[name]),
             own=torch.cat(own[name]),
             seconds=seconds[name] / len(images),
@@ -411,8 +436,8 @@ def own_mask(
     grid: Float[Tensor, "maps rows columns"], size: tuple[int, int], own: Own
 ) -> tuple[Float[Tensor, "maps height width"], Bool[Tensor, "maps height width"]]:
     """Heat-map in [0, 1] and mask as the method's own paper makes them."""
-    heat = heat_of(grid, size, own.positive)
-    return heat, heat >= 0.5 if own.threshold == "half" else heat > mean(heat)
+    heat = standardise(grid, size, positive=own.positive)
+    return heat, heat > (0.5 if own.threshold == "half" else mean(heat))
 
 
 def heat_of(

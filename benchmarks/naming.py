@@ -7,6 +7,7 @@ python benchmarks/naming.py --cost
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,26 @@ from secondlens.commands.options import layer_numbers
 from secondlens.data.embedding import normalise
 from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.model import TWIN
-from secondlens.demo.scenes import FIT_SEED, NAME_SEED, SCORE_SEED, Scenes, World, truth
-from secondlens.demo.world import BACKGROUNDS
+from secondlens.demo.scenes import (
+    FIT_SEED,
+    NAME_SEED,
+    SCORE_SEED,
+    Scenes,
+    World,
+    truth,
+    with_and_without,
+)
+from secondlens.demo.world import BACKGROUNDS, PLACES, PREFERENCE
 from secondlens.effects.projections import Projector, project
 from secondlens.intervals import of_mean, wilson
 from secondlens.lens.moments import top_count
+from secondlens.words.causes import PAIRS
 from secondlens.words.judging import Holdings, by_labels
 from secondlens.words.naming import NameSearch, Ranks, mann_whitney
 from secondlens.words.scoring import area_under_roc
 
+MANY = 64
+"""Pairs that say whether a text raises an effect, beside the few of `sl.confirm`."""
 DOUBTFUL = 0.6
 """Area under the ROC curve below which a name is printed as a weak one."""
 
@@ -127,7 +139,38 @@ def truths(fit_images: int, images: int, fresh: int, layers: str) -> dict[str, A
         found[f"first name minus most similar word, area by {what}, mean"] = (
             f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         )
+    found |= causes(clip, lens, names)
     return found | {"processor seconds of sl.name, with both models": round(busy, 1)}
+
+
+def causes(clip: sl.Clip, lens: sl.Lens, names: sl.Names) -> dict[str, Any]:
+    """How many names raise the effect when they are drawn in; of those that do not, by many other
+    pairs, how many few pairs find."""
+    draw = partial(with_and_without, World(planted=False))
+    many = sl.confirm(clip, lens, draw, names=names.name, pairs=MANY, seed=PAIRS, progress=True)
+    few = sl.confirm(clip, lens, draw, names=names.name, pairs=PAIRS, progress=True)
+    cues = torch.tensor([text in {*PREFERENCE, *PLACES} for text in names.labels])
+    rose = confirmed = count = idle = found = idle_cues = found_cues = 0
+    for layer, texts in names.texts.items():
+        there = texts >= 0
+        up = few.rose[layer] * 2 > PAIRS
+        none = there & (many.rose[layer] * 2 <= MANY)
+        cue = none & cues[texts]
+        passed = few.confirmed[layer]
+        count, rose = count + int(there.sum()), rose + int((up & there).sum())
+        confirmed += int((passed & there).sum())
+        idle, found = idle + int(none.sum()), found + int((none & ~passed).sum())
+        idle_cues, found_cues = idle_cues + int(cue.sum()), found_cues + int((cue & ~passed).sum())
+    return {
+        f"names that raise the effect in more than half of {PAIRS} pairs": interval(rose, count),
+        f"names that the sign test on {PAIRS} pairs confirms": interval(confirmed, count),
+        f"of names that raise it in at most half of {MANY} other pairs, found": interval(
+            found, idle
+        ),
+        "the same of objects and places that go together by design": interval(
+            found_cues, idle_cues
+        ),
+    }
 
 
 def interval(count: int, trials: int) -> str:

@@ -8,9 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 from click.testing import CliRunner
-from secondlens.words.concepts import Concept, prove
 from small_world import CASES, MODEL, noise, small, tiny
 
 import secondlens as sl
@@ -143,8 +141,6 @@ def test_what_lies_beside_the_pictures_of_a_fit_stops_nothing(tmp_path):
     lens = sl.fit(clip, source, [0, 1], top=2, out=tmp_path / "lens")
     assert len(lens.skipped) == 2
     sl.describe(clip, lens, ["sea", "road", "sky"], 2)
-    sea = Concept(words=("sea",), weights=(1.0,), texts=torch.eye(clip.dim)[:1])
-    assert (1, 0) in prove(clip, lens, source, {(1, 0): (sea,)})
     assert kept_lens(tmp_path / "lens", clip, source, "exact").image_ids == lens.image_ids
     with pytest.raises(sl.SecondLensError, match="pictures 8 and not 7"):
         kept_lens(tmp_path / "lens", clip, Subset(source, range(7)), "exact")

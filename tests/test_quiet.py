@@ -13,6 +13,8 @@ from secondlens.commands.group import COMMANDS
 SILENT = {
     "plan": "plan 9 ON",
     "search": "search lens sea ON",
+    "steer": "steer --neuron 5:3 --text sea",
+    "why-attention": "why-attention photo.png --layer 6 --head 1",
     "bench": "bench --rounds 1 --batch-size 1",
     "verify": "verify tiny:8",
     "verify with an adapter": "verify hf:adapted",

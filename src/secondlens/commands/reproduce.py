@@ -466,6 +466,7 @@ def table3(
 
     Example: secondlens reproduce table3 --demo
     """
+    check_lens(lens)
     from ..paper.table3 import check_sources
 
     of_baseline = {"--images": images is not None}
@@ -474,7 +475,6 @@ def table3(
         idle(of_baseline, "of --effect-images, which is 0: drop one", unless=effect_images > 0),
         *steps.wrong(model.model),
     )
-    check_lens(lens)
     hold(out)
     result = results["table3"](
         model.load,

@@ -101,10 +101,13 @@ def pictures_that_are_true(
 
 
 def chosen(neurons: list[NeuronSummary]) -> list[NeuronSummary]:
-    """What the report shows: the clearest neurons of either subject, then the most polysemous."""
+    """What the report shows: the clearest neurons of either subject, then the most polysemous; if
+    few have names, those whose words find their images best besides."""
     objects, others = by_subject(neurons)
     best = clearest(objects, CARDS * 2 // 3) + clearest(others, CARDS // 3)
-    return best + [n for n in most_polysemous(objects, 2 * CARDS) if n not in best][:CARDS]
+    best += [n for n in most_polysemous(objects, 2 * CARDS) if n not in best][:CARDS]
+    rest = sorted(neurons, key=lambda n: -n.score_interval[0] if n.score == n.score else 1)
+    return best + [n for n in rest if n not in best][: 2 * CARDS - len(best)]
 
 
 NAMED = 2000

@@ -90,12 +90,12 @@ def cost(name: str) -> None:
     few = operations(value_alone) / counted
     least, most = operations(work, 1) / counted, operations(work, 4) / counted
     print(f"{name}: an encoding {counted / len(images) / 1e9:.1f} GFLOP an image")
-    print(
-        f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings, "
-        f"{few:.2f} in FLOPs"
-    )
-    print(f"{name}: one text, forward pass included {one:.2f} encodings, {least:.2f} in FLOPs")
-    print(f"{name}: each further text {(four - one) / 3:.2f}, {(most - least) / 3:.2f} in FLOPs")
+    for what, seconds, flops in (
+        ("value paths alone, one text, forward pass included", value, few),
+        ("one text, forward pass included", one, least),
+        ("each further text", (four - one) / 3, (most - least) / 3),
+    ):
+        print(f"{name}: {what} {seconds:.2f} encodings, {flops:.2f} in FLOPs")
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/paths.py                    # the embedded model: how true
     python benchmarks/paths.py --model ViT-B-32   # random weights of that shape: how costly
+    python benchmarks/paths.py --scores           # attention scores from pairs of neurons
 
 Cost is processor time of one run over that of an encoding, for all neurons of all layers.
 Foretelling is the correlation, over neurons and pictures, between what a neuron does along the
@@ -90,12 +91,12 @@ def cost(name: str) -> None:
     few = operations(value_alone) / counted
     least, most = operations(work, 1) / counted, operations(work, 4) / counted
     print(f"{name}: an encoding {counted / len(images) / 1e9:.1f} GFLOP an image")
-    print(
-        f"{name}: value paths alone, one text, forward pass included {value:.2f} encodings, "
-        f"{few:.2f} in FLOPs"
-    )
-    print(f"{name}: one text, forward pass included {one:.2f} encodings, {least:.2f} in FLOPs")
-    print(f"{name}: each further text {(four - one) / 3:.2f}, {(most - least) / 3:.2f} in FLOPs")
+    for what, seconds, flops in (
+        ("value paths alone, one text, forward pass included", value, few),
+        ("one text, forward pass included", one, least),
+        ("each further text", (four - one) / 3, (most - least) / 3),
+    ):
+        print(f"{name}: {what} {seconds:.2f} encodings, {flops:.2f} in FLOPs")
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -147,14 +148,32 @@ def truth(neurons: int, pictures: int) -> None:
     print("classes:", ", ".join(CLASSES))
 
 
+def scores() -> None:
+    """Print how well parts of attention scores add up, over all heads of the embedded model."""
+    clip = sl.load("demo")
+    picture = clip.preprocess(World().scene(TEST_SEED, 0).image)[None].double()
+    clip.model.double()
+    worst = 0.0
+    for layer in range(clip.layers):
+        for head in range(clip.heads):
+            for token in (None, 0, clip.tokens // 2):
+                found = sl.why_attention(clip, picture, layer, head, token)
+                for parts in (found.by_query, found.by_key, found.by_group):
+                    worst = max(worst, abs(float(parts.sum()) - found.score))
+    print(f"attention scores from their parts, float64: largest error {worst:.1e}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="print the cost on random weights of this open_clip model")
+    parser.add_argument("--scores", action="store_true", help="print how attention scores add up")
     parser.add_argument("--neurons", type=int, default=256)
     parser.add_argument("--pictures", type=int, default=4)
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.model:
         cost(options.model)
+    elif options.scores:
+        scores()
     else:
         truth(options.neurons, options.pictures)

@@ -314,7 +314,7 @@ def test_neurons_come_in_groups(monkeypatch):
         ("all_paths", "DIRECTIONS_PER_PASS"),
         ("all_paths", "NEURONS_PER_PASS"),
         ("all_paths", "IMAGES_PER_PASS"),
-        ("finite_paths", "IMAGES_PER_PASS"),
+        ("finite_paths", "COPIES_PER_PASS"),
     ):
         monkeypatch.setattr(f"secondlens.effects.{place}.{name}", 2)
     again = sl.paths(clip, images, directions=directions, batch_size=2)

@@ -24,13 +24,16 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError
 from ..models.view import Clip, hooked
-from .ablated_runs import IMAGES_PER_PASS, Stopped, check_mean, check_neurons, resumed, stop_after
+from .ablated_runs import Stopped, check_mean, check_neurons, resumed, stop_after
 from .all_paths import CLASSES, Gradients, chosen_directions, forward
 from .linearised import Linearised, Tape
 from .value_paths import chunks
 
 NODES = (1, 2, 3, 4, 6, 8, 12, 16)
 """Numbers of nodes that are tried, one after another."""
+COPIES_PER_PASS = 16
+"""Of images, one for each neuron: fewer than where the network is only run on, because what each
+block does is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -145,7 +148,7 @@ def _one_by_one(
     rows = stopped.clip.blocks[stopped.layer].neuron_rows.to(change)[neurons]
     images = len(change)
     effects, totals = [], []
-    for chunk in chunks(len(neurons), max(1, IMAGES_PER_PASS // images)):
+    for chunk in chunks(len(neurons), max(1, COPIES_PER_PASS // images)):
         # [images * some, tokens, width]: a copy of each image for each neuron
         write = (change[:, :, chunk].transpose(1, 2)[..., None] * rows[chunk, None]).flatten(0, 1)
         some = write.shape[0] // images

@@ -26,7 +26,7 @@ from ...devices import undisturbed
 from ...effects.ablated_runs import Stopped, check_neurons, effects_of, stop_after
 from ...effects.all_paths import HIGHER
 from ...effects.capture import Capture, Pooled
-from ...effects.finite_paths import moved_embeddings
+from ...effects.finite_paths import COPIES_PER_PASS, moved_embeddings
 from ...effects.value_paths import chunks, output_map, path_factors
 from ...errors import SecondLensError
 from ...lens.lens import Lens
@@ -37,8 +37,6 @@ PARTS = ("direct", "second-order", "remainder")
 TOTAL = "total"
 SPLIT = ("higher", "query", "key", "mlp", "norm", "missed")
 """Of the remainder."""
-COPIES_PER_PASS = 16
-"""Of images in the passes that tell classes apart, which keep much of each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

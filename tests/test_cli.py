@@ -122,7 +122,7 @@ def test_demo_runs_and_runs_again(tmp_path):
     assert (out / "lens" / "lens.json").stat().st_mtime_ns == written
     other = run("demo", "--out", out, "--images", 50, "--test-images", 20)
     assert other.exit_code == 2
-    assert "another model or other images" in other.stderr
+    assert "another model, other images" in other.stderr
 
 
 def test_help_names_the_commands():

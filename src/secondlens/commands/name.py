@@ -13,8 +13,10 @@ from .options import (
     ChosenModel,
     PictureChoice,
     batch_option,
+    check_parents,
     check_pictures,
     check_trained,
+    hold,
     json_option,
     note,
     print_json,
@@ -86,6 +88,11 @@ SCENES = 2500
     help="Draw each name into so many scenes, and see whether it raises the effect; embedded "
     "models. Sixteen tell most apart.",
 )
+@click.option(
+    "--check",
+    type=PATH,
+    help="Also write an HTML page that asks you of 50 pictures whether they hold their names.",
+)
 @batch_option
 @json_option
 @with_choice
@@ -102,6 +109,7 @@ def name(
     everywhere: tuple[Path, ...],
     seed: int,
     pairs: int | None,
+    check: Path | None,
     batch_size: int | None,
     as_json: bool,
     choice: PictureChoice,
@@ -131,11 +139,14 @@ def name(
     for each, pretrained in named:
         check_trained(each, pretrained, "--referee-pretrained")
     check_pictures(images)
+    check_parents(check)
+    hold(check)
     from ..data.vocabularies import vocabulary
     from ..demo.model import TWIN
     from ..demo.scenes import World, with_and_without
     from ..lens.lens import Lens
     from ..models.loading import load
+    from ..report.checking import write_check
     from ..words.causes import confirm
     from ..words.name_tables import coverage_table, example_table
     from ..words.naming import name as name_lens
@@ -162,6 +173,8 @@ def name(
         draw = partial(with_and_without, world)
         names = confirm(clip, fitted, draw, names=names.name, pairs=pairs, progress=True)
     fitted.save_held(lens)
+    if check is not None:
+        write_check(check, clip, names, source)
     say_left_out(names)
     if as_json:
         print_json(as_document(names))

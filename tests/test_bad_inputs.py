@@ -216,6 +216,21 @@ LINES = {
         ),
         "table4 --images masked --layout mine --lens lens" + M,
         "fig3 --images usual --lens lens --model hf:other",
+        *("all --images usual --second-pretrained openai" + M, "all --images usual --masks no" + M),
+        *("all --demo --second-model hf:other", "all --images usual --second-model ViT-L-14" + M),
+        "fig8 --images usual --lens lens --layer 2 --texts words.txt --follow me" + M,
+        "table4 --images masked --lens lens --follow me" + M,
+    ),
+    "pool": (
+        *("", "--classes classes.txt --captioner template --out new"),
+        *(
+            f"--classes classes.txt --out new --captioner {each}"
+            for each in ("me", "chat", "chat:", "chat:nowhere", "chat:words.txt", "http://[", "")
+        ),
+        "--classes nowhere --captioner http://localhost:1 --captioner-model a --out new",
+        "--classes classes.txt --captioner http://localhost:1 --out new",
+        "--classes classes.txt --captioner http://localhost:1 --captioner-model a --out photos",
+        "--classes classes.txt --captioner chat:a --out new --per-class 0",
     ),
     "list": ("nothing", "models extra", "--no-such", "modles"),
 }

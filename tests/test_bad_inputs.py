@@ -28,12 +28,6 @@ M = " --model hf:model"
 
 LINES = {
     "demo": ("--out photos", "--out words.txt", "--no-such", "extra", "--out"),
-    "pool": (
-        *("", "--classes classes", "--captioner echo:", "--classes nowhere.txt --captioner echo:"),
-        *("--classes words.txt --captioner no-such --out pools",),
-        *("--classes words.txt --captioner http://127.0.0.1:9/v1 --out photos",),
-        *("--classes words.txt --captioner http://127.0.0.1:9/v1 --per-class 0 --out pools",),
-    ),
     "plan": (
         *("5kM", "0", "-3", "x", "nowhere", "9 --gpus 1 --tflops 0", "9 --layers 3" + M),
         *("9 --layers x" + M, "9 --model ViT-B-33", "9 --top 0" + M, "9 --store mine" + M),

@@ -28,12 +28,6 @@ M = " --model hf:model"
 
 LINES = {
     "demo": ("--out photos", "--out words.txt", "--no-such", "extra", "--out"),
-    "pool": (
-        *("", "--classes classes", "--captioner echo:", "--classes nowhere.txt --captioner echo:"),
-        *("--classes words.txt --captioner no-such --out pools",),
-        *("--classes words.txt --captioner http://127.0.0.1:9/v1 --out photos",),
-        *("--classes words.txt --captioner http://127.0.0.1:9/v1 --per-class 0 --out pools",),
-    ),
     "plan": (
         *("5kM", "0", "-3", "x", "nowhere", "9 --gpus 1 --tflops 0", "9 --layers 3" + M),
         *("9 --layers x" + M, "9 --model ViT-B-33", "9 --top 0" + M, "9 --store mine" + M),
@@ -216,6 +210,21 @@ LINES = {
         ),
         "table4 --images masked --layout mine --lens lens" + M,
         "fig3 --images usual --lens lens --model hf:other",
+        *("all --images usual --second-pretrained openai" + M, "all --images usual --masks no" + M),
+        *("all --demo --second-model hf:other", "all --images usual --second-model ViT-L-14" + M),
+        "fig8 --images usual --lens lens --layer 2 --texts words.txt --follow me" + M,
+        "table4 --images masked --lens lens --follow me" + M,
+    ),
+    "pool": (
+        *("", "--classes classes.txt --captioner template --out new"),
+        *(
+            f"--classes classes.txt --out new --captioner {each}"
+            for each in ("me", "chat", "chat:", "chat:nowhere", "chat:words.txt", "http://[", "")
+        ),
+        "--classes nowhere --captioner http://localhost:1 --captioner-model a --out new",
+        "--classes classes.txt --captioner http://localhost:1 --out new",
+        "--classes classes.txt --captioner http://localhost:1 --captioner-model a --out photos",
+        "--classes classes.txt --captioner chat:a --out new --per-class 0",
     ),
     "list": ("nothing", "models extra", "--no-such", "modles"),
 }

@@ -29,6 +29,20 @@ def test_what_was_changed_is_opened_or_refused(name):
     opened()
 
 
+FOUND = {
+    "lens": (125,),
+    "unfinished fit": (142, 157),
+    "explorer": (261, 279),
+}
+"""Trials that ended in a traceback once."""
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, n) for name, own in FOUND.items() for n in own])
+def test_what_was_found_stays_mended(name, seed):
+    said, fault = fuzz.attempt(name, seed)
+    assert not fault, f"{said}\n{fault}"
+
+
 def test_a_fault_is_found(monkeypatch):
     def trip(folder):
         raise KeyError("x")

@@ -413,6 +413,7 @@ def test_neuron_without_words(made, tmp_path):
         (0.0, "0"),
         (-0.0, "0"),
         (float("nan"), "–"),
+        (None, "–"),
         ("ViT", "ViT"),
     ],
 )

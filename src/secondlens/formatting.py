@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def number(value: float | int | str) -> str:
+def number(value: float | int | str | None) -> str:
     """As people read it: whole numbers in full, others with two significant digits, of which a
-    zero after the point is left out; a real minus sign, and none before zero."""
+    zero after the point is left out; a real minus sign, and none before zero; a dash for what is
+    not known."""
+    if value is None:
+        return "–"
     if isinstance(value, str):
         return value
     if isinstance(value, int):

@@ -27,7 +27,7 @@ class NeuronWords:
     def __init__(self, lens: Lens, name: str) -> None:
         codes = lens.codes[name]
         self.labels, self.size = codes.labels, codes.indices[lens.layers[0]].shape[1]
-        self.cosine = {layer: codes.cosine[layer].numpy() for layer in lens.layers}
+        self.cosine = {layer: codes.cosine[layer].float().numpy() for layer in lens.layers}
         self.texts = {n: codes.indices[n][:, :SIZES].int().numpy() for n in lens.layers}
         self.brief = {layer: codes.brief[layer].float().numpy() for layer in lens.layers}
 

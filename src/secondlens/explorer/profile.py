@@ -26,9 +26,10 @@ class Profiles:
         lens, layout = atlas.lens, atlas.layout
         self.atlas, self._ids, self._labels = atlas, lens.picture_ids, atlas.labels()
         self._top = {layer: lens[layer].top_images.numpy() for layer in lens.layers}
-        self._norms = {layer: lens[layer].top_norms.numpy() for layer in lens.layers}
+        self._norms = {layer: lens[layer].top_norms.float().numpy() for layer in lens.layers}
         if layout is not None:
-            self._neighbours, self._cosines = layout.neighbours.numpy(), layout.cosines.numpy()
+            self._neighbours = layout.neighbours.numpy()
+            self._cosines = layout.cosines.float().numpy()
 
     def of(self, layer: int, neuron: int) -> dict[str, Any]:
         """A neuron's profile.

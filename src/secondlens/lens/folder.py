@@ -442,6 +442,8 @@ def _check(found: Contents) -> None:
         longest = max(1, len(codes.labels))
         check_tensors(codes, {"k": longest, "words": longest}, neurons=neurons, dim=dim)
         _check_layers(codes, ("indices", "coefficients", "brief", "cosine"), found.by_layer)
+        if codes.control is not None and not len(codes.control):
+            raise ValueError("a description has no codes of random directions")
         for indices in codes.indices.values():
             check_positions(indices, len(codes.labels), "texts of a description", least=-1)
     for scores in found.scores.values():

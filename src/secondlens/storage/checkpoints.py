@@ -151,14 +151,25 @@ class Checkpoints:
         )
 
     def drop(self) -> None:
-        """Remove all parts, and the folder."""
+        """Remove all parts, and the folder.
+
+        Raises
+        ------
+        SecondLensError
+            A folder has the name of a part.
+        """
         self._in_memory.clear()
         if self.folder is None:
             return
         if not remote.is_remote(self.folder):
             # the record goes last: what it stands for is known, wherever this is stopped
             for name in self._files() - {"work.json"}:
-                Path(self.folder, name).unlink(missing_ok=True)
+                part = Path(self.folder, name)
+                if part.is_dir():
+                    raise SecondLensError(
+                        f"{part} is a folder where a file was written: remove {self.folder}"
+                    )
+                part.unlink(missing_ok=True)
         remote.remove(self.folder)
 
     @contextmanager

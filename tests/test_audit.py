@@ -15,12 +15,10 @@ import secondlens as sl
 from secondlens.applications.auditing.ablated_clip import AblatedClip, GroupEffects
 from secondlens.applications.auditing.audits import (
     ALIKE,
-    RANDOM_DIRECTIONS,
     SHARE_OF_NEURONS,
     Audit,
     audit,
     cue_neurons,
-    shares_of_chance,
 )
 from secondlens.applications.auditing.counterfactuals import drawn
 from secondlens.commands.group import main
@@ -28,7 +26,7 @@ from secondlens.data.labelled import labelled
 from secondlens.data.sources import as_source
 from secondlens.data.vocabularies import Vocabulary, object_names, prompts, vocabulary
 from secondlens.demo.scenes import Scenes, World, object_on, truth
-from secondlens.demo.world import NAMES, PLACES, PREFERENCE
+from secondlens.demo.world import BACKGROUNDS, NAMES, PLACES, PREFERENCE
 from secondlens.effects.capture import Capture
 from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError, SecondLensWarning
@@ -240,31 +238,16 @@ def test_a_single_picture_has_no_interval(clip, lens, images, tmp_path):
     assert "by the model's own prediction" in unlabelled.chosen
 
 
-def test_share_of_chance_is_its_definition():
-    generator = torch.Generator().manual_seed(2)
-    rows = F.normalize(torch.randn(40, 6, generator=generator), dim=1)
-    rows[:5, 0] += 4  # five pictures show the first cue
-    cues = torch.eye(6)[[0, 3]]
-    random = torch.Generator().manual_seed(0)
-    drawn = F.normalize(torch.randn(RANDOM_DIRECTIONS, 6, generator=random), dim=1)
-
-    def far(direction):
-        along = sorted(((rows - rows.mean(0)) @ direction).tolist(), reverse=True)
-        return np.mean(along[:4])
-
-    expected = [np.mean([far(each) >= far(cue) for each in drawn]) for cue in cues]
-    found = shares_of_chance(rows, cues, 4)
-    assert found.tolist() == pytest.approx(expected, abs=1e-3)
-    assert found[0] < 0.01 < found[1]
-
-
 def test_cues_that_no_picture_shows_are_left_out(clip, lens, images, monkeypatch, tmp_path):
-    module = importlib.import_module("secondlens.applications.auditing.audits")
+    module = importlib.import_module("secondlens.applications.auditing.presence")
     shares = torch.tensor([0.5, 0.001, 0.06, 0.0])
-    monkeypatch.setattr(module, "shares_of_chance", lambda *_: shares)
+    monkeypatch.setattr(module, "shares_of_null", lambda *_: shares)
     with pytest.warns(SecondLensWarning, match="no picture shows them beyond chance: sea, ant"):
         found = audit(clip, lens, CLASSES, images, CUES)
     assert found.unshown == ("sea", "ant")
+    assert found.chosen.endswith(
+        "Of 4 cues, 2 were left out, judged by tiny itself against texts between two words."
+    )
     assert found.effect[:, [0, 2]].isnan().all()
     assert not found.effect[:, [1, 3]].isnan().all()
     found.save(tmp_path)
@@ -341,6 +324,7 @@ def on_disk(tmp_path_factory):
     (folder / "classes.txt").write_text("ship\ncow\n<b>bus\nowl\n")
     (folder / "one.txt").write_text("ship\n")
     (folder / "cues.txt").write_text("sea\nroad\nowl\n")
+    (folder / "many.txt").write_text("\n".join([*NAMES, *BACKGROUNDS]))
     return folder
 
 
@@ -356,7 +340,8 @@ def arguments_of(folder, **changes):
 
 def test_command(on_disk, tmp_path):
     out = tmp_path / "out"
-    result = run("audit", on_disk / "lens", *arguments_of(on_disk), "--out", out, "--top", 3)
+    more = ("--out", out, "--top", 3, "--chance", 1)
+    result = run("audit", on_disk / "lens", *arguments_of(on_disk), *more)
     assert result.exit_code == 0
     assert sorted(each.name for each in out.iterdir()) == ["audit.csv", "audit.html", "audit.json"]
     page = (out / "audit.html").read_text()
@@ -369,6 +354,23 @@ def test_command(on_disk, tmp_path):
     again = run("audit", on_disk / "lens", *arguments_of(on_disk), "--out", out)
     assert again.exit_code == 2
     assert "exists already" in again.stderr
+
+
+def test_a_referee_on_the_command_line(on_disk, tmp_path):
+    given = arguments_of(on_disk, **{"--cues": on_disk / "classes.txt"})
+    for more, message in (
+        (["--referee", "demo"], "demo cannot judge itself"),
+        (["--referee-pretrained", "openai"], "--referee-pretrained is of a referee"),
+    ):
+        refused = run("audit", on_disk / "lens", *given, *more, "--out", tmp_path / "out")
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    given = arguments_of(on_disk, **{"--cues": on_disk / "many.txt"})
+    result = run(
+        *("audit", on_disk / "lens", *given, "--referee", "demo-twin", "--out", tmp_path / "out")
+    )
+    assert result.exit_code == 0, result.output
+    assert "judged by demo-twin." in Audit.load(tmp_path / "out").chosen
 
 
 def test_the_embedded_world_is_drawn(on_disk, tmp_path, monkeypatch):
@@ -413,9 +415,9 @@ def test_labels_of_class_folders_count(on_disk, tmp_path):
     source = as_source(tmp_path / "set")
     shown = [{each.partition("/")[0]} for each in source.ids]
     names = labelled(tmp_path / "set").classes
-    with pytest.warns(SecondLensWarning, match="no picture shows them beyond chance: owl"):
+    with pytest.warns(SecondLensWarning, match="no picture shows them beyond chance: road, owl"):
         expected = audit(clip, lens, names, source, on_disk / "cues.txt", shown=shown)
-    assert "left out, since no picture shows them beyond chance: owl" in result.stderr
+    assert "left out, since no picture shows them beyond chance: road, owl" in result.stderr
     kept = Audit.load(out)
     assert kept.classes == ("cow", "ship")
     assert torch.allclose(kept.effect, expected.effect.float(), equal_nan=True)

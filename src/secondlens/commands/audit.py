@@ -14,6 +14,7 @@ from .options import (
     PictureChoice,
     batch_option,
     check_lens,
+    check_trained,
     console,
     hold_new,
     json_option,
@@ -22,7 +23,7 @@ from .options import (
     with_choice,
     with_model,
 )
-from .together import check_together, idle_choice, missing, when
+from .together import OF_REFEREE, check_together, idle, idle_choice, missing, when
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +77,14 @@ PICTURES = 4
     type=click.FloatRange(0, 1, min_open=True),
     default=0.05,
     show_default=True,
-    help="A cue is left out if no picture lies further out along it than along all random "
-    "directions but this share; 1 keeps all.",
+    help="A cue is left out if this share of texts between two words fits the pictures as well; 1 "
+    "keeps all.",
 )
+@click.option(
+    "--referee",
+    help="Another model, which says what pictures show of the cues that no label names.",
+)
+@click.option("--referee-pretrained", help="Its open_clip tag, or the path of a checkpoint.")
 @click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
 @batch_option
@@ -94,6 +100,8 @@ def audit(
     templates: tuple[str, ...],
     drawings: int,
     chance: float,
+    referee: str | None,
+    referee_pretrained: str | None,
     out: Path,
     top: int,
     batch_size: int | None,
@@ -113,6 +121,7 @@ def audit(
     from ..applications.auditing.audits import audit as measure
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
+    from ..models.loading import load
     from ..storage.files import whole_folder
 
     own = model.model.startswith("demo")
@@ -126,7 +135,14 @@ def audit(
             "--labelled says what --images are: name a labelled set with those",
         ),
         idle_choice(choice, images),
+        idle(
+            {"--referee-pretrained": referee_pretrained is not None},
+            OF_REFEREE,
+            unless=referee is not None,
+        ),
     )
+    if referee is not None:
+        check_trained(referee, referee_pretrained, "--referee-pretrained")
     drawable = classes is None and cues is None and not labelled
     names = None if classes is None else vocabulary(classes, templates=templates or None)
     shown: list[set[str]] | None = None
@@ -150,6 +166,7 @@ def audit(
     measured = measure(
         *(clip, fitted, names, source, words),
         shown=shown,
+        referee=None if referee is None else load(referee, referee_pretrained, device=clip.device),
         chance=chance,
         batch_size=batch_size,
         progress=True,

@@ -10,7 +10,7 @@ differ in the cue alone.
 import math
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +32,10 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from ...storage.files import read_json, save_csv, save_json
 from ...storage.validation import Settings, Texts, check_distinct, convert, reading
+from ...words.describing import texts_of
+from ...words.judging import check_referee
 from .ablated_clip import GroupEffects, LayerNeuron
+from .presence import unshown_cues
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,8 +98,8 @@ SHARE_OF_NEURONS = 0.04
 """Of all neurons of the lens, that count as a cue's."""
 SHARE_OF_IMAGES = 0.05
 """Of the held-out images, that count as showing a cue: those nearest to its text."""
-RANDOM_DIRECTIONS = 1000
-"""That a cue is compared with."""
+MOST_OTHERS = 500
+"""Words of a description that cues are compared with beside the classes."""
 ALIKE = 0.9
 """Cosine, mean text subtracted, above which a cue is the class by another name."""
 
@@ -284,6 +287,7 @@ def audit(
     cues: "str | Path | Iterable[str] | Vocabulary",
     *,
     shown: Sequence[Collection[str]] | None = None,
+    referee: Clip | None = None,
     random: int | None = None,
     chance: float = 0.05,
     batch_size: int | None = None,
@@ -301,19 +305,24 @@ def audit(
     images
         What `fit` takes, but other images than those of the fit.
     shown
-        The classes that each image shows; by default the one that the model predicts.
+        The classes that each image shows; by default the one that the model predicts. Labels that
+        are cues say which images show those.
+    referee
+        Another model, which says what images show of the cues that no label names.
     random
         A seed: choose as many neurons at random instead, as a control.
     chance
-        A cue counts as shown if the pictures nearest to its text lie further out along it than
-        along all random directions but this share. Others are left out, and a warning names them;
+        Where neither labels nor a referee say which images show a cue, it counts as shown if
+        images fit it better than all null words but this share: texts between two words. With
+        labels or a referee, two images must hold it. Others are left out, and a warning names them;
         1 keeps all.
 
     Raises
     ------
     SecondLensError
         Another model's lens or an "official" one, fewer than two classes, labels that do not fit
-        the images, a share that is none, no readable image, or none that shows any cue.
+        the images, the model itself as a referee, a share that is none, no readable image, or none
+        that shows any cue.
     """
     lens.check_model(clip)
     lens.check_exact()
@@ -325,6 +334,8 @@ def audit(
     source = as_source(images)
     if shown is not None:
         check_label_sets(shown, len(source.ids), "classes")
+    if referee is not None:
+        check_referee(referee, clip, source)
     classifier, rows = names.embed(clip), words.embed(clip)
     everything = torch.cat([classifier, rows])
     centred = F.normalize(rows - everything.mean(0), dim=1)
@@ -349,9 +360,14 @@ def audit(
         )
     if not predicted:
         raise SecondLensError("none of the pictures could be read")
-    shares = shares_of_chance(torch.cat(embeddings), centred.cpu(), top)
-    unshown = tuple(
-        cue for cue, share in zip(words.labels, shares.tolist(), strict=True) if share > chance
+    unshown, judged = unshown_cues(
+        *(clip, names, words, source, torch.cat(embeddings), list(predicted)),
+        labels=shown,
+        referee=referee,
+        chance=chance,
+        others=_described_with(lens),
+        batch_size=batch_size,
+        workers=workers,
     )
     _tell(unshown, words.labels)
     absent = torch.ones(len(source.ids), len(names), dtype=torch.bool, device=rows.device)
@@ -376,32 +392,17 @@ def audit(
         unshown=unshown,
         chosen=f"The {clearest.positions.shape[1]:,} of {len(predicted):,} pictures that are "
         f"nearest to the text of a cue by {clip.name} itself show the cue; for each class, those "
-        f"count that do not show it {absence}.",
+        f"count that do not show it {absence}.{judged}",
     )
 
 
-def shares_of_chance(
-    embeddings: Float[Tensor, "images dim"], cues: Float[Tensor, "cues dim"], top: int
-) -> Float[Tensor, " cues"]:
-    """The share of random directions along which images lie as far out as along each cue.
-
-    How far is the mean over the `top` images furthest along a direction, minus that of all. Unit
-    directions.
-    """
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(RANDOM_DIRECTIONS, cues.shape[1], generator=generator).to(cues)
-    centred = embeddings - embeddings.mean(0)
-
-    def furthest(directions: Tensor) -> Tensor:
-        found = [
-            (centred @ some.T).topk(min(top, len(centred)), dim=0).values.mean(0)
-            for some in directions.split(100)
-        ]
-        return torch.cat(found)
-
-    by_chance = furthest(F.normalize(drawn, dim=1)).sort().values
-    below = torch.searchsorted(by_chance, furthest(cues).contiguous())
-    return 1 - below / RANDOM_DIRECTIONS
+def _described_with(lens: Lens) -> Vocabulary | None:
+    """Words of the lens's first description, evenly at most `MOST_OTHERS`."""
+    if not lens.codes:
+        return None
+    texts = texts_of(*next(iter(lens.codes.items())))
+    step = -(-len(texts) // MOST_OTHERS)
+    return replace(texts, labels=texts.labels[::step], prompts=texts.prompts[::step])
 
 
 def _tell(unshown: Sequence[str], cues: Sequence[str]) -> None:

@@ -400,7 +400,8 @@ def _described_with(lens: Lens) -> Vocabulary | None:
     """Words of the lens's first description, evenly at most `MOST_OTHERS`."""
     if not lens.codes:
         return None
-    texts = texts_of(*next(iter(lens.codes.items())))
+    name, codes = next(iter(lens.codes.items()))
+    texts = texts_of(name, codes.labels)
     step = -(-len(texts) // MOST_OTHERS)
     return replace(texts, labels=texts.labels[::step], prompts=texts.prompts[::step])
 

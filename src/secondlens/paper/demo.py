@@ -1,5 +1,6 @@
 """The demo: fit, describe, name, check by ablation, and report, all on embedded material."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,12 +53,19 @@ def selective(lens: Lens, ablation: Ablation, neurons: list[NeuronSummary]) -> l
 
 
 def clearest(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:
-    """The neurons whose first name is the least likely by chance; those without one come last."""
+    """The neurons whose strongest pictures hold their first name most often, one neuron for each
+    name before the second ones; those without a name come last."""
 
-    def chance(neuron: NeuronSummary) -> tuple[float, float]:
-        return (neuron.names[0].p, -neuron.names[0].auc) if neuron.names else (1.0, 0.0)
+    def clarity(neuron: NeuronSummary) -> tuple[float, ...]:
+        return (-neuron.names[0].held, -neuron.names[0].auc) if neuron.names else (1.0,)
 
-    return sorted(neurons, key=chance)[:count]
+    ordered, given = sorted(neurons, key=clarity), Counter[str]()
+    turns = []
+    for place, each in enumerate(ordered):
+        first = each.names[0].text if each.names else ""
+        turns.append((not each.names, given[first], place))
+        given[first] += 1
+    return [ordered[place] for *_, place in sorted(turns)][:count]
 
 
 def most_polysemous(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:

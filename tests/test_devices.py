@@ -131,7 +131,8 @@ def firing():
 
 
 def named(kit, referee, **more):
-    names = sl.name(kit.clip, kit.lens, UNSEEN, kit.words, referee, **more)
+    lens = replace(kit.lens, names={})  # replacing earlier ones would be told
+    names = sl.name(kit.clip, lens, UNSEEN, kit.words, referee, **more)
     return {f"auc {layer}": auc.nan_to_num(0.5) for layer, auc in names.auc.items()}
 
 
@@ -146,8 +147,9 @@ def confirmed(kit):
         own = order[WORDS.index(text)]
         return UNSEEN.pictures[own[-1 - seed]], UNSEEN.pictures[own[seed]]
 
-    sl.name(kit.clip, kit.lens, UNSEEN, kit.words, firing())
-    names = sl.confirm(kit.clip, kit.lens, pair, pairs=6)
+    lens = replace(kit.lens, names={})
+    sl.name(kit.clip, lens, UNSEEN, kit.words, firing())
+    names = sl.confirm(kit.clip, lens, pair, pairs=6)
     texts = names.texts[LAYER][:4]
     own = (texts == torch.arange(4)[:, None]).any(1)
     return {"rose": torch.where(own, names.rose[LAYER][:4, 0], 0).float()}

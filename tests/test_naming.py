@@ -15,7 +15,7 @@ from secondlens.demo.scenes import FIT_SEED, NAME_SEED, Scenes, World, truth
 from secondlens.demo.world import BACKGROUNDS, NAMES
 from secondlens.effects.projections import embed
 from secondlens.effects.value_paths import second_order
-from secondlens.errors import SecondLensError
+from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.hub import lens_card
 from secondlens.lens.names import NO_NAME
 from secondlens.lens.published import published
@@ -367,3 +367,15 @@ def test_by_labels_takes_what_the_texts_name():
     found = by_labels([{"dog", "cat"}, {"sea", "dog"}, set()], vocabulary(WORDS), [2, 1])
     assert found.texts.tolist() == [[-1, -1], [0, 2]]
     assert found.above(9.0).tolist() == [[-1, -1], [0, 2]]
+
+
+def test_what_is_replaced_or_left_out_is_told(clip, fitted, images, labels):
+    lens = replace(fitted, names={})
+    sl.name(clip, lens, images, WORDS, labels)
+    with pytest.warns(SecondLensWarning, match="earlier names of texts by true labels"):
+        sl.name(clip, lens, images, WORDS, labels)
+    more = [each | {"zebra", "yak"} for each in labels]
+    with pytest.warns(SecondLensWarning, match="2 labels, 'yak' first, are none of the texts"):
+        names = sl.name(clip, replace(fitted, names={}), images, WORDS, more)
+    again = lens.first_names
+    assert all(torch.equal(names.texts[n], again.texts[n]) for n in names.texts)

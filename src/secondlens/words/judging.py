@@ -5,6 +5,7 @@ cosines are standardised over the images, text by text. Of a kind of texts an im
 best one at most: a background never hides an object, and "wolf" takes nothing from a dog's picture.
 """
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from ..data.sources import ImageSource
 from ..data.vocabularies import Vocabulary
 from ..demo.world import BACKGROUNDS
 from ..effects.projections import embed
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
+from ..formatting import counted
 from ..models.view import Clip
 
 ALIKE = 0.97
@@ -89,7 +91,8 @@ class Holdings:
 def by_labels(
     labels: Sequence[Collection[str]], texts: Vocabulary, positions: list[int]
 ) -> Holdings:
-    """What is true of the images at some positions; labels that the vocabulary lacks are dropped.
+    """What is true of the images at some positions; labels that the vocabulary lacks are dropped,
+    with a warning.
 
     Raises
     ------
@@ -103,6 +106,13 @@ def by_labels(
         raise SecondLensError(
             f"none of the labels is one of the texts of {texts.name}: name labels as the texts do"
         )
+    if dropped := sorted({each for p in positions for each in labels[p]} - place.keys()):
+        message = (
+            f"{counted(len(dropped), 'label')}, {dropped[0]!r} first, "
+            f"{'is' if len(dropped) == 1 else 'are'} none of the texts of {texts.name}, and "
+            "left out"
+        )
+        warnings.warn(message, SecondLensWarning, stacklevel=4)
     held = torch.full((len(rows), slots), -1)
     for row, found in zip(held, rows, strict=True):
         row[: len(found)] = torch.tensor(found, dtype=torch.long)

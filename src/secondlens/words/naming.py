@@ -10,6 +10,7 @@ Names say where a neuron fires; the code of its direction (`describe`) says what
 embedding. The two are different claims.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..data.vocabularies import Vocabulary, vocabulary
 from ..devices import undisturbed
 from ..effects.projections import Projector, project
 from ..effects.value_paths import chunks
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..lens.lens import Lens
 from ..lens.names import EVIDENCE, Names
 from ..models.view import Clip
@@ -76,6 +77,8 @@ def name(
     progress: bool = False,
 ) -> Names:
     """Name what every neuron of a lens fires on, and put the names into the lens.
+
+    Names of the same vocabulary and judge take the place of earlier ones, with a warning.
 
     A neuron fires on an image as much as its effect there points along its direction. One half of
     the images chooses at most 12 candidates for each neuron: texts that its strongest 2 % of images
@@ -172,6 +175,9 @@ def name(
         held=tensors["held"],
         pictures=tensors["pictures"],
     )
+    if names.name in lens.names:
+        message = f"the earlier names of {names.name} in the lens are replaced"
+        warnings.warn(message, SecondLensWarning, stacklevel=2)
     lens.names[names.name] = names
     return names
 

@@ -57,7 +57,7 @@ def clearest(neurons: list[NeuronSummary], count: int) -> list[NeuronSummary]:
     name before the second ones; those without a name come last."""
 
     def clarity(neuron: NeuronSummary) -> tuple[float, ...]:
-        return (-neuron.names[0].held, -neuron.names[0].auc) if neuron.names else (1.0,)
+        return (-float(neuron.names[0].held), -neuron.names[0].auc) if neuron.names else (1.0,)
 
     ordered, given = sorted(neurons, key=clarity), Counter[str]()
     turns = []

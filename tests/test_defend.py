@@ -187,6 +187,9 @@ def test_other_lenses_and_pictures_that_are_gone(clip, lens, found, kinds):
     last = fit(clip, tiny_images(clip, 20), [2], top=3)
     with pytest.raises(SecondLensError, match="neurons of layer 0, which is not in this lens"):
         defend(clip, last, found, usual, unusual)
+    strange = tuple((*own, (0, clip.neurons)) for own in found.neurons)
+    with pytest.raises(SecondLensError, match=f"neuron {clip.neurons} of layer 0, which has"):
+        defend(clip, lens, replace(found, neurons=strange), usual, unusual)
     images = tiny_images(clip, 40, seed=22)
     one_gone = replace(unusual, source=SomeGone(images, 7))
     with pytest.raises(SecondLensError, match=r"the picture '7' cannot be read: .*gone"):

@@ -370,6 +370,12 @@ def defend(
             f"the audit has neurons of layer {min(missing)}, which is not in this lens: give the "
             "lens of the audit"
         )
+    if beyond := [(layer, n) for layer, n in candidates if not 0 <= n < clip.neurons]:
+        layer, neuron = beyond[0]
+        raise SecondLensError(
+            f"the audit has neuron {neuron} of layer {layer}, which has {clip.neurons} neurons: give "
+            "the lens of the audit"
+        )
     classifier = usual.classes.embed(clip)
     harm = rival_margins(clip, lens, classifier, kinds, batch_size, progress)
     generator = torch.Generator().manual_seed(seed)

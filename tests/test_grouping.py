@@ -4,7 +4,7 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from secondlens.words.grouping import group
+from secondlens.applications.discovery import group
 
 
 def unit_rows(count, dim, seed=0):

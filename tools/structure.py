@@ -6,7 +6,7 @@
 A row has the number of files, their lines, the median and the longest, how many files are imported
 by exactly one other, and the share of lines that are import statements. Of this library, files that
 hold a command or a member of a registry are not counted among those read once: their registry reads
-them.
+them. The stub of its public names reads what it names.
 """
 
 import ast
@@ -41,7 +41,7 @@ def modules(root: Path) -> dict[str, Path]:
 def imported(name: str, path: Path, package: str, known: dict[str, Path]) -> set[str]:
     """Return the modules that a file imports, inside functions and for type-checking too."""
     own = name.split(".") if name else []
-    here = own if path.name == "__init__.py" else own[:-1]
+    here = own if path.stem == "__init__" else own[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -71,6 +71,9 @@ def row(root: Path) -> tuple[str, int, int, float, int, int, str]:
                 statements += (node.end_lineno or node.lineno) - node.lineno + 1
         for each in imported(name, path, root.name, known):
             readers[each].add(name)
+    if (stub := root / "__init__.pyi").is_file():
+        for each in imported("", stub, root.name, known):
+            readers[each].add(stub.name)
     not_counted = members() if root.samefile(OWN) else set()
     once = sum(len(each) == 1 for name, each in readers.items() if name not in not_counted)
     share = f"{100 * statements / sum(lengths):.1f} %"

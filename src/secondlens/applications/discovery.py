@@ -12,8 +12,9 @@ Either way a word's weight is linear in the effects, so it splits exactly into p
 neurons, of later heads and of tokens.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from ..lens.lens import Lens
 from ..models.view import Clip
 from ..sparse.pursuit import omp
 from ..words.describing import described
-from ..words.grouping import group
 
 RIDGE = 0.3
 """Added to every direction of the neurons' metric, in its mean eigenvalue, so that directions in
@@ -129,6 +129,31 @@ def metric(lens: Lens) -> Float[Tensor, "dim dim"]:
     values, vectors = torch.linalg.eigh(moment / moment.trace() * len(moment))
     scale: Tensor = vectors * (values.clamp(min=0) + RIDGE).rsqrt() @ vectors.T
     return scale.to(lens[lens.layers[0]].directions)
+
+
+def group(similarity: Sequence[Sequence[float]], threshold: float) -> list[list[int]]:
+    """Words in groups, by agglomerative clustering with average linkage.
+
+    The two groups with the highest mean similarity between their words are joined until it is not
+    above `threshold`. Groups and their words keep the order of their first words.
+
+    Parameters
+    ----------
+    similarity
+        Of each word with each, [words][words].
+    """
+
+    def mean_similarity(pair: tuple[int, int]) -> float:
+        one, other = groups[pair[0]], groups[pair[1]]
+        return sum(similarity[i][j] for i in one for j in other) / (len(one) * len(other))
+
+    groups = [[word] for word in range(len(similarity))]
+    while len(groups) > 1:
+        closest = max(combinations(range(len(groups)), 2), key=mean_similarity)
+        if mean_similarity(closest) <= threshold:
+            break
+        groups[closest[0]] = sorted(groups[closest[0]] + groups.pop(closest[1]))
+    return groups
 
 
 @dataclass(frozen=True, kw_only=True)

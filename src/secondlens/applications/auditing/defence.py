@@ -373,8 +373,8 @@ def defend(
     if beyond := [(layer, n) for layer, n in candidates if not 0 <= n < clip.neurons]:
         layer, neuron = beyond[0]
         raise SecondLensError(
-            f"the audit has neuron {neuron} of layer {layer}, which has {clip.neurons} neurons: give "
-            "the lens of the audit"
+            f"the audit has neuron {neuron} of layer {layer}, which has {clip.neurons} neurons: "
+            "give the lens of the audit"
         )
     classifier = usual.classes.embed(clip)
     harm = rival_margins(clip, lens, classifier, kinds, batch_size, progress)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import secondlens as sl
+from secondlens.errors import UnsupportedModel
 from secondlens.progress import bars, tracked
 from secondlens.terminal import Terminal, notes, one_line, say_json, say_mistake, visible
 
@@ -107,3 +108,8 @@ def test_nothing_prints_past_the_terminal(path):
             assert not re.search(r"std(out|err)\.write|getLogger\(\).addHandler", called)
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node) not in {"sys.stdout", "sys.stderr"}, f"line {node.lineno}"
+
+
+def test_a_mistake_is_one_line_whatever_a_library_says():
+    assert str(sl.SecondLensError("no thrift: \n bad header.\n")) == "no thrift: bad header."
+    assert str(UnsupportedModel("one\n\ntwo")) == "one two"

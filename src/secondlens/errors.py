@@ -1,11 +1,17 @@
 """What can go wrong because of the caller, each told in one sentence that says what to do."""
 
+import re
+
 
 class SecondLensError(Exception):
     """A mistake in what was asked for; its message is one sentence and names the way out.
 
-    The command line prints the message alone and exits with code 2.
+    The command line prints the message alone and exits with code 2. What a library says may have
+    several lines; they are put into one.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(re.sub(r"\s*\n\s*", " ", message).strip())
 
 
 class UnsupportedModel(SecondLensError):

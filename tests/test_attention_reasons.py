@@ -19,6 +19,7 @@ from secondlens.effects import attention_reasons
 from secondlens.effects.attention_reasons import strongest
 from secondlens.models.open_clip import from_open_clip
 from secondlens.models.transformers import from_transformers
+from secondlens.words.summary import label
 
 HEAD, NEURONS = 1, 48
 
@@ -223,9 +224,8 @@ def run(folder, *arguments):
 
 def test_command(folder):
     clip, lens = sl.load("demo"), sl.Lens.load(folder / "lens")
-    result = run(
-        folder, "--token", 9, "--query", 3, "--contrast", "--lens", folder / "lens", "--json"
-    )
+    asked = ("--token", 9, "--query", 3, "--contrast", "--lens", folder / "lens", "--json")
+    result = run(folder, *asked)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     photo = Image.open(folder / "photo.png")
@@ -244,6 +244,10 @@ def test_command(folder):
         assert each["score"] == pytest.approx(
             float(expected.by_key[layer * 768 + neuron]), abs=1e-4
         )
+        assert each["words"] == (label(lens, layer, neuron) if layer == 4 else "")
+    described = json.loads(run(folder, *asked, "--description", "world").stdout)
+    for each in described["neurons"]["looked_at"]:
+        layer, neuron = each["neuron"]
         words = codes.words(layer, neuron, 3) if layer == 4 else []
         assert all(text in each["words"] for text, _ in words) and bool(words) == bool(
             each["words"]

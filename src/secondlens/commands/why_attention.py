@@ -58,8 +58,8 @@ WORDS = 3
 @click.option(
     "--top", type=click.IntRange(1), default=10, show_default=True, help="Pairs of neurons."
 )
-@click.option("--lens", type=PATH, help="A lens that has words for the neurons.")
-@click.option("--description", help="Whose words are shown; by default the lens's first.")
+@click.option("--lens", type=PATH, help="A lens that says what neurons fire on.")
+@click.option("--description", help="Show the words of this description of the lens instead.")
 @click.option("--heat-map", type=PATH, help="A .png file for where the head looks in the photo.")
 @json_option
 @with_model
@@ -119,15 +119,17 @@ def why_attention(
 
 
 def _words(lens: "Lens | None", description: str | None) -> Any:
-    """A function that gives the words of a neuron by its layer and number."""
+    """A function that says what a neuron is called, by its layer and number, or gives its words in
+    a description."""
     from ..words.describing import description_of, signed
+    from ..words.summary import label
 
-    codes = None if lens is None else description_of(lens, description)
+    codes = None if lens is None or description is None else description_of(lens, description)
 
     def words(neuron: tuple[int, int]) -> str:
-        if codes is None or lens is None or neuron[0] not in lens.layers:
+        if lens is None or neuron[0] not in lens.layers:
             return ""
-        return signed(codes.words(*neuron, WORDS))
+        return label(lens, *neuron) if codes is None else signed(codes.words(*neuron, WORDS))
 
     return words
 

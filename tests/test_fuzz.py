@@ -30,10 +30,10 @@ def test_what_was_changed_is_opened_or_refused(name):
 
 
 FOUND = {
-    "lists": (1496,),
-    "audit": (862,),
-    "lens": (125,),
-    "unfinished fit": (142, 157),
+    "lists": (1361, 1496),
+    "audit": (862, 1762),
+    "lens": (125, 2765),
+    "unfinished fit": (142, 157, 2430, 2525),
     "explorer": (261, 279),
 }
 """Trials that ended in a traceback once."""

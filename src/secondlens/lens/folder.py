@@ -442,6 +442,10 @@ def _check(found: Contents) -> None:
         longest = max(1, len(codes.labels))
         check_tensors(codes, {"k": longest, "words": longest}, neurons=neurons, dim=dim)
         _check_layers(codes, ("indices", "coefficients", "brief", "cosine"), found.by_layer)
+        for own, indices in codes.indices.items():
+            widths = codes.brief[own].shape[1], codes.coefficients[own].shape[1]
+            if max(widths) > indices.shape[1]:
+                raise ValueError(f"codes of layer {own} have more coefficients than texts")
         if codes.control is not None and not len(codes.control):
             raise ValueError("a description has no codes of random directions")
         for indices in codes.indices.values():

@@ -246,9 +246,10 @@ class Nodes:
         for axis, size in zip(AXES[name], tensor.shape, strict=True):
             if size != sizes.get(axis, size) or size > max(plan.images, *sizes.values()):
                 raise ValueError(f"{key} has {size} {axis}")
-        whole = name in ("images", "histogram")
-        if tensor.dtype.is_floating_point == whole:
-            raise ValueError(f"{key} is {tensor.dtype}")
+        wanted = torch.int64 if name in ("images", "histogram") else clip.compute_dtype
+        narrow = name in ("z", "centred") and tensor.dtype in NARROW
+        if tensor.dtype != wanted and not narrow:
+            raise ValueError(f"{key} is {tensor.dtype} and not {wanted}")
         if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
             raise ValueError(f"{key} has numbers that are not finite")
         if name in ("energy", "squares") and bool((tensor < 0).any()):
@@ -256,6 +257,9 @@ class Nodes:
         if name == "images":
             check_positions(tensor, plan.images, key, least=-1)
 
+
+NARROW = (torch.float16, torch.bfloat16)
+"""What coordinates may be kept in, see `fit`."""
 
 AXES = {
     "mean": ("neurons", "rank"),

@@ -213,8 +213,6 @@ class ShardWork:
             with self.parts.reading(stored_name(node.number, layer)):
                 if read and len(z) != len(read):
                     raise ValueError(f"it is of {len(z)} images and not {len(read)}")
-                if torch.promote_types(z.dtype, centre.mean.dtype) != centre.mean.dtype:
-                    raise ValueError(f"it is {z.dtype} and its mean {centre.mean.dtype}")
             for start in range(0, len(read), IMAGES_PER_RANKING):
                 some = slice(start, start + IMAGES_PER_RANKING)
                 here = z[some].to(self.clip.device)

@@ -57,7 +57,7 @@ def test_a_fault_is_found(monkeypatch):
 
 def test_memory_is_counted(monkeypatch):
     monkeypatch.setattr(fuzz, "ROOM", 2**24)
-    eat = Format(make_ablation, lambda folder: bytearray(b"x" * 2**26))
+    eat = Format(make_ablation, lambda folder: bytearray(b"x" * 2**28))
     monkeypatch.setitem(FORMATS, "ablation", eat)
     assert "of memory were taken" in fuzz.attempt("ablation", 1)[1]
 

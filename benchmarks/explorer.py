@@ -307,6 +307,8 @@ def upload(client, rng):
 
 
 REQUESTS, UPLOADS, COSTLY = 10_000, 500, 100
+WARM_UP = 1_000
+"""Requests before memory is looked at for the first time."""
 
 
 def small(folder):
@@ -398,9 +400,12 @@ async def crowd(port, process, neurons, clients):
     chance = random.Random(0)
     limits = httpx.Limits(max_connections=COSTLY + clients)
     base = f"http://127.0.0.1:{port}"
-    found = {f"before: {name}": value for name, value in memory(process).items()}
     async with httpx.AsyncClient(base_url=base, timeout=600, limits=limits) as client:
         many = [("GET", mixed(chance, neurons), None) for _ in range(REQUESTS)]
+        warm = [("POST", "/live/segment?text=a+dog", picture()) for _ in range(COSTLY)]
+        # what is loaded and kept the first time that it is asked for is no leak
+        await answered(client, [*many[:: REQUESTS // WARM_UP], *warm], clients)
+        found = {f"before: {name}": value for name, value in memory(process).items()}
         codes, _ = await answered(client, many, clients)
         found[f"{REQUESTS:,} mixed requests, {clients} at a time"] = dict(codes)
         sent = [("POST", "/live/image", hostile(number)) for number in range(UPLOADS)]

@@ -164,7 +164,17 @@ def differences(name, found, known, *, same_machine):
     return said
 
 
-NEWER = {"along", "chosen", "comparable", "digests", "harmless", "holding", "named", "names"}
+NEWER = {
+    "along",
+    "area",
+    "chosen",
+    "comparable",
+    "digests",
+    "harmless",
+    "holding",
+    "named",
+    "names",
+}
 NEWER |= {"pushes", "scored_on", "split", "unshown"} | earlier.NEWER
 """Keys that files and results have had since version 0.1."""
 

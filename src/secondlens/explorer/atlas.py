@@ -226,6 +226,7 @@ class Atlas:
                 "explained": own["explained"],
                 "cosine": self._final_cosines(layer),
                 "names": self._name_counts(layer),
+                "area": self._areas(layer),
                 "stability": evidence.get("stability"),
             }
             for name, values in numbers.items():
@@ -276,6 +277,14 @@ class Atlas:
             return None
         counts: np.ndarray = (names.texts[layer] >= 0).sum(1).numpy()
         return counts
+
+    def _areas(self, layer: int) -> np.ndarray | None:
+        """The area of each neuron's first name, not a number where it has none."""
+        names = self.lens.first_names
+        if names is None or layer not in names.auc:
+            return None
+        areas: np.ndarray = names.auc[layer][:, 0].double().numpy()
+        return areas
 
     def _clarity(self, layer: int) -> np.ndarray:
         names = self.lens.first_names

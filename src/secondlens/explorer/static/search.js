@@ -9,9 +9,10 @@ const side = (name, neurons, key = "search") => h("section", {class: "card"}, h(
 // Neurons that have the text among their names; where there are no names, in what they push towards.
 async function called(text) {
   const [all, model] = await Promise.all([load(), loadModel()]), rows = [], wanted = text.toLowerCase();
-  for (let i = 0; i < all.name.length && rows.length < 100; i++)
-    if ((model.names ? all.names[i] > 0 : true) && all.name[i].toLowerCase().includes(wanted)) rows.push([all.layer[i], all.neuron[i], all.score[i], all.name[i]]);
-  return {rows, named: Boolean(model.names)};
+  for (let i = 0; i < all.name.length; i++)
+    if ((model.names ? all.names[i] > 0 : true) && all.name[i].toLowerCase().includes(wanted)) rows.push([all.layer[i], all.neuron[i], all.area[i], all.name[i]]);
+  rows.sort((a, b) => (b[2] ?? 0) - (a[2] ?? 0));
+  return {rows: rows.slice(0, 12), named: Boolean(model.names), count: rows.length};
 }
 
 async function withoutModel(text) {
@@ -31,8 +32,8 @@ async function search() {
   if (!text) { results.replaceChildren(); return; }
   results.replaceChildren(message("Searching…"));
   try {
-    const {rows, named} = await called(text);
-    const own = named || rows.length ? [side(named ? `Fires on “${text}”` : `“${text}” among its words`, rows, named ? "names" : "words")] : [];
+    const {rows, named, count} = await called(text);
+    const own = named || rows.length ? [side(named ? `Fires on “${text}”: ${count}, by the area of the first name` : `“${text}” among its words`, rows, named ? "names" : "words")] : [];
     const found = live ? await ask(`live/search?text=${encodeURIComponent(text)}`) : await withoutModel(text);
     if (turn !== asked) return;
     if (!found) results.replaceChildren(message("No model is running here, so only texts of the vocabulary can be compared with directions."), ...own);

@@ -446,7 +446,7 @@ def test_open_lens_surveys_once(exact, tmp_path):
     atlas, live = open_lens(tmp_path / "lens", None, say=said.append)
     assert live is None and atlas.survey is None
     assert "--model" in said[0] and "--images" in said[0]
-    atlas, live = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
+    atlas, live = open_lens(tmp_path / "lens", clip, pictures, NAMED_ON, say=said.append)
     assert live is not None and atlas.survey is not None
     count = len(said)
     atlas, live = open_lens(tmp_path / "lens", None, say=said.append)
@@ -471,7 +471,7 @@ def test_a_lens_that_was_described_again_says_so(exact, tmp_path):
         "was described or named since it was surveyed, and pages lack pictures: give the" in said[0]
     )
     assert "the model (--model) and the pictures of the fit (--images) to look at" in said[0]
-    atlas, _ = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
+    atlas, _ = open_lens(tmp_path / "lens", clip, pictures, NAMED_ON, say=said.append)
     assert atlas.survey and "again: it was described or named since" in said[-1]
 
 
@@ -521,9 +521,12 @@ def test_without_the_pictures_of_names_a_survey_is_made_again_when_they_are_ther
     said = []
     atlas, _ = open_lens(tmp_path / "lens", clip, pictures, say=said.append)
     assert not atlas.survey.named
+    assert any("No pictures stand under the names" in each for each in said)
+    said.clear()
     assert Profiles(atlas).of(1, ONE)["holding"] == [[]]
     atlas, _ = open_lens(tmp_path / "lens", clip, pictures, NAMED_ON, say=said.append)
     assert atlas.survey.named
+    assert not any("No pictures" in each for each in said)
     assert all(Profiles(atlas).of(1, ONE)["holding"])
 
 

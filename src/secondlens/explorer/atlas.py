@@ -99,6 +99,7 @@ class Atlas:
             | {"threshold": lens[layer].threshold.double().numpy()}
             for layer in lens.layers
         }
+        self._ids = lens.picture_ids
         self._layers = lens.layers
         self._starts = [self.offsets[layer] for layer in lens.layers]
 
@@ -242,10 +243,10 @@ class Atlas:
         SecondLensError
             The lens has no such image.
         """
-        if not 0 <= position < len(self.lens.picture_ids):
-            last = len(self.lens.picture_ids) - 1
+        if not 0 <= position < len(self._ids):
+            last = len(self._ids) - 1
             raise SecondLensError(f"there is no image {position}: choose one of 0 to {last}")
-        found: dict[str, Any] = {"position": position, "id": self.lens.picture_ids[position]}
+        found: dict[str, Any] = {"position": position, "id": self._ids[position]}
         if self.survey and position < len(self.lens.image_ids):
             pairs = zip(
                 self.survey.responding[position].tolist(),
@@ -287,10 +288,9 @@ class Atlas:
         return areas
 
     def _clarity(self, layer: int) -> np.ndarray:
-        names = self.lens.first_names
         clarity: np.ndarray
-        if names is not None and layer in names.auc:
-            clarity = names.auc[layer][:, 0].nan_to_num(-torch.inf).double().numpy()
+        if (areas := self._areas(layer)) is not None:
+            clarity = np.nan_to_num(areas, nan=-np.inf)
         elif self.scores is not None:
             clarity = self.scores.low[layer][:, 0].nan_to_num(-1).double().numpy()
         else:

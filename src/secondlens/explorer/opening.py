@@ -94,6 +94,11 @@ def open_lens(
         else:
             wanted = " and ".join(missing)
             say(f"{path} was not surveyed: pages lack pictures for want of {wanted}.")
+    if seen is not None and not seen.named and lens.first_names is not None:
+        say(
+            f"No pictures stand under the names in {path}: give those that the neurons were named "
+            "on with --named-on."
+        )
     layout = load_layout(folder / "layout.safetensors", lens)
     if layout is None:
         say(f"Placing {sum(len(lens[n].directions) for n in lens.layers):,} neurons on the map.")

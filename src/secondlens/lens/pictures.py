@@ -36,5 +36,5 @@ def pictures_at(
         yield with_ids(source, [lens.image_ids[each] for each in fitted]), fitted
     named = [each for each in wanted if each >= beyond]
     if named and named_on is not None:
-        ids = [lens.picture_ids[each] for each in named]
-        yield with_ids(named_on, ids, these=NAMED_ON), named
+        ids = lens.picture_ids
+        yield with_ids(named_on, [ids[each] for each in named], these=NAMED_ON), named

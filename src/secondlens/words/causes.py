@@ -64,7 +64,7 @@ def confirm(
     names
         Which names of the lens, as in `Lens.names`; by default the first.
     pairs
-        For each text; at least 6, because fewer cannot pass.
+        For each text; at least 6.
     seed
         Of the first pair; the others follow.
 

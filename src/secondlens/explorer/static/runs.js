@@ -10,7 +10,7 @@ const between = ([value, low, high]) => value === null ? "–" : `${signed(value
 function attackParts(report) {
   const wrong = margin => margin > 0;
   return [
-    step(how("push", `1 Words that push “${report.draw}” towards “${report.mistake_for}”`), h("ul", {class: "rows wraps"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron]) => [neuronLink(layer, neuron, called.get(`${layer}.${neuron}`)), " · "])), h("span", {class: "value"}, number(word.score)))))),
+    step(how("push", `1 Words that push “${report.draw}” towards “${report.mistake_for}”`), h("ul", {class: "rows wraps"}, report.words.map(word => h("li", {}, h("b", {}, word.text), h("span", {}, (word.neurons ?? []).map(([layer, neuron], i) => [i ? " · " : null, neuronLink(layer, neuron, called.get(`${layer}.${neuron}`))])), h("span", {class: "value"}, number(word.score)))))),
     step("2 Captions", h("ul", {class: "rows"}, [...new Set(report.samples.map(sample => sample.caption))].slice(0, 12).map(caption => h("li", {}, caption)))),
     step(how("margin", "3 Pictures, and what the model says of them"), h("p", {class: "quiet"}, "Each beside the same picture without the words. A margin above 0 is a mistake."),
       h("div", {class: "holding"}, report.samples.slice(0, 60).map(sample => h("figure", {class: "pair"},
@@ -28,7 +28,7 @@ function auditParts(report) {
   const order = [...new Set([...flat].sort((a, b) => b[0] - a[0]).map(([, i]) => i))].slice(0, ROWS);
   const sure = (i, j) => Math.abs(report.effect[i][j]) > report.spread[i][j];
   return [
-    step(how("tie", "Strongest ties"), h("ul", {class: "rows wraps"}, ties.map(([value, i, j]) => h("li", {}, h("b", {}, report.classes[i]), h("span", {}, `leans on ${report.cues[j]}`), h("span", {}, report.neurons[j].slice(0, 3).map(([layer, neuron]) => [neuronLink(layer, neuron, called.get(`${layer}.${neuron}`)), " · "])), h("span", {class: "value"}, `${number(value)} ± ${number(report.spread[i][j])}${report.drawn ? ` · drawn ${number(report.drawn[i][j])}` : ""}`))))),
+    step(how("tie", "Strongest ties"), h("ul", {class: "rows wraps"}, ties.map(([value, i, j]) => h("li", {}, h("b", {}, report.classes[i]), h("span", {}, `leans on ${report.cues[j]}`), h("span", {}, report.neurons[j].slice(0, 3).map(([layer, neuron], i) => [i ? " · " : null, neuronLink(layer, neuron, called.get(`${layer}.${neuron}`))])), h("span", {class: "value"}, `${number(value)} ± ${number(report.spread[i][j])}${report.drawn ? ` · drawn ${number(report.drawn[i][j])}` : ""}`))))),
     step(how("tie", "Classes by cues"), h("p", {class: "quiet"}, `How far a class's margin falls when the cue's neurons are mean-ablated, on images that show the cue and not the class. Bold: the 95 % interval leaves 0 out. The ${order.length} classes with the largest effects of ${report.classes.length}.`),
       h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Classes by cues"}, h("table", {class: "grid heat"}, h("thead", {}, h("tr", {}, h("th", {scope: "col"}, "class"), report.cues.map(cue => h("th", {scope: "col"}, cue)))),
         h("tbody", {}, order.map(i => h("tr", {}, h("th", {scope: "row"}, report.classes[i]), report.effect[i].map((value, j) => value === null ? h("td", {}, "–") :
@@ -56,7 +56,7 @@ function defenceParts(report) {
     step(how("chosen", "What each method chose"), h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "What each method chose"}, h("table", {class: "grid"},
       h("thead", {}, h("tr", {}, ["method", "cut", "strength", "usual", "where cues mislead", "fooled"].map(name => h("th", {scope: "col"}, name)))),
       h("tbody", {}, report.results.map(({point, usual_change, unusual_change, fooled_change}) => h("tr", {}, h("th", {scope: "row"}, point.method), h("td", {}, point.count), h("td", {}, number(point.strength)), [usual_change, unusual_change, fooled_change].map(change => h("td", {}, between(change))))))))),
-    step("Neurons cut", h("p", {}, report.neurons.map(([layer, neuron]) => [neuronLink(layer, neuron, called.get(`${layer}.${neuron}`)), " · "]))),
+    step("Neurons cut", h("p", {}, report.neurons.map(([layer, neuron], i) => [i ? " · " : null, neuronLink(layer, neuron, called.get(`${layer}.${neuron}`))]))),
     step(how("cut", "Everything that was tried"), h("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Points"}, h("table", {class: "grid"}, h("thead", {}, h("tr", {}, keys.map(key => h("th", {scope: "col"}, key)))), h("tbody", {}, points.slice(0, 200).map(point => h("tr", {}, keys.map(key => h("td", {}, show(point[key]))))))))),
   ];
 }

@@ -26,10 +26,11 @@ PATHS = [
 AXE = Axe()
 
 
-READY = """() => [...document.querySelectorAll("main > div[id]")].every(e => e.childElementCount > (e.id === "neuron"))
+READY = """() => [...document.querySelectorAll("main > div[id]")]
+    .every(e => e.childElementCount > (e.id === "neuron"))
     && ![...document.querySelectorAll(".message")].some(e => e.textContent.endsWith("…"))"""
-"""Whether the scripts of a page have drawn what it shows, and wait for no answer. The page of a neuron
-comes with its heading."""
+"""Whether the scripts of a page have drawn what it shows, and wait for no answer. The page of a
+neuron comes with its heading."""
 
 
 def go(page, url):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .devices import has_float64
 from .effects.value_paths import CONVENTIONS, OFFICIAL_SCALE, second_order
 from .errors import SecondLensError
+from .models.blocks import Attention, Block
 from .models.checks import (
     FUNCTIONS,
     TOLERANCE,
@@ -25,9 +26,8 @@ from .models.checks import (
     parity_errors,
     relative_error,
 )
-from .models.open_clip import from_open_clip
-from .models.transformers import from_transformers
-from .models.view import Clip, class_token, hooked
+from .models.readers import ClassToken, Pool, normalises
+from .models.view import Clip, hooked
 
 DTYPES = {
     "fp64": torch.float64,
@@ -111,11 +111,12 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
     last = clip.last_effect_layer
     layers = sorted({0, last // 2, last}) if last >= 0 else []
     neurons = sorted({0, clip.neurons // 2, clip.neurons - 1})
+    conventions = CONVENTIONS if isinstance(clip.reader, ClassToken) else CONVENTIONS[:1]
     expected = {
         (convention, layer): torch.stack(
             [literal_second_order(exact, run, layer, n, convention) for n in neurons], dim=1
         )
-        for convention in CONVENTIONS
+        for convention in conventions
         for layer in layers
     }
     del exact, run
@@ -140,20 +141,19 @@ def _converted(clip: Clip, dtype: torch.dtype) -> Clip:
     if dtype is torch.float64 and not has_float64(clip.device):
         model = model.cpu()
     model = model.to(dtype)
-    view = from_open_clip if hasattr(model, "visual") else from_transformers
-    return view(model, name=clip.name, check=False)
+    return clip.view_of(model)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LiteralPass:
     """What one forward pass computed: all that effects are made of, with nothing derived."""
 
-    streams: list[Float[Tensor, "images tokens width"]]
-    """The residual stream that `ln_1` reads, by block."""
-    normalised: list[Float[Tensor, "images tokens width"]]
+    streams: dict[int, Float[Tensor, "images tokens width"]]
+    """The residual stream that `ln_1` reads, by block; a pool is the block after the last."""
+    normalised: dict[int, Float[Tensor, "images tokens width"]]
     """What `ln_1` returned."""
     activations: list[Float[Tensor, "images tokens neurons"]]
-    class_token: Float[Tensor, "images width"]
+    post: Float[Tensor, "images *tokens width"]
     """What `ln_post` read."""
     representation: Float[Tensor, "images dim"]
 
@@ -161,18 +161,24 @@ class LiteralPass:
     def of(cls, clip: Clip, images: Float[Tensor, "images 3 height width"]) -> "LiteralPass":
         """Run the images through the model."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        activations: list[Tensor] = []
 
         def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             seen[module] = (inputs[0], output)
 
-        read = [module for block in clip.blocks for module in (block.ln_1, block.activation)]
-        with hooked((module, see) for module in [*read, clip.ln_post]):
+        def see_neurons(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            activations.append(clip.batch_major(inputs[0]))
+
+        attentions = {**dict(enumerate(clip.blocks)), **clip.attentions(0)}
+        read = {attention.ln_1 for attention in attentions.values()} | {clip.ln_post}
+        before = [(block.mlp_output, see_neurons) for block in clip.blocks]
+        with hooked(((module, see) for module in read), before):
             representation = clip.encode_image(images)
         return cls(
-            streams=[clip.batch_major(seen[block.ln_1][0]) for block in clip.blocks],
-            normalised=[clip.batch_major(seen[block.ln_1][1]) for block in clip.blocks],
-            activations=[clip.batch_major(seen[block.activation][1]) for block in clip.blocks],
-            class_token=class_token(seen[clip.ln_post][0]),
+            streams={j: clip.batch_major(seen[each.ln_1][0]) for j, each in attentions.items()},
+            normalised={j: clip.batch_major(seen[each.ln_1][1]) for j, each in attentions.items()},
+            activations=activations,
+            post=seen[clip.ln_post][0],
             representation=representation,
         )
 
@@ -191,25 +197,55 @@ def literal_second_order(
     if official:
         write = write + clip.blocks[layer].mlp_bias / clip.neurons
     total: Tensor = torch.zeros_like(run.representation)
-    for j in range(layer + 1, clip.layers):
-        block = clip.blocks[j]
+    for j, attention in clip.attentions(layer).items():
         part = 1 / ((1 + 2 * j) * clip.neurons) if official else 0.0
-        head_part = part / clip.heads
+        head_part = part / attention.heads
         post_part = head_part / (1 + 2 * clip.layers)
-        normed = _normed(write, run.streams[j], block.gain, block.bias, block.eps, part)
-        for h in range(clip.heads):
-            query = run.normalised[j][:, :1] @ block.query[h].T + block.query_bias[h]
-            keys = run.normalised[j] @ block.key[h].T + block.key_bias[h]
-            attention = (query @ keys.mT / query.shape[-1] ** 0.5).softmax(dim=-1)
-            values = normed @ block.value[h].T + part * block.value_bias[h]
-            head = (attention @ values)[:, 0] @ block.output[h] + head_part * block.output_bias
-            output = _normed(
-                head, run.class_token, clip.post_gain, clip.post_bias, clip.post_eps, post_part
-            )
-            total = total + output @ clip.projection
+        normed = write
+        if normalises(attention.ln_1):
+            gain, bias, eps = attention.gain, attention.bias, attention.eps
+            normed = _normed(write, run.streams[j], gain, bias, eps, part)
+        for h in range(attention.heads):
+            rows = _literal_rows(clip, attention, run.normalised[j], h)
+            values = normed @ attention.value[h].T + part * attention.value_bias[h]
+            head = rows @ values @ attention.output[h] + head_part * attention.output_bias
+            total = total + _literal_output(clip, run, head, post_part) @ clip.projection
     scale = OFFICIAL_SCALE if official else 1.0
     length: Tensor = run.representation.norm(dim=-1, keepdim=True)
     return scale * total / length
+
+
+def _literal_rows(
+    clip: Clip, attention: Attention, normalised: Tensor, head: int
+) -> Float[Tensor, "images read tokens"]:
+    """Attention of every token that is read (the pool's query, or the class token, or all patches)
+    in one head."""
+    if isinstance(attention, Pool):
+        return attention.row(normalised, normalised.dtype)[:, head, None]
+    assert isinstance(attention, Block)
+    if attention.plain_scores:
+        query = normalised @ attention.query[head].T + attention.query_bias[head]
+        keys = normalised @ attention.key[head].T + attention.key_bias[head]
+        scores = query @ keys.mT / query.shape[-1] ** 0.5
+    else:
+        queries, keys = attention.queries_and_keys(normalised)
+        scores = queries[:, head] @ keys[:, head].mT
+    rows = scores.softmax(dim=-1)
+    return rows[:, :1] if isinstance(clip.reader, ClassToken) else rows[:, clip.prefix :]
+
+
+def _literal_output(
+    clip: Clip, run: LiteralPass, head: Float[Tensor, "images read width"], part: float
+) -> Float[Tensor, "images width"]:
+    """What reaches the projection of what a head wrote to the tokens that are read."""
+    if not clip.normalises:
+        return head[:, 0]
+    if clip.reader.waits:
+        seen = run.post[:, clip.prefix :]
+    else:
+        head, seen = head.mean(1, keepdim=True), clip.reader.pooled(run.post)[:, None]
+    output = _normed(head, seen, clip.post_gain, clip.post_bias, clip.post_eps, part)
+    return output.mean(1)
 
 
 def _normed(

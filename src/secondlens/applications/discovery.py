@@ -174,10 +174,11 @@ class FoundWord:
     neurons: tuple[Carrier, ...]
     """The active neurons, the one that adds most first; their weights add up to the word's."""
     heads: Float[Tensor, "blocks heads"]
-    """What arrives through each attention head; adds up to the weight."""
+    """What arrives through each attention head; adds up to the weight. A pool is the last block."""
     patches: Float[Tensor, "rows columns"]
     """What comes from each patch; with `class_token`, adds up to the weight."""
     class_token: float
+    """And from registers, where there are any; zero without either."""
 
     def __repr__(self) -> str:
         return f"Word({self.text!r}, {self.weight:.3g}, {len(self.neurons)} neurons)"
@@ -323,7 +324,9 @@ class Discoverer:
         code: Code,
     ) -> list[FoundWord]:
         clip, count = self.clip, len(code.indices)
-        heads = self.scale.new_zeros(count, clip.layers, clip.heads)
+        through = clip.attentions(0)
+        most = max(attention.heads for attention in through.values())
+        heads = self.scale.new_zeros(count, max(through) + 1, most)
         tokens = self.scale.new_zeros(count, clip.tokens)
         parts: list[tuple[int, int]] = []
         shares = []
@@ -332,7 +335,11 @@ class Discoverer:
             parts += [(layer, n) for n in neurons.tolist()]
             shares.append(torch.einsum("nd,nwd->wn", effects[layer][neurons], functionals))
             carried = self._carried(pooled, row, layer, neurons, functionals)
-            heads[:, layer + 1 :] += carried.sum(2).unflatten(1, (-1, clip.heads))
+            by_path, start = carried.sum(2), 0
+            for block, attention in clip.attentions(layer).items():
+                own = by_path[:, start : start + attention.heads]
+                heads[:, block, : attention.heads] += own
+                start += attention.heads
             tokens += carried.sum(1)
         by_neuron = torch.cat(shares, dim=1)
         words = []
@@ -351,8 +358,8 @@ class Discoverer:
                         for i in order
                     ),
                     heads=heads[members].sum(0).cpu(),
-                    patches=from_tokens[1:].reshape(clip.grid).cpu(),
-                    class_token=float(from_tokens[0]),
+                    patches=from_tokens[clip.prefix :].reshape(clip.grid).cpu(),
+                    class_token=float(from_tokens[: clip.prefix].sum()),
                 )
             )
         return sorted(words, key=lambda word: -word.weight)

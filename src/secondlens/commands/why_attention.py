@@ -136,8 +136,10 @@ def _words(lens: "Lens | None", description: str | None) -> Any:
 
 def token_name(clip: "Clip", token: int) -> str:
     """Such as "row 2, column 5"."""
-    row, column = divmod(token - 1, clip.grid[1])
-    return f"row {row + 1}, column {column + 1}" if token else "the class token"
+    if token < clip.prefix:
+        return f"register {token}" if token else "the class token"
+    row, column = divmod(token - clip.prefix, clip.grid[1])
+    return f"row {row + 1}, column {column + 1}"
 
 
 def _what(clip: "Clip", found: "AttentionReasons", token: int | None, contrast: bool) -> str:
@@ -153,7 +155,9 @@ def _heat(clip: "Clip", pixels: "Tensor", attention: "Tensor") -> "Image":
     from ..applications.segmentation.heat_maps import on_grid, overlay, standardise
     from ..report.page import model_view
 
-    heat = standardise(on_grid(attention[None, 1:].float().cpu(), clip.grid), clip.image_size)
+    heat = standardise(
+        on_grid(attention[None, clip.prefix :].float().cpu(), clip.grid), clip.image_size
+    )
     return overlay(model_view(clip)(pixels), heat[0])
 
 

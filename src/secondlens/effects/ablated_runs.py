@@ -96,13 +96,13 @@ def stop_after(clip: Clip, images: Any, layer: int) -> Stopped:
     """
     block, seen = clip.blocks[layer], dict[str, Tensor]()
 
-    def see_activation(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen["activation"] = clip.batch_major(output).to(clip.compute_dtype)
+    def see_activation(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen["activation"] = clip.batch_major(inputs[0]).to(clip.compute_dtype)
 
     def see_stream(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen["stream"] = clip.batch_major(output)
 
-    with hooked([(block.activation, see_activation), (block.module, see_stream)]):
+    with hooked([(block.module, see_stream)], [(block.mlp_output, see_activation)]):
         representation = clip.encode_image(images)
     return Stopped(clip=clip, layer=layer, representation=representation, **seen)
 

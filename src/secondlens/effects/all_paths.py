@@ -36,7 +36,8 @@ from ..data.reader import Reader
 from ..data.sources import as_source
 from ..devices import undisturbed
 from ..errors import SecondLensError
-from ..models.view import Block, Clip
+from ..models.blocks import Block
+from ..models.view import Clip
 from ..progress import tracked
 from .ablated_runs import check_neurons
 from .linearised import LinearBlock, Linearised, linearise

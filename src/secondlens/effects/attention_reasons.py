@@ -21,7 +21,8 @@ from torch import Tensor
 from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError
-from ..models.view import Block, Clip
+from ..models.blocks import Block
+from ..models.view import Clip
 from .linearised import Linearised, linearise
 from .patching import check_head, check_token
 from .value_paths import chunks

@@ -5,7 +5,9 @@ For neuron n of layer l and path k = (j, h), head h of a later block j, the coef
     c[b,n,k] = sum_t  A[b,j,h,t] * p[b,t,n] / sigma[b,j,t]
 
 with p the activation, A the class token's attention and sigma the scale of `ln_1`. It is all of
-Eq. 5 (arXiv 2406.04341), with LayerNorm as in its appendix A.6, that depends on the image.
+Eq. 5 (arXiv 2406.04341), with LayerNorm as in its appendix A.6, that depends on the image. Where
+the output is the mean of the patches, A is the mean of their rows; where a pool of heads reads
+them, it is the row of the pool's query, and the pool is the only block j.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
-from ..models.view import Clip, class_token, hooked
+from ..models.readers import normalises
+from ..models.view import Clip, hooked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +40,9 @@ class Pass:
     """1 / (sigma_post * norm of r): effects are then parts of the normalised embedding."""
     post_mean: Float[Tensor, " images"]
     post_sigma: Float[Tensor, " images"]
-    """Of the class token at `ln_post`."""
+    """Of what is read, at `ln_post`; 0 and 1 where it is read after it, or nothing is divided."""
+    post_token_sigma: Float[Tensor, "images tokens"] | None
+    """What `ln_post` divides each token by, where their mean is taken after it."""
     sound: Bool[Tensor, " 2"]
     """Whether all numbers are finite, and whether the representation is that of the pass."""
 
@@ -111,8 +116,8 @@ class Capture:
             representation = clip.encode_image(images)
             pooled = capture.pool(representation)
 
-    Only `ln_1` of later blocks, the activation of the wanted layers and `ln_post` are hooked, and
-    nothing they return is changed. Attention, scales and coefficients are float32 (float64 for a
+    Only what heads read, the activations of the wanted layers and `ln_post` are hooked, and nothing
+    they return is changed. Attention, scales and coefficients are float32 (float64 for a
     float64 model) whatever the precision of the model, and carry no gradient.
 
     Parameters
@@ -136,20 +141,22 @@ class Capture:
         if not self.layers:
             raise SecondLensError("no layers to capture: name at least one")
         self.keep_activations = keep_activations
+        self._attentions = clip.attentions(self.layers[0])
         self._hooks = ExitStack()
         self._reset()
 
     def __enter__(self) -> "Capture":
         blocks = self.clip.blocks
-        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
-            (blocks[layer].activation, partial(self._see_activation, layer))
+        before = [
+            (blocks[layer].mlp_output, partial(self._see_activation, layer))
             for layer in self.layers
         ]
-        hooks += [
-            (blocks[j].ln_1, partial(self._see_block, j))
-            for j in range(self.layers[0] + 1, len(blocks))
+        hooks: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (attention.ln_1, partial(self._see_heads, j))
+            for j, attention in self._attentions.items()
         ]
-        self._hooks.enter_context(hooked([*hooks, (self.clip.ln_post, self._see_output)]))
+        hooks.append((self.clip.ln_post, self._see_output))
+        self._hooks.enter_context(hooked(hooks, before))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -213,6 +220,7 @@ class Capture:
                 scale=1 / (self._post.sigma * representation.norm(dim=-1)),
                 post_mean=self._post.mean,
                 post_sigma=self._post.sigma,
+                post_token_sigma=self._post.token_sigma,
                 sound=self._sound(representation),
             )
             if check:
@@ -228,37 +236,50 @@ class Capture:
         self._activations: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
         self._means: dict[int, Tensor] = {}
-        self._post: _Post | None = None
+        self._waiting: dict[int, tuple[Tensor, Tensor]] = {}
+        self._post: Post | None = None
         self._thread: int | None = None
 
-    def _see_activation(
-        self, layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
-    ) -> None:
+    def _see_activation(self, layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         starts = layer == self.layers[0]
         if starts and (self._post is not None or self._thread in (None, get_ident())):
             self._reset()  # the pass before this one was pooled, dropped, or broken off
             self._thread = get_ident()
         self._expect(layer not in self._activations)
-        self._activations[layer] = self.clip.batch_major(output).detach()
+        self._activations[layer] = self.clip.batch_major(inputs[0]).detach()
 
-    def _see_block(
+    def _see_heads(
         self, j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
     ) -> None:
-        self._expect(j not in self._rows)
-        block, dtype = self.clip.blocks[j], self.clip.compute_dtype
+        self._expect(j not in self._means)
+        clip, attention = self.clip, self._attentions[j]
+        dtype = clip.compute_dtype
         with self._exactly():
-            stream = self.clip.batch_major(inputs[0])
-            normalised = self.clip.batch_major(output)
-            self._means[j], sigma = norm_statistics(stream, block.eps, dtype)
-            self._rows[j] = block.class_attention(normalised, dtype) / sigma[:, None]
+            normalised = clip.batch_major(output).detach()
+            if normalises(module):
+                stream = clip.batch_major(inputs[0])
+                self._means[j], sigma = norm_statistics(stream, attention.eps, dtype)
+            else:
+                self._means[j], sigma = _no_norm(normalised[:, :, 0].to(dtype))
+            if clip.reader.waits:
+                self._waiting[j] = normalised, sigma
+            else:
+                rows = clip.reader.rows(attention, normalised, dtype)
+                self._rows[j] = rows / sigma[:, None]
 
     def _see_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._expect(self._post is None)
-        dtype = self.clip.compute_dtype
         with self._exactly():
-            mean, sigma = norm_statistics(class_token(inputs[0]), self.clip.post_eps, dtype)
-            projected = class_token(output).to(dtype) @ self.clip.projection.to(dtype)
-            self._post = _Post(mean=mean, sigma=sigma, projected=projected)
+            self._post = read_post(self.clip, inputs[0], output)
+            for j, (normalised, sigma) in self._waiting.items():
+                rows = self.clip.reader.rows(
+                    self._attentions[j],
+                    normalised,
+                    self.clip.compute_dtype,
+                    self._post.token_sigma,
+                )
+                self._rows[j] = rows / sigma[:, None]
+        self._waiting.clear()
 
     def _expect(self, in_order: bool) -> None:
         if not in_order or self._post is not None or self._thread != get_ident():
@@ -295,12 +316,37 @@ class Capture:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Post:
-    """What `ln_post` did to the class token."""
+class Post:
+    """What `ln_post` did to what is read."""
 
-    mean: Tensor
-    sigma: Tensor
-    projected: Tensor
+    mean: Float[Tensor, " images"]
+    """As `post_mean` of `Pass`."""
+    sigma: Float[Tensor, " images"]
+    token_sigma: Float[Tensor, "images tokens"] | None
+    projected: Float[Tensor, "images dim"]
+    """What the projection makes of it."""
+
+
+def read_post(clip: Clip, states: Tensor, output: Tensor) -> Post:
+    """Return what `ln_post` did, from what it saw and returned."""
+    dtype, reader = clip.compute_dtype, clip.reader
+    projected = reader.pooled(output).to(dtype) @ clip.projection.to(dtype)
+    if clip.read_offset is not None:
+        projected = projected + clip.read_offset().to(dtype)
+    token_sigma = None
+    if not clip.normalises:
+        mean, sigma = _no_norm(projected[:, 0])
+    elif reader.waits:
+        _, token_sigma = norm_statistics(states, clip.post_eps, dtype)
+        mean, sigma = _no_norm(projected[:, 0])
+    else:
+        mean, sigma = norm_statistics(reader.pooled(states), clip.post_eps, dtype)
+    return Post(mean=mean, sigma=sigma, token_sigma=token_sigma, projected=projected)
+
+
+def _no_norm(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale where nothing is normalised."""
+    return torch.zeros_like(like), torch.ones_like(like)
 
 
 def norm_statistics(

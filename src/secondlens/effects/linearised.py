@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import SecondLensError
-from ..models.view import Block, Clip, class_token, hooked, is_affine
+from ..errors import SecondLensError, UnsupportedModel
+from ..models.blocks import Block, is_affine
+from ..models.view import Clip, hooked
 
 Stack = Float[Tensor, "images tokens stacked width"]
 
@@ -223,6 +224,7 @@ class Tape:
     """Hooks that keep what `Linearised` needs of a forward pass, gone when the `with` ends."""
 
     def __init__(self, clip: Clip) -> None:
+        clip.check_class_token("the paths")
         for number, block in enumerate(clip.blocks):
             check_linear(clip, number, block)
         self.clip = clip
@@ -267,7 +269,9 @@ class Tape:
             length=representation.norm(dim=-1) if length is None else length.to(dtype),
             activations={number: each.to(dtype) for number, each in self._activations.items()},
             blocks=blocks,
-            norm_post=LinearNorm.at(class_token(self._post[-1]), self.clip.ln_post, dtype),
+            norm_post=LinearNorm.at(
+                self.clip.reader.pooled(self._post[-1]), self.clip.ln_post, dtype
+            ),
         )
 
     def _keep_input(
@@ -328,7 +332,16 @@ def slope(activation: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def check_linear(clip: Clip, number: int, block: Block) -> None:
-    """Raise `SecondLensError` unless the edges describe all of a block's MLP."""
+    """Raise `SecondLensError` unless the edges describe all of a block."""
+    if not block.plain_scores or block.gated:
+        raise UnsupportedModel(
+            f"the paths of {clip.name} cannot be told apart: block {number} "
+            + (
+                "has gated neurons"
+                if block.gated
+                else "turns or normalises queries and keys before it compares them"
+            )
+        )
     if not is_affine(block.ln_2):
         raise SecondLensError(
             f"the paths of {clip.name} cannot be told apart: ln_2 of block {number} is not a "

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError
-from ..models.view import Block, Clip, hooked
+from ..models.blocks import Block
+from ..models.view import Clip, hooked
 from .ablated_runs import check_neurons
 
 
@@ -97,22 +98,24 @@ def patch(
     here = _chosen(clip.tokens, tokens)[:, None]
     read = changed = block.module
     if neurons is not None:
-        read = changed = block.activation
+        read = changed = block.mlp_output
         here = here & _chosen(clip.neurons, neurons).to(here.device)
     elif heads is not None:
         read, changed = block.ln_1, block.attention_end
-    before, own = _run(clip, pixels, read)
-    donor, given = _run(clip, donor_pixels, read)
+    entering = neurons is not None
+    before, own = _run(clip, pixels, read, entering=entering)
+    donor, given = _run(clip, donor_pixels, read, entering=entering)
     if heads is not None:
         written = partial(head_writes, block, heads=heads, dtype=dtype)
         given = written(given) - written(own)
 
-    def put_in(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        states = clip.batch_major(output)
+    def put_in(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Tensor:
+        states = clip.batch_major(inputs[0] if entering else output)
         instead = given if heads is None else states.to(dtype) + given
         return clip.batch_major(torch.where(here.to(states.device), instead.to(states), states))
 
-    with hooked([(changed, put_in)]):
+    hook = [(changed, put_in)]
+    with hooked([], hook) if entering else hooked(hook):
         after = clip.encode_image(pixels)
     return Patched(before=before.to(dtype), donor=donor.to(dtype), after=after.to(dtype))
 
@@ -127,28 +130,24 @@ def head_writes(
     """What some heads write together at every token, from the output of `ln_1`; the output's bias
     is no head's."""
     normalised = normalised.to(dtype)
-
-    def projected(rows: Tensor, bias: Tensor) -> Float[Tensor, "images heads tokens head_width"]:
-        found = torch.einsum("btw,hew->bhte", normalised, rows[heads].to(dtype))
-        return found + bias[heads, None].to(dtype)
-
-    queries = projected(block.query, block.query_bias) * block.query.shape[1] ** -0.5
-    keys = projected(block.key, block.key_bias)
-    values = projected(block.value, block.value_bias)
+    queries, keys = (each[:, heads] for each in block.queries_and_keys(normalised))
+    values = torch.einsum("btw,hew->bhte", normalised, block.value[heads].to(dtype))
+    values = values + block.value_bias[heads, None].to(dtype)
     attended = (queries @ keys.mT).softmax(dim=-1) @ values
     return torch.einsum("bhte,hew->btw", attended, block.output[heads].to(dtype))
 
 
 def _run(
-    clip: Clip, pixels: Tensor, module: nn.Module
+    clip: Clip, pixels: Tensor, module: nn.Module, *, entering: bool
 ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images tokens features"]]:
-    """Representations, and what a module gives meanwhile."""
+    """Representations, and what a module gives meanwhile, or (`entering`) gets."""
     seen: list[Tensor] = []
 
-    def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen.append(clip.batch_major(output))
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+        seen.append(clip.batch_major(inputs[0] if entering else output))
 
-    with hooked([(module, see)]):
+    hook = [(module, see)]
+    with hooked([], hook) if entering else hooked(hook):
         representation = clip.encode_image(pixels)
     return representation, seen[-1]
 

@@ -34,8 +34,10 @@ from torch import Tensor, nn
 from ..arguments import checked
 from ..devices import undisturbed, wide
 from ..errors import SecondLensError
-from ..models.view import Block, Clip, class_token, hooked
-from .capture import Capture, Pass, Pooled, norm_statistics
+from ..models.blocks import Block
+from ..models.readers import ClassToken, normalises
+from ..models.view import Clip, hooked
+from .capture import Capture, Pass, Pooled, Post, read_post
 
 CONVENTIONS = ("exact", "official")
 OFFICIAL_SCALE = 100.0
@@ -108,6 +110,11 @@ def path_factors(
     check_convention(convention)
     clip.check_layer(layer)
     exact = convention == "exact"
+    if not exact and not isinstance(clip.reader, ClassToken):
+        raise SecondLensError(
+            f"{clip.name} does not read a class token, and the convention official is that of the "
+            "published code, which reads nothing else: take exact"
+        )
     rows = clip.blocks[layer].neuron_rows.to(dtype or clip.compute_dtype)
     inner, outer = carry(clip, layer, rows, centred=exact)
     shared = outer.new_empty(0, clip.dim) if exact else _official_rows(clip, layer, outer)
@@ -181,19 +188,23 @@ def carry(
     """
     dtype = rows.dtype
     to_embedding = output_map(clip, dtype, centred=centred)
-    if centred:
-        rows = rows - rows.mean(dim=-1, keepdim=True)
+    centred_rows = rows - rows.mean(dim=-1, keepdim=True) if centred else rows
     inner, outer = [], []
-    for block in clip.blocks[layer + 1 :]:
-        value = block.value.to(dtype)
-        heads = (rows * block.gain.to(dtype)) @ value.flatten(0, 1).T
+    for attention in clip.attentions(layer).values():
+        value = attention.value.to(dtype)
+        scaled = rows
+        if normalises(attention.ln_1):
+            scaled = centred_rows * attention.gain.to(dtype)
+        heads = scaled @ value.flatten(0, 1).T
         inner.append(heads.unflatten(-1, value.shape[:2]).transpose(0, 1))
-        outer.append(block.output.to(dtype) @ to_embedding)
+        outer.append(attention.output.to(dtype) @ to_embedding)
     return torch.cat(inner), torch.cat(outer)
 
 
 def output_map(clip: Clip, dtype: torch.dtype, *, centred: bool) -> Float[Tensor, "width dim"]:
-    """diag(g_post) P, after the centring of `ln_post` if `centred`."""
+    """diag(g_post) P, after the centring of `ln_post` if `centred`; P where nothing normalises."""
+    if not clip.normalises:
+        return clip.projection.to(dtype)
     product = clip.post_gain.to(dtype)[:, None] * clip.projection.to(dtype)
     return product - product.mean(dim=0) if centred else product
 
@@ -293,6 +304,9 @@ def bias_effect(clip: Clip, pooled: Pooled, layer: int) -> Float[Tensor, "images
 def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons dim"]:
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.
 
+    Where the output is the mean of the patches, theirs of p / sigma; where an attention pool reads
+    them, all are zero.
+
     Parameters
     ----------
     clip
@@ -309,18 +323,19 @@ def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons
     """
     clip.check_layer(layer, last=True)
     block, dtype = clip.blocks[layer], clip.compute_dtype
-    seen: dict[str, Tensor] = {}
+    seen: list[Tensor] = []
+    post: list[Post] = []
 
-    def see_activation(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen["activation"] = clip.batch_major(output)[:, 0].to(dtype)
+    def see_activation(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(clip.batch_major(inputs[0]).to(dtype))
 
     def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen["class token"] = class_token(inputs[0]).to(dtype)
+        post.append(read_post(clip, inputs[0], output))
 
-    with hooked([(block.activation, see_activation), (clip.ln_post, see_output)]):
+    with hooked([(clip.ln_post, see_output)], [(block.mlp_output, see_activation)]):
         representation = clip.encode_image(images).to(dtype)
-    _, sigma = norm_statistics(seen["class token"], clip.post_eps)
-    activation = seen["activation"] / (sigma * representation.norm(dim=-1))[:, None]
+    activation = clip.reader.direct(seen[0], post[0].token_sigma)
+    activation = activation / (post[0].sigma * representation.norm(dim=-1))[:, None]
     rows = block.neuron_rows.to(dtype) @ output_map(clip, dtype, centred=True)
     effects: Tensor = activation[:, :, None] * rows
     return effects

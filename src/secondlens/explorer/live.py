@@ -91,8 +91,8 @@ class Explainer:
         for layer, projections in self.projections.items():
             parts = projections.parts(pooled)[0].cpu()
             effects.append(parts.sum(0) - projections.mean.cpu())
-            usual = self.lens[layer].activation_mean[1:]
-            activation = pooled.activations[layer][0, 1:].float().cpu()
+            usual = self.lens[layer].activation_mean[self.clip.prefix :]
+            activation = pooled.activations[layer][0, self.clip.prefix :].float().cpu()
             spread = usual.square().mean(0).sqrt().clamp(min=1e-3)
             fired.append((activation - usual) / spread)
             light.append(activation)

@@ -104,7 +104,7 @@ class ImageRecords:
         self.effect = torch.zeros(neurons * slots)
         self.peak = torch.zeros(neurons * slots)
         self.path = torch.zeros(neurons * slots, dtype=torch.int16)
-        self.heat = torch.zeros(neurons * slots, clip.tokens - 1, dtype=torch.uint8)
+        self.heat = torch.zeros(neurons * slots, clip.tokens - clip.prefix, dtype=torch.uint8)
         self.paths = torch.zeros(neurons, projections.own)
 
     def see(
@@ -262,7 +262,9 @@ def _first_look(
             parts = projections.parts(batch.pooled)
             projections.mean_parts += parts.sum(0) / len(ids)
             effects[layer].append((parts.sum(1) - projections.mean).cpu())
-            peaks[layer].append(batch.pooled.activations[layer][:, 1:].amax(1).float().cpu())
+            peaks[layer].append(
+                batch.pooled.activations[layer][:, clip.prefix :].amax(1).float().cpu()
+            )
         standard = torch.cat([effects[layer][-1] for layer in lens.layers], dim=1) / energy
         top = standard.abs().topk(most, dim=1).indices
         rows = sample[batch.positions].numpy()
@@ -302,7 +304,7 @@ def _second_look(
                 position = places[index]
                 pictures[position] = _webp(view(batch.pixels[row]))
                 for layer, slots in seen.items():
-                    activation = pooled.activations[layer][row, 1:].float().cpu()
+                    activation = pooled.activations[layer][row, clip.prefix :].float().cpu()
                     slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
         reader.check_read()
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures

@@ -253,7 +253,7 @@ class _Shape:
     def of(
         cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int, *, sampled: bool
     ) -> "_Shape":
-        own = clip.heads * (clip.layers - 1 - layer)
+        own = clip.paths(layer)
         extended = own if convention == "exact" else 3 * own + 3
         rank, neurons = min(extended, clip.dim), clip.neurons
         number = torch.finfo(clip.compute_dtype).bits // 8

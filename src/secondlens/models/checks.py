@@ -18,15 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
+from .blocks import Attention, Block
+from .readers import AttentionPool, ClassToken
 from .recognition import published_files
-from .view import Block, Clip, class_token, hooked
+from .view import Clip, hooked
 
 # float64: transformers' eager attention takes its softmax in float32 whatever the model's dtype
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def check_parity(clip: Clip, tolerance: float | None = None) -> float:
-    """Rebuild what every block adds to the class token from the view's weights, and compare.
+    """Rebuild what every block adds to its tokens from the view's weights, and compare.
 
     Parameters
     ----------
@@ -73,36 +75,67 @@ def check_weights(clip: Clip) -> None:
 def parity_errors(clip: Clip) -> dict[str, float]:
     """Errors of what is rebuilt from the view's weights, by name.
 
-    Two random images run through the model. Attention: the folded attention row, W_V, W_O and
-    biases (Eq. 4); MLP: activations times neuron rows; embedding: `ln_post`, then the projection.
-    Each error is the largest absolute one over the largest absolute value.
+    Two random images run through the model. Attention: the attention row, W_V, W_O and biases
+    (Eq. 4), of the class token, or of all tokens together where all are read; MLP: activations
+    times neuron rows; pool: its own row; embedding: `ln_post`, then the projection. Each error is
+    the largest absolute one over the largest absolute value.
     """
     seen: dict[nn.Module, Tensor] = {}
+    neurons: dict[int, Tensor] = {}
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen[module] = output.to(clip.compute_dtype)
 
-    read = [(b.ln_1, b.activation, b.attention_end, b.mlp_end) for b in clip.blocks]
+    def see_neurons(j: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        neurons[j] = clip.batch_major(inputs[0]).to(clip.compute_dtype)
+
+    read = [module for b in clip.blocks for module in (b.ln_1, b.attention_end, b.mlp_end)]
+    pool = clip.reader.pool if isinstance(clip.reader, AttentionPool) else None
+    if pool is not None:
+        read += [pool.ln_1, pool.attention_end]
     images = torch.randn(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
-    with hooked((module, see) for modules in [*read, (clip.ln_post,)] for module in modules):
-        representation = clip.encode_image(images)
-    projected = class_token(seen[clip.ln_post]) @ clip.projection.to(clip.compute_dtype)
+    before = [(b.mlp_output, partial(see_neurons, j)) for j, b in enumerate(clip.blocks)]
+    with hooked(((module, see) for module in {*read, clip.ln_post}), before):
+        representation = clip.encode_image(images).to(clip.compute_dtype)
+    projected = clip.reader.pooled(seen[clip.ln_post]) @ clip.projection.to(clip.compute_dtype)
+    if clip.read_offset is not None:
+        projected = projected + clip.read_offset()
     errors = {"embedding": relative_error(projected, representation)}
-    for j, (block, modules) in enumerate(zip(clip.blocks, read, strict=True)):
-        normalised, activation, attention, mlp = (clip.batch_major(seen[m]) for m in modules)
-        rebuilt = _attention_output(block, normalised)
-        errors[f"attention output of block {j}"] = relative_error(rebuilt, attention[:, 0])
-        rebuilt = activation[:, 0] @ block.neuron_rows.to(activation.dtype) + block.mlp_bias
+    for j, block in enumerate(clip.blocks):
+        normalised, attention, mlp = (
+            clip.batch_major(seen[m]) for m in (block.ln_1, block.attention_end, block.mlp_end)
+        )
+        errors[f"attention output of block {j}"] = _attention_error(
+            clip, block, normalised, attention
+        )
+        rebuilt = neurons[j][:, 0] @ block.neuron_rows.to(mlp.dtype) + block.mlp_bias
         errors[f"MLP output of block {j}"] = relative_error(rebuilt, mlp[:, 0])
+    if pool is not None:
+        normalised = clip.batch_major(seen[pool.ln_1])
+        rebuilt = _attended(pool, pool.row(normalised, normalised.dtype), normalised)
+        given = clip.reader.pooled(seen[pool.attention_end])
+        errors["output of the attention pool"] = relative_error(rebuilt, given)
     return errors
 
 
-def _attention_output(block: Block, normalised: Tensor) -> Tensor:
-    """[images, width]: what attention adds to the class token (Eq. 4), biases included."""
+def _attention_error(clip: Clip, block: Block, normalised: Tensor, attention: Tensor) -> float:
+    if isinstance(clip.reader, ClassToken):
+        rebuilt = _attended(block, block.class_attention(normalised), normalised)
+        return relative_error(rebuilt, attention[:, 0])
+    # of tokens with weights that no two share, so that none is hidden by another
+    count = normalised.shape[1]
+    weights = torch.linspace(0.5, 1.5, count, dtype=normalised.dtype, device=normalised.device)
+    weights = (weights / weights.sum()).expand(len(normalised), -1)
+    rebuilt = _attended(block, block.weighted_attention(normalised, weights), normalised)
+    return relative_error(rebuilt, torch.bmm(weights[:, None], attention)[:, 0])
+
+
+def _attended(attention: Attention, rows: Tensor, normalised: Tensor) -> Tensor:
+    """[images, width]: what heads with these rows add (Eq. 4), biases included."""
     dtype = normalised.dtype
-    mixed = torch.bmm(block.class_attention(normalised), normalised)
-    heads = torch.einsum("bhw,hew->bhe", mixed, block.value.to(dtype)) + block.value_bias
-    return torch.einsum("bhe,hew->bw", heads, block.output.to(dtype)) + block.output_bias
+    mixed = torch.bmm(rows, normalised)
+    heads = torch.einsum("bhw,hew->bhe", mixed, attention.value.to(dtype)) + attention.value_bias
+    return torch.einsum("bhe,hew->bw", heads, attention.output.to(dtype)) + attention.output_bias
 
 
 def relative_error(rebuilt: Tensor, real: Tensor) -> float:

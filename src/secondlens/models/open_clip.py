@@ -21,9 +21,10 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
+from .blocks import Block, is_affine
 from .checks import activation_name, check_parity
 from .resizing import interpolated
-from .view import Block, Clip, check_eval, is_affine
+from .view import Clip, check_eval
 from .wrappers import not_compiled, plain, unwrapped
 
 
@@ -82,6 +83,7 @@ def from_open_clip(
         image_tower=partial(_encode_image, tower),
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
         preprocess=preprocess,
+        view_of=partial(from_open_clip, name=name, check=False),
         context_length=getattr(model, "context_length", Clip.context_length),
     )
     if check:
@@ -256,6 +258,7 @@ def _block(block: Any) -> Block:
         ln_2=block.ln_2,
         mlp_input=block.mlp.c_fc,
         activation=block.mlp.gelu,
+        mlp_output=block.mlp.c_proj,
         attention_end=block.ls_1,
         mlp_end=block.ls_2,
         mlp_half=partial(_mlp_half, block),

@@ -61,16 +61,19 @@ def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
 
 
 def interpolated(
-    positions: Float[Tensor, "tokens width"], grid: tuple[int, int], wanted: tuple[int, int]
+    positions: Float[Tensor, "tokens width"],
+    grid: tuple[int, int],
+    wanted: tuple[int, int],
+    prefix: int = 1,
 ) -> Float[Tensor, "wanted_tokens width"]:
-    """Rows for another grid of patches: bicubic between the patches, the class token's as it is."""
+    """Rows for another grid of patches: bicubic between the patches, the prefix's as they are."""
     if tuple(grid) == tuple(wanted):
         return positions
-    token, patches = positions[:1], positions[1:]
+    before, patches = positions[:prefix], positions[prefix:]
     square = patches.T.reshape(1, -1, *grid)
     square = square.to(torch.promote_types(square.dtype, torch.float32))
     larger = F.interpolate(square, wanted, mode="bicubic", align_corners=False)
-    return torch.cat([token, larger.flatten(2)[0].T.to(positions)])
+    return torch.cat([before, larger.flatten(2)[0].T.to(positions)])
 
 
 def _preprocess(

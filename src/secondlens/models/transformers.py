@@ -13,8 +13,9 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
+from .blocks import Block, is_affine
 from .checks import activation_name, check_parity
-from .view import Block, Clip, check_eval, is_affine
+from .view import Clip, check_eval
 from .wrappers import not_compiled, plain
 
 COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
@@ -80,6 +81,7 @@ def from_transformers(
         image_tower=partial(_encode_image, model),
         text_tower=partial(_encode_text, model, tokenizer, name) if has_encoder else None,
         preprocess=None if image_processor is None else _Preprocess(image_processor),
+        view_of=partial(from_transformers, name=name, check=False),
         context_length=_context_length(model) if has_text_tower else Clip.context_length,
     )
     if check:
@@ -257,6 +259,7 @@ def _block(layer: Any) -> Block:
         ln_2=layer.layer_norm2,
         mlp_input=layer.mlp.fc1,
         activation=layer.mlp.activation_fn,
+        mlp_output=layer.mlp.fc2,
         attention_end=layer.self_attn.out_proj,
         mlp_end=layer.mlp.fc2,
         mlp_half=partial(_mlp_half, layer),

@@ -1,15 +1,14 @@
 """One view over the image and text tower of a CLIP: its blocks, weights and encoders.
 
-The mathematics (`capture`, `effects`) reads a `Clip` and its `Block`s, never the model behind them,
-so another family of models needs no more than a function that builds a `Clip` (see `open_clip`).
+The mathematics (`capture`, `effects`) reads a `Clip`, its `Block`s and its `Reader`, never the
+model behind them, so another family of models needs no more than a function that builds a `Clip`.
 """
 
 import hashlib
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from numbers import Integral
@@ -24,134 +23,11 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..devices import undisturbed
-from ..errors import SecondLensError, SecondLensWarning
+from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from . import picture_reader
+from .blocks import Attention, Block, detached
 from .halves import Halves, halves
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Block(ABC):
-    """One residual block: the modules whose outputs are read, and weights split by head.
-
-    Weights are read from the model each time, so they follow it to another device, precision or
-    checkpoint; they are views of the model's own where no LayerScale has to be folded in. They map
-    a row vector `x` of the residual stream by `x @ query[h].T + query_bias[h]` to a head, and a row
-    vector of a head by `v @ output[h]` back to the stream.
-    """
-
-    module: Any
-    ln_1: Any
-    ln_2: nn.Module
-    mlp_input: nn.Module
-    """Its output is what the activation function gets."""
-    activation: nn.Module
-    attention_end: nn.Module
-    """Its output is what attention adds to the residual stream."""
-    mlp_end: nn.Module
-    """Its output is what the MLP adds to the residual stream."""
-    mlp_half: Callable[[Tensor], Tensor] | None = None
-    """The second half of the block, x + mlp(ln_2(x)), for any number of tokens; None if it cannot
-    be run on its own."""
-
-    @property
-    def gain(self) -> Float[Tensor, " width"]:
-        """Of `ln_1`, as `bias` and `eps`."""
-        return _detached(self.ln_1.weight)
-
-    @property
-    def bias(self) -> Float[Tensor, " width"]:
-        """Of `ln_1`."""
-        return _detached(self.ln_1.bias)
-
-    @property
-    def eps(self) -> float:
-        """Of `ln_1`."""
-        eps: float = self.ln_1.eps
-        return eps
-
-    @property
-    @abstractmethod
-    def query(self) -> Float[Tensor, "heads head_width width"]:
-        """From the residual stream to each head, as `key` and `value`."""
-
-    @property
-    @abstractmethod
-    def key(self) -> Float[Tensor, "heads head_width width"]:
-        """See `query`."""
-
-    @property
-    @abstractmethod
-    def value(self) -> Float[Tensor, "heads head_width width"]:
-        """See `query`."""
-
-    @property
-    @abstractmethod
-    def query_bias(self) -> Float[Tensor, "heads head_width"]:
-        """Of the query."""
-
-    @property
-    @abstractmethod
-    def key_bias(self) -> Float[Tensor, "heads head_width"]:
-        """Of the key."""
-
-    @property
-    @abstractmethod
-    def value_bias(self) -> Float[Tensor, "heads head_width"]:
-        """Of the value."""
-
-    @property
-    @abstractmethod
-    def output(self) -> Float[Tensor, "heads head_width width"]:
-        """From each head back to the stream; layer scale included, as in every weight below."""
-
-    @property
-    @abstractmethod
-    def output_bias(self) -> Float[Tensor, " width"]:
-        """Of the output."""
-
-    @property
-    @abstractmethod
-    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
-        """What one unit of each neuron's activation writes to the residual stream (w of Eq. 3)."""
-
-    @property
-    @abstractmethod
-    def mlp_bias(self) -> Float[Tensor, " width"]:
-        """Of the MLP's output."""
-
-    def class_attention(
-        self, normalised: Float[Tensor, "images tokens width"], dtype: torch.dtype | None = None
-    ) -> Float[Tensor, "images heads tokens"]:
-        """Attention of the class token to every token (a_i of Eq. 4), from the output of `ln_1`.
-
-        One query a head, folded into the keys' weights: no key is ever computed, and the key bias
-        shifts all scores of a head alike, so the softmax drops it. Scores and attention are in
-        `dtype`, by default that of `normalised`.
-        """
-        wide = dtype or normalised.dtype
-        mixed = MIXED_PRODUCTS and normalised.is_cuda and wide != normalised.dtype
-        keys = normalised if mixed else normalised.to(wide)
-        query = torch.einsum("bw,hew->bhe", keys[:, 0], self.query.to(keys))
-        query = (query + self.query_bias.to(keys)) * self.query.shape[1] ** -0.5
-        folded = torch.einsum("bhe,hew->bhw", query, self.key.to(keys))
-        if mixed:
-            # queries are rounded as the model rounds its own, scores are not
-            return torch.bmm(folded, keys.mT, out_dtype=wide).softmax(dim=-1)
-        return torch.bmm(folded, keys.mT).softmax(dim=-1)
-
-
-MIXED_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")
-"""Whether this torch can sum products of half precision into a float32 result."""
-
-
-def _detached(weight: Tensor) -> Tensor:
-    return weight.detach()
-
-
-def is_affine(norm: nn.Module) -> bool:
-    """Whether it is a LayerNorm with gain and bias, the only norm that the effects describe."""
-    return isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
-
+from .readers import AttentionPool, ClassToken, Reader, normalises
 
 Images = Tensor | Sequence[Image]
 """Preprocessed images, float [images, 3, height, width], or PIL images; `Clip.prepare` checks."""
@@ -169,7 +45,7 @@ UNNORMALISED = (
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Clip:
-    """A CLIP whose output is the class token, and what second-order effects need of it.
+    """A CLIP or another vision tower, and what effects need of it.
 
     Weights are read from the model when they are needed: a model that was moved, converted or given
     another checkpoint after it was wrapped is explained as it is now.
@@ -181,18 +57,26 @@ class Clip:
     """`"gelu"`, `"gelu_tanh"`, `"quick_gelu"`, or the class name of another function."""
     blocks: tuple[Block, ...]
     ln_post: Any
+    """The last norm; of a tower without one, the module whose output is projected."""
     patches: Any
     """The first layer: it takes images in the dtype of its weight."""
     read_projection: Callable[[], Float[Tensor, "width dim"]]
     image_size: tuple[int, int]
     grid: tuple[int, int]
-    """Rows and columns of patches: tokens are the class token, then the patches row by row."""
+    """Rows and columns of patches: tokens are the `prefix`, then the patches row by row."""
     batch_first: bool
     """Whether blocks see [images, tokens, width] rather than [tokens, images, width]."""
     model: nn.Module
     image_tower: Callable[[Tensor], Tensor]
     text_tower: Callable[[list[str]], Tensor] | None
     preprocess: Callable[[Image], Tensor] | None
+    view_of: Callable[[nn.Module], "Clip"]
+    """The same view of a copy of the model, in another precision or place."""
+    reader: Reader = field(default_factory=ClassToken)
+    prefix: int = 1
+    """Tokens before the patches: the class token, then registers, where there are any."""
+    read_offset: Callable[[], Float[Tensor, " dim"]] | None = None
+    """What the projection adds, where it has a bias."""
     context_length: int = 77
     """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
     origin: str = ""
@@ -206,13 +90,24 @@ class Clip:
 
     @property
     def post_gain(self) -> Float[Tensor, " width"]:
-        """Of `ln_post`, as `post_bias` and `post_eps`."""
-        return _detached(self.ln_post.weight)
+        """Of `ln_post`, as `post_bias` and `post_eps`; one where nothing is normalised."""
+        return self._of_post("weight", 1.0)
 
     @property
     def post_bias(self) -> Float[Tensor, " width"]:
         """Of `ln_post`."""
-        return _detached(self.ln_post.bias)
+        return self._of_post("bias", 0.0)
+
+    def _of_post(self, name: str, otherwise: float) -> Tensor:
+        if self.normalises:
+            return detached(getattr(self.ln_post, name))
+        projection = self.projection
+        return projection.new_full((len(projection),), otherwise)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether `ln_post` is a norm."""
+        return normalises(self.ln_post)
 
     @property
     def post_eps(self) -> float:
@@ -239,7 +134,18 @@ class Clip:
     @property
     def heads(self) -> int:
         """Of one block's attention."""
-        return self.blocks[0].query.shape[0]
+        return self.blocks[0].heads
+
+    def attentions(self, layer: int) -> Mapping[int, Attention]:
+        """Return those whose heads carry values of an MLP layer's neurons to the output, in order.
+
+        Keys are numbers of blocks; an attention pool counts as the block after the last.
+        """
+        return self.reader.attentions(self.blocks, layer)
+
+    def paths(self, layer: int) -> int:
+        """Return how many heads carry values of an MLP layer's neurons to the output (K)."""
+        return sum(attention.heads for attention in self.attentions(layer).values())
 
     @property
     def neurons(self) -> int:
@@ -249,7 +155,7 @@ class Clip:
     @property
     def width(self) -> int:
         """Of the residual stream (D)."""
-        return self.projection.shape[0]
+        return self.blocks[0].neuron_rows.shape[1]
 
     @property
     def dim(self) -> int:
@@ -258,8 +164,8 @@ class Clip:
 
     @property
     def tokens(self) -> int:
-        """Of one image: the class token and the patches."""
-        return 1 + self.grid[0] * self.grid[1]
+        """Of one image: the prefix and the patches."""
+        return self.prefix + self.grid[0] * self.grid[1]
 
     @property
     def device(self) -> torch.device:
@@ -273,8 +179,8 @@ class Clip:
 
     @property
     def last_effect_layer(self) -> int:
-        """The last MLP layer that a later attention layer reads."""
-        return self.layers - 2
+        """The last MLP layer that attention reads before the output."""
+        return self.layers - 1 if isinstance(self.reader, AttentionPool) else self.layers - 2
 
     @property
     def weights_hash(self) -> str:
@@ -324,12 +230,20 @@ class Clip:
             raise SecondLensError(
                 f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
             )
-        every = range(self.layers if last else self.layers - 1)
+        every = range(self.layers if last else self.last_effect_layer + 1)
         given = every if isinstance(layers, str) else layers
         chosen = sorted({self.check_layer(layer, last=last) for layer in given})
         if not chosen:
             raise SecondLensError("no layers are named: name at least one, or all")
         return chosen
+
+    def check_class_token(self, what: str) -> None:
+        """Raise `UnsupportedModel` if the output is not the class token, which `what` needs."""
+        if not isinstance(self.reader, ClassToken):
+            raise UnsupportedModel(
+                f"{what} of {self.name} cannot be told: it reads the class token, and the output "
+                "of this model is read from its patches"
+            )
 
     def batch_major(self, states: Float[Tensor, "_ _ features"]) -> Float[Tensor, "_ _ features"]:
         """What a module inside a block saw or returned, as [images, tokens, features].
@@ -407,10 +321,12 @@ class Clip:
 
         What reads the class token gets the same numbers, up to rounding, for less work: no keys
         and values, and one token in the MLP. What reads patches of the last block must not use it.
-        A tower whose block cannot be run in halves is left as it is.
+        A tower that reads other tokens too, or whose block cannot be run in halves, is left as it
+        is.
         """
         block = self.blocks[-1]
-        if block.mlp_half is None or "forward" in vars(block.module):
+        reads_one = isinstance(self.reader, ClassToken)
+        if not reads_one or block.mlp_half is None or "forward" in vars(block.module):
             yield
             return
 
@@ -491,8 +407,3 @@ def hooked(
         for module, hook in before:
             stack.callback(module.register_forward_pre_hook(hook).remove)
         yield
-
-
-def class_token(states: Float[Tensor, "images *tokens width"]) -> Float[Tensor, "images width"]:
-    """The class token of what `ln_post` saw or returned: towers pool before it or after it."""
-    return states[:, 0] if states.dim() == 3 else states

@@ -15,10 +15,10 @@ from ...data.labelled import check_labels
 from ...data.reader import Batch, Reader, in_parts
 from ...data.sources import as_source
 from ...devices import undisturbed
-from ...effects.capture import norm_statistics
+from ...effects.capture import Post, read_post
 from ...effects.value_paths import output_map
 from ...errors import SecondLensError
-from ...models.view import Clip, Images, class_token, hooked
+from ...models.view import Clip, Images, hooked
 from ...progress import tracked
 from .accuracy import BASELINE, Ablation, Tally
 
@@ -42,20 +42,21 @@ def attention_effects(
     """
     dtype = clip.compute_dtype
     written: dict[int, Tensor] = {}
-    post: list[Tensor] = []
+    post: list[Post] = []
 
     def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        written[j] = clip.batch_major(output)[:, 0].to(dtype)
+        written[j] = clip.batch_major(output).to(dtype)
 
     def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        post.append(class_token(inputs[0]).to(dtype))
+        post.append(read_post(clip, inputs[0], output))
 
     hooks = [(block.attention_end, partial(see, j)) for j, block in enumerate(clip.blocks)]
     with hooked([*hooks, (clip.ln_post, see_output)]):
         representation = clip.encode_image(images).to(dtype)
-    _, sigma = norm_statistics(post[0], clip.post_eps)
-    scale = 1 / (sigma * representation.norm(dim=-1))
-    layers = torch.stack([written[j] for j in range(clip.layers)], dim=1)
+    scale = 1 / (post[0].sigma * representation.norm(dim=-1))
+    sigma = post[0].token_sigma
+    direct = [clip.reader.direct(written[j], sigma) for j in range(clip.layers)]
+    layers = torch.stack(direct, dim=1)
     effects = layers @ output_map(clip, dtype, centred=True) * scale[:, None, None]
     return F.normalize(representation, dim=-1), effects
 

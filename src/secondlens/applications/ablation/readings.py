@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...effects.ablated_runs import Stopped, effects_of, stop_after
-from ...effects.capture import Capture, norm_statistics
+from ...effects.capture import Capture, Post, read_post
 from ...effects.value_paths import (
     NEURONS_PER_CHUNK,
     OFFICIAL_SCALE,
@@ -36,7 +36,7 @@ from ...effects.value_paths import (
 from ...errors import SecondLensError
 from ...lens.layer import LayerLens, both_stages, layer_lens
 from ...lens.moments import top_count
-from ...models.view import Clip, class_token, hooked
+from ...models.view import Clip, hooked
 
 PATHS_PER_SUM = 16
 """Paths whose masked coefficients are held at a time."""
@@ -235,7 +235,8 @@ class Direct(Effects):
         rows = rows @ output_map(clip, clip.compute_dtype, centred=True)
         self.lengths, self.lines = rows.norm(dim=-1), F.normalize(rows, dim=-1)
         self._stack = ExitStack()
-        self._seen: dict[str, Tensor] = {}
+        self._activation: Tensor | None = None
+        self._post: Post | None = None
         with self:
             z = stacked([self._coordinates(pixels)[1].cpu() for pixels in reference])
         self.fitted = lens_of(z[:, :, None], self.lines[:, :, None])
@@ -245,20 +246,20 @@ class Direct(Effects):
     def __enter__(self) -> "Effects":
         clip, block = self.clip, self.clip.blocks[self.layer]
 
-        def see_activation(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            self._seen["activation"] = clip.batch_major(output)[:, 0]
+        def see_activation(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._activation = clip.batch_major(inputs[0])
 
         def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            self._seen["class token"] = class_token(inputs[0])
+            self._post = read_post(clip, inputs[0], output)
 
         self._stack.enter_context(clip.class_token_only())
-        hooks = [(block.activation, see_activation), (clip.ln_post, see_output)]
-        self._stack.enter_context(hooked(hooks))
+        before = [(block.mlp_output, see_activation)]
+        self._stack.enter_context(hooked([(clip.ln_post, see_output)], before))
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
-        self._seen.clear()
+        self._activation = self._post = None
 
     def read(self, pixels: Tensor) -> Read:
         """The readings of a batch."""
@@ -275,9 +276,10 @@ class Direct(Effects):
         """Unit embeddings, and each effect as its place on its neuron's line."""
         dtype = self.clip.compute_dtype
         representation = self.clip.encode_image(pixels).to(dtype)
-        _, sigma = norm_statistics(self._seen["class token"].to(dtype), self.clip.post_eps)
-        activation = self._seen["activation"].to(dtype)[:, self.neurons]
-        scale = 1 / (sigma * representation.norm(dim=-1))
+        assert self._activation is not None and self._post is not None
+        read = self.clip.reader.direct(self._activation.to(dtype), self._post.token_sigma)
+        activation = read[:, self.neurons]
+        scale = 1 / (self._post.sigma * representation.norm(dim=-1))
         return F.normalize(representation, dim=-1), activation * self.lengths * scale[:, None]
 
 

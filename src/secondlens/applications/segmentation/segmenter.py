@@ -115,8 +115,10 @@ def encode(clip: Clip, images: Images, layers: Iterable[int]) -> Encoded:
         representation = clip.encode_image(images)
         pooled = capture.pool(representation)
     return Encoded(
-        activations={layer: a[:, 1:] for layer, a in pooled.activations.items()},
-        attention_over_sigma={j: a[:, :, 1:] for j, a in pooled.attention_over_sigma.items()},
+        activations={layer: a[:, clip.prefix :] for layer, a in pooled.activations.items()},
+        attention_over_sigma={
+            j: a[:, :, clip.prefix :] for j, a in pooled.attention_over_sigma.items()
+        },
         embedding=F.normalize(representation.to(clip.compute_dtype), dim=-1),
     )
 
@@ -150,7 +152,9 @@ class Segmenter:
             )
         grid = tuple(lens.model["grid"])
         means = [
-            interpolated(each.activation_mean.to(clip.device, dtype), grid, clip.grid)[1:]
+            interpolated(each.activation_mean.to(clip.device, dtype), grid, clip.grid, clip.prefix)[
+                clip.prefix :
+            ]
             for each in fitted
         ]
         self._means = dict(zip(self.layers, means, strict=True))

@@ -15,7 +15,7 @@ def raw_attention(
 ) -> Float[Tensor, "images rows columns"]:
     """Attention of the class token in the last `layers` blocks, averaged over heads and blocks."""
     first = first_of_last(clip, layers)
-    maps = [each[:, :, 0, 1:].mean(1) for each in run(clip, images).attention[first:]]
+    maps = [each[:, :, 0, clip.prefix :].mean(1) for each in run(clip, images).attention[first:]]
     return on_grid(torch.stack(maps).mean(0), clip.grid)
 
 
@@ -30,14 +30,15 @@ def rollout(
     first = clip.check_layer(first, last=True)
     mean = [each.mean(1) for each in run(clip, images).attention[first:]]
     identity = torch.eye(mean[0].shape[-1], dtype=mean[0].dtype, device=mean[0].device)
-    return on_grid(class_row([(each + identity) / 2 for each in mean]), clip.grid)
+    return on_grid(class_row(clip, [(each + identity) / 2 for each in mean]), clip.grid)
 
 
 def class_row(
+    clip: Clip,
     maps: list[Float[Tensor, "images tokens tokens"]],
 ) -> Float[Tensor, "images patches"]:
     """The class token's row of the product of maps, the last block's first, at the patches."""
     row = maps[-1][:, :1]
     for each in reversed(maps[:-1]):
         row = row @ each
-    return row[:, 0, 1:]
+    return row[:, 0, clip.prefix :]

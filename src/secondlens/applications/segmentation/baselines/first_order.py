@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....effects.capture import norm_statistics
 from ....effects.value_paths import output_map
-from ....models.view import Clip, Images, class_token, hooked
+from ....models.view import Clip, Images, hooked
 from ..heat_maps import on_grid
 from .tower import first_of_last
 
@@ -24,6 +24,7 @@ def textspan(
     the cosine similarity: each patch answers for its own share of the final LayerNorm's mean, and
     biases of values belong to the patches that the attention reads.
     """
+    clip.check_class_token("TextSpan's map")
     dtype = clip.compute_dtype
     first = 0 if layers is None else first_of_last(clip, layers)
     normalised: dict[int, Tensor] = {}
@@ -33,7 +34,7 @@ def textspan(
         normalised[j] = clip.batch_major(output).to(dtype)
 
     def see_post(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        post.append(class_token(inputs[0]).to(dtype))
+        post.append(clip.reader.pooled(inputs[0]).to(dtype))
 
     hooks = [(clip.blocks[j].ln_1, partial(see, j)) for j in range(first, clip.layers)]
     with hooked([*hooks, (clip.ln_post, see_post)]):
@@ -49,4 +50,4 @@ def textspan(
         added = torch.bmm(to_state, states.mT)
         added = added + (to_value * block.value_bias.to(dtype)).sum(-1)[:, :, None]
         total += (block.class_attention(states) * added).sum(1)
-    return on_grid(total[:, 1:], clip.grid)
+    return on_grid(total[:, clip.prefix :], clip.grid)

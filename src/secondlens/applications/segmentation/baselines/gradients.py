@@ -22,8 +22,10 @@ def grad_cam(
     """
     layer = clip.check_layer(layer + clip.layers if layer < 0 else layer, last=True)
     seen = run(clip, images)
-    gradient = gradients(_similarity(seen, texts), [seen.attention[layer]])[0][:, :, 0, 1:]
-    maps = seen.attention[layer].detach()[:, :, 0, 1:]
+    gradient = gradients(_similarity(seen, texts), [seen.attention[layer]])[0][
+        :, :, 0, clip.prefix :
+    ]
+    maps = seen.attention[layer].detach()[:, :, 0, clip.prefix :]
     summed = (gradient.mean(-1, keepdim=True) * maps).sum(1)
     return on_grid(summed.clamp(min=0), clip.grid)
 
@@ -49,7 +51,7 @@ def chefer(
         product = (slope * relevance).clamp(min=0).mean(1)
         identity = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
         maps.append(product + identity)
-    return on_grid(class_row(maps), clip.grid)
+    return on_grid(class_row(clip, maps), clip.grid)
 
 
 def _similarity(seen: Pass, texts: Tensor) -> Float[Tensor, " images"]:

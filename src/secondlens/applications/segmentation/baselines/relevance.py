@@ -19,7 +19,7 @@ def lrp(
     """LRP down to the patches as block 0 sees them, summed over channels."""
     seen = run(clip, images, relevance=rule)
     slope = gradients(_score(seen, texts), [seen.tokens])[0]
-    return on_grid((slope * seen.tokens).detach().sum(-1)[:, 1:], clip.grid)
+    return on_grid((slope * seen.tokens).detach().sum(-1)[:, clip.prefix :], clip.grid)
 
 
 def partial_lrp(
@@ -30,7 +30,7 @@ def partial_lrp(
     The positive relevance of the class token's row, averaged over heads.
     """
     last = attention_relevance(clip, images, texts, rule)[-1]
-    return on_grid(last[:, :, 0, 1:].clamp(min=0).mean(1), clip.grid)
+    return on_grid(last[:, :, 0, clip.prefix :].clamp(min=0).mean(1), clip.grid)
 
 
 def attention_relevance(

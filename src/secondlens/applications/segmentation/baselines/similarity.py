@@ -22,7 +22,7 @@ def patch_similarity(
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         # some blocks return a tuple
         states = output[0] if isinstance(output, tuple) else output
-        seen.append(clip.batch_major(states)[:, 1:].to(dtype))
+        seen.append(clip.batch_major(states)[:, clip.prefix :].to(dtype))
 
     with hooked([(clip.blocks[-1].module, see)]):
         clip.encode_image(images)

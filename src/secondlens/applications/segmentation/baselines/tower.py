@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ....errors import SecondLensError
-from ....models.view import Block, Clip, Images, check_eval, hooked
+from ....models.blocks import Block
+from ....models.view import Clip, Images, check_eval, hooked
 
 Rule = Literal["plus", "zero"]
 """How relevance passes a linear layer. `plus`: in proportion to positive contributions only (the
@@ -39,6 +40,7 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
     2015), and relevance is passed on through linear layers by the rule.
     """
     check_eval(clip.model)
+    clip.check_class_token("attention's relevance")
     prepared = clip.prepare(images)
     normalised: dict[int, Tensor] = {}
     attention: list[Tensor] = []
@@ -91,10 +93,8 @@ def attention_maps(
     block: Block, normalised: Float[Tensor, "images tokens width"]
 ) -> Float[Tensor, "images heads tokens tokens"]:
     """softmax(query . key / sqrt(head width)), from the output of `ln_1`."""
-    query = torch.einsum("btw,hew->bhte", normalised, block.query) + block.query_bias[:, None]
-    key = torch.einsum("btw,hew->bhte", normalised, block.key) + block.key_bias[:, None]
-    scores: Tensor = query @ key.mT * query.shape[-1] ** -0.5
-    return scores.softmax(dim=-1)
+    query, key = block.queries_and_keys(normalised)
+    return (query @ key.mT).softmax(dim=-1)
 
 
 def _mix(block: Block, normalised: Tensor, maps: Tensor, rule: Rule | None) -> Tensor:

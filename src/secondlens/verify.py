@@ -153,7 +153,7 @@ class LiteralPass:
     normalised: dict[int, Float[Tensor, "images tokens width"]]
     """What `ln_1` returned."""
     activations: list[Float[Tensor, "images tokens neurons"]]
-    post: Float[Tensor, "images *tokens width"]
+    post: Float[Tensor, "images *read out"]
     """What `ln_post` read."""
     representation: Float[Tensor, "images dim"]
 

@@ -35,7 +35,7 @@ from ..arguments import checked
 from ..devices import undisturbed, wide
 from ..errors import SecondLensError
 from ..models.blocks import Block
-from ..models.readers import ClassToken, normalises
+from ..models.readers import AttentionPool, ClassToken, normalises
 from ..models.view import Clip, hooked
 from .capture import Capture, Pass, Pooled, Post, read_post
 
@@ -334,6 +334,8 @@ def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons
 
     with hooked([(clip.ln_post, see_output)], [(block.mlp_output, see_activation)]):
         representation = clip.encode_image(images).to(dtype)
+    if isinstance(clip.reader, AttentionPool):
+        return representation.new_zeros(len(representation), clip.neurons, clip.dim)
     activation = clip.reader.direct(seen[0], post[0].token_sigma)
     activation = activation / (post[0].sigma * representation.norm(dim=-1))[:, None]
     rows = block.neuron_rows.to(dtype) @ output_map(clip, dtype, centred=True)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.transformer import (
     Attention,
+    AttentionalPooler,
     CustomResidualAttentionBlock,
     LayerScale,
     ResidualAttentionBlock,
@@ -23,6 +25,7 @@ from ..errors import UnsupportedModel
 from ..naming import shown
 from .blocks import Block, is_affine
 from .checks import activation_name, check_parity
+from .readers import AttentionPool, ClassToken, LearnedPool, MeanOfPatches, Reader
 from .resizing import interpolated
 from .view import Clip, check_eval
 from .wrappers import not_compiled, plain, unwrapped
@@ -83,6 +86,7 @@ def from_open_clip(
         image_tower=partial(_encode_image, tower),
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
         preprocess=preprocess,
+        reader=_reader(tower),
         view_of=partial(from_open_clip, name=name, check=False),
         context_length=getattr(model, "context_length", Clip.context_length),
     )
@@ -140,9 +144,9 @@ def _refusals(tower: Any) -> Iterator[str]:
         )
         return
     if tower.attn_pool is not None:
-        yield "it pools by attention, and effects are read at the class token"
-    if tower.pool_type != "tok":
-        yield f"its pooling is {tower.pool_type!r}, and effects are read at the class token ('tok')"
+        yield from _pool_refusals(tower)
+    elif tower.pool_type not in ("tok", "avg"):
+        yield f"its pooling is {tower.pool_type!r}, and only 'tok' and 'avg' are covered"
     if tower.proj is None:
         yield "it has no output projection"
     if not is_affine(tower.ln_post):
@@ -150,6 +154,20 @@ def _refusals(tower: Any) -> Iterator[str]:
     for j, block in enumerate(tower.transformer.resblocks):
         for reason in _block_refusals(block):
             yield f"block {j} {reason}"
+
+
+def _pool_refusals(tower: Any) -> Iterator[str]:
+    if type(tower.attn_pool) is not AttentionalPooler:
+        yield f"its pool is a {type(tower.attn_pool).__name__}, which is not covered"
+        return
+    if tower.attn_pool_contrastive is not None:
+        yield "it has two attention pools, and which of them makes the embedding is not settled"
+    if tower.pool_type != "tok":
+        yield f"of its pool's queries it takes {tower.pool_type!r}, and only 'tok' is covered"
+    if not is_affine(tower.attn_pool.ln_k):
+        yield "its pool's ln_k is not a LayerNorm with gain and bias"
+    if not getattr(tower.transformer.resblocks[0].attn, "batch_first", True):
+        yield "its blocks see tokens before images, and its pool sees images before tokens"
 
 
 def _block_refusals(block: Any) -> Iterator[str]:
@@ -249,6 +267,67 @@ class OpenClipBlock(Block):
         """Query, key and value of each head."""
         split: Tensor = joint.detach().unflatten(0, (3, self.module.attn.num_heads, -1))
         return split
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenClipPool(LearnedPool):
+    """View of CoCa's pool, whose first query makes the embedding."""
+
+    @property
+    def query(self) -> Float[Tensor, "heads head_width"]:
+        """See `LearnedPool`."""
+        pool = self.module
+        bias = pool.attn.in_proj_bias.chunk(3)[0]
+        asked = F.linear(pool.ln_q(pool.query[:1]), self._weight(0), bias).detach()
+        split: Tensor = asked[0].unflatten(0, (pool.attn.num_heads, -1))
+        over_root: Tensor = split * split.shape[1] ** -0.5
+        return over_root
+
+    @property
+    def key(self) -> Float[Tensor, "heads head_width width"]:
+        """See `LearnedPool`."""
+        return self._split(self._weight(1))
+
+    @property
+    def value(self) -> Float[Tensor, "heads head_width width"]:
+        """See `Attention`."""
+        return self._split(self._weight(2))
+
+    @property
+    def value_bias(self) -> Float[Tensor, "heads head_width"]:
+        """See `Attention`."""
+        return self._split(self.module.attn.in_proj_bias.chunk(3)[2])
+
+    @property
+    def output(self) -> Float[Tensor, "heads head_width out"]:
+        """See `Attention`."""
+        return self._split(self.module.attn.out_proj.weight.T)
+
+    @property
+    def output_bias(self) -> Float[Tensor, " out"]:
+        """See `Attention`."""
+        bias: Tensor = self.module.attn.out_proj.bias.detach()
+        return bias
+
+    def _weight(self, which: int) -> Tensor:
+        attention = self.module.attn
+        own = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)[which]
+        weight: Tensor = attention.in_proj_weight.chunk(3)[which] if own is None else own
+        return weight
+
+    def _split(self, joint: Tensor) -> Float[Tensor, "heads head_width *width"]:
+        split: Tensor = joint.detach().unflatten(0, (self.module.attn.num_heads, -1))
+        return split
+
+
+def _reader(tower: Any) -> Reader:
+    """What reads the tokens of a tower that `check_covered` let through."""
+    pool = tower.attn_pool
+    if pool is not None:
+        return AttentionPool(OpenClipPool(module=pool, ln_1=pool.ln_k, attention_end=pool))
+    if tower.pool_type == "avg":
+        return MeanOfPatches(prefix=1, waits=not tower.final_ln_after_pool)
+    return ClassToken()
 
 
 def _block(block: Any) -> Block:

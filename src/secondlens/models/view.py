@@ -237,6 +237,15 @@ class Clip:
             raise SecondLensError("no layers are named: name at least one, or all")
         return chosen
 
+    def check_direct(self, what: str) -> None:
+        """Raise `UnsupportedModel` if nothing but a pool writes to the output, which `what` needs
+        to be otherwise."""
+        if isinstance(self.reader, AttentionPool):
+            raise UnsupportedModel(
+                f"{self.name} has no {what}: an attention pool reads its output from the patches, "
+                "and nothing reaches it otherwise"
+            )
+
     def check_class_token(self, what: str) -> None:
         """Raise `UnsupportedModel` if the output is not the class token, which `what` needs."""
         if not isinstance(self.reader, ClassToken):

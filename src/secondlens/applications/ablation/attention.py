@@ -40,6 +40,7 @@ def attention_effects(
     SecondLensError
         Images that `Clip.prepare` refuses.
     """
+    clip.check_direct("direct effects of attention")
     dtype = clip.compute_dtype
     written: dict[int, Tensor] = {}
     post: list[Post] = []

@@ -231,6 +231,7 @@ class Direct(Effects):
         self, clip: Clip, layer: int, neurons: Sequence[int], reference: Iterable[Tensor]
     ) -> None:
         self.clip, self.layer, self.neurons = clip, clip.check_layer(layer, last=True), neurons
+        clip.check_direct("direct effects")
         rows = clip.blocks[layer].neuron_rows.to(clip.compute_dtype)[neurons]
         rows = rows @ output_map(clip, clip.compute_dtype, centred=True)
         self.lengths, self.lines = rows.norm(dim=-1), F.normalize(rows, dim=-1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .devices import has_float64
@@ -26,7 +26,7 @@ from .models.checks import (
     parity_errors,
     relative_error,
 )
-from .models.readers import ClassToken, Pool, normalises
+from .models.readers import ClassToken, OneToken, Pool, normalises
 from .models.view import Clip, hooked
 
 DTYPES = {
@@ -103,10 +103,7 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
             subject=f"activation is {trained_with}", dtype="fp64", error=error, tolerance=TOLERANCE
         )
     exact = _converted(clip, torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(
-        1, 3, *clip.image_size, generator=generator, dtype=torch.float64, device="cpu"
-    )
+    image = clip.noise(1, torch.float64)
     run = LiteralPass.of(exact, image)
     last = clip.last_effect_layer
     layers = sorted({0, last // 2, last}) if last >= 0 else []
@@ -156,12 +153,18 @@ class LiteralPass:
     post: Float[Tensor, "images *read out"]
     """What `ln_post` read."""
     representation: Float[Tensor, "images dim"]
+    place: Int[Tensor, " images"] | None
+    """Which token is read, where the input says so."""
 
     @classmethod
     def of(cls, clip: Clip, images: Float[Tensor, "images 3 height width"]) -> "LiteralPass":
         """Run the images through the model."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         activations: list[Tensor] = []
+        place: list[Tensor | None] = []
+
+        def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            place.append(clip.reader.place(inputs[0]))
 
         def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             seen[module] = (inputs[0], output)
@@ -172,6 +175,7 @@ class LiteralPass:
         attentions = {**dict(enumerate(clip.blocks)), **clip.attentions(0)}
         read = {attention.ln_1 for attention in attentions.values()} | {clip.ln_post}
         before = [(block.mlp_output, see_neurons) for block in clip.blocks]
+        before.append((clip.patches, see_input))
         with hooked(((module, see) for module in read), before):
             representation = clip.encode_image(images)
         return cls(
@@ -180,6 +184,7 @@ class LiteralPass:
             activations=activations,
             post=seen[clip.ln_post][0],
             representation=representation,
+            place=place[0],
         )
 
 
@@ -206,7 +211,7 @@ def literal_second_order(
             gain, bias, eps = attention.gain, attention.bias, attention.eps
             normed = _normed(write, run.streams[j], gain, bias, eps, part)
         for h in range(attention.heads):
-            rows = _literal_rows(clip, attention, run.normalised[j], h)
+            rows = _literal_rows(clip, run, attention, run.normalised[j], h)
             values = normed @ attention.value[h].T + part * attention.value_bias[h]
             head = rows @ values @ attention.output[h] + head_part * attention.output_bias
             total = total + _literal_output(clip, run, head, post_part) @ clip.projection
@@ -216,7 +221,7 @@ def literal_second_order(
 
 
 def _literal_rows(
-    clip: Clip, attention: Attention, normalised: Tensor, head: int
+    clip: Clip, run: LiteralPass, attention: Attention, normalised: Tensor, head: int
 ) -> Float[Tensor, "images read tokens"]:
     """Attention of every token that is read (the pool's query, or the class token, or all patches)
     in one head."""
@@ -230,7 +235,14 @@ def _literal_rows(
     else:
         queries, keys = attention.queries_and_keys(normalised)
         scores = queries[:, head] @ keys[:, head].mT
-    rows = scores.softmax(dim=-1)
+    if isinstance(clip.reader, OneToken):
+        assert run.place is not None
+        if clip.reader.causal:
+            count = scores.shape[-1]
+            scores = scores + torch.full((count, count), -torch.inf).to(scores).triu(1)
+        ending: Tensor = scores.softmax(dim=-1)[torch.arange(len(scores)), run.place, None]
+        return ending
+    rows: Tensor = scores.softmax(dim=-1)
     return rows[:, :1] if isinstance(clip.reader, ClassToken) else rows[:, clip.prefix :]
 
 
@@ -243,7 +255,7 @@ def _literal_output(
     if clip.reader.waits:
         seen = run.post[:, clip.prefix :]
     else:
-        head, seen = head.mean(1, keepdim=True), clip.reader.pooled(run.post)[:, None]
+        head, seen = head.mean(1, keepdim=True), clip.reader.pooled(run.post, run.place)[:, None]
     output = _normed(head, seen, clip.post_gain, clip.post_bias, clip.post_eps, part)
     return output.mean(1)
 

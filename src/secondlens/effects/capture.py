@@ -142,12 +142,14 @@ class Capture:
             raise SecondLensError("no layers to capture: name at least one")
         self.keep_activations = keep_activations
         self._attentions = clip.attentions(self.layers[0])
+        self._place: Tensor | None = None
         self._hooks = ExitStack()
         self._reset()
 
     def __enter__(self) -> "Capture":
         blocks = self.clip.blocks
-        before = [
+        before: list[tuple[nn.Module, Callable[..., Any]]] = [(self.clip.patches, self._see_input)]
+        before += [
             (blocks[layer].mlp_output, partial(self._see_activation, layer))
             for layer in self.layers
         ]
@@ -240,6 +242,9 @@ class Capture:
         self._post: Post | None = None
         self._thread: int | None = None
 
+    def _see_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._place = self.clip.reader.place(inputs[0])
+
     def _see_activation(self, layer: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         starts = layer == self.layers[0]
         if starts and (self._post is not None or self._thread in (None, get_ident())):
@@ -264,13 +269,13 @@ class Capture:
             if clip.reader.waits:
                 self._waiting[j] = normalised, sigma
             else:
-                rows = clip.reader.rows(attention, normalised, dtype)
+                rows = clip.reader.rows(attention, normalised, dtype, place=self._place)
                 self._rows[j] = rows / sigma[:, None]
 
     def _see_output(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         self._expect(self._post is None)
         with self._exactly():
-            self._post = read_post(self.clip, inputs[0], output)
+            self._post = read_post(self.clip, inputs[0], output, self._place)
             for j, (normalised, sigma) in self._waiting.items():
                 rows = self.clip.reader.rows(
                     self._attentions[j],
@@ -327,10 +332,10 @@ class Post:
     """What the projection makes of it."""
 
 
-def read_post(clip: Clip, states: Tensor, output: Tensor) -> Post:
-    """Return what `ln_post` did, from what it saw and returned."""
+def read_post(clip: Clip, states: Tensor, output: Tensor, place: Tensor | None = None) -> Post:
+    """Return what `ln_post` did, from what it saw and returned; `place` as for `Reader`."""
     dtype, reader = clip.compute_dtype, clip.reader
-    projected = reader.pooled(output).to(dtype) @ clip.projection.to(dtype)
+    projected = reader.pooled(output, place).to(dtype) @ clip.projection.to(dtype)
     if clip.read_offset is not None:
         projected = projected + clip.read_offset().to(dtype)
     token_sigma = None
@@ -340,7 +345,7 @@ def read_post(clip: Clip, states: Tensor, output: Tensor) -> Post:
         _, token_sigma = norm_statistics(states, clip.post_eps, dtype)
         mean, sigma = _no_norm(projected[:, 0])
     else:
-        mean, sigma = norm_statistics(reader.pooled(states), clip.post_eps, dtype)
+        mean, sigma = norm_statistics(reader.pooled(states, place), clip.post_eps, dtype)
     return Post(mean=mean, sigma=sigma, token_sigma=token_sigma, projected=projected)
 
 

@@ -325,18 +325,23 @@ def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons
     block, dtype = clip.blocks[layer], clip.compute_dtype
     seen: list[Tensor] = []
     post: list[Post] = []
+    place: list[Tensor | None] = []
+
+    def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        place.append(clip.reader.place(inputs[0]))
 
     def see_activation(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.append(clip.batch_major(inputs[0]).to(dtype))
 
     def see_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        post.append(read_post(clip, inputs[0], output))
+        post.append(read_post(clip, inputs[0], output, place[0]))
 
-    with hooked([(clip.ln_post, see_output)], [(block.mlp_output, see_activation)]):
+    before = [(clip.patches, see_input), (block.mlp_output, see_activation)]
+    with hooked([(clip.ln_post, see_output)], before):
         representation = clip.encode_image(images).to(dtype)
     if isinstance(clip.reader, AttentionPool):
         return representation.new_zeros(len(representation), clip.neurons, clip.dim)
-    activation = clip.reader.direct(seen[0], post[0].token_sigma)
+    activation = clip.reader.direct(seen[0], post[0].token_sigma, place[0])
     activation = activation / (post[0].sigma * representation.norm(dim=-1))[:, None]
     rows = block.neuron_rows.to(dtype) @ output_map(clip, dtype, centred=True)
     effects: Tensor = activation[:, :, None] * rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 MIXED_PRODUCTS = hasattr(torch.ops.aten.bmm, "dtype")
@@ -178,6 +178,23 @@ class Block(Attention):
             # queries are rounded as the model rounds its own, scores are not
             return torch.bmm(folded, keys.mT, out_dtype=wide).softmax(dim=-1)
         return torch.bmm(folded, keys.mT).softmax(dim=-1)
+
+    def token_attention(
+        self,
+        normalised: Float[Tensor, "images tokens width"],
+        place: Int[Tensor, " images"],
+        dtype: torch.dtype,
+        *,
+        causal: bool,
+    ) -> Float[Tensor, "images heads tokens"]:
+        """Attention of one token of each input to every token, or to those not after it."""
+        queries, keys = self.queries_and_keys(normalised.to(dtype))
+        asked = queries[torch.arange(len(queries)), :, place]
+        scores = torch.einsum("bhe,bhte->bht", asked, keys)
+        if causal:
+            after = torch.arange(scores.shape[-1], device=place.device) > place[:, None]
+            scores = scores.masked_fill(after[:, None], -torch.inf)
+        return scores.softmax(dim=-1)
 
     def weighted_attention(
         self,

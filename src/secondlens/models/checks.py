@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
 from .blocks import Attention, Block
-from .readers import AttentionPool, ClassToken
+from .readers import AttentionPool, ClassToken, OneToken
 from .recognition import published_files
 from .view import Clip, hooked
 
@@ -82,6 +82,7 @@ def parity_errors(clip: Clip) -> dict[str, float]:
     """
     seen: dict[nn.Module, Tensor] = {}
     neurons: dict[int, Tensor] = {}
+    place: list[Tensor | None] = []
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         seen[module] = output.to(clip.compute_dtype)
@@ -89,15 +90,20 @@ def parity_errors(clip: Clip) -> dict[str, float]:
     def see_neurons(j: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         neurons[j] = clip.batch_major(inputs[0]).to(clip.compute_dtype)
 
+    def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        place.append(clip.reader.place(inputs[0]))
+
     read = [module for b in clip.blocks for module in (b.ln_1, b.attention_end, b.mlp_end)]
     pool = clip.reader.pool if isinstance(clip.reader, AttentionPool) else None
     if pool is not None:
         read += [pool.ln_1, pool.attention_end]
-    images = torch.randn(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
-    before = [(b.mlp_output, partial(see_neurons, j)) for j, b in enumerate(clip.blocks)]
+    before: list[tuple[nn.Module, Callable[..., Any]]] = [(clip.patches, see_input)]
+    before += [(b.mlp_output, partial(see_neurons, j)) for j, b in enumerate(clip.blocks)]
     with hooked(((module, see) for module in {*read, clip.ln_post}), before):
-        representation = clip.encode_image(images).to(clip.compute_dtype)
-    projected = clip.reader.pooled(seen[clip.ln_post]) @ clip.projection.to(clip.compute_dtype)
+        representation = clip.encode_image(clip.noise(2)).to(clip.compute_dtype)
+    projected = clip.reader.pooled(seen[clip.ln_post], place[0]) @ clip.projection.to(
+        clip.compute_dtype
+    )
     if clip.read_offset is not None:
         projected = projected + clip.read_offset()
     errors = {"embedding": relative_error(projected, representation)}
@@ -106,7 +112,7 @@ def parity_errors(clip: Clip) -> dict[str, float]:
             clip.batch_major(seen[m]) for m in (block.ln_1, block.attention_end, block.mlp_end)
         )
         errors[f"attention output of block {j}"] = _attention_error(
-            clip, block, normalised, attention
+            clip, block, normalised, attention, place[0]
         )
         rebuilt = neurons[j][:, 0] @ block.neuron_rows.to(mlp.dtype) + block.mlp_bias
         errors[f"MLP output of block {j}"] = relative_error(rebuilt, mlp[:, 0])
@@ -118,7 +124,13 @@ def parity_errors(clip: Clip) -> dict[str, float]:
     return errors
 
 
-def _attention_error(clip: Clip, block: Block, normalised: Tensor, attention: Tensor) -> float:
+def _attention_error(
+    clip: Clip, block: Block, normalised: Tensor, attention: Tensor, place: Tensor | None
+) -> float:
+    if isinstance(clip.reader, OneToken):
+        rows = clip.reader.rows(block, normalised, normalised.dtype, place=place)
+        given = clip.reader.direct(attention, place=place)
+        return relative_error(_attended(block, rows, normalised), given)
     if isinstance(clip.reader, ClassToken):
         rebuilt = _attended(block, block.class_attention(normalised), normalised)
         return relative_error(rebuilt, attention[:, 0])

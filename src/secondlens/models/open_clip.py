@@ -8,11 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.transformer import (
-    Attention,
     AttentionalPooler,
-    CustomResidualAttentionBlock,
-    LayerScale,
-    ResidualAttentionBlock,
     VisionTransformer,
 )
 from PIL.Image import Image
@@ -23,10 +19,12 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
-from .blocks import Block, is_affine
+from .blocks import is_affine
 from .checks import activation_name, check_parity
+from .open_clip_blocks import block_refusals, view_of_block
 from .readers import AttentionPool, ClassToken, LearnedPool, MeanOfPatches, Reader
 from .resizing import interpolated
+from .text_towers import text_tower
 from .view import Clip, check_eval
 from .wrappers import not_compiled, plain, unwrapped
 
@@ -73,7 +71,7 @@ def from_open_clip(
         name=shown(name),
         origin=name,
         activation=activation_name(tower.transformer.resblocks[0].mlp.gelu),
-        blocks=tuple(_block(block) for block in tower.transformer.resblocks),
+        blocks=tuple(view_of_block(block) for block in tower.transformer.resblocks),
         ln_post=tower.ln_post,
         patches=tower.conv1,
         read_projection=partial(_projection, tower),
@@ -87,6 +85,7 @@ def from_open_clip(
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
         preprocess=preprocess,
         reader=_reader(tower),
+        text_view=partial(text_tower, tokenizer=tokenizer, check=check),
         view_of=partial(from_open_clip, name=name, check=False),
         context_length=getattr(model, "context_length", Clip.context_length),
     )
@@ -130,11 +129,6 @@ def _encode_text(model: Any, tokenizer: Callable[..., Tensor], texts: list[str])
     return embeddings
 
 
-def _mlp_half(block: Any, x: Tensor) -> Tensor:
-    added: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
-    return x + added
-
-
 def _refusals(tower: Any) -> Iterator[str]:
     """Reasons why the mathematics does not describe this image tower."""
     if not isinstance(tower, VisionTransformer):
@@ -152,7 +146,7 @@ def _refusals(tower: Any) -> Iterator[str]:
     if not is_affine(tower.ln_post):
         yield "ln_post is no LayerNorm with gain and bias"
     for j, block in enumerate(tower.transformer.resblocks):
-        for reason in _block_refusals(block):
+        for reason in block_refusals(block):
             yield f"block {j} {reason}"
 
 
@@ -168,105 +162,6 @@ def _pool_refusals(tower: Any) -> Iterator[str]:
         yield "its pool's ln_k is not a LayerNorm with gain and bias"
     if not getattr(tower.transformer.resblocks[0].attn, "batch_first", True):
         yield "its blocks see tokens before images, and its pool sees images before tokens"
-
-
-def _block_refusals(block: Any) -> Iterator[str]:
-    if type(block) not in (ResidualAttentionBlock, CustomResidualAttentionBlock):
-        yield f"is a {type(block).__name__}, which is not covered"
-        return
-    attention, mlp = block.attn, block.mlp
-    if type(attention) not in (nn.MultiheadAttention, Attention):
-        yield f"has attention of class {type(attention).__name__}, which is not covered"
-        return
-    for scale in (block.ls_1, block.ls_2):
-        if not isinstance(scale, LayerScale | nn.Identity):
-            yield f"scales its layers by a {type(scale).__name__}, which is not covered"
-    if not is_affine(block.ln_1):
-        yield "has an ln_1 that is no LayerNorm with gain and bias"
-    if hasattr(block, "ln_1_kv"):
-        yield "attends across sequences"
-    if _is_active(attention, "ln_q") or _is_active(attention, "ln_k"):
-        yield "normalises queries and keys (qk_norm)"
-    if getattr(attention, "logit_scale", None) is not None:
-        yield "has scaled cosine attention"
-    if getattr(attention, "head_scale", None) is not None:
-        yield "scales its heads (scale_heads)"
-    if _is_active(attention, "ln_inner"):
-        yield "has a norm inside attention (scale_attn_inner)"
-    if _is_active(block, "ln_attn"):
-        yield "has a norm after attention (scale_attn)"
-    if _is_active(mlp, "ln"):
-        yield "has a norm inside the MLP (scale_fc)"
-    if attention.in_proj_weight is None or attention.in_proj_bias is None:
-        yield "has no joint query, key and value projection with biases"
-    if not _is_active(mlp, "gelu"):
-        yield "has no activation in its MLP, so no neurons"
-
-
-def _is_active(parent: nn.Module, name: str) -> bool:
-    return not isinstance(getattr(parent, name, None), nn.Identity | None)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OpenClipBlock(Block):
-    """View of an open_clip block."""
-
-    @property
-    def query(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._split(self.module.attn.in_proj_weight)[0]
-
-    @property
-    def key(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._split(self.module.attn.in_proj_weight)[1]
-
-    @property
-    def value(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._split(self.module.attn.in_proj_weight)[2]
-
-    @property
-    def query_bias(self) -> Float[Tensor, "heads head_width"]:
-        """See `Block`."""
-        return self._split(self.module.attn.in_proj_bias)[0]
-
-    @property
-    def key_bias(self) -> Float[Tensor, "heads head_width"]:
-        """See `Block`."""
-        return self._split(self.module.attn.in_proj_bias)[1]
-
-    @property
-    def value_bias(self) -> Float[Tensor, "heads head_width"]:
-        """See `Block`."""
-        return self._split(self.module.attn.in_proj_bias)[2]
-
-    @property
-    def output(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        whole = _scaled(self.module.ls_1, self.module.attn.out_proj.weight.detach().T)
-        split: Tensor = whole.unflatten(0, (self.module.attn.num_heads, -1))
-        return split
-
-    @property
-    def output_bias(self) -> Float[Tensor, " width"]:
-        """See `Block`."""
-        return _scaled(self.module.ls_1, self.module.attn.out_proj.bias.detach())
-
-    @property
-    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
-        """See `Block`."""
-        return _scaled(self.module.ls_2, self.module.mlp.c_proj.weight.detach().T)
-
-    @property
-    def mlp_bias(self) -> Float[Tensor, " width"]:
-        """See `Block`."""
-        return _scaled(self.module.ls_2, self.module.mlp.c_proj.bias.detach())
-
-    def _split(self, joint: Tensor) -> Float[Tensor, "3 heads head_width *width"]:
-        """Query, key and value of each head."""
-        split: Tensor = joint.detach().unflatten(0, (3, self.module.attn.num_heads, -1))
-        return split
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -328,21 +223,3 @@ def _reader(tower: Any) -> Reader:
     if tower.pool_type == "avg":
         return MeanOfPatches(prefix=1, waits=not tower.final_ln_after_pool)
     return ClassToken()
-
-
-def _block(block: Any) -> Block:
-    return OpenClipBlock(
-        module=block,
-        ln_1=block.ln_1,
-        ln_2=block.ln_2,
-        mlp_input=block.mlp.c_fc,
-        activation=block.mlp.gelu,
-        mlp_output=block.mlp.c_proj,
-        attention_end=block.ls_1,
-        mlp_end=block.ls_2,
-        mlp_half=partial(_mlp_half, block),
-    )
-
-
-def _scaled(scale: nn.Module, weight: Tensor) -> Tensor:
-    return weight * scale.gamma.detach() if isinstance(scale, LayerScale) else weight

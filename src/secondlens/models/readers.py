@@ -1,8 +1,9 @@
 """How the tokens of a tower become its embedding, and through which heads a neuron gets there.
 
 A reader says which attention carries a neuron's value to the output, and with what weights the
-tokens that look are read: the class token's row of every later block; the mean over the rows of
-all patches; or the row of a learned query in an attention pool, which is then the only way.
+tokens that look are read: the class token's row of every later block; that of the token which ends
+a text; the mean over the rows of all patches; or the row of a learned query in an attention pool,
+which is then the only way.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .blocks import Attention, Block
@@ -21,6 +22,10 @@ class Reader(ABC):
 
     waits = False
     """Whether `rows` needs what `ln_post` divides each token by, known after the last block."""
+
+    def place(self, given: Tensor) -> Int[Tensor, " images"] | None:
+        """Return which token of each input is read, where the input says so; else None."""
+        return None
 
     def attentions(self, blocks: Sequence[Block], layer: int) -> Mapping[int, Attention]:
         """Return those that carry a neuron's value from an MLP layer to the output, in order.
@@ -36,6 +41,7 @@ class Reader(ABC):
         normalised: Float[Tensor, "images tokens width"],
         dtype: torch.dtype,
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images heads tokens"]:
         """Return how much of each token's value an attention brings to what is read.
 
@@ -49,10 +55,16 @@ class Reader(ABC):
             To compute in.
         sigma
             What `ln_post` divides each token by, where it sees tokens before they are averaged.
+        place
+            What the method of that name returned.
         """
 
     @abstractmethod
-    def pooled(self, states: Float[Tensor, "images *tokens width"]) -> Float[Tensor, "images w"]:
+    def pooled(
+        self,
+        states: Float[Tensor, "images *tokens width"],
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images w"]:
         """Return what is read of all that `ln_post` saw or returned."""
 
     @abstractmethod
@@ -60,8 +72,9 @@ class Reader(ABC):
         self,
         states: Float[Tensor, "images tokens width"],
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images width"]:
-        """Return what is read of tokens with no attention between, `sigma` as in `rows`."""
+        """Return what is read of tokens with no attention between, the rest as in `rows`."""
 
 
 class ClassToken(Reader):
@@ -73,12 +86,17 @@ class ClassToken(Reader):
         normalised: Float[Tensor, "images tokens width"],
         dtype: torch.dtype,
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images heads tokens"]:
         """See `Reader`: the row of the class token."""
         assert isinstance(attention, Block)
         return attention.class_attention(normalised, dtype)
 
-    def pooled(self, states: Float[Tensor, "images *tokens width"]) -> Float[Tensor, "images w"]:
+    def pooled(
+        self,
+        states: Float[Tensor, "images *tokens width"],
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images w"]:
         """See `Reader`: towers pool before `ln_post` or after it."""
         return states[:, 0] if states.dim() == 3 else states
 
@@ -86,9 +104,61 @@ class ClassToken(Reader):
         self,
         states: Float[Tensor, "images tokens width"],
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images width"]:
         """See `Reader`."""
         return states[:, 0]
+
+
+@dataclass(frozen=True)
+class OneToken(Reader):
+    """Reads the token that ends a text, or its first or last."""
+
+    find: str
+    """Where it is: `"argmax"` (the largest id ends a text), `"eos"`, `"first"` or `"last"`."""
+    causal: bool
+    """Whether a token sees none that come after it."""
+    eos: int | None = None
+    """The id that ends a text, where `find` needs it."""
+
+    def place(self, given: Tensor) -> Int[Tensor, " images"] | None:
+        """See `Reader`: from ids of tokens."""
+        if self.find == "argmax":
+            return given.argmax(dim=-1)
+        if self.find == "eos":
+            return given.eq(self.eos or 0).int().argmax(dim=-1)
+        last = given.shape[1] - 1 if self.find == "last" else 0
+        return torch.full((len(given),), last, device=given.device)
+
+    def rows(
+        self,
+        attention: Attention,
+        normalised: Float[Tensor, "images tokens width"],
+        dtype: torch.dtype,
+        sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images heads tokens"]:
+        """See `Reader`: the row of that token."""
+        assert isinstance(attention, Block) and place is not None
+        return attention.token_attention(normalised, place, dtype, causal=self.causal)
+
+    def pooled(
+        self,
+        states: Float[Tensor, "images *tokens width"],
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images w"]:
+        """See `Reader`: towers pool before `ln_post` or after it."""
+        assert place is not None
+        return states if states.dim() == 2 else states[torch.arange(len(states)), place]
+
+    def direct(
+        self,
+        states: Float[Tensor, "images tokens width"],
+        sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images width"]:
+        """See `Reader`."""
+        return self.pooled(states, place)
 
 
 @dataclass(frozen=True)
@@ -113,13 +183,18 @@ class MeanOfPatches(Reader):
         normalised: Float[Tensor, "images tokens width"],
         dtype: torch.dtype,
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images heads tokens"]:
         """See `Reader`: the mean of the rows of all patches."""
         assert isinstance(attention, Block)
         weights = self.weights(normalised[:, :, 0].to(dtype), sigma)
         return attention.weighted_attention(normalised, weights)
 
-    def pooled(self, states: Float[Tensor, "images *tokens width"]) -> Float[Tensor, "images w"]:
+    def pooled(
+        self,
+        states: Float[Tensor, "images *tokens width"],
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images w"]:
         """See `Reader`."""
         return states[:, self.prefix :].mean(dim=1) if states.dim() == 3 else states
 
@@ -127,6 +202,7 @@ class MeanOfPatches(Reader):
         self,
         states: Float[Tensor, "images tokens width"],
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images width"]:
         """See `Reader`."""
         weights = self.weights(states[:, :, 0], sigma)
@@ -186,11 +262,16 @@ class AttentionPool(Reader):
         normalised: Float[Tensor, "images tokens width"],
         dtype: torch.dtype,
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images heads tokens"]:
         """See `Reader`: the row of the pool's query."""
         return self.pool.row(normalised, dtype)
 
-    def pooled(self, states: Float[Tensor, "images *tokens width"]) -> Float[Tensor, "images w"]:
+    def pooled(
+        self,
+        states: Float[Tensor, "images *tokens width"],
+        place: Int[Tensor, " images"] | None = None,
+    ) -> Float[Tensor, "images w"]:
         """See `Reader`: of several queries the first is read."""
         return states[:, 0] if states.dim() == 3 else states
 
@@ -198,6 +279,7 @@ class AttentionPool(Reader):
         self,
         states: Float[Tensor, "images tokens width"],
         sigma: Float[Tensor, "images tokens"] | None = None,
+        place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images width"]:
         """See `Reader`: nothing."""
         return torch.zeros_like(states[:, 0])

@@ -72,6 +72,8 @@ class Clip:
     preprocess: Callable[[Image], Tensor] | None
     view_of: Callable[[nn.Module], "Clip"]
     """The same view of a copy of the model, in another precision or place."""
+    text_view: Callable[["Clip"], "Clip"] | None = None
+    """What makes `text`."""
     reader: Reader = field(default_factory=ClassToken)
     prefix: int = 1
     """Tokens before the patches: the class token, then registers, where there are any."""
@@ -87,6 +89,19 @@ class Clip:
         return (
             f"Clip({self.name!r}, {self.layers} layers, {self.heads} heads, {self.neurons} neurons)"
         )
+
+    @cached_property
+    def text(self) -> "Clip":
+        """The text tower as a model of its own, whose images are texts: see `TextClip`.
+
+        Raises
+        ------
+        UnsupportedModel
+            The model has none, or one that computes something that the effects do not describe.
+        """
+        if self.text_view is None:
+            raise UnsupportedModel(f"{self.name} has no text tower whose neurons can be explained")
+        return self.text_view(self)
 
     @property
     def post_gain(self) -> Float[Tensor, " width"]:
@@ -260,6 +275,11 @@ class Clip:
         Its own inverse: it also turns that layout into the module's.
         """
         return states if self.batch_first else states.transpose(0, 1)
+
+    def noise(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return random input on the CPU that is the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(count, 3, *self.image_size, generator=generator, dtype=dtype)
 
     def prepare(self, images: Any) -> Float[Tensor, "images 3 height width"]:
         """Images as the image tower takes them: its shape, device and dtype.

@@ -157,8 +157,8 @@ class LiteralPass:
     """Which token is read, where the input says so."""
 
     @classmethod
-    def of(cls, clip: Clip, images: Float[Tensor, "images 3 height width"]) -> "LiteralPass":
-        """Run the images through the model."""
+    def of(cls, clip: Clip, images: Tensor) -> "LiteralPass":
+        """Run what `Clip.prepare` returned through the model."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         activations: list[Tensor] = []
         place: list[Tensor | None] = []

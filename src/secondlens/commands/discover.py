@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..applications.discovery import Discoverer, FoundWord
     from ..lens.lens import Lens
+    from ..models.view import Clip
 
 CARRIERS = 6
 """Neurons of a word that are shown and written; all active ones have a part."""
@@ -80,7 +81,7 @@ def discover(
     for name in ("word", "weight", "strongest neurons", "strongest head", "strongest patch"):
         table.add_column(name, justify="right" if name == "weight" else "left")
     for word in words:
-        block, head = divmod(int(word.heads.argmax()), clip.heads)
+        block, head = divmod(int(word.heads.argmax()), word.heads.shape[1])
         row, column = divmod(int(word.patches.argmax()), clip.grid[1])
         table.add_row(
             escape(", ".join((word.text, *word.synonyms))),
@@ -89,10 +90,15 @@ def discover(
                 escape(f"{each.name} {label(fitted, each.layer, each.neuron)}")
                 for each in word.neurons[:3]
             ),
-            f"block {block}, head {head}",
+            head_name(clip, block, head),
             f"row {row + 1}, column {column + 1}",
         )
     console.print(table)
+
+
+def head_name(clip: "Clip", block: int, head: int) -> str:
+    """Such as "block 11, head 3"; an attention pool counts as the block after the last."""
+    return f"{'the pool' if block == clip.layers else f'block {block}'}, head {head}"
 
 
 def _entry(lens: "Lens", word: "FoundWord") -> dict[str, object]:
@@ -122,7 +128,7 @@ def _content(
     largest = max((float(word.patches.max()) for word in words), default=1.0)
     shown = []
     for word in words:
-        block, head = divmod(int(word.heads.argmax()), clip.heads)
+        block, head = divmod(int(word.heads.argmax()), word.heads.shape[1])
         carriers = [
             (each, label(lens, each.layer, each.neuron)) for each in word.neurons[:CARRIERS]
         ]
@@ -133,8 +139,7 @@ def _content(
                 "word": word,
                 "heat": data_uri(heat_map(word.patches.float().cpu(), scale), "png"),
                 "carriers": carriers,
-                "block": block,
-                "head": head,
+                "through": head_name(clip, block, head),
                 "arrived": float(word.heads[block, head]),
             }
         )

@@ -93,7 +93,8 @@ def fit(
     model: ChosenModel,
     **settings: Any,
 ) -> None:
-    """Fit a lens on IMAGES: a folder of pictures, tar shards or Parquet files.
+    """Fit a lens on IMAGES: a folder of pictures, tar shards or Parquet files; of a text tower
+    (--tower text), a file with one text a line.
 
     Of a set that holds train and val side by side, such as ImageNet, the training pictures are
     taken. Whatever is left out is said.
@@ -117,7 +118,7 @@ def fit(
     from ..formatting import counted
     from ..lens.fitting import fit as fit_lens
 
-    source = choice.source(images)
+    source = choice.source(images, model.tower)
     left_out = dict(getattr(source, "damaged", {}))
     if subset > 1:
         source = Subset(source, range(0, len(source.ids), subset))

@@ -197,6 +197,11 @@ class ChosenModel(Weights):
     precision: str = option(
         default="fp32", type=click.Choice(PRECISIONS), help="Number format of the weights."
     )
+    tower: str = option(
+        default="image",
+        type=click.Choice(["image", "text"]),
+        help="Whose neurons: of the image tower, or of the text tower, which reads texts.",
+    )
 
     def load(self, *, untrained: bool = False) -> "Clip":
         """The model itself; `untrained` if its weights may be random.
@@ -210,13 +215,14 @@ class ChosenModel(Weights):
 
         if not untrained:
             check_trained(self.model, self.pretrained)
-        return load(
+        clip = load(
             self.model,
             pretrained=self.pretrained,
             device=self.device,
             precision=self.precision,
             activation=self.activation,
         )
+        return clip.text if self.tower == "text" else clip
 
 
 with_model = grouped("model", ChosenModel)
@@ -237,8 +243,8 @@ class PictureChoice:
         help="What identifies a picture: a column, or of tar archives key or name."
     )
 
-    def source(self, images: str | Path) -> "ImageSource":
-        """The pictures at a path, and a note of what is left out.
+    def source(self, images: str | Path, tower: str = "image") -> "ImageSource":
+        """The pictures at a path (of a text tower the texts), and a note of what is left out.
 
         Raises
         ------
@@ -248,6 +254,11 @@ class PictureChoice:
         from ..data.sources import Choice, as_source
 
         choice = Choice(column=self.column, extension=self.extension, ids=self.ids)
+        if tower == "text":
+            from ..data.texts import texts_in
+
+            choice.refuse_all("texts")
+            return texts_in(Path(images))
         return note_left_out(as_source(str(images), choice))
 
 

@@ -48,17 +48,17 @@ class Batch:
     """Some pictures of a source: their positions and the image tower's input for them."""
 
     positions: list[int]
-    stored: Num[Tensor, "images 3 height width"]
-    """The input, or 8-bit pixels that `table` makes it of."""
+    stored: Num[Tensor, "images *picture"]
+    """The input, or 8-bit pixels that `table` makes it of; of a text tower, ids of tokens."""
     table: Float[Tensor, "3 256"] | None = None
     """See `Halves`."""
 
     @cached_property
-    def pixels(self) -> Float[Tensor, "images 3 height width"]:
+    def pixels(self) -> Num[Tensor, "images *picture"]:
         """The input, on the CPU."""
         return self.stored if self.table is None else looked_up(self.stored, self.table)
 
-    def on(self, device: torch.device) -> Float[Tensor, "images 3 height width"]:
+    def on(self, device: torch.device) -> Num[Tensor, "images *picture"]:
         """The input on a device: the same numbers, of which 8-bit pixels travel where it can be."""
         if device.type == "cpu":
             return self.pixels

@@ -94,6 +94,7 @@ def stop_after(clip: Clip, images: Any, layer: int) -> Stopped:
     layer
         Any MLP layer.
     """
+    clip.check_images("ablated runs")
     block, seen = clip.blocks[layer], dict[str, Tensor]()
 
     def see_activation(module: nn.Module, inputs: tuple[Any, ...]) -> None:

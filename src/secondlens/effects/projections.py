@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.reader import Reader, in_parts
-from ..data.sources import as_source
+from ..data.texts import source_for
 from ..errors import SecondLensError
 from ..models.view import Clip
 from .capture import Pooled
@@ -106,7 +106,9 @@ def project(
     SecondLensError
         No readable image.
     """
-    reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
+    reader = Reader(
+        source=source_for(clip, images), clip=clip, batch_size=batch_size, workers=workers
+    )
     positions: list[int] = []
     embeddings: list[Tensor] = []
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
@@ -129,7 +131,7 @@ def embed(
     clip: Clip, images: Any, *, batch_size: int | None = None, workers: int = 0
 ) -> Float[Tensor, "images dim"]:
     """Unit embeddings of all images of a source; zeros for one that cannot be read."""
-    source = as_source(images)
+    source = source_for(clip, images)
     rows = torch.zeros(len(source.ids), clip.dim, dtype=clip.compute_dtype, device=clip.device)
     reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     for batch, representation in in_parts(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.reader import Batch, Reader, in_parts
-from ..data.sources import as_source
+from ..data.texts import source_for
 from ..models.view import Clip
 from ..progress import tracked
 from .capture import Capture, NotFinite, Pass, Pooled
@@ -98,7 +98,9 @@ def stream(
     """
     reader = images
     if not isinstance(reader, Reader):
-        reader = Reader(source=as_source(images), clip=clip, batch_size=batch_size, workers=workers)
+        reader = Reader(
+            source=source_for(clip, images), clip=clip, batch_size=batch_size, workers=workers
+        )
     with ExitStack() as stack:
         if class_token_only:
             stack.enter_context(clip.class_token_only())

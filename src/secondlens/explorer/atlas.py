@@ -148,6 +148,7 @@ class Atlas:
             "grid": model["grid"],
             "heads": model["heads"],
             "depth": model["layers"],
+            "pool": model.get("pool_heads"),
             "layers": self.lens.layers,
             "neurons": [self.sizes[layer] for layer in self.lens.layers],
             "images": len(self.lens.image_ids),

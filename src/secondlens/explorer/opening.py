@@ -10,9 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from ..data.sources import ImageSource, as_source
+from ..data.texts import Texts, source_for
 from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..models.loading import DEMOS
+from ..models.text_towers import TextClip
 from ..models.view import Clip
 from ..storage.locks import writing
 from .atlas import Atlas
@@ -57,7 +59,13 @@ def open_lens(
     lens = held(replace(Lens.load(path), coordinates=None))  # which can be large, and no page shows
     if clip is not None:
         lens.check_model(clip)
-    source = as_source(images) if images is not None else own_pictures(lens, lens.image_ids)
+    source = None
+    if images is not None:
+        source = as_source(images) if clip is None else source_for(clip, images)
+    elif lens.model.get("tower") == "text":
+        source = Texts(lens.image_ids)
+    else:
+        source = own_pictures(lens, lens.image_ids)
     holding = None
     if lens.first_names is not None:
         ids = lens.first_names.image_ids
@@ -106,7 +114,7 @@ def open_lens(
         with writing(folder):
             layout.save(folder / "layout.safetensors", lens)
     atlas = Atlas(lens, held(seen), held(layout))
-    return atlas, None if clip is None else Live(
+    return atlas, None if clip is None or isinstance(clip, TextClip) else Live(
         clip=clip, atlas=atlas, source=source, named_on=holding
     )
 

@@ -137,9 +137,8 @@ def job(clip: Clip, plan: Plan, top: int, image_bytes: float | int) -> Job:
 def forward_flops(clip: Clip) -> float:
     """Operations of one picture's forward pass."""
     counter = FlopCounterMode(display=False)
-    pixels = torch.zeros(1, 3, *clip.image_size, dtype=clip.dtype, device=clip.device)
     with counter:
-        clip.encode_image(pixels)
+        clip.encode_image(clip.noise(1).to(clip.device))
     return float(counter.get_total_flops())
 
 

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..data.reader import Reader, default_batch, warn_of_batches
-from ..data.sources import as_source, dataset_hash
+from ..data.sources import dataset_hash
+from ..data.texts import source_for
 from ..devices import CPU, undisturbed
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError
+from ..models.readers import AttentionPool
 from ..models.view import Clip
 from ..progress import bars
 from ..storage.checkpoints import Checkpoints
@@ -269,7 +271,7 @@ def fit(
         tries again what is missing, and there is no lens before nothing is.
     """
     chosen = clip.chosen_layers(layers)
-    source = as_source(images)
+    source = source_for(clip, images)
     size = default_batch(clip) if batch_size is None else batch_size
     top_of = partial(top_count, top)
     most = top_of(len(source.ids))
@@ -342,6 +344,7 @@ def fit(
 
 def describe_model(clip: Clip) -> dict[str, Any]:
     """What a lens records about its model."""
+    reader = clip.reader
     return {
         "name": clip.name,
         "weights": clip.weights_hash,
@@ -351,6 +354,10 @@ def describe_model(clip: Clip) -> dict[str, Any]:
         "neurons": clip.neurons,
         "dim": clip.dim,
         "grid": list(clip.grid),
+        # only what differs from a tower that reads a class token before its patches
+        **({} if clip.prefix == 1 else {"prefix": clip.prefix}),
+        **({"tower": "text"} if clip.reads_texts else {}),
+        **({"pool_heads": reader.pool.heads} if isinstance(reader, AttentionPool) else {}),
     }
 
 

@@ -78,6 +78,9 @@ class ModelEntry:
     neurons: Size
     dim: Size
     grid: tuple[Size, Size]
+    prefix: Position = 1
+    tower: Literal["image", "text"] = "image"
+    pool_heads: Size | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,7 +399,11 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
         for each, name in zip(evidence, _referees(evidence), strict=True):
             each["referee"] = name
     return Contents(
-        model={each.name: written["model"][each.name] for each in fields(ModelEntry)}
+        model={
+            each.name: written["model"][each.name]
+            for each in fields(ModelEntry)
+            if each.name in written["model"]
+        }
         | {"name": shown(found.model.name)},
         convention=found.convention,
         top=found.top,
@@ -434,9 +441,10 @@ def _check(found: Contents) -> None:
     model, images = found.model, len(found.image_ids)
     neurons, dim = model["neurons"], model["dim"]
     rows, columns = model["grid"]
+    tokens = model.get("prefix", 1) + rows * columns
     most = {"top": max(found.top, images), "bins": len(HISTOGRAM_EDGES) - 1, "rank": dim}
     for layer in found.by_layer.values():
-        check_tensors(layer, most, neurons=neurons, dim=dim, tokens=1 + rows * columns)
+        check_tensors(layer, most, neurons=neurons, dim=dim, tokens=tokens)
         check_positions(layer.top_images, images, "top images")
     for codes in found.codes.values():
         longest = max(1, len(codes.labels))

@@ -49,6 +49,12 @@ class Lens(Contents):
             raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
         return self.by_layer[layer]
 
+    def paths(self, layer: int) -> int:
+        """Return how many heads carry values of a layer's neurons to the output (K)."""
+        pool: int | None = self.model.get("pool_heads")
+        later: int = self.model["heads"] * (self.model["layers"] - 1 - layer)
+        return later if pool is None else pool
+
     @property
     def first_names(self) -> Names | None:
         """The names that pages and tables show, if the lens has some."""

@@ -261,6 +261,16 @@ class Clip:
                 "and nothing reaches it otherwise"
             )
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether its images are texts, see `text`."""
+        return False
+
+    def check_images(self, what: str) -> None:
+        """Raise `UnsupportedModel` if the inputs are texts."""
+        if self.reads_texts:
+            raise UnsupportedModel(f"{what} are of image towers, and {self.name} reads texts")
+
     def check_class_token(self, what: str) -> None:
         """Raise `UnsupportedModel` if the output is not the class token, which `what` needs."""
         if not isinstance(self.reader, ClassToken):

@@ -3,17 +3,19 @@
 import base64
 import io
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, Int
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..formatting import counted, fixed, number
+from ..models.text_towers import TextClip
 from ..models.view import Clip
 from ..storage.files import save_text
 
@@ -47,6 +49,8 @@ def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.
     belong. It takes for granted that normalisation acts on each pixel alone and is affine. Without
     preprocessing, or where black and white come out alike, values are stretched over their range.
     """
+    if isinstance(clip, TextClip):
+        return partial(_written, clip)
     black = white = torch.zeros(())
     if clip.preprocess is not None:
         size = clip.image_size[::-1]
@@ -60,6 +64,23 @@ def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.
         return Image.fromarray((shares * 255).round().byte().permute(1, 2, 0).numpy())
 
     return view
+
+
+CELL = (72, 18)
+"""Pixels of a token, across and down."""
+LETTERS = 11
+"""That fit into a cell."""
+
+
+def _written(clip: TextClip, ids: Int[Tensor, " tokens"]) -> Image.Image:
+    """Tokens of a text, each in the cell of the grid where heat-maps show it."""
+    rows, columns = clip.grid
+    page = Image.new("RGB", (columns * CELL[0], rows * CELL[1]), "white")
+    draw = ImageDraw.Draw(page)
+    for place, piece in enumerate(clip.pieces(ids)):
+        row, column = divmod(place, columns)
+        draw.text((column * CELL[0] + 3, row * CELL[1] + 3), piece[:LETTERS], fill="black")
+    return page
 
 
 def heat_map(activation: Float[Tensor, "rows columns"], scale: float) -> Image.Image:

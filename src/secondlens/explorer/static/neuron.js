@@ -108,7 +108,7 @@ async function draw() {
     for (const item of items) item.classList.toggle("dim", picked !== null && known.includes(item) && +item.dataset.path !== picked);
     const kept = known.filter(item => +item.dataset.path === picked).length;
     status.hidden = picked === null;
-    status.textContent = !known.length ? "Which head carries most is known of images ranked by effect or activation." : `${kept} of the images shown ${kept === 1 ? "owes most of its" : "owe most of their"} effect to layer ${layer + 1 + Math.floor(path / model.heads)}, head ${path % model.heads}.`;
+    status.textContent = !known.length ? "Which head carries most is known of images ranked by effect or activation." : `${kept} of the images shown ${kept === 1 ? "owes most of its" : "owe most of their"} effect to ${parts.pathName(model, layer, path)}.`;
   };
   const paths = parts.pathsCard(data, model, pick);
   paths?.append(status);

@@ -69,20 +69,27 @@ export function wordsCard(data, {compact = false} = {}) {
     compact ? null : h("div", {class: "bar-of-tools"}, h("label", {}, slider, count), match), bars);
 }
 
+/** The head that a path goes through: of a later layer, or of the pool that reads all of them. */
+export function pathName(model, layer, path) {
+  if (model.pool) return `the pool, head ${path}`;
+  return `layer ${layer + 1 + Math.floor(path / model.heads)}, head ${path % model.heads}`;
+}
+
 export function pathsCard(data, model, onPick) {
   if (!data.paths) return null;
-  const first = data.layer + 1, {heads} = model, rows = [];
+  const first = model.pool ? model.depth : data.layer + 1, last = model.pool ? first : model.depth - 1;
+  const heads = model.pool ?? model.heads, rows = [];
   const largest = Math.max(1e-9, ...data.paths.map(Math.abs));
-  for (let block = first; block < model.depth; block++) {
-    rows.push(h("tr", {}, h("th", {scope: "row"}, block), Array.from({length: heads}, (_, head) => {
-      const path = (block - first) * heads + head, share = data.paths[path];
+  for (let block = first; block <= last; block++) {
+    rows.push(h("tr", {}, h("th", {scope: "row"}, model.pool ? "pool" : block), Array.from({length: heads}, (_, head) => {
+      const path = (block - first) * heads + head, share = data.paths[path], name = pathName(model, data.layer, path);
       const button = h("button", {type: "button", "aria-pressed": "false", "--tone": share < 0 ? "var(--minus)" : "var(--plus)", "--weight": `${Math.round(42 * Math.abs(share) / largest)}%`,
-        "aria-label": `layer ${block}, head ${head}: ${percent(Math.abs(share))}${share < 0 ? " against" : ""}`, title: `layer ${block}, head ${head}: ${(100 * share).toFixed(1)} %`}, heads > 8 || Math.abs(share) < .02 ? "" : Math.round(100 * share));
+        "aria-label": `${name}: ${percent(Math.abs(share))}${share < 0 ? " against" : ""}`, title: `${name}: ${(100 * share).toFixed(1)} %`}, heads > 8 || Math.abs(share) < .02 ? "" : Math.round(100 * share));
       if (onPick) button.addEventListener("click", () => onPick(path, button));
       return h("td", {}, button);
     })));
   }
-  return h("section", {class: "card"}, h("h2", {}, how("paths", "Where the effect goes"), h("small", {}, "% by later layer and head")),
+  return h("section", {class: "card"}, h("h2", {}, how("paths", "Where the effect goes"), h("small", {}, model.pool ? "% by head" : "% by later layer and head")),
     h("table", {class: "matrix"}, h("caption", {hidden: true}, "Share of each later head"),
       h("thead", {}, h("tr", {}, h("th", {scope: "col"}, h("span", {class: "quiet"}, "")), Array.from({length: heads}, (_, head) => h("th", {scope: "col"}, head)))), h("tbody", {}, rows)));
 }

@@ -71,15 +71,16 @@ class Opening(Weights, PictureChoice):
 
     def lens_with_model(self, lens: Path) -> tuple[Any, Any]:
         """The atlas of a lens, and the live model or None."""
-        from ..explorer.opening import model_name, open_lens
+        from ..explorer.opening import model_name, open_lens, tower_of
 
-        source = None if self.images is None else self.source(self.images)
+        tower = tower_of(lens)
+        source = None if self.images is None else self.source(self.images, tower)
         named_on = None if self.named_on is None else self.source(self.named_on)
         name = None if self.no_model else model_name(lens, self.model)
         if name is None:
             return open_lens(lens, None, source, named_on, say=note)
         weights = {each.name: getattr(self, each.name) for each in fields(Weights)}
-        chosen = ChosenModel(model=name, precision=self.precision, **weights)
+        chosen = ChosenModel(model=name, precision=self.precision, tower=tower, **weights)
         return open_lens(lens, chosen.load(), source, named_on, say=note)
 
 

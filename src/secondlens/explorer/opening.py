@@ -147,6 +147,12 @@ def model_name(path: Path, given: str | None) -> str | None:
     return name if name in DEMOS else None
 
 
+def tower_of(path: Path) -> str:
+    """Whose neurons a lens is of: "image" or "text"."""
+    tower: str = Lens.load(path).model.get("tower", "image")
+    return tower
+
+
 def own_pictures(lens: Lens, ids: Sequence[str]) -> ImageSource | None:
     """The scenes of these ids, of the world of the embedded model that a lens is of."""
     from ..demo.scenes import SCENE, Scenes, World, are_scenes

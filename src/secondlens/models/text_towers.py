@@ -132,7 +132,7 @@ def text_tower(clip: Clip, tokenizer: Callable[[list[str]], Tensor] | None, chec
     context = int(tower.positional_embedding.shape[0])
     blocks = tower.transformer.resblocks
     found = TextClip(
-        name=f"{clip.name} (text)",
+        name=clip.name,
         origin=clip.origin,
         activation=activation_name(blocks[0].mlp.gelu),
         blocks=tuple(view_of_block(block) for block in blocks),

@@ -1,6 +1,7 @@
 """`secondlens list`: what can be named, and so what one can add to."""
 
 import importlib
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ from rich.table import Table
 from .options import console, json_option, print_json
 
 if TYPE_CHECKING:
+    from ..catalogue import Entry
     from ..registry import Registry
 
 REGISTRIES = {
@@ -39,16 +41,65 @@ def registry(kinds: str) -> "Registry[Any]":
 def list_members(kinds: str | None, as_json: bool) -> None:
     """List what has a name: KINDS such as models or vocabularies; without KINDS, all of them.
 
-    Each can be added to in a few lines of Python, see "Contributing" in the documentation.
+    Each can be added to in a few lines of Python, see "Contributing" in the documentation. After
+    models alone comes every architecture of open_clip: what reads its output, and what of it can be
+    explained, or why nothing can. Nothing is downloaded for that; it takes about a minute.
 
     Example: secondlens list vocabularies
     """
     found = {each: registry(each) for each in ([kinds] if kinds else REGISTRIES)}
+    architectures = _architectures() if kinds == "models" else []
     if as_json:
-        print_json({name: {each.name: each.help for each in some} for name, some in found.items()})
+        document: dict[str, Any] = {
+            name: {each.name: each.help for each in some} for name, some in found.items()
+        }
+        if architectures:
+            document["open_clip"] = [asdict(each) for each in architectures]
+        print_json(document)
         return
     for name, some in found.items():
         table = Table(title=name, title_justify="left", show_header=False, box=None)
         for member in some:
             table.add_row(escape(member.name), escape(member.help))
         console.print(table)
+    if architectures:
+        _print_architectures(architectures)
+
+
+def _architectures() -> "list[Entry]":
+    """Every architecture of open_clip, with a bar: each is built."""
+    import open_clip
+
+    from ..catalogue import entries
+    from ..progress import bars
+
+    with bars(True) as shown:
+        task = shown.add_task("architectures of open_clip", total=len(open_clip.list_models()))
+        found = []
+        for entry in entries():
+            found.append(entry)
+            shown.advance(task)
+    return found
+
+
+def _print_architectures(architectures: "list[Entry]") -> None:
+    table = Table(title="open_clip", title_justify="left")
+    for column in ("name", "tags", "layers", "read from", "defined"):
+        table.add_column(column, justify="right" if column in ("tags", "layers") else "left")
+    kinds = ("direct", "second_order", "segmentation", "all_paths")
+    for entry in architectures:
+        defined = [kind.replace("_", "-") for kind in kinds if getattr(entry, kind)]
+        table.add_row(
+            escape(entry.name),
+            str(len(entry.tags)),
+            str(entry.layers or ""),
+            entry.reads,
+            escape(f"refused: {entry.refused}") if entry.refused else ", ".join(defined),
+        )
+    console.print(table)
+    covered = [entry for entry in architectures if not entry.refused]
+    tags = sum(len(entry.tags) for entry in architectures)
+    console.print(
+        f"{len(covered)} of {len(architectures)} architectures can be explained, "
+        f"{sum(len(entry.tags) for entry in covered)} of {tags} published weights"
+    )

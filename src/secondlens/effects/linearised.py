@@ -224,9 +224,7 @@ class Tape:
     """Hooks that keep what `Linearised` needs of a forward pass, gone when the `with` ends."""
 
     def __init__(self, clip: Clip) -> None:
-        clip.check_class_token("the paths")
-        for number, block in enumerate(clip.blocks):
-            check_linear(clip, number, block)
+        check_paths(clip)
         self.clip = clip
         self._before: dict[int, Tensor] = {}
         self._between: dict[int, Tensor] = {}
@@ -329,6 +327,13 @@ def slope(activation: nn.Module, inputs: Tensor) -> Tensor:
         inputs = inputs.detach().requires_grad_()
         (found,) = torch.autograd.grad(activation(inputs).sum(), inputs)
     return found
+
+
+def check_paths(clip: Clip) -> None:
+    """Raise `SecondLensError` unless the edges describe all of the tower."""
+    clip.check_class_token("the paths")
+    for number, block in enumerate(clip.blocks):
+        check_linear(clip, number, block)
 
 
 def check_linear(clip: Clip, number: int, block: Block) -> None:

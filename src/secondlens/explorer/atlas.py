@@ -149,6 +149,7 @@ class Atlas:
             "heads": model["heads"],
             "depth": model["layers"],
             "pool": model.get("pool_heads"),
+            "tower": model.get("tower", "image"),
             "layers": self.lens.layers,
             "neurons": [self.sizes[layer] for layer in self.lens.layers],
             "images": len(self.lens.image_ids),

@@ -305,6 +305,8 @@ def _second_look(
                 pictures[position] = _webp(view(batch.pixels[row]))
                 for layer, slots in seen.items():
                     activation = pooled.activations[layer][row, clip.prefix :].float().cpu()
+                    if clip.reads_texts:  # whose tokens have no place in the picture of the text
+                        activation = torch.zeros_like(activation)
                     slots.see(position, activation, parts[layer][row].cpu(), looked.scale[layer])
         reader.check_read()
     return {layer: slots.arrays() for layer, slots in seen.items()}, pictures

@@ -30,31 +30,31 @@ POOLS = ("argmax", "eos", "first", "last")
 class TextClip(Clip):
     """A text tower as a `Clip` whose images are texts.
 
-    `image_size` is one row of tokens, which `grid` breaks into lines; `preprocess` makes tokens of
-    one text. Effects are parts of the unit embedding of a text, which words and pictures can
-    describe alike.
+    `image_size` and `grid` are one row of tokens; `preprocess` makes tokens of one text. Effects
+    are parts of the unit embedding of a text, which words and pictures can describe alike.
     """
 
     tokenizer: Any = None
-    """What `pieces` asks."""
+    """What `read_text` asks."""
 
     @property
     def reads_texts(self) -> bool:
         """Whether its images are texts."""
         return True
 
-    def pieces(self, ids: Int[Tensor, " tokens"]) -> list[str]:
-        """Return what each token of a text stands for, up to its end; numbers where nothing says.
-
-        Of causal towers, what comes after the token that is read changes nothing and is left out.
-        """
+    def read_text(self, ids: Int[Tensor, " tokens"]) -> str:
+        """Return the words of a text from its tokens, up to the one that is read; their ids where
+        nothing says what they stand for."""
         place = self.reader.place(ids[None])
         assert place is not None
         read = ids[: int(place) + 1].tolist()
         decode = getattr(self.tokenizer, "decode", None)
         if decode is None:
-            return [str(each) for each in read]
-        return [str(decode([each])).strip() for each in read]
+            return " ".join(map(str, read))
+        words = str(decode(read))
+        for mark in ("<start_of_text>", "<end_of_text>"):
+            words = words.replace(mark, "")
+        return words.strip()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,7 +141,7 @@ def text_tower(clip: Clip, tokenizer: Callable[[list[str]], Tensor] | None, chec
         read_projection=partial(_projection, tower),
         read_offset=partial(_offset, tower) if _has_offset(tower) else None,
         image_size=(1, context),
-        grid=_lines(context),
+        grid=(1, context),
         tokenizer=getattr(tokenizer, "tokenizer", tokenizer),
         prefix=0,
         batch_first=getattr(blocks[0].attn, "batch_first", True),
@@ -156,16 +156,6 @@ def text_tower(clip: Clip, tokenizer: Callable[[list[str]], Tensor] | None, chec
     if check:
         check_parity(found)
     return found
-
-
-COLUMNS = 8
-"""Tokens in a line, at most."""
-
-
-def _lines(context: int) -> tuple[int, int]:
-    """Rows and columns of a page that has a cell for each token."""
-    columns = next(each for each in range(COLUMNS, 0, -1) if context % each == 0)
-    return context // columns, columns
 
 
 def _again(clip: Clip, tokenizer: Any, model: nn.Module) -> Clip:

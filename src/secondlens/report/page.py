@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..formatting import counted, fixed, number
@@ -66,20 +66,22 @@ def model_view(clip: Clip) -> Callable[[Float[Tensor, "3 height width"]], Image.
     return view
 
 
-CELL = (72, 18)
-"""Pixels of a token, across and down."""
-LETTERS = 11
-"""That fit into a cell."""
+TEXT_SIDE, TEXT_SIZE = 192, 20
+"""Pixels of the picture of a text, and of its letters."""
 
 
 def _written(clip: TextClip, ids: Int[Tensor, " tokens"]) -> Image.Image:
-    """Tokens of a text, each in the cell of the grid where heat-maps show it."""
-    rows, columns = clip.grid
-    page = Image.new("RGB", (columns * CELL[0], rows * CELL[1]), "white")
-    draw = ImageDraw.Draw(page)
-    for place, piece in enumerate(clip.pieces(ids)):
-        row, column = divmod(place, columns)
-        draw.text((column * CELL[0] + 3, row * CELL[1] + 3), piece[:LETTERS], fill="black")
+    """A text as the tower reads it, to its end, on a square; what has no room is left out."""
+    page = Image.new("RGB", (TEXT_SIDE, TEXT_SIDE), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(TEXT_SIZE)
+    lines = [""]
+    for word in clip.read_text(ids).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > TEXT_SIDE - 16:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    draw.multiline_text((8, 8), "\n".join(lines), fill="black", font=font, spacing=4)
     return page
 
 

@@ -3,10 +3,12 @@
 import copy
 import json
 
+import fake
 import pytest
 import timm
 import torch
 from models import randomise, tiny_tokenizer
+from open_clip import image_transform
 from safetensors.torch import save_file
 from timm_towers import TOWERS, Held, small_clip, small_tower, some_images
 from torch import nn
@@ -95,6 +97,21 @@ def test_every_precision(kind):
     assert [check for check in checks if not check.passed] == []
 
 
+@pytest.mark.parametrize(
+    "kind", ["SigLIP", "average", "EVA-02", "DINOv3", "mixed rotary", "ViTamin"]
+)
+def test_an_accelerator_agrees_with_the_cpu(kind):
+    tower = small_tower(kind, torch.float32)
+    images = some_images(tower, 2)
+    clip = from_timm(tower)
+    expected, straight = sl.second_order(clip, images, 0), sl.direct(clip, images, 1)
+    there = from_timm(copy.deepcopy(tower).to(f"fake:{fake.COUNT - 1}"))
+    found = sl.second_order(there, images, 0)
+    assert found.device == there.device == torch.device("fake", fake.COUNT - 1)
+    assert torch.allclose(found.cpu(), expected, atol=1e-5)
+    assert torch.allclose(sl.direct(there, images, 1).cpu(), straight, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "EVA-02", "DINOv3", "mixed rotary", "average"])
 def test_larger_pictures_are_those_of_timm(kind):
     tower = small_tower(kind)
@@ -154,6 +171,17 @@ def test_inside_open_clip(kind):
     texts = ["a dog", "a ship"]
     expected = nn.functional.normalize(model.encode_text(tiny_tokenizer(texts)), dim=-1)
     assert torch.allclose(clip.encode_text(texts), expected)
+
+
+def test_a_configuration_for_other_pictures_than_its_tower_takes():
+    model = small_clip("average")  # 32 pixels
+    model.visual.image_size = (48, 48)
+    preprocess = image_transform((48, 48), is_train=False)
+    with pytest.warns(sl.SecondLensWarning, match="of 48 x 48 pixels, and its tower takes 32 x 32"):
+        clip = sl.from_open_clip(model, preprocess)
+    picture = _picture()
+    assert clip.prepare([picture]).shape == (1, 3, 32, 32)
+    assert torch.allclose(clip.preprocess(picture)[:, 0, 0], preprocess(picture)[:, 0, 0])
 
 
 def test_the_projection_of_open_clip():

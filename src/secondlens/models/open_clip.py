@@ -1,5 +1,6 @@
 """The `Clip` of an open_clip model: its weights split by head, or the reason why it has none."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,14 @@ from torch.func import functional_call
 
 from ..arguments import checked
 from ..devices import undisturbed
-from ..errors import UnsupportedModel
+from ..errors import SecondLensWarning, UnsupportedModel
 from ..naming import shown
 from . import timm, timm_covered
 from .blocks import is_affine
 from .checks import activation_name, check_parity
 from .open_clip_blocks import block_refusals, view_of_block
 from .readers import AttentionPool, ClassToken, LearnedPool, MeanOfPatches, Reader
-from .resizing import interpolated
+from .resizing import interpolated, squeezed
 from .text_towers import text_tower
 from .view import Clip, check_eval
 from .wrappers import not_compiled, plain, unwrapped
@@ -66,17 +67,19 @@ def from_open_clip(
     model = plain(model, name)
     check_covered(model, name)
     check_eval(model)
+    tower: Any = unwrapped(model.visual)
+    parts = _image_parts(tower)
     clip = Clip(
         name=shown(name),
         origin=name,
         model=model,
         # no functions within this one: a model must be able to go to other processes
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
-        preprocess=preprocess,
+        preprocess=_for_the_tower(preprocess, tuple(tower.image_size), parts["image_size"], name),
         text_view=partial(text_tower, tokenizer=tokenizer, check=check),
         view_of=partial(from_open_clip, name=name, check=False),
         context_length=getattr(model, "context_length", Clip.context_length),
-        **_image_parts(unwrapped(model.visual)),
+        **parts,
     )
     if check:
         check_parity(clip)
@@ -101,6 +104,24 @@ def _image_parts(tower: Any) -> dict[str, Any]:
         "reader": _reader(tower),
         "image_tower": partial(_encode_image, tower),
     }
+
+
+def _for_the_tower(
+    preprocess: Callable[[Image], Tensor] | None,
+    stated: tuple[int, int],
+    size: tuple[int, int],
+    name: str,
+) -> Callable[[Image], Tensor] | None:
+    """The preprocessing itself, unless it is for other pictures than the tower takes."""
+    if preprocess is None or stated == size:
+        return preprocess
+    warnings.warn(
+        f"{name} is said to take pictures of {stated[0]} x {stated[1]} pixels, and its tower takes "
+        f"{size[0]} x {size[1]}: pictures are squeezed to that",
+        SecondLensWarning,
+        stacklevel=5,
+    )
+    return squeezed(preprocess, stated, size)
 
 
 def _projection(tower: Any) -> Tensor:

@@ -324,8 +324,8 @@ NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "Unsuppor
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
-ELSEWHERE = {"load", "from_transformers"}
-"""Names with tests of their own below."""
+ELSEWHERE = {"load", "from_timm", "from_transformers"}
+"""Names with tests of their own, below or in `test_timm`."""
 
 
 def test_every_public_name_has_a_case():

@@ -411,9 +411,8 @@ def test_other_words_for_what_is_here(model, tmp_path):
 @pytest.mark.parametrize(
     ("name", "tag", "reason"),
     [
-        ("ViT-B-32-SigLIP2-256", "webli", "is a TimmModel"),
+        ("MobileCLIP-S1", "datacompdr", "a convolution with an activation function"),
         ("ViT-B-16-quickgelu", "nothing", "has no pretrained tag"),
-        ("coca_ViT-B-32", "laion2b_s13b_b90k", "pools by attention"),
     ],
 )
 def test_a_configuration_that_is_not_covered_is_refused_before_weights_are_fetched(

@@ -56,8 +56,11 @@ def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
             f"{size[0]} x {size[1]} pixels are {rows * columns:,} patches: take a size of at most "
             f"{MOST_PATCHES:,}"
         )
-    preprocess = None if clip.preprocess is None else _preprocess(clip.preprocess, clip, size)
-    return replace(clip, image_size=size, grid=(rows, columns), preprocess=preprocess)
+    own = clip.preprocess
+    preprocess = None if own is None else squeezed(own, clip.image_size, size)
+    grid = rows, columns
+    blocks = tuple(block.at_grid(grid) for block in clip.blocks)
+    return replace(clip, image_size=size, grid=grid, blocks=blocks, preprocess=preprocess)
 
 
 def interpolated(
@@ -76,12 +79,13 @@ def interpolated(
     return torch.cat([before, larger.flatten(2)[0].T.to(positions)])
 
 
-def _preprocess(
-    own: Callable[[Image.Image], Tensor], clip: Clip, size: tuple[int, int]
+def squeezed(
+    own: Callable[[Image.Image], Tensor], seen: tuple[int, int], size: tuple[int, int]
 ) -> "_Squeeze":
-    """Squeeze to `size`, and normalise as `own` does: it is affine in each channel."""
+    """Return a preprocessing that squeezes pictures to `size` and normalises as `own` does, which
+    makes them `seen`: it is affine in each channel."""
     dark, light = (
-        own(Image.new("RGB", clip.image_size[::-1], (grey,) * 3)).mean((1, 2), keepdim=True)
+        own(Image.new("RGB", seen[::-1], (grey,) * 3)).mean((1, 2), keepdim=True)
         for grey in (DARK, LIGHT)
     )
     return _Squeeze(size=size, dark=dark, gain=(light - dark) / (LIGHT - DARK))

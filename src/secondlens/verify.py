@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .devices import has_float64
-from .effects.value_paths import CONVENTIONS, OFFICIAL_SCALE, second_order
+from .effects.value_paths import CONVENTIONS, OFFICIAL_SCALE, has_official, second_order
 from .errors import SecondLensError
 from .models.blocks import Attention, Block
 from .models.checks import (
@@ -26,7 +26,7 @@ from .models.checks import (
     parity_errors,
     relative_error,
 )
-from .models.readers import ClassToken, OneToken, Pool, normalises
+from .models.readers import ClassToken, MeanOfPatches, OneToken, Pool, normalises
 from .models.view import Clip, hooked
 
 DTYPES = {
@@ -108,7 +108,7 @@ def verify(clip: Clip, trained_with: str | None = None) -> Iterator[Check]:
     last = clip.last_effect_layer
     layers = sorted({0, last // 2, last}) if last >= 0 else []
     neurons = sorted({0, clip.neurons // 2, clip.neurons - 1})
-    conventions = CONVENTIONS if isinstance(clip.reader, ClassToken) else CONVENTIONS[:1]
+    conventions = CONVENTIONS if has_official(clip) else CONVENTIONS[:1]
     expected = {
         (convention, layer): torch.stack(
             [literal_second_order(exact, run, layer, n, convention) for n in neurons], dim=1
@@ -224,26 +224,47 @@ def _literal_rows(
     clip: Clip, run: LiteralPass, attention: Attention, normalised: Tensor, head: int
 ) -> Float[Tensor, "images read tokens"]:
     """Attention of every token that is read (the pool's query, or the class token, or all patches)
-    in one head."""
+    in one head, over the scale of `inner_norm` where there is one."""
     if isinstance(attention, Pool):
         return attention.row(normalised, normalised.dtype)[:, head, None]
     assert isinstance(attention, Block)
-    if attention.plain_scores:
-        query = normalised @ attention.query[head].T + attention.query_bias[head]
-        keys = normalised @ attention.key[head].T + attention.key_bias[head]
-        scores = query @ keys.mT / query.shape[-1] ** 0.5
-    else:
-        queries, keys = attention.queries_and_keys(normalised)
-        scores = queries[:, head] @ keys[:, head].mT
+    rows = _literal_attention(clip, attention, normalised, head)
+    if attention.inner_norm is not None:
+        read = [
+            _literal_attention(clip, attention, normalised, h)
+            @ (normalised @ attention.value[h].T + attention.value_bias[h])
+            for h in range(attention.heads)
+        ]
+        variance = torch.cat(read, dim=-1).var(-1, correction=0, keepdim=True)
+        rows = rows / (variance + attention.inner_norm.eps).sqrt()
     if isinstance(clip.reader, OneToken):
         assert run.place is not None
-        if clip.reader.causal:
-            count = scores.shape[-1]
-            scores = scores + torch.full((count, count), -torch.inf).to(scores).triu(1)
-        ending: Tensor = scores.softmax(dim=-1)[torch.arange(len(scores)), run.place, None]
-        return ending
-    rows: Tensor = scores.softmax(dim=-1)
-    return rows[:, :1] if isinstance(clip.reader, ClassToken) else rows[:, clip.prefix :]
+        return rows[torch.arange(len(rows)), run.place, None]
+    return rows[:, :1] if isinstance(clip.reader, ClassToken) else _read(clip, rows)
+
+
+def _literal_attention(
+    clip: Clip, block: Block, normalised: Tensor, head: int
+) -> Float[Tensor, "images tokens tokens"]:
+    """Attention of every token to every token in one head."""
+    if block.plain_scores:
+        query = normalised @ block.query[head].T + block.query_bias[head]
+        keys = normalised @ block.key[head].T + block.key_bias[head]
+        scores = query @ keys.mT / query.shape[-1] ** 0.5
+    else:
+        queries, keys = block.queries_and_keys(normalised)
+        scores = queries[:, head] @ keys[:, head].mT
+    if isinstance(clip.reader, OneToken) and clip.reader.causal:
+        count = scores.shape[-1]
+        scores = scores + torch.full((count, count), -torch.inf).to(scores).triu(1)
+    attention: Tensor = scores.softmax(dim=-1)
+    return attention
+
+
+def _read(clip: Clip, states: Float[Tensor, "images tokens _"]) -> Tensor:
+    """Those of the tokens whose mean is the output."""
+    assert isinstance(clip.reader, MeanOfPatches)
+    return states[:, clip.reader.prefix :]
 
 
 def _literal_output(
@@ -251,9 +272,9 @@ def _literal_output(
 ) -> Float[Tensor, "images width"]:
     """What reaches the projection of what a head wrote to the tokens that are read."""
     if not clip.normalises:
-        return head[:, 0]
+        return head.mean(1)
     if clip.reader.waits:
-        seen = run.post[:, clip.prefix :]
+        seen = _read(clip, run.post)
     else:
         head, seen = head.mean(1, keepdim=True), clip.reader.pooled(run.post, run.place)[:, None]
     output = _normed(head, seen, clip.post_gain, clip.post_bias, clip.post_eps, part)

@@ -11,7 +11,7 @@ with c the centred input, C(x) = x - mean(x) and g the gain. Maps are applied to
 respect to it (`_back`) going backward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -331,16 +331,20 @@ def slope(activation: nn.Module, inputs: Tensor) -> Tensor:
     return found
 
 
+def _refusals(block: Block) -> Iterator[str]:
+    if block.gated:
+        yield "has gated neurons"
+    if not block.plain_scores:
+        yield "turns or normalises queries and keys before it compares them"
+    if block.inner_norm is not None:
+        yield "has a norm inside attention"
+
+
 def check_linear(clip: Clip, number: int, block: Block) -> None:
     """Raise `SecondLensError` unless the edges describe all of a block."""
-    if not block.plain_scores or block.gated:
+    for reason in _refusals(block):
         raise UnsupportedModel(
-            f"the paths of {clip.name} cannot be told apart: block {number} "
-            + (
-                "has gated neurons"
-                if block.gated
-                else "turns or normalises queries and keys before it compares them"
-            )
+            f"the paths of {clip.name} cannot be told apart: block {number} {reason}"
         )
     if not is_affine(block.ln_2):
         raise SecondLensError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..devices import undisturbed
-from ..errors import SecondLensError
+from ..errors import SecondLensError, UnsupportedModel
 from ..models.blocks import Block
 from ..models.view import Clip, hooked
 from .ablated_runs import check_neurons
@@ -171,6 +171,11 @@ def _check(
     check_neurons(clip, layer, neurons or ())
     for head in heads or ():
         check_head(clip, layer, head)
+        if clip.blocks[layer].inner_norm is not None:
+            raise UnsupportedModel(
+                f"heads of {clip.name} cannot be patched: a norm of all heads together in block "
+                f"{layer} makes what one writes depend on the others"
+            )
     for token in tokens or ():
         check_token(clip, token)
 

@@ -110,15 +110,22 @@ def path_factors(
     check_convention(convention)
     clip.check_layer(layer)
     exact = convention == "exact"
-    if not exact and not isinstance(clip.reader, ClassToken):
+    if not exact and not has_official(clip):
         raise SecondLensError(
-            f"{clip.name} does not read a class token, and the convention official is that of the "
-            "published code, which reads nothing else: take exact"
+            f"{clip.name} does not read a class token behind plain LayerNorms, and the convention "
+            "official is that of the published code, which knows nothing else: take exact"
         )
     rows = clip.blocks[layer].neuron_rows.to(dtype or clip.compute_dtype)
     inner, outer = carry(clip, layer, rows, centred=exact)
     shared = outer.new_empty(0, clip.dim) if exact else _official_rows(clip, layer, outer)
     return PathFactors(inner=inner, outer=outer, shared=shared)
+
+
+def has_official(clip: Clip) -> bool:
+    """Whether the convention of the published code says something of a model: it reads the class
+    token, and only the norm before its heads and the last one are on the way."""
+    plain = all(normalises(b.ln_1) and b.inner_norm is None for b in clip.blocks)
+    return isinstance(clip.reader, ClassToken) and clip.normalises and plain
 
 
 def value_paths(

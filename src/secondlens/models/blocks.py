@@ -73,6 +73,31 @@ class Attention(ABC):
     def output_bias(self) -> Float[Tensor, " out"]:
         """Of the output."""
 
+    def attended(
+        self,
+        rows: Float[Tensor, "images heads tokens"],
+        normalised: Float[Tensor, "images tokens width"],
+    ) -> Float[Tensor, "images out"]:
+        """What the heads add where they take these `rows` of the tokens, biases included (Eq. 4).
+
+        `normalised` is the output of `ln_1`.
+        """
+        return self._written(rows, normalised, self.value_bias.to(normalised))
+
+    def _written(
+        self, rows: Tensor, normalised: Tensor, value_bias: Tensor
+    ) -> Float[Tensor, "images out"]:
+        heads = self._read(rows, normalised) + value_bias
+        output = self.output.to(normalised)
+        return torch.einsum("bhe,hew->bw", heads, output) + self.output_bias.to(normalised)
+
+    def _read(
+        self, rows: Tensor, normalised: Tensor
+    ) -> Float[Tensor, "images heads head_width"]:
+        """Values of tokens, mixed first, so that no token's value is ever computed."""
+        mixed = torch.bmm(rows, normalised)
+        return torch.einsum("bhw,hew->bhe", mixed, self.value.to(normalised))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block(Attention):
@@ -89,6 +114,9 @@ class Block(Attention):
     mlp_half: Callable[[Tensor], Tensor] | None = None
     """The second half of the block, x + mlp(ln_2(x)), for any number of tokens; None if it cannot
     be run on its own."""
+    inner_norm: Any = None
+    """A LayerNorm of what all heads of a token read together, before their output. `output` holds
+    its centring and gain, `output_bias` its bias, and `class_rows` are over its scale."""
     gated: bool = False
     """Whether a neuron is a product of two linear readings, or a norm lies between it and what it
     reads: then it is more than `activation` of `mlp_input`."""
@@ -135,6 +163,10 @@ class Block(Attention):
         """What becomes of queries (or keys) of all tokens before their products are scores: norms
         of queries and keys, rotary positions. Nothing, unless a family says otherwise."""
         return heads
+
+    def at_grid(self, grid: tuple[int, int]) -> "Block":
+        """The same block of a model that cuts pictures into another grid of patches."""
+        return self
 
     def queries_and_keys(
         self, normalised: Float[Tensor, "images tokens width"]
@@ -196,20 +228,55 @@ class Block(Attention):
             scores = scores.masked_fill(after[:, None], -torch.inf)
         return scores.softmax(dim=-1)
 
+    def class_rows(
+        self, normalised: Float[Tensor, "images tokens width"], dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "images heads tokens"]:
+        """How much of each token's value reaches the class token: `class_attention`, over the scale
+        of `inner_norm` where there is one."""
+        attention = self.class_attention(normalised, dtype)
+        if self.inner_norm is None:
+            return attention
+        heads = self._read(attention, normalised.to(attention)) + self.value_bias.to(attention)
+        return attention / self.inner_sigma(heads.flatten(1))[:, None, None]
+
+    def inner_sigma(self, heads: Float[Tensor, "*batch joined"]) -> Float[Tensor, "*batch"]:
+        """What `inner_norm` divides by, of all heads side by side: sqrt(variance + eps)."""
+        sigma: Tensor = (heads.var(dim=-1, correction=0) + self.inner_norm.eps).sqrt()
+        return sigma
+
+    def attended(
+        self,
+        rows: Float[Tensor, "images heads tokens"],
+        normalised: Float[Tensor, "images tokens width"],
+    ) -> Float[Tensor, "images out"]:
+        """See `Attention`: `inner_norm` divides values and their biases alike."""
+        value_bias = self.value_bias.to(normalised)
+        if self.inner_norm is not None:
+            value_bias = value_bias * rows.sum(dim=-1, keepdim=True)
+        return self._written(rows, normalised, value_bias)
+
     def weighted_attention(
         self,
         normalised: Float[Tensor, "images tokens width"],
         weights: Float[Tensor, "images tokens"],
     ) -> Float[Tensor, "images heads tokens"]:
-        """Attention of all tokens to every token, summed over the tokens that look with `weights`.
+        """Attention of all tokens to every token, summed over the tokens that look with `weights`,
+        each over its scale of `inner_norm` where there is one.
 
         One head at a time: all heads' attention at once would be the largest thing in memory.
         """
-        queries, keys = self.queries_and_keys(normalised.to(weights))
-        rows = [
-            torch.bmm(weights[:, None], (queries[:, h] @ keys[:, h].mT).softmax(dim=-1))
-            for h in range(queries.shape[1])
-        ]
+        normalised = normalised.to(weights)
+        queries, keys = self.queries_and_keys(normalised)
+
+        def attention(head: int) -> Float[Tensor, "images tokens tokens"]:
+            return (queries[:, head] @ keys[:, head].mT).softmax(dim=-1)
+
+        if self.inner_norm is not None:
+            values = torch.einsum("btw,hew->bhte", normalised, self.value.to(weights))
+            values = values + self.value_bias.to(weights)[:, None]
+            heads = [attention(h) @ values[:, h] for h in range(self.heads)]
+            weights = weights / self.inner_sigma(torch.cat(heads, dim=-1))
+        rows = [torch.bmm(weights[:, None], attention(h)) for h in range(self.heads)]
         return torch.cat(rows, dim=1)
 
 

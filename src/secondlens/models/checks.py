@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
-from .blocks import Attention, Block
+from .blocks import Block
 from .readers import AttentionPool, ClassToken, OneToken
 from .recognition import published_files
 from .view import Clip, hooked
@@ -118,7 +118,7 @@ def parity_errors(clip: Clip) -> dict[str, float]:
         errors[f"MLP output of block {j}"] = relative_error(rebuilt, mlp[:, 0])
     if pool is not None:
         normalised = clip.batch_major(seen[pool.ln_1])
-        rebuilt = _attended(pool, pool.row(normalised, normalised.dtype), normalised)
+        rebuilt = pool.attended(pool.row(normalised, normalised.dtype), normalised)
         given = clip.reader.pooled(seen[pool.attention_end])
         errors["output of the attention pool"] = relative_error(rebuilt, given)
     return errors
@@ -130,24 +130,16 @@ def _attention_error(
     if isinstance(clip.reader, OneToken):
         rows = clip.reader.rows(block, normalised, normalised.dtype, place=place)
         given = clip.reader.direct(attention, place=place)
-        return relative_error(_attended(block, rows, normalised), given)
+        return relative_error(block.attended(rows, normalised), given)
     if isinstance(clip.reader, ClassToken):
-        rebuilt = _attended(block, block.class_attention(normalised), normalised)
+        rebuilt = block.attended(block.class_rows(normalised), normalised)
         return relative_error(rebuilt, attention[:, 0])
     # of tokens with weights that no two share, so that none is hidden by another
     count = normalised.shape[1]
     weights = torch.linspace(0.5, 1.5, count, dtype=normalised.dtype, device=normalised.device)
     weights = (weights / weights.sum()).expand(len(normalised), -1)
-    rebuilt = _attended(block, block.weighted_attention(normalised, weights), normalised)
+    rebuilt = block.attended(block.weighted_attention(normalised, weights), normalised)
     return relative_error(rebuilt, torch.bmm(weights[:, None], attention)[:, 0])
-
-
-def _attended(attention: Attention, rows: Tensor, normalised: Tensor) -> Tensor:
-    """[images, width]: what heads with these rows add (Eq. 4), biases included."""
-    dtype = normalised.dtype
-    mixed = torch.bmm(rows, normalised)
-    heads = torch.einsum("bhw,hew->bhe", mixed, attention.value.to(dtype)) + attention.value_bias
-    return torch.einsum("bhe,hew->bw", heads, attention.output.to(dtype)) + attention.output_bias
 
 
 def relative_error(rebuilt: Tensor, real: Tensor) -> float:

@@ -90,7 +90,7 @@ class ClassToken(Reader):
     ) -> Float[Tensor, "images heads tokens"]:
         """See `Reader`: the row of the class token."""
         assert isinstance(attention, Block)
-        return attention.class_attention(normalised, dtype)
+        return attention.class_rows(normalised, dtype)
 
     def pooled(
         self,

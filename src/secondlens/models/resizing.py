@@ -57,7 +57,9 @@ def resized(clip: Clip, height: int, width: int | None = None) -> Clip:
             f"{MOST_PATCHES:,}"
         )
     preprocess = None if clip.preprocess is None else _preprocess(clip.preprocess, clip, size)
-    return replace(clip, image_size=size, grid=(rows, columns), preprocess=preprocess)
+    grid = rows, columns
+    blocks = tuple(block.at_grid(grid) for block in clip.blocks)
+    return replace(clip, image_size=size, grid=grid, blocks=blocks, preprocess=preprocess)
 
 
 def interpolated(

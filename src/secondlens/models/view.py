@@ -185,7 +185,8 @@ class Clip:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.projection.device
+        device: torch.device = self.patches.weight.device
+        return device
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -372,9 +373,7 @@ class Clip:
         def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
             assert block.mlp_half is not None
             y = self.batch_major(block.ln_1(x))
-            mixed = torch.bmm(block.class_attention(y), y)
-            heads = torch.einsum("bhw,hew->bhe", mixed, block.value) + block.value_bias
-            attended = torch.einsum("bhe,hew->bw", heads, block.output) + block.output_bias
+            attended = block.attended(block.class_rows(y), y)
             return block.mlp_half(x[class_rows] + self.batch_major(attended[:, None]))
 
         class_rows = (slice(None), slice(1)) if self.batch_first else (slice(1),)

@@ -49,5 +49,5 @@ def textspan(
         to_state = torch.einsum("bhe,hew->bhw", to_value, block.value.to(dtype))
         added = torch.bmm(to_state, states.mT)
         added = added + (to_value * block.value_bias.to(dtype)).sum(-1)[:, :, None]
-        total += (block.class_attention(states) * added).sum(1)
+        total += (block.class_rows(states) * added).sum(1)
     return on_grid(total[:, clip.prefix :], clip.grid)

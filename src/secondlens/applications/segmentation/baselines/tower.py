@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ....errors import SecondLensError
+from ....errors import SecondLensError, UnsupportedModel
 from ....models.blocks import Block
 from ....models.view import Clip, Images, check_eval, hooked
 
@@ -41,6 +41,12 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
     """
     check_eval(clip.model)
     clip.check_class_token("attention's relevance")
+    for number, block in enumerate(clip.blocks):
+        if block.inner_norm is not None or (block.gated and relevance is not None):
+            what = "gates its neurons" if block.inner_norm is None else "has a norm in attention"
+            raise UnsupportedModel(
+                f"attention's relevance of {clip.name} cannot be told: block {number} {what}"
+            )
     prepared = clip.prepare(images)
     normalised: dict[int, Tensor] = {}
     attention: list[Tensor] = []

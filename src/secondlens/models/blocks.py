@@ -91,9 +91,7 @@ class Attention(ABC):
         output = self.output.to(normalised)
         return torch.einsum("bhe,hew->bw", heads, output) + self.output_bias.to(normalised)
 
-    def _read(
-        self, rows: Tensor, normalised: Tensor
-    ) -> Float[Tensor, "images heads head_width"]:
+    def _read(self, rows: Tensor, normalised: Tensor) -> Float[Tensor, "images heads head_width"]:
         """Values of tokens, mixed first, so that no token's value is ever computed."""
         mixed = torch.bmm(rows, normalised)
         return torch.einsum("bhw,hew->bhe", mixed, self.value.to(normalised))

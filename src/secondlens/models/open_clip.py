@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     AttentionalPooler,
     VisionTransformer,
@@ -19,6 +20,7 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
+from . import timm, timm_covered
 from .blocks import is_affine
 from .checks import activation_name, check_parity
 from .open_clip_blocks import block_refusals, view_of_block
@@ -43,8 +45,8 @@ def from_open_clip(
     Parameters
     ----------
     model
-        An `open_clip.CLIP` or `CustomTextCLIP` with a vision transformer, in eval mode, on the
-        device and in the precision it shall keep.
+        An `open_clip.CLIP` or `CustomTextCLIP` with a vision transformer, open_clip's own or one of
+        timm, in eval mode, on the device and in the precision it shall keep.
     preprocess
         Its inference transform; without it, images must come preprocessed.
     tokenizer
@@ -64,34 +66,41 @@ def from_open_clip(
     model = plain(model, name)
     check_covered(model, name)
     check_eval(model)
-    tower: Any = unwrapped(model.visual)
-    attention = tower.transformer.resblocks[0].attn
-
     clip = Clip(
         name=shown(name),
         origin=name,
-        activation=activation_name(tower.transformer.resblocks[0].mlp.gelu),
-        blocks=tuple(view_of_block(block) for block in tower.transformer.resblocks),
-        ln_post=tower.ln_post,
-        patches=tower.conv1,
-        read_projection=partial(_projection, tower),
-        image_size=tuple(tower.image_size),
-        grid=tuple(tower.grid_size),
-        # only nn.MultiheadAttention knows both layouts; open_clip's own attention has one
-        batch_first=getattr(attention, "batch_first", True),
         model=model,
         # no functions within this one: a model must be able to go to other processes
-        image_tower=partial(_encode_image, tower),
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
         preprocess=preprocess,
-        reader=_reader(tower),
         text_view=partial(text_tower, tokenizer=tokenizer, check=check),
         view_of=partial(from_open_clip, name=name, check=False),
         context_length=getattr(model, "context_length", Clip.context_length),
+        **_image_parts(unwrapped(model.visual)),
     )
     if check:
         check_parity(clip)
     return clip
+
+
+def _image_parts(tower: Any) -> dict[str, Any]:
+    """What a `Clip` holds of an image tower."""
+    if isinstance(tower, TimmModel):
+        return timm.image_parts(unwrapped(tower.trunk), tower.head)
+    blocks = tower.transformer.resblocks
+    return {
+        "activation": activation_name(blocks[0].mlp.gelu),
+        "blocks": tuple(view_of_block(block) for block in blocks),
+        "ln_post": tower.ln_post,
+        "patches": tower.conv1,
+        "read_projection": partial(_projection, tower),
+        "image_size": tuple(tower.image_size),
+        "grid": tuple(tower.grid_size),
+        # only nn.MultiheadAttention knows both layouts; open_clip's own attention has one
+        "batch_first": getattr(blocks[0].attn, "batch_first", True),
+        "reader": _reader(tower),
+        "image_tower": partial(_encode_image, tower),
+    }
 
 
 def _projection(tower: Any) -> Tensor:
@@ -125,16 +134,20 @@ def _through(tower: Any, images: Tensor) -> Tensor:
 
 
 def _encode_text(model: Any, tokenizer: Callable[..., Tensor], texts: list[str]) -> Tensor:
-    embeddings: Tensor = model.encode_text(tokenizer(texts).to(model.visual.proj.device))
+    device = next(model.parameters()).device
+    embeddings: Tensor = model.encode_text(tokenizer(texts).to(device))
     return embeddings
 
 
 def _refusals(tower: Any) -> Iterator[str]:
     """Reasons why the mathematics does not describe this image tower."""
+    if isinstance(tower, TimmModel):
+        yield from timm_covered.refusals(unwrapped(tower.trunk), tower.head)
+        return
     if not isinstance(tower, VisionTransformer):
         yield (
             f"its image tower is a {type(tower).__name__}, and only open_clip's VisionTransformer "
-            "is covered, no ResNet and no timm model"
+            "and towers of timm are covered, no ResNet"
         )
         return
     if tower.attn_pool is not None:

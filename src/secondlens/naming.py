@@ -14,7 +14,7 @@ _FOLDERS = re.compile(
     (?:[A-Za-z]:[\\/]|\\\\|~[\w.-]*[\\/]|\.{0,2}[\\/](?=\S))
     (?:.*[\\/])?                        # with blanks, which end no path
     | (?<=local-dir:).*[\\/]
-    | (?<=hf:)(?:[^\\/]+[\\/]){2,}      # names on the hub have two parts
+    | (?:(?<=hf:)|(?<=timm:))(?:[^\\/]+[\\/]){2,}      # names on the hub have two parts
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -36,7 +36,7 @@ def shown_place(name: str) -> str:
 def shown_model(name: str) -> str:
     """The name that a model is loaded by, as others may see it."""
     kind, _, place = name.partition(":")
-    return f"hf:{shown_place(place)}" if kind == "hf" else shown(name)
+    return f"{kind}:{shown_place(place)}" if kind in ("hf", "timm") else shown(name)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

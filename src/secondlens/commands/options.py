@@ -192,7 +192,7 @@ class ChosenModel(Weights):
 
     model: str = option(
         default="demo",
-        help='"demo", an open_clip name, or "hf:" and a transformers name or folder.',
+        help='"demo", an open_clip name, or "hf:" or "timm:" and a name or folder of that library.',
     )
     precision: str = option(
         default="fp32", type=click.Choice(PRECISIONS), help="Number format of the weights."
@@ -350,15 +350,17 @@ with_engine = grouped("engine", ChosenEngine)
 
 
 def check_trained(model: str, pretrained: str | None, option: str = "--pretrained") -> None:
-    """Raise `SecondLensError` for a model of open_clip whose weights would be random, because
-    `option` was not given."""
+    """Raise `SecondLensError` for a model of open_clip or timm whose weights would be random,
+    because `option` was not given."""
     if not _is_random(model, pretrained):
         return
     from ..models.loading import check_name
+    from ..models.timm_loading import check_registered
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_name(model, None)  # a name that is unknown is the worse mistake
+        # a name that is unknown is the worse mistake
+        (check_registered if model.startswith("timm:") else check_name)(model, None)
     raise SecondLensError(
         f"{model} has random weights without {option}: name a tag such as openai, or a checkpoint"
     )
@@ -382,9 +384,11 @@ def shape_alone(model: str, pretrained: str | None) -> Iterator[None]:
 
 
 def _is_random(model: str, pretrained: str | None) -> bool:
-    """Whether open_clip would make up the weights: the embedded models, and those whose name says
-    where they are, have their own."""
-    return pretrained is None and not model.startswith("demo") and ":" not in model
+    """Whether open_clip or timm would make up the weights: the embedded models, and those whose
+    name says where they are, have their own."""
+    kind, _, place = model.partition(":")
+    own = set(place) & set("./") if kind == "timm" else model.startswith("demo") or ":" in model
+    return pretrained is None and not own
 
 
 def layer_numbers(text: str) -> "list[int] | Literal['all']":

@@ -15,7 +15,8 @@ from .options import Weights, console, grouped, json_option, print_json, shape_a
 def verify(model: str, as_json: bool, weights: Weights) -> None:
     """Check what this program knows of MODEL: parity, activation function, effects, by dtype.
 
-    MODEL is "demo", an open_clip name, or "hf:" and the name or folder of a transformers model.
+    MODEL is "demo", an open_clip name, or "hf:" or "timm:" and the name or folder of a model of
+    transformers or timm.
     Exits with 1 if a check fails.
 
     Example: secondlens verify demo

@@ -1,8 +1,8 @@
 """One view over any CLIP: where models come from, what the mathematics reads, and whether it is so.
 
-A family of models is one file (`open_clip`, `transformers`) that turns a model in memory into a
-`Clip` of `view`; `loading` finds models by name, `checks` holds the view against what the model
-computes.
+A family of models is one file (`open_clip`, `timm`, `transformers`) that turns a model in memory
+into a `Clip` of `view`; `loading` finds models by name, `checks` holds the view against what the
+model computes.
 
 A tower that computes anything else than the mathematics describes is refused, with the reason, and
 every view is checked against the model's own forward pass before it is handed out.
@@ -33,9 +33,14 @@ picture_reader: Member["list[Image] | Tensor"] = Member(
 the function is looked up when something else than a tensor is first given."""
 
 for _name, _function, _help in (
-    ("demo", "demo", "the embedded model: drawn scenes"),
-    ("demo-twin", "demo", "the same without planted cues: the referee of demo"),
-    ("hf", "hugging_face", "hf:MODEL, a CLIP of transformers by hub name or folder"),
-    ("open_clip", "by_open_clip", "any other name, such as ViT-B-32 with --pretrained openai"),
+    ("demo", "loading:demo", "the embedded model: drawn scenes"),
+    ("demo-twin", "loading:demo", "the same without planted cues: the referee of demo"),
+    ("hf", "loading:hugging_face", "hf:MODEL, a CLIP of transformers by hub name or folder"),
+    ("timm", "timm_loading:by_timm", "timm:MODEL, a vision transformer of timm by name or folder"),
+    (
+        "open_clip",
+        "loading:by_open_clip",
+        "any other name, such as ViT-B-32 with --pretrained openai",
+    ),
 ):
-    named_models.register(_name, f"{__name__}.loading:{_function}", help=_help)
+    named_models.register(_name, f"{__name__}.{_function}", help=_help)

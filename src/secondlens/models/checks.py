@@ -201,8 +201,8 @@ def trained_activation(
 
     Three sources are heard, in this order: what the caller states; open_clip's own record, found
     by the tag or, for a file, by a published SHA-256; and a model name that stands for QuickGELU.
-    `hf-hub:` and `local-dir:` models, and all that are not open_clip's, come with a configuration
-    that builds them, so only a statement is heard.
+    `hf-hub:` and `local-dir:` models, image towers of timm, and all that are not open_clip's, come
+    with a configuration that builds them, so only a statement is heard.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ def trained_activation(
         The sources disagree, or no source knows the function of a checkpoint file.
     """
     config = open_clip.get_model_config(name.replace("/", "-")) if ":" not in name else None
-    if config is None:
+    if config is None or "timm_model_name" in config["vision_cfg"]:
         return stated
     record = None
     if pretrained is not None and open_clip.is_pretrained_cfg(name.replace("/", "-"), pretrained):

@@ -118,14 +118,14 @@ def image_parts(trunk: Any, head: nn.Module) -> dict[str, Any]:
         view_of_block(block, j, rope=rope, grid=grid) for j, block in enumerate(trunk.blocks)
     )
     linear = next(iter(projections(trunk, head)), None)
-    has_offset = linear is not None and linear.bias is not None
+    offset = None if linear is None or linear.bias is None else partial(_offset, linear)
     return {
         "activation": activation_name(blocks[0].activation),
         "blocks": blocks,
         "ln_post": _last(trunk),
         "patches": next(m for m in embedding.modules() if isinstance(m, nn.Conv2d)),
         "read_projection": partial(_projection, trunk, linear),
-        "read_offset": partial(_offset, linear) if has_offset else None,
+        "read_offset": offset,
         "image_size": tuple(embedding.img_size),
         "grid": grid,
         "batch_first": True,

@@ -162,8 +162,9 @@ class PlacedBlock(TimmBlock):
         if turns.dim() == 4:
             turns = turns[self.number]
         prefix: int = attention.num_prefix_tokens
-        half = getattr(attention, "rotate_half", False)
-        turned = apply_rot_embed_cat(heads[:, :, prefix:], turns.detach().to(heads), half=half)
+        # the older versions of timm know one layout alone
+        layout = {"half": True} if getattr(attention, "rotate_half", False) else {}
+        turned = apply_rot_embed_cat(heads[:, :, prefix:], turns.detach().to(heads), **layout)
         return torch.cat([heads[:, :, :prefix], turned], dim=2)
 
 
@@ -178,8 +179,8 @@ class TimmPool(LearnedPool):
     def query(self) -> Float[Tensor, "heads head_width"]:
         """See `LearnedPool`."""
         latent = self.module.latent.detach()[0, 0]
-        query = latent if isinstance(self.module.q, nn.Identity) else self.module.q(latent)
-        return self._by_head(query.detach()) * self.module.scale
+        query: Tensor = self.module.q(latent).detach() * self.module.scale
+        return self._by_head(query)
 
     @property
     def key(self) -> Float[Tensor, "heads head_width width"]:
@@ -279,7 +280,7 @@ def rotary_at(rope: Any, grid: tuple[int, int]) -> Any:
 
 
 def beside(module: nn.Module) -> Any:
-    """A second module of the same parts, in which some can be replaced and the first stays as it is.
+    """A second module of the same parts: some can be replaced, and the first stays as it is.
 
     Parts that are not replaced are the same ones, with their hooks.
     """

@@ -48,8 +48,8 @@ REASONS = {
 """Of towers, by the name of the class."""
 
 OUTPUT_IS_NORMED = (
-    "norms what its MLP writes before that is added, so what a neuron writes is no activation times "
-    "a row: it is over a scale of each token"
+    "norms what its MLP writes before that is added, so what a neuron writes is no activation "
+    "times a row: it is over a scale of each token"
 )
 BLOCK_REASONS = {"EvaBlockPostNorm": OUTPUT_IS_NORMED, "ResPostBlock": OUTPUT_IS_NORMED}
 """Of blocks, by the name of the class."""
@@ -194,10 +194,11 @@ def _block_refusals(block: Any) -> Iterator[str]:
     for module in (block, attention, mlp):
         yield from _unknown_fields("", module)
     if not is_affine(block.norm1):
-        yield f"has a {type(block.norm1).__name__} before attention, no LayerNorm with gain and bias"
-    if attention.gate is not None if hasattr(attention, "gate") else False:
+        kind = type(block.norm1).__name__
+        yield f"has a {kind} before attention, no LayerNorm with gain and bias"
+    if getattr(attention, "gate", None) is not None:
         yield "gates what its heads read by a function of the token that looks (gate)"
-    inner = getattr(attention, "norm", None)
+    inner: Any = getattr(attention, "norm", None)
     if is_norm(inner) and not is_affine(inner):
         yield f"has a {type(inner).__name__} inside attention, no LayerNorm with gain and bias"
     scales = (getattr(block, "ls1", None), getattr(block, "ls2", None))

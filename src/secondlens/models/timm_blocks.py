@@ -154,7 +154,7 @@ class PlacedBlock(TimmBlock):
         """See `Block`."""
         attention = self.module.attn
         norm: nn.Module = attention.q_norm if queries else attention.k_norm
-        weights = {name: weight.to(heads) for name, weight in norm.named_parameters()}
+        weights = {name: each.detach().to(heads) for name, each in norm.named_parameters()}
         heads = functional_call(norm, weights, heads)
         if self.rope is None:
             return heads

@@ -107,7 +107,7 @@ class Held:
         return [block.attn for block in self.tower.blocks] + pool
 
     def _norms(self):
-        norms = [norm for b in self.tower.blocks for norm in (b.norm1, getattr(b.attn, "norm"))]
+        norms = [norm for b in self.tower.blocks for norm in (b.norm1, b.attn.norm)]
         norms += [self.tower.norm, self.tower.fc_norm]
         return [norm for norm in norms if isinstance(norm, nn.LayerNorm)]
 

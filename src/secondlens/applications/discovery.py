@@ -376,8 +376,8 @@ class Discoverer:
 
         The mean effect has no token or path of its own: it is taken off all of them alike.
         """
-        factors, later = self.factors[layer], range(layer + 1, self.clip.layers)
-        attention = torch.cat([pooled.attention_over_sigma[j][row] for j in later])
+        factors, through = self.factors[layer], self.clip.attentions(layer)
+        attention = torch.cat([pooled.attention_over_sigma[j][row] for j in through])
         activation = pooled.activations[layer][row][:, neurons].to(attention)
         carried = []
         for inner, outer, attended in zip(factors.inner, factors.outer, attention, strict=True):

@@ -97,7 +97,7 @@ class Encoded:
     activations: Mapping[int, Float[Tensor, "images patches neurons"]]
     """By MLP layer."""
     attention_over_sigma: Mapping[int, Float[Tensor, "images heads patches"]]
-    """Of the class token, by block."""
+    """Of what is read, by block; an attention pool counts as the one after the last."""
     embedding: Float[Tensor, "images dim"]
     """Unit rows."""
 
@@ -234,8 +234,8 @@ class Segmenter:
             activations = encoded.activations[layer].to(text.dtype)
             read = activations.gather(2, own[:, None].expand(-1, activations.shape[1], -1))
             read = read - self._mean(layer)[:, own].transpose(0, 1)
-            later = range(layer + 1, self.clip.layers)
-            attention = torch.cat([encoded.attention_over_sigma[j] for j in later], dim=1)
+            through = self.clip.attentions(layer)
+            attention = torch.cat([encoded.attention_over_sigma[j] for j in through], dim=1)
             by_path = torch.bmm(scores * weights[:, None], read.mT)
             total = total + (by_path * attention).sum(1)
         return total

@@ -189,16 +189,18 @@ class LiteralPass:
 
 
 def literal_second_order(
-    clip: Clip, run: LiteralPass, layer: int, neuron: int, convention: str = "exact"
+    clip: Clip, run: LiteralPass, layer: int, neuron: int | None, convention: str = "exact"
 ) -> Float[Tensor, "images dim"]:
-    """The second-order effect of one neuron as Eq. 5 and appendix A.6 write it, slowly.
+    """The second-order effect of one neuron as Eq. 5 and appendix A.6 write it, slowly; without a
+    neuron, that of all of the layer together, `exact`.
 
     `exact`: each LayerNorm subtracts the neuron's own mean, and no bias is the neuron's.
     `official`: the neuron takes an equal part, as the published code counts parts, of every
     LayerNorm's mean and of every bias on its way.
     """
     official = convention == "official"
-    write = run.activations[layer][:, :, neuron, None] * clip.blocks[layer].neuron_rows[neuron]
+    chosen = slice(None) if neuron is None else slice(neuron, neuron + 1)
+    write = run.activations[layer][:, :, chosen] @ clip.blocks[layer].neuron_rows[chosen]
     if official:
         write = write + clip.blocks[layer].mlp_bias / clip.neurons
     total: Tensor = torch.zeros_like(run.representation)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     AttentionalPooler,
@@ -20,7 +21,7 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import UnsupportedModel
 from ..naming import shown
-from . import timm, timm_covered
+from . import convnext, resnet, timm, timm_covered
 from .blocks import is_affine
 from .checks import activation_name, check_parity
 from .open_clip_blocks import block_refusals, view_of_block
@@ -85,8 +86,12 @@ def from_open_clip(
 
 def _image_parts(tower: Any) -> dict[str, Any]:
     """What a `Clip` holds of an image tower."""
+    if isinstance(tower, TimmModel) and convnext.is_convnext(tower):
+        return convnext.image_parts(tower)
     if isinstance(tower, TimmModel):
         return timm.image_parts(unwrapped(tower.trunk), tower.head)
+    if isinstance(tower, ModifiedResNet):
+        return resnet.image_parts(tower)
     blocks = tower.transformer.resblocks
     return {
         "activation": activation_name(blocks[0].mlp.gelu),
@@ -141,13 +146,19 @@ def _encode_text(model: Any, tokenizer: Callable[..., Tensor], texts: list[str])
 
 def _refusals(tower: Any) -> Iterator[str]:
     """Reasons why the mathematics does not describe this image tower."""
+    if isinstance(tower, TimmModel) and convnext.is_convnext(tower):
+        yield from convnext.refusals(tower)
+        return
     if isinstance(tower, TimmModel):
         yield from timm_covered.refusals(unwrapped(tower.trunk), tower.head)
+        return
+    if isinstance(tower, ModifiedResNet):
+        yield from resnet.refusals(tower)
         return
     if not isinstance(tower, VisionTransformer):
         yield (
             f"its image tower is a {type(tower).__name__}, and only open_clip's VisionTransformer "
-            "and towers of timm are covered, no ResNet"
+            "and ResNet, and towers of timm, are covered"
         )
         return
     if tower.attn_pool is not None:

@@ -1,16 +1,22 @@
 """Every family of transformers' models: the view is the model, and effects add up to the path."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import tiny_tokenizer
+from models import tiny_model, tiny_tokenizer
+from PIL import Image
 from towers import TRANSFORMERS, error, images_for, transformers_model, whole_path
-from transformers import BatchEncoding
+from transformers import BatchEncoding, BitImageProcessor
 
 import secondlens as sl
+from secondlens.effects.capture import Capture
+from secondlens.errors import SecondLensError
 from secondlens.models.checks import check_parity
+from secondlens.models.open_clip import from_open_clip
 from secondlens.models.resizing import resized
 from secondlens.models.transformers import from_transformers
+from secondlens.words.dissection import SHARPNESS, soft_wpmi
 
 OF_PATCHES = ("SiglipModel", "SiglipVisionModel", "Siglip2Model")
 
@@ -145,3 +151,56 @@ def test_all_second_order_effects_of_a_siglip_leave(siglip, lens):
     best = (left @ classifier.T).argmax(1)
     expected = float((best == torch.tensor(labels)).float().mean())
     assert found.accuracy(2, "all") == pytest.approx(expected)
+
+
+def test_a_lens_of_a_siglip_is_saved_and_loaded(lens, tmp_path):
+    lens.save(tmp_path / "lens")
+    found = sl.Lens.load(tmp_path / "lens")
+    assert found.model == lens.model and found.model["prefix"] == 0
+    assert torch.equal(found[2].activation_mean, lens[2].activation_mean)
+
+
+# -- words of a model without texts ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [Image.fromarray(torch.randint(0, 256, (16, 16, 3)).byte().numpy()) for _ in "x" * 24]
+
+
+def judging():
+    def preprocess(image):
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+
+    return from_open_clip(tiny_model(), preprocess, tiny_tokenizer, name="judge")
+
+
+def test_another_clip_finds_words_for_a_dino(pictures, tmp_path):
+    size = {"height": 16, "width": 16}
+    processor = BitImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+    clip = from_transformers(transformers_model("Dinov2WithRegistersModel"), processor, name="dino")
+    lens, words, judge = sl.fit(clip, pictures, "all", top=4), sl.vocabulary(TEXTS), judging()
+    codes = sl.dissect(clip, lens, words, pictures, judge=judge)
+    shown = F.normalize(judge.encode_image(pictures), dim=1)
+    log_texts = (SHARPNESS * shown @ words.embed(judge).T).log_softmax(1)
+    for layer in lens.layers:
+        with Capture(clip, [layer], keep_activations=True) as capture:
+            activations = capture.pool(clip.encode_image(pictures)).activations[layer]
+        strongest = activations.mean(1).topk(4, dim=0).indices.T
+        expected = soft_wpmi(log_texts, strongest).argmax(1)
+        assert torch.equal(codes.indices[layer][:, 0], expected)
+        assert codes.cosine[layer].isnan().all()
+    lens.save(tmp_path / "lens")
+    found = sl.Lens.load(tmp_path / "lens")
+    assert found.model["prefix"] == 3
+    assert found.codes["texts, by activation"].words(0, 0) == codes.words(0, 0)
+
+
+def test_without_a_judge_there_are_no_words(pictures):
+    clip = from_transformers(transformers_model("Dinov2Model"), name="dino")
+    images = images_for(clip, 8)
+    lens = sl.fit(clip, images, "all", top=4)
+    with pytest.raises(SecondLensError, match=r"dino has no text tower, .*another CLIP as the judge"):
+        sl.dissect(clip, lens, sl.vocabulary(TEXTS), images)

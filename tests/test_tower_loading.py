@@ -107,7 +107,10 @@ def test_the_texts_of_a_classifier_are_its_classes(classifier):
     images = images_for(classifier)
     with torch.no_grad():
         logits = classifier.model(images).logits
-    assert error(classifier.encode_image(images) @ classifier.encode_text(["snow"]).T, logits[:, 3:4]) < 1e-6
+    assert (
+        error(classifier.encode_image(images) @ classifier.encode_text(["snow"]).T, logits[:, 3:4])
+        < 1e-6
+    )
 
 
 def test_a_class_whose_whole_name_is_a_part_of_another_is_meant(classifier):
@@ -186,7 +189,7 @@ def test_an_unknown_option_is_refused_by_name_before_weights_are_there(tmp_path,
     with pytest.raises(UnsupportedModel, match="its configuration sets 'warp_factor', and"):
         from_transformers(model)
     model.config.save_pretrained(tmp_path)  # and nothing else
-    with pytest.raises(UnsupportedModel, match="hf:.* sets 'warp_factor', and"):
+    with pytest.raises(UnsupportedModel, match=r"hf:.* sets 'warp_factor', and"):
         load(f"hf:{tmp_path}")
     config.warp_factor = None
     assert from_transformers(model).layers == 3
@@ -240,7 +243,7 @@ def test_a_text_tower_of_another_precision_is_no_mixture():
 
 
 def test_a_name_of_open_clip_is_said_to_be_one():
-    with pytest.raises(SecondLensError, match="ViT-B-32 is a model of open_clip, .*: drop hf:"):
+    with pytest.raises(SecondLensError, match=r"ViT-B-32 is a model of open_clip, .*: drop hf:"):
         load("hf:ViT-B-32")
 
 

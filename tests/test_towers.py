@@ -36,7 +36,9 @@ def embedding(model, images):
     with torch.no_grad():
         if kind == "Siglip2Model":
             patches = F.unfold(images, 8, stride=8).mT.unflatten(-1, (3, 64)).mT.flatten(-2)
-            shapes = torch.tensor([[size // 8 for size in images.shape[-2:]]]).expand(len(images), 2)
+            shapes = torch.tensor([[size // 8 for size in images.shape[-2:]]]).expand(
+                len(images), 2
+            )
             there = torch.ones(patches.shape[:2], dtype=torch.long)
             return model.get_image_features(patches, there, shapes).pooler_output
         if hasattr(model, "get_image_features"):
@@ -167,7 +169,9 @@ def test_a_lens_of_a_siglip_is_saved_and_loaded(lens, tmp_path):
 def pictures():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return [Image.fromarray(torch.randint(0, 256, (16, 16, 3)).byte().numpy()) for _ in "x" * 24]
+        return [
+            Image.fromarray(torch.randint(0, 256, (16, 16, 3)).byte().numpy()) for _ in "x" * 24
+        ]
 
 
 def judging():
@@ -202,5 +206,7 @@ def test_without_a_judge_there_are_no_words(pictures):
     clip = from_transformers(transformers_model("Dinov2Model"), name="dino")
     images = images_for(clip, 8)
     lens = sl.fit(clip, images, "all", top=4)
-    with pytest.raises(SecondLensError, match=r"dino has no text tower, .*another CLIP as the judge"):
+    with pytest.raises(
+        SecondLensError, match=r"dino has no text tower, .*another CLIP as the judge"
+    ):
         sl.dissect(clip, lens, sl.vocabulary(TEXTS), images)

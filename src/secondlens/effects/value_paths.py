@@ -314,8 +314,8 @@ def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.
 
     Where the output is the mean of the patches, theirs of p / sigma; where an attention pool reads
-    them, all are zero. Where an MLP follows the projection, it is replaced by its derivative at each
-    image, and a warning says so.
+    them, all are zero. Where an MLP follows the projection, it is replaced by its derivative at
+    each image, and a warning says so.
 
     Parameters
     ----------

@@ -2,11 +2,11 @@
 
 What goes is named by `published`: no folder of this machine is in it. What comes is mere files.
 
-Who one is, the hub's own library knows, import math
-from `hf auth login` or `HF_TOKEN`: no token passes through
+Who one is, the hub's own library knows, from `hf auth login` or `HF_TOKEN`: no token passes through
 here.
 """
 
+import math
 import re
 import shutil
 import tempfile

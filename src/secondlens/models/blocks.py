@@ -48,9 +48,7 @@ class Attention(ABC):
         eps: float = self.ln_1.eps
         return eps
 
-    def read_from(
-        self, inputs: tuple[Any, ...], output: Any
-    ) -> Float[Tensor, "_ _ features"]:
+    def read_from(self, inputs: tuple[Any, ...], output: Any) -> Float[Tensor, "_ _ features"]:
         """What the heads read, of what `ln_1` saw and returned: this, unless a pool makes its
         tokens itself."""
         returned: Tensor = output

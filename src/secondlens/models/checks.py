@@ -191,8 +191,11 @@ def activation_name(activation: nn.Module) -> str:
 
 
 def chosen_activations(clip: Clip) -> list[nn.Module]:
-    """The functions that open_clip's choice between GELU and QuickGELU reaches: those of all blocks;
-    of a convolutional tower, which has none of them, those of the text tower."""
+    """The functions that open_clip's choice between GELU and QuickGELU reaches.
+
+    They are those of all blocks; or, for a convolutional tower, which has none of them, those of
+    the text tower.
+    """
     if not isinstance(clip.blocks[0], Stage):
         return [block.activation for block in clip.blocks]
     text: Any = getattr(clip.model, "text", clip.model)

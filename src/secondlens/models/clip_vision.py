@@ -32,6 +32,7 @@ def _view(model: Any) -> TowerView:
     vision = _vision(model)
     size, patch = both(vision.embeddings.image_size), both(vision.embeddings.patch_size)
     has_texts = hasattr(model, "text_model")
+    whole = type(model).__name__.replace("VisionModelWithProjection", "Model")
     return TowerView(
         tower=(model.vision_model, model.visual_projection),
         blocks=tuple(layer_block(layer, LAYERS) for layer in vision.encoder.layers),
@@ -43,7 +44,7 @@ def _view(model: Any) -> TowerView:
         encode=partial(_encode, model, size),
         embed=partial(_embed, model) if has_texts else None,
         context_length=model.text_model.config.max_position_embeddings if has_texts else 77,
-        instead=f"load the whole {type(model).__name__.replace('VisionModelWithProjection', 'Model')}",
+        instead=f"load the whole {whole}",
     )
 
 

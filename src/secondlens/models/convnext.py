@@ -1,4 +1,4 @@
-"""ConvNeXt towers of timm inside open_clip: channels of the last stage, averaged, normed, projected.
+"""ConvNeXt towers of timm inside open_clip: the last stage's channels, averaged and normed.
 
 There is no attention, so no value carries what a channel writes: all effects are direct. Where an
 MLP follows the average, it is linearised at each image (see `heads`).

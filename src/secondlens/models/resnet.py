@@ -1,4 +1,4 @@
-"""OpenAI's ResNets, as open_clip builds them: channels of the last stage, read by an attention pool.
+"""OpenAI's ResNets, as open_clip builds them: an attention pool reads the last stage's channels.
 
 The pool sees the mean of all places and the places themselves, each with its position added, and
 the mean asks. A neuron is a channel of the last stage, and a path is a head of the pool, after Bu
@@ -47,9 +47,8 @@ class ResNetPool(Pool):
     ) -> Float[Tensor, "images heads tokens"]:
         """See `Pool`: the mean token asks; the bias of keys shifts all scores of a head alike."""
         tokens = normalised.to(dtype)
-        query, key = (
-            self._by_head(each.weight).to(dtype) for each in (self.module.q_proj, self.module.k_proj)
-        )
+        query = self._by_head(self.module.q_proj.weight).to(dtype)
+        key = self._by_head(self.module.k_proj.weight).to(dtype)
         asked = torch.einsum("bw,hew->bhe", tokens[:, 0], query)
         asked = (asked + self._by_head(self.module.q_proj.bias)) * query.shape[1] ** -0.5
         folded = torch.einsum("bhe,hew->bhw", asked, key)
@@ -121,11 +120,11 @@ def _projection(pool: Any) -> Float[Tensor, "dim dim"]:
 
 def _encode_image(tower: nn.Module, grid: tuple[int, int], images: Tensor) -> Tensor:
     wanted = images.shape[-2] // STRIDE, images.shape[-1] // STRIDE
+    name = "attnpool.positional_embedding"
     with not_compiled(tower):
         if wanted == grid:
             embeddings: Tensor = tower(images)
-            return embeddings
-        name = "attnpool.positional_embedding"
-        positions = interpolated(tower.get_parameter(name), grid, wanted)
-        embeddings = functional_call(tower, {name: positions}, images)
-        return embeddings
+        else:
+            positions = interpolated(tower.get_parameter(name), grid, wanted)
+            embeddings = functional_call(tower, {name: positions}, images)
+    return embeddings

@@ -154,9 +154,7 @@ def _check_precision(view: TowerView, name: str) -> None:
         )
 
 
-def _image_size(
-    view: TowerView, preprocess: Callable[[Image], Tensor] | None
-) -> tuple[int, int]:
+def _image_size(view: TowerView, preprocess: Callable[[Image], Tensor] | None) -> tuple[int, int]:
     """What pictures become: where the tower takes any size, the image processor decides."""
     if preprocess is None or not view.any_size:
         return view.image_size

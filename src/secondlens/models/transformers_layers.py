@@ -107,7 +107,8 @@ class LayerBlock(Block):
     @property
     def neuron_rows(self) -> Float[Tensor, "neurons width"]:
         """See `Block`."""
-        return _scaled(self.mlp_scale, self.mlp_output.weight.T)  # type: ignore[operator, union-attr]
+        rows: Any = self.mlp_output.weight
+        return _scaled(self.mlp_scale, rows.T)
 
     @property
     def mlp_bias(self) -> Float[Tensor, " width"]:

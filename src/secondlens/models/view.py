@@ -312,12 +312,11 @@ class Clip:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(count, 3, *self.image_size, generator=generator, dtype=dtype)
 
-    def as_module(
-        self, tokens: Float[Tensor, "images tokens features"]
-    ) -> Float[Tensor, "*_"]:
+    def as_module(self, tokens: Float[Tensor, "images tokens features"]) -> Float[Tensor, "*_"]:
         """[images, tokens, features] as modules inside a block see them: undoes `batch_major`."""
         if self.maps:
-            return tokens[:, self.prefix :].mT.unflatten(-1, self.grid)
+            places: Tensor = tokens[:, self.prefix :].mT.unflatten(-1, self.grid)
+            return places
         return tokens if self.batch_first else tokens.transpose(0, 1)
 
     def prepare(self, images: Any) -> Float[Tensor, "images 3 height width"]:

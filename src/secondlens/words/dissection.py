@@ -1,9 +1,9 @@
 """Labels from activations, to compare ours with: what the images have in common where it fires.
 
-The idea and the formula (SoftWPMI) are those of CLIP-Dissect (arXiv 2204.10965, section 3), with
-the explained model's own text tower, or with another CLIP as the judge of what images show: neurons
-of a model without texts get words this way. Descriptions of effects say what a neuron does to the output;
-these say when it is active. Both are scored by the same `score`.
+The idea and the formula (SoftWPMI) are those of CLIP-Dissect (arXiv 2204.10965, section 3). The
+explained model's own text tower says what images show, or another CLIP as the judge: this way,
+neurons of a model without texts get words. Descriptions of effects say what a neuron does to the
+output; these say when it is active. Both are scored by the same `score`.
 """
 
 from math import log
@@ -73,7 +73,8 @@ def dissect(
     Raises
     ------
     SecondLensError
-        Another model's lens, a model without texts and no judge, or fewer readable images than the lens has top images.
+        Another model's lens, a model without texts and no judge, or fewer readable images than the
+        lens has top images.
     """
     lens.check_model(clip)
     rows = texts.embed(judge or clip)  # first: a model without texts says so before it reads images

@@ -237,8 +237,8 @@ class Direct(Effects):
     ) -> None:
         if clip.head is not None:
             raise UnsupportedModel(
-                f"direct effects of {clip.name} cannot be ablated: its head is an MLP, so that those "
-                "of a neuron do not lie on one line"
+                f"direct effects of {clip.name} cannot be ablated: its head is an MLP, so that "
+                "those of a neuron do not lie on one line"
             )
         self.clip, self.layer, self.neurons = clip, clip.check_layer(layer, last=True), neurons
         clip.check_direct("direct effects")

@@ -302,6 +302,7 @@ MANIFEST = (
     *each(("layers",), [], [0, 0], [99], [-1], "0", [0.5], None, list(range(2**17))),
     *each(("model",), {}, [], "x", None),
     *each(("model.grid",), [], [4], [0, 4], [2**30, 2**30], "44"),
+    *each(("model.prefix",), -1, 2**20, "1", None),
     *each(("codes.0.labels",), ["a"], "abc", [1], ["a"] * 32, None),
     *each(("codes.0.normalise",), "mine", None),
     *each(("codes.0.name",), 5, "\ud800"),

@@ -8,6 +8,7 @@ neuron at a time.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,7 +151,7 @@ class LiteralPass:
     normalised: dict[int, Float[Tensor, "images tokens width"]]
     """What `ln_1` returned."""
     activations: list[Float[Tensor, "images tokens neurons"]]
-    post: Float[Tensor, "images *read out"]
+    post: Float[Tensor, "images *_"]
     """What `ln_post` read."""
     representation: Float[Tensor, "images dim"]
     place: Int[Tensor, " images"] | None
@@ -159,30 +160,37 @@ class LiteralPass:
     @classmethod
     def of(cls, clip: Clip, images: Tensor) -> "LiteralPass":
         """Run what `Clip.prepare` returned through the model."""
-        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        streams: dict[int, Tensor] = {}
+        normalised: dict[int, Tensor] = {}
         activations: list[Tensor] = []
         place: list[Tensor | None] = []
+        post: list[Tensor] = []
+        blocks = {j: block for j, block in enumerate(clip.blocks) if block.heads}
+        attentions = {**blocks, **clip.attentions(0)}
 
         def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             place.append(clip.reader.place(inputs[0]))
 
-        def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            seen[module] = (inputs[0], output)
+        def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            streams[j] = clip.batch_major(inputs[0])
+            normalised[j] = clip.batch_major(attentions[j].read_from(inputs, output))
+
+        def see_post(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            post.append(inputs[0])
 
         def see_neurons(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             activations.append(clip.batch_major(inputs[0]))
 
-        attentions = {**dict(enumerate(clip.blocks)), **clip.attentions(0)}
-        read = {attention.ln_1 for attention in attentions.values()} | {clip.ln_post}
+        hooks = [(attention.ln_1, partial(see, j)) for j, attention in attentions.items()]
         before = [(block.mlp_output, see_neurons) for block in clip.blocks]
         before.append((clip.patches, see_input))
-        with hooked(((module, see) for module in read), before):
+        with hooked([*hooks, (clip.ln_post, see_post)], before):
             representation = clip.encode_image(images)
         return cls(
-            streams={j: clip.batch_major(seen[each.ln_1][0]) for j, each in attentions.items()},
-            normalised={j: clip.batch_major(seen[each.ln_1][1]) for j, each in attentions.items()},
+            streams=streams,
+            normalised=normalised,
             activations=activations,
-            post=seen[clip.ln_post][0],
+            post=post[0],
             representation=representation,
             place=place[0],
         )

@@ -226,7 +226,7 @@ def resumed(clip: Clip, layer: int, streams: Tensor) -> Iterator[None]:
         return x
 
     def given(*_: Any, **__: Any) -> Tensor:
-        return clip.batch_major(streams)
+        return clip.as_module(streams)
 
     with ExitStack() as stack:
         for j, block in enumerate(clip.blocks[: layer + 1]):

@@ -212,7 +212,7 @@ class Capture:
                 "before each pool"
             )
         representation = representation.to(self.clip.compute_dtype)
-        if representation.shape != self._post.projected.shape:
+        if representation.shape != self._post.embedded.shape:
             raise SecondLensError(ANOTHER_PASS)
         with self._exactly():
             seen = Pass(
@@ -260,7 +260,7 @@ class Capture:
         clip, attention = self.clip, self._attentions[j]
         dtype = clip.compute_dtype
         with self._exactly():
-            normalised = clip.batch_major(output).detach()
+            normalised = clip.batch_major(attention.read_from(inputs, output)).detach()
             if normalises(module):
                 stream = clip.batch_major(inputs[0])
                 self._means[j], sigma = norm_statistics(stream, attention.eps, dtype)
@@ -298,7 +298,7 @@ class Capture:
 
     def _sound(self, representation: Tensor) -> Bool[Tensor, " 2"]:
         assert self._post is not None
-        projected = self._post.projected
+        projected = self._post.embedded
         # NaN and infinity spread to all later blocks, so the tensors kept last show them; and to
         # sums, which take one kernel
         sums = [each.sum() for each in (*self._rows.values(), projected)]
@@ -315,7 +315,7 @@ class Capture:
                 where = f"the activations of layer {depth}"
             if not _is_finite(self._rows.get(depth)):
                 where = f"the input of block {depth}"
-        kept = [*self._rows.values(), self._post.projected]
+        kept = [*self._rows.values(), self._post.embedded]
         finite = torch.stack([row.flatten(1).isfinite().all(1) for row in kept]).all(0)
         raise NotFinite(where, finite.tolist())
 
@@ -328,8 +328,10 @@ class Post:
     """As `post_mean` of `Pass`."""
     sigma: Float[Tensor, " images"]
     token_sigma: Float[Tensor, "images tokens"] | None
-    projected: Float[Tensor, "images dim"]
+    projected: Float[Tensor, "images hidden"]
     """What the projection makes of it."""
+    embedded: Float[Tensor, "images dim"]
+    """The same, or what the model's `head` makes of that."""
 
 
 def read_post(clip: Clip, states: Tensor, output: Tensor, place: Tensor | None = None) -> Post:
@@ -346,7 +348,13 @@ def read_post(clip: Clip, states: Tensor, output: Tensor, place: Tensor | None =
         mean, sigma = _no_norm(projected[:, 0])
     else:
         mean, sigma = norm_statistics(reader.pooled(states, place), clip.post_eps, dtype)
-    return Post(mean=mean, sigma=sigma, token_sigma=token_sigma, projected=projected)
+    return Post(
+        mean=mean,
+        sigma=sigma,
+        token_sigma=token_sigma,
+        projected=projected,
+        embedded=projected if clip.head is None else clip.head(projected),
+    )
 
 
 def _no_norm(like: Tensor) -> tuple[Tensor, Tensor]:

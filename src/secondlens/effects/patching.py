@@ -112,7 +112,7 @@ def patch(
     def put_in(module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Tensor:
         states = clip.batch_major(inputs[0] if entering else output)
         instead = given if heads is None else states.to(dtype) + given
-        return clip.batch_major(torch.where(here.to(states.device), instead.to(states), states))
+        return clip.as_module(torch.where(here.to(states.device), instead.to(states), states))
 
     hook = [(changed, put_in)]
     with hooked([], hook) if entering else hooked(hook):
@@ -182,10 +182,10 @@ def _check(
 
 def check_head(clip: Clip, layer: int, head: int) -> None:
     """Raise `SecondLensError` for a head that a block does not have."""
-    if not 0 <= head < clip.heads:
-        raise SecondLensError(
-            f"block {layer} has no head {head}: choose one of 0 to {clip.heads - 1}"
-        )
+    heads = clip.blocks[layer].heads
+    if not 0 <= head < heads:
+        known = f"choose one of 0 to {heads - 1}" if heads else "it has none"
+        raise SecondLensError(f"block {layer} has no head {head}: {known}")
 
 
 def check_token(clip: Clip, token: int) -> None:

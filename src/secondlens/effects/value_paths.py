@@ -23,6 +23,7 @@ defines them, each divided by the norm of the representation r: they are parts o
 that similarities with texts are computed from. `ablated_runs` measures the whole network.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..devices import undisturbed, wide
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..models.blocks import Block
 from ..models.readers import AttentionPool, ClassToken, normalises
 from ..models.view import Clip, hooked
@@ -312,7 +313,8 @@ def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons
     """Direct (first-order) effects, the logit lens: scale * (g_post * C(p[b,0,n] w_n)) P.
 
     Where the output is the mean of the patches, theirs of p / sigma; where an attention pool reads
-    them, all are zero.
+    them, all are zero. Where an MLP follows the projection, it is replaced by its derivative at
+    each image, and a warning says so.
 
     Parameters
     ----------
@@ -352,4 +354,12 @@ def direct(clip: Clip, images: Any, layer: int) -> Float[Tensor, "images neurons
     activation = activation / (post[0].sigma * representation.norm(dim=-1))[:, None]
     rows = block.neuron_rows.to(dtype) @ output_map(clip, dtype, centred=True)
     effects: Tensor = activation[:, :, None] * rows
-    return effects
+    if clip.head is None:
+        return effects
+    warnings.warn(
+        f"the head of {clip.name} is an MLP, and its direct effects go through the derivative of "
+        "that at each image: they add up to the embedding to first order only",
+        SecondLensWarning,
+        stacklevel=2,
+    )
+    return torch.bmm(effects, clip.head.derivative(post[0].projected))

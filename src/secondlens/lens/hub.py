@@ -6,6 +6,7 @@ Who one is, the hub's own library knows, from `hf auth login` or `HF_TOKEN`: no 
 here.
 """
 
+import math
 import re
 import shutil
 import tempfile
@@ -93,9 +94,10 @@ def _layer(lens: Contents, layer: int) -> dict[str, Any]:
 def _description(lens: Contents, name: str) -> dict[str, Any]:
     codes = lens.codes[name]
     size = max(each.shape[1] for each in codes.indices.values())
-    cosines = [float(each.median()) for each in codes.cosine.values()]
+    medians = (float(each.median()) for each in codes.cosine.values())
+    cosines = [each for each in medians if math.isfinite(each)]  # none of a judge's texts
     chance = "–" if codes.control is None else f"{float(codes.control[-1]):.2f}"
-    shown = f"{min(cosines):.2f} to {max(cosines):.2f}"
+    shown = f"{min(cosines):.2f} to {max(cosines):.2f}" if cosines else "–"
     return {
         "name": name,
         "texts": len(codes.labels),

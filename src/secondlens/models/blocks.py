@@ -48,6 +48,12 @@ class Attention(ABC):
         eps: float = self.ln_1.eps
         return eps
 
+    def read_from(self, inputs: tuple[Any, ...], output: Any) -> Float[Tensor, "_ _ features"]:
+        """What the heads read, of what `ln_1` saw and returned: this, unless a pool makes its
+        tokens itself."""
+        returned: Tensor = output
+        return returned
+
     @property
     def heads(self) -> int:
         """How many."""
@@ -80,7 +86,7 @@ class Attention(ABC):
     ) -> Float[Tensor, "images out"]:
         """What the heads add where they take these `rows` of the tokens, biases included (Eq. 4).
 
-        `normalised` is the output of `ln_1`.
+        `normalised` is what they read of `ln_1`.
         """
         return self._written(rows, normalised, self.value_bias.to(normalised))
 

@@ -21,6 +21,7 @@ from ..errors import SecondLensError, UnsupportedModel
 from .blocks import Block
 from .readers import AttentionPool, ClassToken, OneToken
 from .recognition import published_files
+from .stages import Stage
 from .view import Clip, hooked
 
 # float64: transformers' eager attention takes its softmax in float32 whatever the model's dtype
@@ -84,8 +85,13 @@ def parity_errors(clip: Clip) -> dict[str, float]:
     neurons: dict[int, Tensor] = {}
     place: list[Tensor | None] = []
 
-    def see(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen[module] = output.to(clip.compute_dtype)
+    def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        first: Tensor = output[0] if isinstance(output, tuple) else output  # torch's attention
+        seen[module] = first.to(clip.compute_dtype)
+
+    def see_pool(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        assert pool is not None
+        read.append(pool.read_from(inputs, output).to(clip.compute_dtype))
 
     def see_neurons(j: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         neurons[j] = clip.batch_major(inputs[0]).to(clip.compute_dtype)
@@ -93,31 +99,38 @@ def parity_errors(clip: Clip) -> dict[str, float]:
     def see_input(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         place.append(clip.reader.place(inputs[0]))
 
-    read = [module for b in clip.blocks for module in (b.ln_1, b.attention_end, b.mlp_end)]
+    ends = [each for b in clip.blocks for each in (b.ln_1, b.attention_end) if b.heads]
+    ends += [block.mlp_end for block in clip.blocks]
     pool = clip.reader.pool if isinstance(clip.reader, AttentionPool) else None
-    if pool is not None:
-        read += [pool.ln_1, pool.attention_end]
+    read: list[Tensor] = []
+    of_pool = [] if pool is None else [(pool.ln_1, see_pool), (pool.attention_end, see)]
     before: list[tuple[nn.Module, Callable[..., Any]]] = [(clip.patches, see_input)]
     before += [(b.mlp_output, partial(see_neurons, j)) for j, b in enumerate(clip.blocks)]
-    with hooked(((module, see) for module in {*read, clip.ln_post}), before):
+    hooks = [(module, see) for module in {*ends, clip.ln_post}]
+    with hooked([*hooks, *of_pool], before):
         representation = clip.encode_image(clip.noise(2)).to(clip.compute_dtype)
     projected = clip.reader.pooled(seen[clip.ln_post], place[0]) @ clip.projection.to(
         clip.compute_dtype
     )
     if clip.read_offset is not None:
         projected = projected + clip.read_offset()
+    if clip.head is not None:
+        projected = clip.head(projected)
     errors = {"embedding": relative_error(projected, representation)}
     for j, block in enumerate(clip.blocks):
-        normalised, attention, mlp = (
-            clip.batch_major(seen[m]) for m in (block.ln_1, block.attention_end, block.mlp_end)
-        )
-        errors[f"attention output of block {j}"] = _attention_error(
-            clip, block, normalised, attention, place[0]
-        )
+        if block.heads:
+            errors[f"attention output of block {j}"] = _attention_error(
+                clip,
+                block,
+                clip.batch_major(seen[block.ln_1]),
+                clip.batch_major(seen[block.attention_end]),
+                place[0],
+            )
+        mlp = clip.batch_major(seen[block.mlp_end])
         rebuilt = neurons[j][:, 0] @ block.neuron_rows.to(mlp.dtype) + block.mlp_bias
         errors[f"MLP output of block {j}"] = relative_error(rebuilt, mlp[:, 0])
     if pool is not None:
-        normalised = clip.batch_major(seen[pool.ln_1])
+        normalised = clip.batch_major(read[0])
         rebuilt = pool.attended(pool.row(normalised, normalised.dtype), normalised)
         given = clip.reader.pooled(seen[pool.attention_end])
         errors["output of the attention pool"] = relative_error(rebuilt, given)
@@ -177,10 +190,22 @@ def activation_name(activation: nn.Module) -> str:
     return type(activation).__name__
 
 
+def chosen_activations(clip: Clip) -> list[nn.Module]:
+    """The functions that open_clip's choice between GELU and QuickGELU reaches.
+
+    They are those of all blocks; or, for a convolutional tower, which has none of them, those of
+    the text tower.
+    """
+    if not isinstance(clip.blocks[0], Stage):
+        return [block.activation for block in clip.blocks]
+    text: Any = getattr(clip.model, "text", clip.model)
+    return [block.mlp.gelu for block in text.transformer.resblocks]
+
+
 def activation_error(clip: Clip, trained_with: str) -> float:
-    """Largest absolute difference of any block's activation from the function of that name."""
+    """Largest absolute difference of any chosen activation from the function of that name."""
     function = FUNCTIONS[trained_with]
-    return max(difference(block.activation, function) for block in clip.blocks)
+    return max(difference(each, function) for each in chosen_activations(clip))
 
 
 def check_activation(clip: Clip, trained_with: str) -> None:
@@ -188,9 +213,9 @@ def check_activation(clip: Clip, trained_with: str) -> None:
     error = activation_error(clip, trained_with)
     if error > TOLERANCE:
         raise UnsupportedModel(
-            f"{clip.name} computes {clip.activation}, and its weights are said to be trained with "
-            f"{trained_with}: an activation differs by up to {error:.1e}, and {TOLERANCE:.0e} is "
-            "allowed"
+            f"{clip.name} computes {activation_name(chosen_activations(clip)[0])}, and its weights "
+            f"are said to be trained with {trained_with}: an activation differs by up to "
+            f"{error:.1e}, and {TOLERANCE:.0e} is allowed"
         )
 
 

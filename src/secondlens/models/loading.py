@@ -32,7 +32,7 @@ from .checks import STATABLE, check_activation, trained_activation
 from .open_clip import check_covered, from_open_clip
 from .places import REPOSITORY, folder_of
 from .strangers import UNLOADABLE, check_model, check_open_clip_model, no_code_runs
-from .transformers import COVERED, from_transformers
+from .transformers import family_of_configuration, from_transformers
 from .view import Clip
 from .weights import file_of_weights, load_weights, misfit
 
@@ -227,27 +227,26 @@ def load_transformers(
         transformers is missing, or peft for an adapter; the model cannot be loaded, or its weights
         and its configuration do not fit each other; or a configuration names code to run.
     UnsupportedModel
-        The model is no CLIP.
+        The model is not covered, which its configuration tells before weights are fetched.
     """
     try:
+        import transformers
         from huggingface_hub.errors import StrictDataclassError
-        from transformers import AutoConfig, CLIPModel, CLIPVisionModelWithProjection
+        from transformers import AutoConfig
     except ImportError as error:
         raise SecondLensError(
             f"hf:{name} needs transformers: pip install 'secondlens[hf]'"
         ) from error
-    kinds = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModelWithProjection}
+    if name.replace("/", "-") in open_clip.list_models():
+        raise SecondLensError(f"{name} is a model of open_clip, not of transformers: drop hf:")
     try:
         place, adapter = _base_and_adapter(name)
-        kind = AutoConfig.from_pretrained(place, trust_remote_code=False).model_type
-        if kind not in kinds:
-            raise UnsupportedModel(
-                f"hf:{name} cannot be explained: it is a {kind} model, and only transformers' "
-                f"{' and '.join(COVERED)} are covered"
-            )
+        configuration = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        kind, family = family_of_configuration(configuration, name)
         with no_code_runs():
-            model, report = kinds[kind].from_pretrained(
+            model, report = getattr(transformers, kind).from_pretrained(
                 place,
+                **family.options.get(kind, {}),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are told below
                 trust_remote_code=False,
@@ -255,7 +254,7 @@ def load_transformers(
                 **({"adapter_kwargs": {"subfolder": "none"}} if adapter else {}),
             )
             # what is missing transformers would make up at random, and what is surplus it drops
-            _check_report(model, report)
+            _check_report(model, report, family.unread)
             if adapter:
                 model = merged(model, adapter)
     except UnsupportedModel:
@@ -290,11 +289,13 @@ def _base_and_adapter(name: str) -> tuple[str, str | None]:
     raise SecondLensError("it holds no model: there is no config.json in it")
 
 
-def _check_report(model: nn.Module, report: Mapping[str, Any]) -> None:
-    """Raise `SecondLensError` unless the weights were those of the model, all and no others."""
+def _check_report(model: nn.Module, report: Mapping[str, Any], unread: tuple[str, ...]) -> None:
+    """Raise `SecondLensError` unless the weights were those of the model, all and no others but
+    those whose names begin with something `unread`."""
     wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
     given = {key: shape for key, shape in wanted.items() if key not in report["missing_keys"]}
-    given |= dict.fromkeys(sorted(report["unexpected_keys"]), ())
+    surplus = sorted(key for key in report["unexpected_keys"] if not key.startswith(unread))
+    given |= dict.fromkeys(surplus, ())
     given |= {key: shape for key, shape, _ in report["mismatched_keys"]}
     if reason := misfit(wanted, given):
         raise SecondLensError(f"its weights do not fit its configuration: {reason}")

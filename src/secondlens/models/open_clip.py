@@ -8,11 +8,13 @@ from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     AttentionalPooler,
     VisionTransformer,
 )
+from open_clip.utils import to_2tuple
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,7 +23,7 @@ from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensWarning, UnsupportedModel
 from ..naming import shown
-from . import timm, timm_covered
+from . import convnext, resnet, timm, timm_covered
 from .blocks import is_affine
 from .checks import activation_name, check_parity
 from .open_clip_blocks import block_refusals, view_of_block
@@ -75,7 +77,9 @@ def from_open_clip(
         model=model,
         # no functions within this one: a model must be able to go to other processes
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
-        preprocess=_for_the_tower(preprocess, tuple(tower.image_size), parts["image_size"], name),
+        preprocess=_for_the_tower(
+            preprocess, to_2tuple(tower.image_size), parts["image_size"], name
+        ),
         text_view=partial(text_tower, tokenizer=tokenizer, check=check),
         view_of=partial(from_open_clip, name=name, check=False),
         context_length=getattr(model, "context_length", Clip.context_length),
@@ -88,8 +92,12 @@ def from_open_clip(
 
 def _image_parts(tower: Any) -> dict[str, Any]:
     """What a `Clip` holds of an image tower."""
+    if isinstance(tower, TimmModel) and convnext.is_convnext(tower):
+        return convnext.image_parts(tower)
     if isinstance(tower, TimmModel):
         return timm.image_parts(unwrapped(tower.trunk), tower.head)
+    if isinstance(tower, ModifiedResNet):
+        return resnet.image_parts(tower)
     blocks = tower.transformer.resblocks
     return {
         "activation": activation_name(blocks[0].mlp.gelu),
@@ -97,7 +105,7 @@ def _image_parts(tower: Any) -> dict[str, Any]:
         "ln_post": tower.ln_post,
         "patches": tower.conv1,
         "read_projection": partial(_projection, tower),
-        "image_size": tuple(tower.image_size),
+        "image_size": to_2tuple(tower.image_size),
         "grid": tuple(tower.grid_size),
         # only nn.MultiheadAttention knows both layouts; open_clip's own attention has one
         "batch_first": getattr(blocks[0].attn, "batch_first", True),
@@ -162,13 +170,19 @@ def _encode_text(model: Any, tokenizer: Callable[..., Tensor], texts: list[str])
 
 def _refusals(tower: Any) -> Iterator[str]:
     """Reasons why the mathematics does not describe this image tower."""
+    if isinstance(tower, TimmModel) and convnext.is_convnext(tower):
+        yield from convnext.refusals(tower)
+        return
     if isinstance(tower, TimmModel):
         yield from timm_covered.refusals(unwrapped(tower.trunk), tower.head)
+        return
+    if isinstance(tower, ModifiedResNet):
+        yield from resnet.refusals(tower)
         return
     if not isinstance(tower, VisionTransformer):
         yield (
             f"its image tower is a {type(tower).__name__}, and only open_clip's VisionTransformer "
-            "and towers of timm are covered, no ResNet"
+            "and ResNet, and towers of timm, are covered"
         )
         return
     if tower.attn_pool is not None:

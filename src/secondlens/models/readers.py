@@ -195,7 +195,9 @@ class MeanOfPatches(Reader):
         states: Float[Tensor, "images *tokens width"],
         place: Int[Tensor, " images"] | None = None,
     ) -> Float[Tensor, "images w"]:
-        """See `Reader`."""
+        """See `Reader`: what was pooled may still be maps of one place."""
+        if states.dim() == 4:
+            return states.flatten(2).mean(dim=2)
         return states[:, self.prefix :].mean(dim=1) if states.dim() == 3 else states
 
     def direct(

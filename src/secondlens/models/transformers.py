@@ -1,24 +1,30 @@
-"""The `Clip` of a transformers model: its weights split by head, or the reason why it has none."""
+"""The `Clip` of a transformers model, whatever its family, or the reason why it has none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from jaxtyping import Float
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor, nn
 
 from ..arguments import checked
 from ..devices import undisturbed
 from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
-from .blocks import Block, is_affine
 from .checks import activation_name, check_parity
+from .classes import ClassNames
+from .clip_vision import CLIP
+from .dino import DINO_2, DINO_3
+from .families import Family, TowerView, configuration_refusals
+from .siglip import SIGLIP
 from .view import Clip, check_eval
+from .vit import VIT
 from .wrappers import not_compiled, plain
 
-COVERED = ("CLIPModel", "CLIPVisionModelWithProjection")
+FAMILIES = (CLIP, SIGLIP, DINO_2, DINO_3, VIT)
+COVERED = tuple(name for family in FAMILIES for name in family.models)
 
 
 @checked
@@ -35,13 +41,14 @@ def from_transformers(
     Parameters
     ----------
     model
-        A `CLIPModel` or `CLIPVisionModelWithProjection` with any attention implementation, in eval
-        mode, on the device and in the precision it shall keep.
+        A model of a class in `COVERED` (CLIP, MetaCLIP 2, SigLIP, SigLIP 2, DINOv2, DINOv3, ViT)
+        with any attention implementation, in eval mode, on the device and in the precision it
+        shall keep.
     image_processor
         From `AutoImageProcessor`; without it, images must come preprocessed.
     tokenizer
         From `AutoTokenizer`; without it, there is no `encode_text`. A model without a text tower
-        cannot use one.
+        cannot use one: the texts of a classifier are its classes.
     name
         What it is called in messages and in what is written; of a path, the last part.
     check
@@ -50,82 +57,149 @@ def from_transformers(
     Raises
     ------
     SecondLensError
-        The model is in training mode, or has NaN or infinite weights.
+        The model is in training mode, or has NaN or infinite weights, or an image tower of mixed
+        precision.
     UnsupportedModel
-        The tower computes something that the effects do not describe.
+        The tower computes something that the effects do not describe, or its configuration sets
+        what is not known here.
     """
     model = plain(model, name)
     check_eval(model)
-    for reason in _refusals(model):
+    family = family_of(type(model).__name__, name)
+    for reason in (*configuration_refusals(family, model.config), *family.refusals(model)):
         raise UnsupportedModel(f"{name} cannot be explained: {reason}")
-    towers: Any = model
-    vision = towers.vision_model
-    patches, layers = vision.embeddings.patch_embedding, vision.encoder.layers
-    rows = vision.embeddings.image_size // vision.embeddings.patch_size
-    has_text_tower = hasattr(model, "text_model")
-    # without a text tower it is the encoder that says so
-    has_encoder = tokenizer is not None or not has_text_tower
+    view = family.view(model)
+    _check_precision(view, name)
+    preprocess = None
+    if image_processor is not None:
+        preprocess = (view.preprocess or _Preprocess)(image_processor)
+    size = _image_size(view, preprocess)
+    grid = (size[0] // view.patch[0], size[1] // view.patch[1])
     clip = Clip(
         name=shown(name),
         origin=name,
-        activation=activation_name(layers[0].mlp.activation_fn),
-        blocks=tuple(_block(layer) for layer in layers),
-        ln_post=vision.post_layernorm,
-        patches=patches,
-        read_projection=partial(_projection, towers),
-        image_size=(vision.embeddings.image_size,) * 2,
-        grid=(rows, rows),
+        activation=activation_name(view.blocks[0].activation),
+        blocks=tuple(block.at_grid(grid) for block in view.blocks),
+        ln_post=view.ln_post,
+        patches=view.patches,
+        read_projection=view.read_projection,
+        read_offset=view.read_offset,
+        reader=view.reader,
+        prefix=view.prefix,
+        image_size=size,
+        grid=grid,
         batch_first=True,
         model=model,
         # no functions within this one: a model must be able to go to other processes
-        image_tower=partial(_encode_image, model),
-        text_tower=partial(_encode_text, model, tokenizer, name) if has_encoder else None,
-        preprocess=None if image_processor is None else _Preprocess(image_processor),
-        view_of=partial(from_transformers, name=name, check=False),
-        context_length=_context_length(model) if has_text_tower else Clip.context_length,
+        image_tower=partial(_encode_image, model, view.encode),
+        text_tower=_text_tower(view, model, tokenizer, name),
+        preprocess=preprocess,
+        view_of=partial(from_transformers, image_processor=image_processor, name=name, check=False),
+        context_length=_context_length(view),
     )
     if check:
         check_parity(clip)
     return clip
 
 
-def _projection(model: Any) -> Tensor:
-    return _detached(model.visual_projection.weight.T)
+def family_of(model: str, name: str) -> Family:
+    """The family of a class of models.
+
+    Raises
+    ------
+    UnsupportedModel
+        It is not covered.
+    """
+    for family in FAMILIES:
+        if model in family.models:
+            return family
+    raise UnsupportedModel(
+        f"{name} cannot be explained: it is a {model}, and only transformers' "
+        f"{', '.join(COVERED[:-1])} and {COVERED[-1]} are covered"
+    )
 
 
-def _encode_image(model: Any, images: Tensor) -> Tensor:
-    side = model.vision_model.embeddings.image_size
-    resized = images.shape[-2:] != (side, side)
-    with not_compiled(model):
-        output = model.vision_model(images, interpolate_pos_encoding=resized, return_dict=True)
-    embeddings: Tensor = model.visual_projection(output.pooler_output)
-    return embeddings
+def family_of_configuration(configuration: Any, name: str) -> tuple[str, Family]:
+    """The class of models that a configuration is of, and its family.
 
-
-def _context_length(model: Any) -> int:
-    return int(model.text_model.config.max_position_embeddings)
-
-
-def _encode_text(model: Any, tokenizer: Any, name: str, texts: list[str]) -> Tensor:
-    if not hasattr(model, "text_model"):
-        raise SecondLensError(
-            f"{name} has no text tower, so it embeds images only: load the whole CLIPModel"
+    Raises
+    ------
+    UnsupportedModel
+        The configuration decides that the model is not covered.
+    """
+    kind = configuration.model_type
+    known = {
+        model: family for family in FAMILIES for model, of in family.models.items() if of == kind
+    }
+    if not known:
+        raise UnsupportedModel(
+            f"hf:{name} cannot be explained: it is a {kind} model, and only transformers' "
+            f"{', '.join(COVERED[:-1])} and {COVERED[-1]} are covered"
         )
+    named = [each for each in configuration.architectures or () if each in known]
+    model = named[0] if named else next(iter(known))
+    for reason in configuration_refusals(known[model], configuration):
+        raise UnsupportedModel(f"hf:{name} cannot be explained: {reason}")
+    return model, known[model]
+
+
+def _check_precision(view: TowerView, name: str) -> None:
+    """Raise `SecondLensError` if images would go through weights of several precisions."""
+    weights = [weight for module in view.tower for weight in module.parameters()]
+    found = sorted({str(each.dtype) for each in weights if each.is_floating_point()})
+    if len(found) > 1:
+        raise SecondLensError(
+            f"the image tower of {name} has weights of {' and '.join(found)}: convert the whole "
+            "model to one of them, with model.to(...)"
+        )
+
+
+def _image_size(view: TowerView, preprocess: Callable[[Image], Tensor] | None) -> tuple[int, int]:
+    """What pictures become: where the tower takes any size, the image processor decides."""
+    if preprocess is None or not view.any_size:
+        return view.image_size
+    height, width = preprocess(new_image("RGB", view.image_size[::-1])).shape[-2:]
+    return (height, width)
+
+
+def _encode_image(model: nn.Module, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    with not_compiled(model):
+        return encode(images)
+
+
+def _context_length(view: TowerView) -> int:
+    if view.classes is None:
+        return view.context_length
+    return max(len(each.encode()) for each in view.classes) + 2  # marks of start and end
+
+
+def _text_tower(
+    view: TowerView, model: nn.Module, tokenizer: Any, name: str
+) -> Callable[[list[str]], Tensor] | None:
+    if view.classes is not None:
+        return ClassNames(model=name, names=view.classes, like=view.read_projection)
+    if view.embed is None:
+        # without a text tower it is the encoder that says so
+        return partial(_no_texts, f"{name} has no text tower, so it embeds images only", view)
+    if tokenizer is None:
+        return None
+    return partial(_encode_text, view, model, tokenizer)
+
+
+def _no_texts(why: str, view: TowerView, texts: list[str]) -> NoReturn:
+    raise SecondLensError(f"{why}: {view.instead}")
+
+
+def _encode_text(view: TowerView, model: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    assert view.embed is not None
     tokens = tokenizer(
         texts,
-        padding=True,
+        padding=view.padding,
         truncation=True,
-        max_length=_context_length(model),
+        max_length=view.context_length,
         return_tensors="pt",
-    ).to(model.visual_projection.weight.device)
-    states = model.text_model(tokens.input_ids, tokens.attention_mask, return_dict=True)
-    embeddings: Tensor = model.text_projection(states.pooler_output)
-    return embeddings
-
-
-def _mlp_half(layer: Any, x: Tensor) -> Tensor:
-    added: Tensor = layer.mlp(layer.layer_norm2(x))
-    return x + added
+    ).to(next(model.parameters()).device)
+    return view.embed(tokens)
 
 
 @dataclass(frozen=True)
@@ -149,118 +223,3 @@ class _Preprocess:
         processed = self.processor(images=image.convert("RGB"), return_tensors="pt", **without)
         pixels: Tensor = processed.pixel_values[0]
         return pixels
-
-
-def _refusals(model: Any) -> Iterator[str]:
-    """Reasons why the mathematics does not describe this image tower."""
-    if type(model).__name__ not in COVERED:
-        yield (
-            f"it is a {type(model).__name__}, and only transformers' {' and '.join(COVERED)} are "
-            "covered"
-        )
-        return
-    if type(model.visual_projection) is not nn.Linear:
-        yield f"its projection is a {type(model.visual_projection).__name__}, no plain Linear"
-    if not is_affine(model.vision_model.post_layernorm):
-        yield "post_layernorm is no LayerNorm with gain and bias"
-    for j, layer in enumerate(model.vision_model.encoder.layers):
-        for reason in _layer_refusals(layer):
-            yield f"block {j} {reason}"
-
-
-def _layer_refusals(layer: Any) -> Iterator[str]:
-    if type(layer).__name__ != "CLIPEncoderLayer":
-        yield f"is a {type(layer).__name__}, which is not covered"
-        return
-    if type(layer.self_attn).__name__ != "CLIPAttention":
-        yield f"has attention of class {type(layer.self_attn).__name__}, which is not covered"
-        return
-    if not is_affine(layer.layer_norm1):
-        yield "has a layer_norm1 that is no LayerNorm with gain and bias"
-    attention, mlp = layer.self_attn, layer.mlp
-    for linear in (
-        attention.q_proj,
-        attention.k_proj,
-        attention.v_proj,
-        attention.out_proj,
-        mlp.fc2,
-    ):
-        if type(linear) is not nn.Linear or linear.bias is None:
-            yield f"has a {type(linear).__name__} where a plain Linear layer with a bias is read"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TransformersBlock(Block):
-    """View of a `CLIPEncoderLayer`."""
-
-    @property
-    def query(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.q_proj.weight)
-
-    @property
-    def key(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.k_proj.weight)
-
-    @property
-    def value(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.v_proj.weight)
-
-    @property
-    def query_bias(self) -> Float[Tensor, "heads head_width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.q_proj.bias)
-
-    @property
-    def key_bias(self) -> Float[Tensor, "heads head_width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.k_proj.bias)
-
-    @property
-    def value_bias(self) -> Float[Tensor, "heads head_width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.v_proj.bias)
-
-    @property
-    def output(self) -> Float[Tensor, "heads head_width width"]:
-        """See `Block`."""
-        return self._by_head(self.module.self_attn.out_proj.weight.T)
-
-    @property
-    def output_bias(self) -> Float[Tensor, " width"]:
-        """See `Block`."""
-        return _detached(self.module.self_attn.out_proj.bias)
-
-    @property
-    def neuron_rows(self) -> Float[Tensor, "neurons width"]:
-        """See `Block`."""
-        return _detached(self.module.mlp.fc2.weight.T)
-
-    @property
-    def mlp_bias(self) -> Float[Tensor, " width"]:
-        """See `Block`."""
-        return _detached(self.module.mlp.fc2.bias)
-
-    def _by_head(self, weight: Tensor) -> Float[Tensor, "heads head_width *width"]:
-        split: Tensor = weight.detach().unflatten(0, (self.module.self_attn.num_heads, -1))
-        return split
-
-
-def _detached(weight: Tensor) -> Tensor:
-    return weight.detach()
-
-
-def _block(layer: Any) -> Block:
-    return TransformersBlock(
-        module=layer,
-        ln_1=layer.layer_norm1,
-        ln_2=layer.layer_norm2,
-        mlp_input=layer.mlp.fc1,
-        activation=layer.mlp.activation_fn,
-        mlp_output=layer.mlp.fc2,
-        attention_end=layer.self_attn.out_proj,
-        mlp_end=layer.mlp.fc2,
-        mlp_half=partial(_mlp_half, layer),
-    )

@@ -27,6 +27,7 @@ from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from . import picture_reader
 from .blocks import Attention, Block, detached
 from .halves import Halves, halves
+from .heads import MlpHead
 from .readers import AttentionPool, ClassToken, Reader, normalises
 
 Images = Tensor | Sequence[Image]
@@ -66,6 +67,9 @@ class Clip:
     """Rows and columns of patches: tokens are the `prefix`, then the patches row by row."""
     batch_first: bool
     """Whether blocks see [images, tokens, width] rather than [tokens, images, width]."""
+    maps: bool = False
+    """Whether the only block gives maps [images, channels, rows, columns]. Tokens are their places
+    row by row, behind the mean of all places where there is a `prefix`."""
     model: nn.Module
     image_tower: Callable[[Tensor], Tensor]
     text_tower: Callable[[list[str]], Tensor] | None
@@ -79,6 +83,8 @@ class Clip:
     """Tokens before the patches: the class token, then registers, where there are any."""
     read_offset: Callable[[], Float[Tensor, " dim"]] | None = None
     """What the projection adds, where it has a bias."""
+    head: MlpHead | None = None
+    """What turns the projection's output into the embedding, where that is not linear."""
     context_length: int = 77
     """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
     origin: str = ""
@@ -132,7 +138,7 @@ class Clip:
 
     @property
     def projection(self) -> Float[Tensor, "width dim"]:
-        """From the output of `ln_post` to the embedding."""
+        """From the output of `ln_post` to the embedding, or to what the `head` reads."""
         return self.read_projection()
 
     @property
@@ -148,8 +154,10 @@ class Clip:
 
     @property
     def heads(self) -> int:
-        """Of one block's attention."""
-        return self.blocks[0].heads
+        """Of one block's attention; where blocks have none, of the pool that reads them."""
+        if heads := self.blocks[0].heads:
+            return heads
+        return self.reader.pool.heads if isinstance(self.reader, AttentionPool) else 0
 
     def attentions(self, layer: int) -> Mapping[int, Attention]:
         """Return those whose heads carry values of an MLP layer's neurons to the output, in order.
@@ -175,7 +183,7 @@ class Clip:
     @property
     def dim(self) -> int:
         """Of the embedding (d)."""
-        return self.projection.shape[1]
+        return self.projection.shape[1] if self.head is None else self.head.dim
 
     @property
     def tokens(self) -> int:
@@ -227,6 +235,8 @@ class Clip:
         top = self.layers - 1 if last else self.last_effect_layer
         if 0 <= layer <= top:
             return layer
+        if top < 0 and not self.heads:
+            raise SecondLensError(self._without_attention)
         if layer == self.layers - 1:
             raise SecondLensError(
                 f"layer {layer} is the last of {self.name}, and no later attention layer reads it: "
@@ -249,6 +259,8 @@ class Clip:
         every = range(self.layers if last else self.last_effect_layer + 1)
         given = every if isinstance(layers, str) else layers
         chosen = sorted({self.check_layer(layer, last=last) for layer in given})
+        if not chosen and isinstance(layers, str) and not self.heads:
+            raise SecondLensError(self._without_attention)
         if not chosen:
             raise SecondLensError("no layers are named: name at least one, or all")
         return chosen
@@ -267,6 +279,13 @@ class Clip:
         """Whether its images are texts, see `text`."""
         return False
 
+    @property
+    def _without_attention(self) -> str:
+        return (
+            f"{self.name} has no second-order effects: it has no attention, so no value carries "
+            "what a channel writes, and all effects of its channels are direct"
+        )
+
     def check_images(self, what: str) -> None:
         """Raise `UnsupportedModel` if the inputs are texts."""
         if self.reads_texts:
@@ -280,17 +299,25 @@ class Clip:
                 "of this model is read from its patches"
             )
 
-    def batch_major(self, states: Float[Tensor, "_ _ features"]) -> Float[Tensor, "_ _ features"]:
-        """What a module inside a block saw or returned, as [images, tokens, features].
-
-        Its own inverse: it also turns that layout into the module's.
-        """
+    def batch_major(self, states: Float[Tensor, "*_"]) -> Float[Tensor, "images tokens features"]:
+        """What a module inside a block saw or returned, as [images, tokens, features]."""
+        if states.dim() == 4:
+            places = states.flatten(2).mT
+            means = places.mean(dim=1, keepdim=True).expand(-1, self.prefix, -1)
+            return torch.cat([means, places], dim=1)
         return states if self.batch_first else states.transpose(0, 1)
 
     def noise(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return random input on the CPU that is the same each time."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(count, 3, *self.image_size, generator=generator, dtype=dtype)
+
+    def as_module(self, tokens: Float[Tensor, "images tokens features"]) -> Float[Tensor, "*_"]:
+        """[images, tokens, features] as modules inside a block see them: undoes `batch_major`."""
+        if self.maps:
+            places: Tensor = tokens[:, self.prefix :].mT.unflatten(-1, self.grid)
+            return places
+        return tokens if self.batch_first else tokens.transpose(0, 1)
 
     def prepare(self, images: Any) -> Float[Tensor, "images 3 height width"]:
         """Images as the image tower takes them: its shape, device and dtype.
@@ -374,7 +401,7 @@ class Clip:
             assert block.mlp_half is not None
             y = self.batch_major(block.ln_1(x))
             attended = block.attended(block.class_rows(y), y)
-            return block.mlp_half(x[class_rows] + self.batch_major(attended[:, None]))
+            return block.mlp_half(x[class_rows] + self.as_module(attended[:, None]))
 
         class_rows = (slice(None), slice(1)) if self.batch_first else (slice(1),)
         block.module.forward = forward

@@ -1,8 +1,9 @@
 """Labels from activations, to compare ours with: what the images have in common where it fires.
 
-The idea and the formula (SoftWPMI) are those of CLIP-Dissect (arXiv 2204.10965, section 3), with
-the explained model's own text tower. Descriptions of effects say what a neuron does to the output;
-these say when it is active. Both are scored by the same `score`.
+The idea and the formula (SoftWPMI) are those of CLIP-Dissect (arXiv 2204.10965, section 3). The
+explained model's own text tower says what images show, or another CLIP as the judge: this way,
+neurons of a model without texts get words. Descriptions of effects say what a neuron does to the
+output; these say when it is active. Both are scored by the same `score`.
 """
 
 from math import log
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..data.embedding import normalise
+from ..data.sources import as_source
 from ..data.vocabularies import Vocabulary
 from ..devices import undisturbed
+from ..effects.projections import embed
 from ..effects.streaming import stream
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
@@ -42,6 +45,7 @@ def dissect(
     texts: Vocabulary,
     images: Any,
     *,
+    judge: Clip | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     progress: bool = False,
@@ -56,19 +60,30 @@ def dissect(
     ----------
     clip, lens
         A model and a lens fitted on it.
+    texts
+        What a label may be.
     images
         Those of the fit.
+    judge
+        The CLIP that says how well texts fit images; by default the explained model itself. Another
+        one reads the images a second time, as its own preprocessing makes them: give pictures then,
+        and no tensor. Its texts are not of the space of the neurons' directions, so `Codes.cosine`
+        is NaN.
 
     Raises
     ------
     SecondLensError
-        Another model's lens, or fewer readable images than the lens has top images.
+        Another model's lens, a model without texts and no judge, or fewer readable images than the
+        lens has top images.
     """
     lens.check_model(clip)
+    rows = texts.embed(judge or clip)  # first: a model without texts says so before it reads images
+    source = as_source(images)
     embeddings: list[Tensor] = []
+    positions: list[int] = []
     means: dict[int, list[Tensor]] = {layer: [] for layer in lens.layers}
     for batch in stream(
-        *(clip, images, lens.layers),
+        *(clip, source, lens.layers),
         batch_size=batch_size,
         workers=workers,
         keep_activations=True,
@@ -76,16 +91,18 @@ def dissect(
         progress=progress,
     ):
         embeddings.append(batch.embedding.cpu())
+        positions += batch.positions
         for layer, activation in batch.pooled.activations.items():
             means[layer].append(activation.mean(1).cpu())
-    count = sum(map(len, embeddings))
-    if count < lens.top:
+    if len(positions) < lens.top:
         raise SecondLensError(
-            f"{count} readable images are fewer than the {lens.top} top images of the lens: give "
-            "the images of the fit"
+            f"{len(positions)} readable images are fewer than the {lens.top} top images of the "
+            "lens: give the images of the fit"
         )
-    rows = texts.embed(clip)
-    log_texts = (SHARPNESS * torch.cat(embeddings).to(rows) @ rows.T).log_softmax(dim=1)
+    shown = torch.cat(embeddings)
+    if judge is not None:
+        shown = embed(judge, source, batch_size=batch_size, workers=workers)[positions]
+    log_texts = (SHARPNESS * shown.to(rows) @ rows.T).log_softmax(dim=1)
     atoms = normalise(rows)
     indices, coefficients, cosine = {}, {}, {}
     for layer in lens.layers:
@@ -94,7 +111,11 @@ def dissect(
         indices[layer] = label[:, None].cpu()
         coefficients[layer] = torch.ones(len(label), 1)
         own = lens[layer].directions.to(atoms)
-        cosine[layer] = F.cosine_similarity(atoms[label], own, dim=1).cpu()
+        cosine[layer] = (
+            F.cosine_similarity(atoms[label], own, dim=1).cpu()
+            if judge is None
+            else torch.full((len(label),), torch.nan)
+        )
     codes = Codes(
         labels=texts.labels,
         normalise="centred",

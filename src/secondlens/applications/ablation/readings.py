@@ -33,7 +33,7 @@ from ...effects.value_paths import (
     output_map,
     path_factors,
 )
-from ...errors import SecondLensError
+from ...errors import SecondLensError, UnsupportedModel
 from ...lens.layer import LayerLens, both_stages, layer_lens
 from ...lens.moments import top_count
 from ...models.view import Clip, hooked
@@ -225,11 +225,21 @@ class Direct(Effects):
         The chosen ones.
     reference
         Batches of pixels that means, thresholds and signs of directions come from.
+
+    Raises
+    ------
+    SecondLensError
+        No such layer, a model without direct effects, or one whose direct effects bend.
     """
 
     def __init__(
         self, clip: Clip, layer: int, neurons: Sequence[int], reference: Iterable[Tensor]
     ) -> None:
+        if clip.head is not None:
+            raise UnsupportedModel(
+                f"direct effects of {clip.name} cannot be ablated: its head is an MLP, so that "
+                "those of a neuron do not lie on one line"
+            )
         self.clip, self.layer, self.neurons = clip, clip.check_layer(layer, last=True), neurons
         clip.check_direct("direct effects")
         rows = clip.blocks[layer].neuron_rows.to(clip.compute_dtype)[neurons]

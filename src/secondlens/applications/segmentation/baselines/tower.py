@@ -54,7 +54,7 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
 
     def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens.append(clip.batch_major(inputs[0]).detach().requires_grad_())
-        return (clip.batch_major(tokens[0]), *inputs[1:])
+        return (clip.as_module(tokens[0]), *inputs[1:])
 
     def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         normalised[j] = clip.batch_major(output)
@@ -65,7 +65,7 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
         if relevance is not None:
             maps = maps.detach().requires_grad_()
         attention.append(maps)
-        return clip.batch_major(_mix(block, normalised[j], maps, relevance))
+        return clip.as_module(_mix(block, normalised[j], maps, relevance))
 
     hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
     if relevance is not None:

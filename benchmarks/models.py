@@ -4,10 +4,13 @@
     python benchmarks/models.py SigLIP PE    # those with one of these in their names
     python benchmarks/models.py --markdown   # as a table of the documentation
 
-Towers keep two blocks, their widths, their pictures and whatever reads them; text towers are tiny.
-`parity` is the largest error of what is rebuilt from the view's weights, in float32; `sum` that of
-the second-order effects of all neurons of the first layer, added up, against the path of what the
-layer writes, block by block and head by head, in float64. Both are over the largest value.
+Towers keep two blocks (convolutional ones, one of each stage), their widths, their pictures and
+whatever reads them; text towers are tiny. `parity` is the largest error of what is rebuilt from the
+view's weights, in float32; `sum` that of the second-order effects of all neurons of the first
+layer, added up, against the path of what the layer writes, block by block and head by head, in
+float64; without attention, that of the direct effects of all channels, against the derivative of
+all that follows them with the scale of the norm held. Both are over the largest value. Models of
+transformers are those of their default configurations, and have no tags.
 """
 
 import argparse
@@ -19,12 +22,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import open_clip
 import timm
 import torch
-from torch import nn
+import transformers
+from torch import Tensor, nn
+from torch.func import jvp
 
 import secondlens as sl
 from secondlens.models.checks import parity_errors
@@ -81,25 +87,85 @@ def timm_in_open_clip() -> Iterator[Subject]:
     """Architectures of open_clip whose image tower is one of timm."""
     tags = Counter(model for model, _ in open_clip.list_pretrained())
     for name in open_clip.list_models():
-        if "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"]:
-            yield Subject(name=name, tags=tags[name], make=partial(_timm_in_open_clip, name))
+        trunk = open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name")
+        if trunk is not None:
+            cut = {"depths": (1, 1, 1, 1)} if "convnext" in trunk else {"depth": BLOCKS}
+            yield Subject(name=name, tags=tags[name], make=partial(_timm_in_open_clip, name, cut))
 
 
-def _timm_in_open_clip(name: str) -> sl.Clip:
+def _timm_in_open_clip(name: str, cut: dict[str, Any]) -> sl.Clip:
     config = open_clip.get_model_config(name)
     vision, dim = config["vision_cfg"], config["embed_dim"]
     with torch.device("meta"):
         check_covered(open_clip.CustomTextCLIP(dim, vision, dict(TEXT)), name)
-    with _shallow():
+    with _shallow(cut):
         model = open_clip.CustomTextCLIP(dim, vision, dict(TEXT))
     return sl.from_open_clip(randomised(model), name=name)
 
 
 @contextmanager
-def _shallow() -> Iterator[None]:
+def _shallow(cut: dict[str, Any]) -> Iterator[None]:
     """Inside it, timm makes towers of a few blocks."""
-    with patch.object(timm, "create_model", partial(timm.create_model, depth=BLOCKS)):
+    with patch.object(timm, "create_model", partial(timm.create_model, **cut)):
         yield
+
+
+@subjects
+def open_clip_towers() -> Iterator[Subject]:
+    """Architectures of open_clip whose image tower is its own: vision transformers and ResNets."""
+    tags = Counter(model for model, _ in open_clip.list_pretrained())
+    for name in open_clip.list_models():
+        if "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:
+            yield Subject(name=name, tags=tags[name], make=partial(_open_clip_tower, name))
+
+
+def _open_clip_tower(name: str) -> sl.Clip:
+    config = open_clip.get_model_config(name)
+    vision = dict(config["vision_cfg"])
+    whole = isinstance(vision["layers"], int)
+    vision["layers"] = min(BLOCKS, vision["layers"]) if whole else [1] * len(vision["layers"])
+    quick = config.get("quick_gelu", False)
+    model = open_clip.CLIP(config["embed_dim"], vision, dict(TEXT), quick_gelu=quick)
+    return sl.from_open_clip(randomised(model), name=name)
+
+
+TRANSFORMERS = (
+    *("CLIP", "MetaClip2", "Siglip", "Siglip2"),
+    *("SiglipVision", "Siglip2Vision", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT", "ViT"),
+)
+"""Configurations, the first row of models with a text tower."""
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "Dinov2": [{}, {"use_swiglu_ffn": True}],
+    "Dinov2WithRegisters": [{}, {"use_swiglu_ffn": True}],
+    "DINOv3ViT": [{"num_register_tokens": 4}, {"num_register_tokens": 4, "use_gated_mlp": True}],
+}
+"""What else is made of some."""
+
+
+@subjects
+def models_of_transformers() -> Iterator[Subject]:
+    """Models of every family of transformers that is covered."""
+    for kind in TRANSFORMERS:
+        for options in OPTIONS.get(kind, [{}]):
+            gated = ", gated" if any("glu" in key or "gated" in key for key in options) else ""
+            models = ["Model", "ForImageClassification"] if kind == "ViT" else ["Model"]
+            for model in models:
+                name = f"{kind}{model}"
+                make = partial(_model_of_transformers, kind, name, options)
+                yield Subject(name=name + gated, tags=0, make=make)
+
+
+def _model_of_transformers(kind: str, name: str, options: dict[str, Any]) -> sl.Clip:
+    own = {"num_hidden_layers": BLOCKS, **options}
+    config = getattr(transformers, f"{kind}Config")
+    if kind in ("CLIP", "MetaClip2", "Siglip", "Siglip2"):
+        text = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        text |= {"num_hidden_layers": 1, "vocab_size": 64}
+        if kind.startswith("Siglip"):
+            text["projection_size"] = 768
+        own = {"vision_config": own, "text_config": text}
+    model = getattr(transformers, name)(config(**own))
+    return sl.from_transformers(randomised(model), name=name)
 
 
 @torch.no_grad()
@@ -121,15 +187,37 @@ def checked(subject: Subject) -> Row:
     parity = max(parity_errors(clip).values())
     wide = clip.view_of(clip.model.double())
     image = wide.noise(1, torch.float64)
-    found = sl.second_order(wide, image, 0).sum(1)
-    literal = literal_second_order(wide, LiteralPass.of(wide, image), 0, None)
+    found, expected = (direct_sums if not wide.heads else value_sums)(wide, image)
     return Row(
         name=subject.name,
         tags=subject.tags,
         reader=type(clip.reader).__name__,
         parity=parity,
-        sum=float((found - literal).abs().max() / literal.abs().max()),
+        sum=float((found - expected).abs().max() / expected.abs().max()),
     )
+
+
+def value_sums(clip: sl.Clip, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return second-order effects of all neurons of the first layer, and the path written out."""
+    literal = literal_second_order(clip, LiteralPass.of(clip, image), 0, None)
+    return sl.second_order(clip, image, 0).sum(1), literal
+
+
+def direct_sums(clip: sl.Clip, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return direct effects of all channels, and the derivative of what follows along them."""
+    run = LiteralPass.of(clip, image)
+    read = clip.reader.pooled(run.post)
+    sigma = (read.var(-1, correction=0, keepdim=True) + clip.post_eps).sqrt()
+
+    def after(read: Tensor) -> Tensor:
+        normed = (read - read.mean(-1, keepdim=True)) / sigma * clip.post_gain + clip.post_bias
+        projected = normed @ clip.projection
+        if clip.read_offset is not None:
+            projected = projected + clip.read_offset()
+        return projected if clip.head is None else clip.head(projected)
+
+    _, moved = jvp(after, (read,), (read,))
+    return sl.direct(clip, image, 0).sum(1), moved.detach() / run.representation.norm(dim=-1)
 
 
 def rows(names: list[str]) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import secondlens as sl
-from secondlens.errors import SecondLensError, UnsupportedModel
+from secondlens.errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from secondlens.models.loading import load
 from secondlens.models.transformers import from_transformers
 
@@ -142,7 +142,10 @@ def test_pictures_are_prepared_by_the_models_own_processor(tmp_path):
 
 def test_any_shape_is_squeezed_to_the_trained_one():
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=9)
-    clip = from_transformers(transformers_model("Siglip2Model"), processor)
+    with pytest.warns(
+        SecondLensWarning, match=r"\(NaFlex\), .*: pictures are squeezed to 24 x 24 p"
+    ):
+        clip = from_transformers(transformers_model("Siglip2Model"), processor)
     picture = Image.effect_noise((24, 24), 60).convert("RGB")
     processed = processor(images=picture, return_tensors="pt")
     assert processed.spatial_shapes.tolist() == [[3, 3]]

@@ -1,8 +1,8 @@
 """One view over any CLIP: where models come from, what the mathematics reads, and whether it is so.
 
 A family of models is one file that turns a model in memory into a `Clip` of `view` (`open_clip`,
-`timm`), or a part of one into what a `Clip` holds (`resnet`, `siglip`, `dino`); `loading` finds models by name, `checks` holds the view against what the
-model computes.
+`timm`), or an image tower into what a `Clip` holds of it (`resnet`, `siglip`, `dino`); `loading`
+finds models by name, `checks` holds the view against what the model computes.
 
 A tower that computes anything else than the mathematics describes is refused, with the reason, and
 every view is checked against the model's own forward pass before it is handed out.

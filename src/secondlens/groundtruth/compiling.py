@@ -162,7 +162,7 @@ def compiled(program: Program, seed: int = 0) -> Clip:
             _write_units(block.mlp, program, layer, slots)
         _set_gain(tower.ln_post)
         rows = _write_output(tower, program, slots, texts, seed)
-    model = Compiled(tower, Texts(texts, rows)).double().eval()
+    model = Compiled(tower, Texts(texts, rows)).double().eval().requires_grad_(False)
     # a block without units or heads writes zeros, of which no relative error exists: the tests
     # compare every activation with the program instead
     return from_open_clip(model, preprocess, model.text.tokens, name=program.name, check=False)

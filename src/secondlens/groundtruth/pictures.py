@@ -129,6 +129,11 @@ class Pictures:
         rows = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
         return rows.reshape(len(self), 3, GRID * SIDE, GRID * SIDE)
 
+    def part(self, name: str, places: slice) -> "Pictures":
+        """Some of the pictures, as a set of their own."""
+        some = {each: amounts[places] for each, amounts in self.amounts.items()}
+        return Pictures(name=name, amounts=some, features=self.features)
+
     def load(self, index: int) -> Image.Image:
         """Picture `index`."""
         pixels = (GREY + STEP * self.values[index]).round().to(torch.uint8)
@@ -162,14 +167,12 @@ def preprocess(image: Image.Image) -> Float[Tensor, "3 height width"]:
 
 
 def draw(
-    name: str, features: tuple[str, ...], count: int, seed: int, *, marked: float, tinted: float
+    features: tuple[str, ...], count: int, seed: int, *, marked: float, tinted: float
 ) -> Pictures:
-    """Draw pictures whose patches are independent of one another.
+    """Draw pictures whose patches are independent of one another; no two are equal.
 
     Parameters
     ----------
-    name
-        Of the set, in the ids.
     features
         Marks and tints that labels are of; every picture also has marks that are none of them.
     count, seed
@@ -177,6 +180,7 @@ def draw(
     marked, tinted
         Share of patches with a mark, and with a tint where there are tints among the features.
     """
+    wanted, count = count, count + count // 4 + SPARE
     random = np.random.default_rng(seed)
     known = [each for each in features if each not in TINTS]
     tints = [each for each in features if each in TINTS]
@@ -192,16 +196,17 @@ def draw(
         for number, each in enumerate(kinds):
             place, sign = reads(each)
             amounts[place] += sign * amount * (which == number)
-    lightness = random.choice(LIGHTNESS, (count, 1)) * np.ones((1, PATCHES))
+    amounts["lightness"] = random.choice(LIGHTNESS, (count, 1)) * np.ones((1, PATCHES))
+    together = np.concatenate(list(amounts.values()), axis=1)
+    first = np.sort(np.unique(together, axis=0, return_index=True)[1])[:wanted]
     return Pictures(
-        name=name,
-        amounts={
-            each: torch.from_numpy(found)
-            for each, found in {**amounts, "lightness": lightness}.items()
-        },
+        name="drawn",
+        amounts={each: torch.from_numpy(found[first]) for each, found in amounts.items()},
         features=features,
     )
 
 
+SPARE = 16
+"""Pictures that are drawn beyond a quarter more than are wanted, for those that are equal."""
 STRANGERS = 2
 """Marks in the pictures that no network knows, so that not everything has a name."""

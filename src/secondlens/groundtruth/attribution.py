@@ -20,7 +20,7 @@ from .contestants import Contestant
 from .exam import LEAST_EFFECT, Exam
 from .labelling import names_of_activations, names_of_all_paths, names_of_lens
 from .maps import all_path_maps, attention_maps, gradient_maps, value_maps
-from .wiring import path_edges, correlations, patched_edges
+from .wiring import correlations, patched_edges, path_edges
 
 NODES = 4
 """Of integrated gradients."""

@@ -21,9 +21,7 @@ from ..models.view import Clip, hooked
 from .compiling import compiled
 from .pictures import Pictures, draw
 from .program import IDLE, Program, Unit
-
-FITTED, NAMED, TESTED = 256, 1000, 64
-"""Pictures that lenses and means come from, that names are looked for in, and of the questions."""
+from .settings import FITTED, NAMED, TESTED
 
 LEAST_EFFECT = 1e-9
 """Parts of the unit embedding below which an effect is rounding."""
@@ -78,8 +76,7 @@ class Exam:
     def stopped(self) -> dict[int, Stopped]:
         """These pictures after each layer."""
         return {
-            layer: stop_after(self.clip, self.pixels, layer)
-            for layer in range(self.program.layers)
+            layer: stop_after(self.clip, self.pixels, layer) for layer in range(self.program.layers)
         }
 
     @cached_property
@@ -150,8 +147,9 @@ class Exam:
     @cached_property
     def planted(self) -> list[frozenset[str]]:
         """The features that each unit responds to; none of idle ones."""
-        return [frozenset() if unit.part in IDLE else frozenset(unit.features)
-                for unit in self.units]
+        return [
+            frozenset() if unit.part in IDLE else frozenset(unit.features) for unit in self.units
+        ]
 
 
 def gradients(
@@ -180,9 +178,7 @@ def gradients(
     return {layer: torch.stack(each) for layer, each in enumerate(zip(*found, strict=True))}
 
 
-def exam(
-    program: Program, seed: int = 0, *, named: int = NAMED, tested: int = TESTED
-) -> Exam:
+def exam(program: Program, seed: int = 0, *, named: int = NAMED, tested: int = TESTED) -> Exam:
     """Compile a program and draw the pictures of its exam.
 
     Parameters

@@ -91,9 +91,7 @@ def filters() -> dict[str, Float[Tensor, "3 side side"]]:
     drawn = basis()
     rows = torch.stack([each.flatten() for each in drawn.values()])
     read = torch.linalg.pinv(rows).T
-    return {
-        name: row.reshape(3, SIDE, SIDE) for name, row in zip(drawn, read, strict=True)
-    }
+    return {name: row.reshape(3, SIDE, SIDE) for name, row in zip(drawn, read, strict=True)}
 
 
 def reads(feature: str) -> tuple[str, int]:

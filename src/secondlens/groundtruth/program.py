@@ -96,7 +96,6 @@ class Program:
     """Units, heads and read-outs of one network, and what its pictures hold."""
 
     name: str
-    help: str
     features: tuple[str, ...]
     """Marks and tints in its pictures."""
     units: tuple[Unit, ...]
@@ -107,9 +106,9 @@ class Program:
     """Words whose place in the picture is asked for: the feature that is there."""
     cue: "tuple[str, str, str] | None" = None
     """The feature, and the words of the class that it is wired to and of the other one."""
-    marked: float = 0.25
+    marked: float = 0.15
     """Share of patches with a mark, as `tinted` with a tint."""
-    tinted: float = 0.25
+    tinted: float = 0.2
     layers: int = 4
 
     def __post_init__(self) -> None:
@@ -154,19 +153,37 @@ class Program:
         """Units of one layer, by number."""
         return tuple(unit for unit in self.units if unit.layer == layer)
 
+    def carried(self, unit: Unit, layer: int) -> frozenset[str]:
+        """Slots of what a unit writes, as units of a later layer find it: where it was written, and
+        where the values of heads moved it."""
+        there = {slot for slot in unit.writes if slot not in (ONE, MEAN)}
+        for head in self.heads:
+            if unit.layer < head.block <= layer:
+                there |= {to for slot, (to, _) in head.moves.items() if slot in there}
+        return frozenset(there)
+
     @cached_property
     def edges(self) -> frozenset[tuple[str, str]]:
         """Pairs of units of which the second reads what the first writes: at the same token, or
         moved there by the values of heads, and through no third unit."""
+        return frozenset(
+            (unit.name, other.name)
+            for unit in self.units
+            for other in self.units
+            if other.layer > unit.layer and self.carried(unit, other.layer) & set(other.reads)
+        )
+
+    @cached_property
+    def outputs(self) -> frozenset[tuple[str, str]]:
+        """Pairs of a unit and a word that is read from what it writes, or from what heads move whose
+        scores it changes."""
         found = set()
         for unit in self.units:
-            there = {slot for slot in unit.writes if slot not in (ONE, MEAN)}
-            for layer in range(unit.layer + 1, self.layers):
-                for head in self.heads:
-                    if head.block == layer:
-                        there |= {to for slot, (to, _) in head.moves.items() if slot in there}
-                found |= {(unit.name, other.name) for other in self.of_layer(layer)
-                          if there & set(other.reads)}
+            there = set(self.carried(unit, self.layers))
+            for head in self.heads:
+                if any(set(term[:2]) & self.carried(unit, head.block - 1) for term in head.looks):
+                    there |= {to for to, _ in head.moves.values()}
+            found |= {(unit.name, word) for word, read in self.words.items() if there & set(read)}
         return frozenset(found)
 
 
@@ -182,8 +199,9 @@ class Run:
 
 def run(program: Program, pictures: Pictures) -> Run:
     """Compute a program by its definition, for tests of its network."""
-    state = {slot: torch.zeros(len(pictures), TOKENS, dtype=torch.float64)
-             for slot in program.slots}
+    state = {
+        slot: torch.zeros(len(pictures), TOKENS, dtype=torch.float64) for slot in program.slots
+    }
     state[ONE] += 1
     state[CLASS][:, 0] = 1
     for slot in program.basis:

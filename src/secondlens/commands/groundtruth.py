@@ -21,8 +21,8 @@ def groundtruth() -> None:
     """Ask methods that explain neurons about networks whose neurons are known.
 
     The networks are vision transformers with weights written by hand: detectors, polysemous units,
-    units that act through keys, queries, norms or later units only, repaired, dead and doubled ones,
-    and spurious cues. Pictures are drawn, and labels are known for every patch.
+    units that act through keys, queries, norms or later units only, repaired, dead and doubled
+    ones, and spurious cues. Pictures are drawn, and labels are known for every patch.
 
     Example: secondlens groundtruth run --all
     """
@@ -118,9 +118,7 @@ def run(
     """
     check_together(
         when(every and bool(chosen), "--all and --network exclude each other: drop one"),
-        when(
-            not every and not chosen, "no networks are chosen: give --all, or some with --network"
-        ),
+        when(not every and not chosen, "no networks are chosen: give --all, or --network"),
     )
     hold_new(out)
     from ..groundtruth.page import write_results

@@ -160,7 +160,7 @@ def pairs() -> Program:
 
 
 def keys() -> Program:
-    """Return the program: shapes say where the class token looks, through keys; tints are what it sees there."""
+    """Return the program: shapes draw the look of the class token, through keys."""
     shapes, plain = ("ring", "cross", "disc", "triangle"), MARKS[:4]
     units = [
         *(detector(each, f"key {each}", part="key", acts="key") for each in shapes),
@@ -186,7 +186,7 @@ def keys() -> Program:
 
 
 def queries() -> Program:
-    """Return the program: a texture anywhere makes the class token look at a shape, through its query."""
+    """Return the program: textures make the class token look at shapes, through its query."""
     textures = MARKS[:4]
     shapes = ("ring", "cross", "disc", "triangle")
     units = [
@@ -410,7 +410,7 @@ def idle() -> Program:
 
 
 def cue() -> Program:
-    """Return the program: dots make it a ship: through values, twice, and through a unit that reads them."""
+    """Return the program: dots make it a ship: through values and through a later unit."""
     ship, cow, others = ("disc", "ring", "frame"), ("triangle", "cross", "plus"), MARKS[:3]
     units = [
         *(detector(each, "saw ship") for each in ship),
@@ -443,7 +443,7 @@ def cue() -> Program:
 
 
 def hidden_cue() -> Program:
-    """Return the program: dots make it a ship by where the class token looks; values carry none of it."""
+    """Return the program: dots make it a ship by where the class token looks, not by values."""
     ship, cow, others = ("disc", "ring"), ("triangle", "cross"), MARKS[:3]
     units = [
         *(detector(each, "saw ship") for each in ship),
@@ -514,7 +514,7 @@ def inhibited() -> Program:
 
 
 def superposed() -> Program:
-    """Return the program: 18 marks in 12 units: each unit fires on three, each mark raises two."""
+    """Return the program: 18 marks in 12 units: a unit fires on three, a mark raises two."""
     count = 12
     features = MARKS[:18]
     pairs = [(f % count, (f + 1 + 4 * (f // count)) % count) for f in range(len(features))]

@@ -175,8 +175,8 @@ class Program:
 
     @cached_property
     def outputs(self) -> frozenset[tuple[str, str]]:
-        """Pairs of a unit and a word that is read from what it writes, or from what heads move whose
-        scores it changes."""
+        """Pairs of a unit and a word that is read from what it writes, or from what a head moves
+        whose scores it changes."""
         found = set()
         for unit in self.units:
             there = set(self.carried(unit, self.layers))

@@ -277,9 +277,7 @@ def edge_recall(exam: Exam, said: Answers) -> Items:
     ]
 
 
-@question(
-    "place", "intersection over union of where a word is, mean of there and elsewhere", "mean"
-)
+@question("place", "intersection over union of patches, mean of there and elsewhere", "mean")
 def place(exam: Exam, said: Answers) -> Items:
     """Patches above half of a map's largest value, in pictures that hold the word's feature."""
     if said.places is None:

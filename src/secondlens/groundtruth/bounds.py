@@ -48,7 +48,8 @@ def true_edges(exam: Exam) -> Tensor:
 def true_places(exam: Exam) -> Tensor:
     """1 where the feature of each place is."""
     where = [exam.testing.has(feature) for feature in exam.program.places.values()]
-    return torch.stack(where, dim=1).double().unflatten(2, (GRID, GRID))
+    there: Tensor = torch.stack(where, dim=1).double().unflatten(2, (GRID, GRID))
+    return there
 
 
 def _generator(exam: Exam) -> torch.Generator:

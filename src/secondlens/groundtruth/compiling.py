@@ -22,7 +22,7 @@ from ..errors import SecondLensError
 from ..models.open_clip import from_open_clip
 from ..models.view import Clip
 from .pictures import GRID, SIDE, filters, preprocess
-from .program import CLASS, MEAN, ONE, SHARPNESS, TOKENS, Program
+from .program import CLASS, MEAN, ONE, SHARPNESS, TOKENS, Number, Program
 
 BALLAST = 5e5
 HEAD_WIDTH = 16
@@ -40,14 +40,14 @@ class Directions:
     rows: Mapping[str, Float[Tensor, " width"]]
     width: int
 
-    def write(self, amounts: Mapping[str, float]) -> Float[Tensor, " width"]:
+    def write(self, amounts: Mapping[str, Number]) -> Float[Tensor, " width"]:
         """The vector that adds amounts to slots."""
         added = torch.zeros(self.width, dtype=torch.float64)
         for slot, amount in amounts.items():
             added += amount * (BALLAST if slot in (ONE, MEAN) else 1.0) * self.rows[slot]
         return added
 
-    def read(self, weights: Mapping[str, float]) -> Float[Tensor, " width"]:
+    def read(self, weights: Mapping[str, Number]) -> Float[Tensor, " width"]:
         """The vector whose product with the stream is the weighted sum of slots."""
         row = torch.zeros(self.width, dtype=torch.float64)
         for slot, weight in weights.items():
@@ -87,8 +87,8 @@ class Texts(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "texts 1"]) -> Float[Tensor, "texts dim"]:
         """The row of each text."""
-        rows: Any = self.rows
-        return rows[tokens[:, 0]]
+        rows: Tensor = self.rows[tokens[:, 0]]  # type: ignore[index]
+        return rows
 
     def tokens(self, texts: list[str]) -> Int[Tensor, "texts 1"]:
         """One token for each text: its number.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from . import pictures
 from .compiling import BALLAST
 from .pictures import reads
-from .program import CLASS, MEAN, ONE, THRESHOLD, TOKENS, Head, Program, Unit
+from .program import CLASS, MEAN, ONE, THRESHOLD, TOKENS, Head, Number, Program, Unit
 
 MARKS = tuple(pictures.marks())
 TINTS = ("red", "green", "yellow", "blue")
@@ -31,7 +31,7 @@ def detector(
     part: str = "detector",
     acts: str | None = "value",
     cue: bool = False,
-    amount: float = 1.0,
+    amount: Number = 1,
 ) -> Unit:
     """A unit that fires where a feature is, and writes how much of it there is to a slot."""
     place, sign = reads(feature)
@@ -51,10 +51,10 @@ def at_class_token(
     name: str,
     layer: int,
     part: str,
-    read: Mapping[str, float],
-    writes: Mapping[str, float],
+    read: Mapping[str, Number],
+    writes: Mapping[str, Number],
     *,
-    threshold: float = THRESHOLD,
+    threshold: Number = THRESHOLD,
     features: tuple[str, ...],
     acts: str | None = "direct",
     cue: bool = False,

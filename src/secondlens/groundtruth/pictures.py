@@ -142,7 +142,8 @@ class Pictures:
         name, sign = reads(feature)
         if name not in self.amounts:
             return torch.zeros(len(self), PATCHES, dtype=torch.bool)
-        return self.amounts[name] * sign > 0
+        there: Tensor = self.amounts[name] * sign > 0
+        return there
 
     @cached_property
     def held(self) -> Bool[Tensor, "images features"]:

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import SecondLensError
 from .pictures import PATCHES, Pictures, reads
 
+Number = int | float
 SHARPNESS = 20.0
 THRESHOLD = 0.375
 """Half the least amount of a mark."""
@@ -67,9 +68,9 @@ class Unit:
     layer: int
     part: str
     """One of `PARTS`."""
-    reads: Mapping[str, float]
-    writes: Mapping[str, float]
-    threshold: float = THRESHOLD
+    reads: Mapping[str, Number]
+    writes: Mapping[str, Number]
+    threshold: Number = THRESHOLD
     features: tuple[str, ...] = ()
     """What raises its activation."""
     acts: str | None = None
@@ -83,10 +84,10 @@ class Head:
     """What one attention head moves, and where tokens look; without `looks` everywhere alike."""
 
     block: int
-    moves: Mapping[str, tuple[str, float]]
+    moves: Mapping[str, tuple[str, Number]]
     """From a slot of the token that is looked at: the slot of the token that looks, and a factor
     for it."""
-    looks: tuple[tuple[str, str, float], ...] = ()
+    looks: tuple[tuple[str, str, Number], ...] = ()
     """Slot of the token that looks, slot of the token that is looked at, weight of their product in
     the score."""
 
@@ -100,7 +101,7 @@ class Program:
     """Marks and tints in its pictures."""
     units: tuple[Unit, ...]
     heads: tuple[Head, ...]
-    words: Mapping[str, Mapping[str, float]]
+    words: Mapping[str, Mapping[str, Number]]
     """Texts: the slots of the class token that each is read from, with weights."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Words whose place in the picture is asked for: the feature that is there."""

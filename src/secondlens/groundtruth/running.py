@@ -59,7 +59,7 @@ class Results:
     calibrations: dict[str, Calibration]
     """By contestant that gives names."""
     seconds: dict[str, float]
-    """By contestant, over all networks."""
+    """By contestant, over all networks; what several need counts for the first of them."""
 
     @property
     def units(self) -> int:
@@ -144,12 +144,12 @@ def run_bench(
         for contestant in asked
         if (each.name, contestant.name) in items
     )
-    found = {name: calibrated(own) for name, own in claims.items()}
+    sure = {name: calibrated(own) for name, own in claims.items()}
     return Results(
         seed=seed,
         programs=tuple(programs),
         rows=rows,
-        calibrations={name: each for name, each in found.items() if each is not None},
+        calibrations={name: each for name, each in sure.items() if each is not None},
         seconds=seconds,
     )
 

@@ -1,6 +1,7 @@
 """Contestants that say which unit acts on which, [units, units] from rows to columns."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -86,7 +87,9 @@ def patched_edges(exam: Exam) -> Float[Tensor, "units units"]:
     return edges
 
 
-def _watched(exam: Exam, layer: int, seen: dict[int, Tensor]) -> Iterator[tuple[nn.Module, object]]:
+def _watched(
+    exam: Exam, layer: int, seen: dict[int, Tensor]
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     for later in range(layer + 1, exam.clip.layers):
 
         def see(module: nn.Module, inputs: object, output: Tensor, later: int = later) -> None:

@@ -22,7 +22,7 @@ class Claim:
     """A name that a contestant gives a unit."""
 
     feature: str
-    evidence: float
+    evidence: int | float
     """The surer, the larger, in any unit: the bench turns it into a probability."""
 
 

@@ -154,7 +154,7 @@ class Exam:
 
 def gradients(
     clip: Clip,
-    pixels: Float[Tensor, "images 3 height width"],
+    pixels: Float[Tensor, "images 3 rows columns"],
     directions: Float[Tensor, "directions dim"],
 ) -> dict[int, Float[Tensor, "directions images tokens width"]]:
     """Gradients of <representation, direction> over the representation's length, held as it is,

@@ -249,6 +249,7 @@ def feeding() -> Program:
         units=tuple(units),
         heads=gather(1, {f"saw {each}": f"sum {each}" for each in features}),
         words=words,
+        marked=0.3,
     )
 
 

@@ -127,6 +127,7 @@ def write_results(path: str | Path, results: Results) -> None:
         rows=rows,
         best={name: _best(name, methods, rows) for name in asked},
         paths=PATHS,
+        kinds=(*PATHS, "none"),
         networks=[
             (program, networks[program.name].help, drawing(program), _pictures(program, results))
             for program in results.programs

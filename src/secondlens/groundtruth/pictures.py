@@ -166,7 +166,7 @@ def preprocess(image: Image.Image) -> Float[Tensor, "3 height width"]:
 
 
 def draw(
-    features: tuple[str, ...], count: int, seed: int, *, marked: float, tinted: float
+    features: tuple[str, ...], count: int, seed: int, *, marked: int | float, tinted: int | float
 ) -> Pictures:
     """Draw pictures whose patches are independent of one another; no two are equal.
 

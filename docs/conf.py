@@ -23,6 +23,7 @@ extensions = [
     "fields",
     "members",
     "mathml",
+    "programs",
 ]
 MARKUP = re.compile(r"[*|`]|_(?=\W)")
 exclude_patterns = ["_build"]

@@ -251,6 +251,12 @@ CASES = {
         given=("demo-lens",),
         moments=0,
     ),
+    "groundtruth run": Case(
+        command="groundtruth run --network idle --contestant oracle --named 100 --tested 4 "
+        "--out bench",
+        given=(),
+        moments=1,
+    ),
     "demo": Case(
         command="demo --images 50 --test-images 2 --out demo",
         given=(),

@@ -215,6 +215,12 @@ LINES = {
         "fig8 --images usual --lens lens --layer 2 --texts words.txt --follow me" + M,
         "table4 --images masked --lens lens --follow me" + M,
     ),
+    "groundtruth": (
+        *("run", "run --all --network keys", "run --network nothing", "nothing", "list extra"),
+        *("run --network idle --named 1", "run --network idle --tested 1"),
+        *("run --network idle --out photos", "run --network idle --seed x"),
+        "run --network idle --contestant nobody",
+    ),
     "pool": (
         *("", "--classes classes.txt --captioner template --out new"),
         *(

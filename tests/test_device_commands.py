@@ -40,7 +40,7 @@ from secondlens.paper.registry import results
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*longer than the context")
 
-WITHOUT_MODEL = {"list", "pool", "pull", "share"}
+WITHOUT_MODEL = {"groundtruth", "list", "pool", "pull", "share"}
 """Commands that load no model."""
 SMALL = {
     "embed_dim": 16,

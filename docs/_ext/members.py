@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -18,10 +19,12 @@ class Members(SphinxDirective):
     """A row for each member of a registry."""
 
     required_arguments = 1
+    option_spec = {"heading": directives.unchanged}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """The table."""
         module, _, name = self.arguments[0].rpartition(".")
         rows = [f"| `{each.name}` | {each.help} |" for each in getattr(import_module(module), name)]
-        table = "\n".join(["| name | what it is, and how it is recognised |", "|---|---|", *rows])
+        heading = self.options.get("heading", "what it is, and how it is recognised")
+        table = "\n".join([f"| name | {heading} |", "|---|---|", *rows])
         return self.parse_text_to_nodes(table)

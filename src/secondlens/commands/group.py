@@ -22,6 +22,7 @@ from .discover import discover
 from .explore import explore
 from .export import export
 from .fit import fit
+from .groundtruth import groundtruth
 from .list import list_members
 from .name import name
 from .options import Group, note
@@ -135,8 +136,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, steer, why_attention, pool, reproduce, explore, export),
-    *(share, pull, list_members),
+    *(audit, defend, ablate, budget, steer, why_attention, pool, reproduce, groundtruth),
+    *(explore, export, share, pull, list_members),
 )
 for command in COMMANDS:
     main.add_command(command)

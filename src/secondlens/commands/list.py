@@ -24,6 +24,8 @@ REGISTRIES = {
     "image-generators": "applications.adversarial:image_generators",
     "pages": "explorer:page_kinds",
     "results": "paper.registry:results",
+    "networks": "groundtruth.registry:networks",
+    "contestants": "groundtruth.registry:contestants",
 }
 """Where each registry is."""
 

@@ -125,8 +125,9 @@ def path_factors(
 def has_official(clip: Clip) -> bool:
     """Whether the convention of the published code says something of a model: it reads the class
     token, and only the norm before its heads and the last one are on the way."""
-    plain = all(normalises(b.ln_1) and b.inner_norm is None for b in clip.blocks)
-    return isinstance(clip.reader, ClassToken) and clip.normalises and plain
+    if not isinstance(clip.reader, ClassToken) or not clip.normalises:
+        return False
+    return all(normalises(b.ln_1) and b.inner_norm is None for b in clip.blocks)
 
 
 def value_paths(

@@ -72,8 +72,8 @@ function wallCard(data, model) {
   }
   const wanted = params().get("by");
   queueMicrotask(() => show(modes.some(([mode]) => mode === wanted) ? wanted : "effect"));
-  return h("section", {class: "card", id: "wall"}, h("h2", {}, "Images"),
-    h("div", {class: "bar-of-tools"}, buttons, h("label", {}, toggle, how("activation", "where it fires"), h("kbd", {}, "o")), h("label", {}, "opacity", opacity)), form, body);
+  return h("section", {class: "card", id: "wall"}, h("h2", {}, model.tower === "text" ? "Texts" : "Images"),
+    h("div", {class: "bar-of-tools"}, buttons, ...(model.tower === "text" ? [] : [h("label", {}, toggle, how("activation", "where it fires"), h("kbd", {}, "o")), h("label", {}, "opacity", opacity)])), form, body);
 }
 
 function unseenCard(data) {

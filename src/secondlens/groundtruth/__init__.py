@@ -1,0 +1,1 @@
+"""Networks whose neurons are known, and what methods that explain neurons say of them."""

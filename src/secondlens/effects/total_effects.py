@@ -12,15 +12,17 @@ effects themselves. What lies outside of them is measured on random directions.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.reader import Batch, Reader
+from ..data.reader import Batch, Reader, in_parts
 from ..devices import wide
 from ..models.view import Clip
+from ..progress import tracked
 from .capture import NotFinite
 from .linearised import LinearBlock, Linearised, LinearNorm, linearise
 from .streaming import of_finite
@@ -65,13 +67,17 @@ class TotalReader:
 
     def through(self, reader: Reader) -> Callable[[Batch], Totals | None]:
         """What makes totals of batches, leaving out images on which the network is not finite."""
+        return partial(of_finite, reader, self.of)
 
-        def work(batch: Batch) -> Totals | None:
-            return of_finite(reader, self._totals, batch)
+    def stream(self, reader: Reader, what: str, progress: bool) -> Iterator[Totals]:
+        """Totals of all batches of a reader; where memory is short, of parts of them."""
+        batches = tracked(reader, what, progress)
+        for _, found in in_parts(batches, self.clip, self.through(reader)):
+            if found is not None:
+                yield found
 
-        return work
-
-    def _totals(self, batch: Batch) -> Totals:
+    def of(self, batch: Batch) -> Totals:
+        """Totals of a batch; raises `NotFinite` if the network is not finite on it."""
         pixels = batch.on(self.clip.device)
         size = IMAGES_PER_PASS if self.clip.device.type == "cpu" else len(pixels)
         parts = [self._part(some) for some in pixels.split(size)]

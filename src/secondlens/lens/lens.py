@@ -1,16 +1,20 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..arguments import checked
 from ..devices import check_device, undisturbed
+from ..effects.projections import Projector, Projectors
+from ..effects.total_effects import TotalProjector
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -310,6 +314,17 @@ class Lens(Contents):
             copy = Path(temporary) / repo_id.replace("/", "--")
             pull(repo_id, copy, revision=revision)
             return cls.load(copy)
+
+
+def projectors(
+    clip: Clip, lens: Lens, vectors: Mapping[int, Float[Tensor, "neurons vectors dim"]]
+) -> Projectors:
+    """What takes images to products of the effects that a lens is of with some vectors of each
+    neuron, by layer."""
+    if lens.axes is not None:
+        axes = lens.axes.rows.to(clip.device)
+        return {layer: TotalProjector(axes, each) for layer, each in vectors.items()}
+    return {layer: Projector(clip, layer, each, lens.convention) for layer, each in vectors.items()}
 
 
 def _opened(cls: type[Lens], found: Contents) -> Lens:

@@ -40,10 +40,11 @@ OTHER_MEANS = ("direct", "indirect", "attention")
 @click.argument("images", type=PLACE, required=False)
 @click.option(
     "--effect",
-    type=click.Choice(["second-order", "direct", "indirect", "together", "attention"]),
+    type=click.Choice(["second-order", "total", "direct", "indirect", "together", "attention"]),
     default="second-order",
     show_default=True,
-    help="What is ablated; together: all neurons held at their means at once.",
+    help="What is ablated; total: over all paths, of a lens fitted with --paths all; together: all "
+    "neurons held at their means at once.",
 )
 @click.option(
     "--paths",
@@ -174,6 +175,8 @@ def ablate(
         known = _reference(model, images, reference)
     clip = model.load()
     fitted.check_model(clip)
+    if effect == "total":
+        fitted = fitted.over("all")
     classifier = pictures.classes.embed(clip, progress=True)
     common: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": True}
     some = None if neurons is None else sample(clip, neurons)

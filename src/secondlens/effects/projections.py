@@ -134,16 +134,17 @@ def _products(
     clip: Clip, reader: Reader, projectors: Projectors, progress: bool
 ) -> Iterator[tuple[list[int], Tensor, dict[int, Tensor]]]:
     """By batch: positions of the images, embeddings, and products by layer."""
-    first = next(iter(projectors.values()))
-    if isinstance(first, TotalProjector):
-        totals = TotalReader(clip, first.axes, list(projectors))
+    along = {n: each for n, each in projectors.items() if isinstance(each, TotalProjector)}
+    if along:
+        totals = TotalReader(clip, next(iter(along.values())).axes, list(along))
         for total in totals.stream(reader, "projections", progress):
-            found = {layer: each(total.effects[layer]) for layer, each in projectors.items()}
+            found = {layer: each(total.effects[layer]) for layer, each in along.items()}
             yield total.positions, total.embedding, found
-    else:
-        for batch in stream(clip, reader, projectors, what="projections", progress=progress):
-            found = {layer: each(batch.pooled) for layer, each in projectors.items()}
-            yield batch.positions, batch.embedding, found
+        return
+    paths = {n: each for n, each in projectors.items() if isinstance(each, Projector)}
+    for batch in stream(clip, reader, paths, what="projections", progress=progress):
+        found = {layer: each(batch.pooled) for layer, each in paths.items()}
+        yield batch.positions, batch.embedding, found
 
 
 def embed(

@@ -10,13 +10,13 @@ costs about as many operations as an encoding, so the axes q are few: the princi
 effects themselves. What lies outside of them is measured on random directions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.reader import Batch, Reader, in_parts
@@ -77,27 +77,37 @@ class TotalReader:
                 yield found
 
     def of(self, batch: Batch) -> Totals:
-        """Totals of a batch; raises `NotFinite` if the network is not finite on it."""
-        pixels = batch.on(self.clip.device)
+        """Totals of a batch; raises what `read` raises."""
+        return self.read(batch.on(self.clip.device), batch.positions)
+
+    @torch.no_grad()
+    def read(
+        self, pixels: Float[Tensor, "images 3 height width"], positions: Sequence[int] = ()
+    ) -> Totals:
+        """Totals of preprocessed images.
+
+        Raises
+        ------
+        NotFinite
+            The network is not finite on some of them.
+        """
         size = IMAGES_PER_PASS if self.clip.device.type == "cpu" else len(pixels)
-        parts = [self._part(some) for some in pixels.split(size)]
-        representations = torch.cat([part[0] for part in parts])
-        finite = representations.isfinite().all(dim=1)
+        representations, effects, activations = [], [], []
+        for some in pixels.split(size):
+            tower = linearise(self.clip, some)
+            representations.append(tower.representation)
+            effects.append(total_effects(tower, self.axes, self.layers))
+            activations.append({n: tower.activations[n].sum(0) for n in self.layers})
+        together = torch.cat(representations)
+        finite = together.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise NotFinite("the output", finite.tolist())
         return Totals(
-            positions=batch.positions,
-            embedding=F.normalize(representations, dim=-1),
-            effects={n: torch.cat([part[1][n] for part in parts], dim=1) for n in self.layers},
-            activations={
-                n: torch.stack([part[2][n] for part in parts]).sum(0) for n in self.layers
-            },
+            positions=list(positions),
+            embedding=F.normalize(together, dim=-1),
+            effects={n: torch.cat([each[n] for each in effects], dim=1) for n in self.layers},
+            activations={n: torch.stack([e[n] for e in activations]).sum(0) for n in self.layers},
         )
-
-    def _part(self, pixels: Tensor) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
-        tower = linearise(self.clip, pixels)
-        summed = {layer: tower.activations[layer].sum(0) for layer in self.layers}
-        return tower.representation, total_effects(tower, self.axes, self.layers), summed
 
 
 @torch.no_grad()
@@ -118,8 +128,35 @@ def total_effects(
     clip, images = tower.clip, len(tower.length)
     found = {layer: axes.new_empty(clip.neurons, images, len(axes)) for layer in layers}
     for some in chunks(len(axes), _axes_per_pass(clip, images)):
-        for layer, effects in _backward(tower, axes[some], layers):
+        for layer, worth in _backward(tower, axes[some], layers):
+            effects = (tower.activations[layer][:, :, None] * worth).sum(1)
             found[layer][:, :, some] = effects.permute(2, 0, 1)
+    return found
+
+
+@torch.no_grad()
+def by_token(
+    tower: Linearised,
+    axes: Float[Tensor, "axes dim"],
+    vectors: Mapping[int, tuple[Int[Tensor, " chosen"], Float[Tensor, "chosen vectors axes"]]],
+) -> Float[Tensor, "images tokens vectors"]:
+    """Products of total effects with vectors, by the token at which the neurons act, added up over
+    neurons.
+
+    Parameters
+    ----------
+    tower, axes
+        As for `total_effects`.
+    vectors
+        By layer: neurons, and their vectors in coordinates along the axes.
+    """
+    _, kinds = next(iter(vectors.values()))
+    found = axes.new_zeros(len(tower.length), tower.clip.tokens, kinds.shape[1])
+    for some in chunks(len(axes), _axes_per_pass(tower.clip, len(found))):
+        for layer, worth in _backward(tower, axes[some], list(vectors)):
+            neurons, own = vectors[layer]
+            effects = tower.activations[layer][:, :, None, neurons] * worth[..., neurons]
+            found += torch.einsum("btan,nva->btv", effects, own[..., some])
     return found
 
 
@@ -147,8 +184,8 @@ def pass_numbers(clip: Clip, batch_size: int) -> int:
 
 def _backward(
     tower: Linearised, axes: Float[Tensor, "axes dim"], layers: Sequence[int]
-) -> Iterator[tuple[int, Float[Tensor, "images axes neurons"]]]:
-    """Layer by layer from the last one back to the first of `layers`."""
+) -> Iterator[tuple[int, Float[Tensor, "images tokens axes neurons"]]]:
+    """What one unit of each activation is worth, from the last layer back to the first one."""
     clip = tower.clip
     at_output = axes @ clip.projection.to(axes).T
     at_end = _norm_back(tower.norm_post, at_output) / tower.length[:, None, None]
@@ -158,7 +195,7 @@ def _backward(
         block = tower.blocks[layer]
         worth = gradient @ block.neuron_rows.T
         if layer in layers:
-            yield layer, (tower.activations[layer][:, :, None] * worth).sum(1)
+            yield layer, worth
         if layer > min(layers):
             gradient += _norm_back(block.norm_2, block.neurons_back(worth))
             gradient += _norm_back(block.norm_1, _attention_back(block, gradient))
@@ -171,7 +208,8 @@ def _norm_back(norm: LinearNorm, gradient: Tensor) -> Tensor:
 def _attention_back(block: LinearBlock, gradient: Tensor) -> Tensor:
     heads = block.heads_back(gradient)
     query, key = block.patterns_back(heads)
-    return block.value_back(heads) + query + key
+    found: Tensor = block.value_back(heads) + query + key
+    return found
 
 
 class TotalProjector:
@@ -183,26 +221,20 @@ class TotalProjector:
         Orthonormal rows, along which effects are known: of a vector, what lies in their span
         counts.
     vectors
-        Some for each chosen neuron.
-    neurons
-        The chosen neurons; by default all of the layer.
+        Some for each neuron.
     """
 
     def __init__(
-        self,
-        axes: Float[Tensor, "axes dim"],
-        vectors: Float[Tensor, "chosen vectors dim"],
-        neurons: Sequence[int] | None = None,
+        self, axes: Float[Tensor, "axes dim"], vectors: Float[Tensor, "neurons vectors dim"]
     ) -> None:
-        self.axes, self.neurons = axes, None if neurons is None else list(neurons)
-        self.weights: Float[Tensor, "chosen vectors axes"] = vectors.to(axes) @ axes.T
+        self.axes = axes
+        self.weights: Float[Tensor, "neurons vectors axes"] = vectors.to(axes) @ axes.T
 
     def __call__(
         self, effects: Float[Tensor, "neurons images axes"]
-    ) -> Float[Tensor, "images chosen vectors"]:
+    ) -> Float[Tensor, "images neurons vectors"]:
         """The products for a batch of images."""
-        chosen = effects if self.neurons is None else effects[self.neurons]
-        return torch.bmm(chosen, self.weights.to(effects).mT).transpose(0, 1)
+        return torch.bmm(effects, self.weights.to(effects).mT).transpose(0, 1)
 
 
 def principal_axes(moment: Float[Tensor, "dim dim"], count: int) -> Float[Tensor, "count dim"]:
@@ -212,7 +244,8 @@ def principal_axes(moment: Float[Tensor, "dim dim"], count: int) -> Float[Tensor
     """
     axes = torch.linalg.eigh(wide(moment)).eigenvectors.flip(1).T[:count]
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
-    return (axes * largest.sign()).to(moment)
+    found: Tensor = (axes * largest.sign()).to(moment)
+    return found
 
 
 def outside(axes: Float[Tensor, "axes dim"], count: int) -> Float[Tensor, "count dim"]:

@@ -211,7 +211,7 @@ def fit(
     shard_size: int | None = None,
     sample: int | None = None,
     engine: Engine | None = None,
-    paths: Literal["value", "all"] = "value",
+    paths: str = "value",
     axes: int | None = None,
     progress: bool = False,
     announce: Callable[[Plan], None] | None = None,

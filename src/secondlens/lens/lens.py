@@ -66,8 +66,14 @@ class Lens(Contents):
         """Whose effects it tells of: second-order ones, or total ones over all paths."""
         return "value" if self.axes is None else "all"
 
-    def over(self, paths: Literal["value", "all"]) -> "Lens":
-        """The lens of the effects over these paths; what is put into it is saved with this one.
+    def over(self, paths: str) -> "Lens":
+        """The lens of the effects over some paths; what is put into it is saved with this one.
+
+        Parameters
+        ----------
+        paths
+            "value" for second-order effects, or "all" for total ones, of a lens that was fitted
+            with `paths="all"`.
 
         Raises
         ------

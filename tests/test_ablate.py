@@ -356,7 +356,7 @@ def test_mistakes(clip, lens, images, reference, classifier):
     for size in (0, 8):
         with pytest.raises(SecondLensError, match="a code cannot have"):
             TextCodes(clip, vocabulary(["a", "b"]), [size])
-    assert set(EFFECTS) == {"second-order", "total", "direct", "indirect", "together"}
+    assert set(EFFECTS) == {"second-order", "direct", "indirect", "together"}
 
 
 def test_pictures_that_cannot_be_read(clip, lens, images, classifier):

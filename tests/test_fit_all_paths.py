@@ -233,7 +233,6 @@ def test_mistakes(clip, images, lens):
         lambda: sl.AblatedClip(clip, total, {0: [1]}),
         lambda: sl.segment(clip, total, images[0], ["ant"]),
         lambda: total.save("anywhere"),
-        lambda: sl.ablate(clip, total, images, [0] * 23, clip.encode_text(TEXTS)),
     ):
         with pytest.raises(SecondLensError, match="needs effects of the value path"):
             work()
@@ -316,7 +315,7 @@ def test_ablation_reads_total_effects(clip, images, lens, effects):
 def test_ablate_takes_total_effects_of_a_lens(clip, images, lens, effects):
     classifier = clip.encode_text(TEXTS)
     labels = [i % len(TEXTS) for i in range(23)]
-    found = sl.ablate(clip, lens, images, labels, classifier, effect="total", layers=[LAYER])
+    found = sl.ablate(clip, lens.over("all"), images, labels, classifier, layers=[LAYER])
     without = F.normalize(clip.encode_image(images), dim=1)
     without = without - centred(effects, lens.over("all"), LAYER).sum(1)
     scores = without @ classifier.T

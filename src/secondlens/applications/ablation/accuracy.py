@@ -150,9 +150,10 @@ class Tally:
         )
 
 
-EFFECTS = ("second-order", "total", "direct", "indirect", "together")
-"""Whose effects: by which path a neuron's effect goes; total, over all paths, as far as the lens
-has them; or all neurons held at their means at once, which is run and not added up."""
+EFFECTS = ("second-order", "direct", "indirect", "together")
+"""Whose effects: by which path a neuron's effect goes, or all neurons held at their means at once,
+which is run and not added up. In place of second-order effects stand the total ones of a lens over
+all paths."""
 
 KINDS = ("all", "large", "small", "random", "first component", "unsigned")
 """What is ablated: the effects of all neurons; of those whose centred norm is above their
@@ -188,15 +189,15 @@ def ablate(
     """Accuracy of a zero-shot classifier with effects of one layer at a time ablated.
 
     Second-order effects of all layers take one pass over the images, and never exist outside it;
-    total ones take one too, which costs about 1.3 encodings for each axis of the lens.
+    so do total ones, and cost about 1.3 encodings for each axis of the lens.
     Other effects take a pass for each layer; indirect ones a run from the layer on for each image
     and neuron, see `indirect_seconds`.
 
     Parameters
     ----------
     clip, lens
-        A model and a lens fitted on it; the lens has means, directions and thresholds. Total
-        effects are those of `lens.over("all")`.
+        A model and a lens fitted on it; the lens has means, directions and thresholds. With
+        `Lens.over("all")`, total effects stand in place of second-order ones.
     images
         What `fit` takes.
     labels
@@ -240,10 +241,6 @@ def ablate(
             raise SecondLensError("no neurons leave nothing to ablate: give at least one")
         for layer in chosen:
             check_neurons(clip, layer, neurons)
-    if effect == "second-order":
-        lens.check_value("the effect second-order")
-    elif effect == "total":
-        lens = lens.over("all")
     some = list(range(clip.neurons)) if neurons is None else list(neurons)
     if reference is not None:
         reference = as_source(reference)
@@ -305,7 +302,7 @@ def _effects(
     workers: int,
 ) -> Iterator[Effects]:
     """What to read, one after another, each in a pass of its own over the images."""
-    if effect in ("second-order", "total"):
+    if effect == "second-order":
         fitted = {layer: lens[layer] for layer in layers}
         if lens.axes is not None:
             yield Total(clip, fitted, lens.axes, neurons)

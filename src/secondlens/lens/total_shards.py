@@ -126,7 +126,7 @@ class TotalWork(ShardWork):
         self._read(found, self._some(others), both, layers)
         left_out = torch.zeros(len(layers), dtype=torch.float64)
         for place, moments in enumerate(found.moments().values()):
-            energy = moments.covariance.diagonal(dim1=1, dim2=2).sum(0).double().cpu()
+            energy = moments.covariance.diagonal(dim1=1, dim2=2).sum(0).cpu().double()
             inside, beyond = energy[: len(axes)].sum(), energy[len(axes) :].mean()
             if len(axes) < self.clip.dim and inside + beyond > 0:
                 left_out[place] = beyond / (inside + beyond)

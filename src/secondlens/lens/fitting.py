@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +36,11 @@ from ..progress import bars
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_resumable, unfinished
 from ..storage.locks import locked
-from ..storage.validation import Position, convert
 from .layer import Axes, Coordinates, LayerLens, layer_lens
 from .lens import PATHS, Lens
 from .moments import Centre, top_count
 from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Readable
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, plan_from_json, plan_to_json
 from .ranking import Settled, settle
 from .shards import Changed, ShardWork
 from .total_shards import TotalWork
@@ -334,15 +333,15 @@ def fit(
             "sample": sample,
             "batch size": batch_size,
         }
-        to_record = _plan_to_json(plan)
+        to_record = plan_to_json(plan)
         if total_plan is not None:
             work |= {"axes": count}
-            to_record |= {"all paths": _plan_to_json(total_plan)}
+            to_record |= {"all paths": plan_to_json(total_plan)}
         recorded = parts.claim(work, to_record)
         with parts.reading("work"):
-            plan = _plan_from_json(plan, recorded)
+            plan = plan_from_json(plan, recorded)
             if total_plan is not None:
-                total_plan = _plan_from_json(total_plan, recorded["all paths"])
+                total_plan = plan_from_json(total_plan, recorded["all paths"])
         for each in (plan, total_plan):
             if announce is not None and each is not None:
                 announce(each)
@@ -456,52 +455,6 @@ def _tell_left_out(axes: Axes) -> None:
 
 LEAST_TOLD = 0.01
 """Share of the energy that is worth a warning."""
-
-
-def _plan_to_json(plan: Plan) -> dict[str, Any]:
-    shards = [[shard.start, shard.stop] for shard in plan.shards]
-    groups = [list(group) for group in plan.groups]
-    sample = [plan.sample, plan.sample_shard]
-    return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedPlan:
-    """What `work.json` holds of a plan."""
-
-    groups: tuple[tuple[Position, ...], ...]
-    shards: tuple[tuple[Position, Position], ...]
-    sample: tuple[Position, Position]
-    store: Literal["float32", "float16"] | None
-
-
-def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
-    """The plan with the choices recorded when the work began: less may be free now.
-
-    Raises
-    ------
-    ValueError
-        They are not choices for this work.
-    """
-    found = convert(recorded, RecordedPlan, "work.json")
-    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
-        raise ValueError("its groups are not of the layers")
-    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
-    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
-        raise ValueError("its shards are not of the images")
-    if any(start >= end for start, end in found.shards):
-        raise ValueError("it has a shard without images")
-    sample, sample_shard = found.sample
-    if not (1 <= sample <= plan.images and sample_shard >= 1):
-        raise ValueError("its sample is not of the images")
-    return replace(
-        plan,
-        groups=found.groups,
-        shards=tuple(range(*shard) for shard in found.shards),
-        sample=sample,
-        sample_shard=sample_shard,
-        store=found.store,
-    )
 
 
 def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:

@@ -13,15 +13,13 @@ that agree, positions that exist, and finite numbers where nothing else makes se
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
 from torch import Tensor
 
 from ..errors import SecondLensError
@@ -30,11 +28,6 @@ from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import LARGEST_JSON, read_json, save_json
 from ..storage.regular import read_bounded
 from ..storage.validation import (
-    Digest,
-    Position,
-    Size,
-    Texts,
-    check_distinct,
     check_positions,
     check_tensors,
     convert,
@@ -42,6 +35,7 @@ from ..storage.validation import (
 )
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
 from .layer import Axes, Coordinates, LayerLens
+from .manifest import OWN, Evidence, Images, Manifest, ModelEntry
 from .moments import HISTOGRAM_EDGES
 from .names import EVIDENCE, TENSORS, Names, plain
 
@@ -61,145 +55,6 @@ FORMAT = 2
 IMAGES = "images.json"
 ALL_PATHS = "all-paths-"
 """What the names of files of effects over all paths begin with."""
-OWN = re.compile(
-    r"((lens|images)|(all-paths-)?(axes|(layer|codes|names|scores|stability|coordinates)-\d\d+))"
-    r"(-[0-9a-f]{16})?"
-    r"\.(json|safetensors)(\.new)?(\.[0-9a-f]{8}\.partial)?"
-)
-"""Names of files that a lens may leave in its folder beside `lens.json`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """The model of a lens, as its manifest names it."""
-
-    name: str
-    weights: str
-    activation: str
-    layers: Size
-    heads: Size
-    neurons: Size
-    dim: Size
-    grid: tuple[Size, Size]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodesEntry:
-    """A description, whose tensors are in a file of their own."""
-
-    name: str
-    normalise: Literal["unit", "centred", "official"]
-    labels: Texts
-
-    def __post_init__(self) -> None:
-        check_distinct(self.labels, "the texts of a description")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamesEntry:
-    """Names of neurons, whose tensors are in a file of their own."""
-
-    vocabulary: str
-    referee: str
-    labels: Texts
-    image_ids: Texts
-    shown: Size
-    tested: Position
-    shuffled: Position
-    rare: Position
-    alike: tuple[Texts, ...] = ()
-    pairs: Position = 0
-
-    def __post_init__(self) -> None:
-        check_distinct(self.labels, "the texts of names")
-        check_distinct(self.image_ids, "the ids of images of names")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoresEntry:
-    """Scores of a description, whose tensors are in a file of their own."""
-
-    vocabulary: str
-    referee: str
-    images: Size
-    top: Size
-    pictures: str = ""
-    dataset: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StabilityEntry:
-    """Two halves compared, whose tensors are in a file of their own."""
-
-    vocabulary: str
-    images: Size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What `lens.json` holds of the effects over some paths.
-
-    Raises
-    ------
-    ValueError
-        A name or text twice.
-    """
-
-    codes: tuple[CodesEntry, ...]
-    scores: tuple[ScoresEntry, ...] = ()
-    stability: tuple[StabilityEntry, ...] = ()
-    names: tuple[NamesEntry, ...] = ()
-    sample: Size | None = None
-
-    def __post_init__(self) -> None:
-        check_distinct([each.name for each in self.codes], "its descriptions")
-        scores = [(each.vocabulary, each.referee, each.pictures) for each in self.scores]
-        check_distinct(scores, "its scores")
-        check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
-        check_distinct([(each.vocabulary, each.referee) for each in self.names], "its names")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest(Evidence):
-    """What `lens.json` holds; other keys say nothing to this version.
-
-    Raises
-    ------
-    ValueError
-        Layers that are not the model's, or a name or text twice.
-    """
-
-    format: int
-    model: ModelEntry
-    convention: Literal["exact", "official"]
-    top: Size
-    layers: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=2**16)]
-    all_paths: Evidence | None = None
-    coordinates: bool = False
-    files: dict[str, str] = field(default_factory=dict)
-    """By its own name, the name of a file that replaced another one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(map(OWN.fullmatch, self.files.values())):
-            raise ValueError("it names a file that is not part of a lens")
-        if not 0 <= min(self.layers) <= max(self.layers) < self.model.layers:
-            raise ValueError("it has layers that its model has not")
-        check_distinct(self.layers, "its layers")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """What `images.json` holds."""
-
-    ids: Texts
-    skipped: dict[str, str]
-    digests: tuple[Digest, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_distinct(self.ids, "the ids of images")
-        if self.digests and len(self.digests) != len(self.ids):
-            raise ValueError(f"it has {len(self.digests)} digests of {len(self.ids)} images")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

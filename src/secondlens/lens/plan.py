@@ -8,9 +8,10 @@ N * rank^2, whatever the number of images.
 import random
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +24,7 @@ from ..errors import SecondLensError
 from ..formatting import counted
 from ..models.view import Clip
 from ..storage.remote import is_remote
+from ..storage.validation import Position, convert
 
 STORES = ("auto", "float32", "float16", "never")
 """How coordinates may be stored between the passes."""
@@ -363,3 +365,50 @@ def _free(out: str | Path) -> int:
         return 0
     existing = next(parent for parent in Path(out).absolute().parents if parent.is_dir())
     return shutil.disk_usage(existing).free
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The choices of a plan, for `work.json`."""
+    shards = [[shard.start, shard.stop] for shard in plan.shards]
+    groups = [list(group) for group in plan.groups]
+    sample = [plan.sample, plan.sample_shard]
+    return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedPlan:
+    """What `work.json` holds of a plan."""
+
+    groups: tuple[tuple[Position, ...], ...]
+    shards: tuple[tuple[Position, Position], ...]
+    sample: tuple[Position, Position]
+    store: Literal["float32", "float16"] | None
+
+
+def plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
+    """The plan with the choices recorded when the work began: less may be free now.
+
+    Raises
+    ------
+    ValueError
+        They are not choices for this work.
+    """
+    found = convert(recorded, RecordedPlan, "work.json")
+    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
+        raise ValueError("its groups are not of the layers")
+    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
+    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
+        raise ValueError("its shards are not of the images")
+    if any(start >= end for start, end in found.shards):
+        raise ValueError("it has a shard without images")
+    sample, sample_shard = found.sample
+    if not (1 <= sample <= plan.images and sample_shard >= 1):
+        raise ValueError("its sample is not of the images")
+    return replace(
+        plan,
+        groups=found.groups,
+        shards=tuple(range(*shard) for shard in found.shards),
+        sample=sample,
+        sample_shard=sample_shard,
+        store=found.store,
+    )

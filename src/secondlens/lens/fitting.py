@@ -28,7 +28,7 @@ from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import dataset_hash
 from ..data.texts import source_for
 from ..devices import CPU, undisturbed
-from ..effects.linearised import check_linear
+from ..effects.linearised import check_paths
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
 from ..errors import SecondLensError, SecondLensWarning
@@ -437,8 +437,7 @@ def _checked_axes(clip: Clip, paths: str, axes: int | None, convention: str) -> 
         return None
     if convention != "exact":
         raise SecondLensError("effects over all paths are exact: fit them in that convention")
-    for number, block in enumerate(clip.blocks):
-        check_linear(clip, number, block)
+    check_paths(clip)
     count = default_axes(clip) if axes is None else axes
     if not 1 <= count <= clip.dim:
         raise SecondLensError(

@@ -10,6 +10,7 @@ Intervals of differences: bootstrap over pairs.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -97,25 +98,17 @@ def whole(selected: Selector) -> Selector:
     return selected
 
 
-@click.command()
-@click.option("--model", type=click.Choice(["demo", "demo-twin"]), default="demo")
-@click.option("--fit-images", default=1500, show_default=True)
-@click.option("--objects", default=14, show_default=True, help="Drawn.")
-@click.option("--wrong", default=14, show_default=True, help="Wrong classes for each.")
-@click.option("--seeds", default=5, show_default=True, help="Pictures of each object and word.")
-@click.option("--json", "json_path", type=Path)
-def main(
-    model: str, fit_images: int, objects: int, wrong: int, seeds: int, json_path: Path | None
-) -> None:
-    """Print what each selector's words move in truth."""
-    clip, drawer, pool = sl.load(model), SpriteGenerator(), world_vocabulary()
-    lens = sl.fit(clip, Scenes(World(planted=model == "demo"), FIT_SEED, fit_images), progress=True)
-    codes = sl.describe(clip, lens, pool)
-    selectors: list[Selector] = [selector(n, clip, lens, pool, codes) for n in METHODS]
-    selectors += [
-        whole(selector(METHODS[0], clip, lens, pool, codes, whole_codes=True)),
-        dense(clip, lens),
-    ]
+def compared(
+    clip: sl.Clip,
+    drawer: SpriteGenerator,
+    selectors: Sequence[Selector],
+    objects: int,
+    wrong: int,
+    seeds: int,
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """By selector and for each pair: how far its words move the margin, and how often one of them
+    alone flips the decision, in percent; `Truth` is compared too."""
+    pool = world_vocabulary()
     names = object_names()
     texts, row = names.embed(clip), {name: i for i, name in enumerate(names.labels)}
     rng = np.random.default_rng(SEED)
@@ -141,6 +134,29 @@ def main(
                 at = [place[word.text] for word in words]
                 moves.setdefault(each.name, []).append(float(moved[at].mean()))
                 flips.setdefault(each.name, []).append(100 * float(flipped[at].mean()))
+    return moves, flips
+
+
+@click.command()
+@click.option("--model", type=click.Choice(["demo", "demo-twin"]), default="demo")
+@click.option("--fit-images", default=1500, show_default=True)
+@click.option("--objects", default=14, show_default=True, help="Drawn.")
+@click.option("--wrong", default=14, show_default=True, help="Wrong classes for each.")
+@click.option("--seeds", default=5, show_default=True, help="Pictures of each object and word.")
+@click.option("--json", "json_path", type=Path)
+def main(
+    model: str, fit_images: int, objects: int, wrong: int, seeds: int, json_path: Path | None
+) -> None:
+    """Print what each selector's words move in truth."""
+    clip, drawer, pool = sl.load(model), SpriteGenerator(), world_vocabulary()
+    lens = sl.fit(clip, Scenes(World(planted=model == "demo"), FIT_SEED, fit_images), progress=True)
+    codes = sl.describe(clip, lens, pool)
+    selectors: list[Selector] = [selector(n, clip, lens, pool, codes) for n in METHODS]
+    selectors += [
+        whole(selector(METHODS[0], clip, lens, pool, codes, whole_codes=True)),
+        dense(clip, lens),
+    ]
+    moves, flips = compared(clip, drawer, selectors, objects, wrong, seeds)
     ours = np.array(flips[METHODS[0]])
     found = {
         name: {

@@ -59,6 +59,26 @@ def fitted(kit):
     } | {"directions": torch.cat([lens[n].directions for n in lens])}
 
 
+def over_all_paths(kit):
+    """The same with effects over all paths, along all axes, so that none is left out."""
+    lens = sl.fit(kit.clip, PICTURES, LAYERS, paths="all", axes=kit.clip.dim)
+    return replace(kit, lens=lens.over("all"))
+
+
+def totals(kit):
+    lens = over_all_paths(kit).lens
+    return {f"{name} {n}": getattr(lens[n], name) for n in lens for name in ("mean", "energy")}
+
+
+def discovered_over_all_paths(kit):
+    own = over_all_paths(kit)
+    words = sl.discover(own.clip, own.lens, picture(99), top=4, texts=world_vocabulary())
+    return {
+        "weights": torch.tensor([word.weight for word in words]),
+        "patches": torch.stack([word.patches for word in words]),
+    }
+
+
 def ablated(kit, effect, **more):
     classifier = kit.words.embed(kit.clip)
     found = sl.ablate(
@@ -209,6 +229,7 @@ CASES = {
     "Lens": both_halves,
     "Vocabulary": lambda kit: kit.words.embed(kit.clip),
     "ablate": partial(ablated, effect="second-order"),
+    "ablate all paths": lambda kit: ablated(over_all_paths(kit), effect="second-order"),
     "ablate direct": partial(ablated, effect="direct", neurons=[1, 2, 7]),
     "ablate indirect": partial(ablated, effect="indirect", neurons=[1, 2, 7]),
     "ablate together": partial(ablated, effect="together"),
@@ -229,6 +250,7 @@ CASES = {
     "attention": lambda kit: sl.attention(kit.clip, X),
     "attack": attacked,
     "audit": lambda kit: {"spread": audited(kit).spread.nan_to_num(0.0)},
+    "audit all paths": lambda kit: {"spread": audited(over_all_paths(kit)).spread.nan_to_num(0.0)},
     "budget": lambda kit: {"gram": sl.budget(kit.clip, kit.lens, PICTURES[:6], LAYER, [0, 4]).gram},
     "budget by class": lambda kit: {
         name: getattr(sl.budget(kit.clip, kit.lens, PICTURES[:6], LAYER, [0, 4], nodes=1), name)
@@ -238,9 +260,11 @@ CASES = {
     "describe": lambda kit: coded(sl.describe(kit.clip, kit.lens, world_vocabulary(), 6)),
     "direct": lambda kit: sl.direct(kit.clip, X, LAYER),
     "discover": discovered,
+    "discover all paths": discovered_over_all_paths,
     "discover paper": partial(discovered, texts=world_vocabulary(), paper=True),
     "dissect": lambda kit: coded(sl.dissect(kit.clip, kit.lens, kit.words, PICTURES)),
     "fit": fitted,
+    "fit all paths": totals,
     "fit never": lambda kit: {
         "energy": sl.fit(kit.clip, PICTURES, [LAYER], store="never")[LAYER].energy
     },
@@ -262,6 +286,7 @@ CASES = {
     },
     "name": lambda kit: named(kit, firing()),
     "confirm": lambda kit: confirmed(kit),
+    "name all paths": lambda kit: named(over_all_paths(kit), firing()),
     "name by models": lambda kit: named(
         kit,
         [tiny_clip(str(kit.clip.device), seed=1)],
@@ -318,6 +343,7 @@ THERE |= {"why_attention"}
 
 GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
 GRADIENTS |= {"why_attention"}
+GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "fit", "name")}
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
@@ -334,7 +360,7 @@ def test_every_public_name_has_a_case():
 
 
 ROUGH = {"Audit", "Defence", "attack", "audit", "defend", "discover", "dissect", "finite_paths"}
-ROUGH |= {"budget by class", "indirect", "score"}
+ROUGH |= {"budget by class", "fit all paths", "indirect", "name all paths", "score"}
 """Names whose results are small differences of large numbers, or hang on what comes first among
 nearly equal images, texts or neurons: in half precision rounding reaches them."""
 LEAST = {"fp16": (0.999, 0.997), "bf16": (0.999, 0.93)}

@@ -153,8 +153,9 @@ def test_the_format_page_names_every_key_of_a_real_lens(material):
     lens = material / "secondlens-demo" / "lens"
     manifest = json.loads((lens / "lens.json").read_text())
     of_manifest, of_model = section("`lens.json`")
-    # "files" has a lens that replaced another, "names" one whose neurons were named
-    assert keys(of_manifest) == {*manifest, "files", "names"}
+    # "files" has a lens that replaced another, "names" one whose neurons were named, "sample" one
+    # of very many images, "all_paths" one that was fitted over all paths
+    assert keys(of_manifest) == {*manifest, "files", "names", "sample", "all_paths"}
     assert keys(of_model) == set(manifest["model"])
     (of_images,) = section("`images.json`")
     assert keys(of_images) == set(json.loads((lens / "images.json").read_text()))

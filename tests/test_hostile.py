@@ -24,7 +24,7 @@ import secondlens as sl
 from secondlens.applications.adversarial.runs import attacked
 from secondlens.applications.auditing.audits import Audit
 from secondlens.data.vocabularies import vocabulary
-from secondlens.lens.folder import Manifest
+from secondlens.lens.manifest import Manifest
 from secondlens.models.open_clip import from_open_clip
 
 WORDS = ["ant", "bee", "cat", "dog", "eel", "fox"]

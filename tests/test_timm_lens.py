@@ -113,8 +113,8 @@ def test_segment_and_discover(clip, lens, images):
 
 
 def test_values_have_one_path_for_each_head(clip):
-    assert value_paths(clip, 0).shape == (clip.neurons, clip.paths(0), clip.dim)
-    assert clip.paths(0) == (4 if clip.name == "SigLIP" else 8)
+    assert value_paths(clip, 0).shape == (clip.neurons, clip.path_count(0), clip.dim)
+    assert clip.path_count(0) == (4 if clip.name == "SigLIP" else 8)
 
 
 def test_all_paths_are_refused_with_the_reason(clip, images):

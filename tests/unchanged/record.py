@@ -175,7 +175,7 @@ NEWER = {
     "named",
     "names",
 }
-NEWER |= {"pushes", "scored_on", "split", "unshown"} | earlier.NEWER
+NEWER |= {"all_paths", "axes", "pushes", "scored_on", "split", "unshown"} | earlier.NEWER
 """Keys that files and results have had since version 0.1."""
 
 

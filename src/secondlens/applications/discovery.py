@@ -9,7 +9,8 @@ stands for a hundredth of the sum, and what is wrong in each of them adds up too
 that, to compare.
 
 Either way a word's weight is linear in the effects, so it splits exactly into parts of single
-neurons, of later heads and of tokens.
+neurons, of later heads and of tokens. Total effects, of a lens over all paths, go through several
+heads each, and split into parts of neurons and tokens alone.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from ..data.sources import pictures_of
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..devices import undisturbed, wide
 from ..effects.capture import Capture, Pooled
+from ..effects.linearised import linearise
+from ..effects.total_effects import TotalReader, by_token
 from ..effects.value_paths import PathFactors, path_factors
 from ..errors import SecondLensError
 from ..lens.codes import Codes
@@ -174,7 +177,8 @@ class FoundWord:
     neurons: tuple[Carrier, ...]
     """The active neurons, the one that adds most first; their weights add up to the word's."""
     heads: Float[Tensor, "blocks heads"]
-    """What arrives through each attention head; adds up to the weight. A pool is the last block."""
+    """What arrives through each attention head; adds up to the weight. A pool is the last block.
+    There are none over all paths, which go through several."""
     patches: Float[Tensor, "rows columns"]
     """What comes from each patch; with `class_token`, adds up to the weight."""
     class_token: float
@@ -207,7 +211,8 @@ def discover(
     Parameters
     ----------
     clip, lens
-        A model and a lens fitted on it, in the convention "exact".
+        A model and a lens fitted on it, in the convention "exact"; with `Lens.over("all")`, effects
+        are total ones.
     image
         A PIL image, the path of one, or a preprocessed one [3, height, width].
     top
@@ -254,7 +259,12 @@ class Discoverer:
             self.codes = codes if paper else None
         else:
             self.texts = vocabulary(texts)
-        self.factors: dict[int, PathFactors] = {n: path_factors(clip, n) for n in lens.layers}
+        self.factors: dict[int, PathFactors] = {}
+        self.totals: TotalReader | None = None
+        if lens.axes is None:
+            self.factors = {n: path_factors(clip, n) for n in lens.layers}
+        else:
+            self.totals = TotalReader(clip, lens.axes.rows, lens.layers)
         self.scale = metric(lens)
         rows = self.texts.embed(clip).to(self.scale)
         self.centred = F.normalize(rows - rows.mean(0), dim=1)
@@ -264,6 +274,9 @@ class Discoverer:
     def __call__(self, images: Any, top: int = 10) -> list[list[FoundWord]]:
         """The words of each of a few images that `Clip.prepare` takes."""
         self._check(top)
+        if self.totals is not None:
+            pixels = self.clip.prepare(images)
+            return [self._over_all_paths(self.totals, each, top) for each in pixels.split(1)]
         with Capture(self.clip, self.lens.layers, keep_activations=True) as capture:
             pooled = capture.pool(self.clip.encode_image(images))
         found = []
@@ -271,8 +284,30 @@ class Discoverer:
             effects = self.centred_effects(pooled, row)
             active = self.active(effects)
             code = self.code(effects, active, top)
-            found.append(self._words(pooled, row, effects, active, code))
+            found.append(
+                self._words(effects, active, code, *self._carried(pooled, row, active, code))
+            )
         return found
+
+    def _over_all_paths(
+        self, totals: TotalReader, pixels: Float[Tensor, "1 3 height width"], top: int
+    ) -> list[FoundWord]:
+        """The words of one image by total effects, which a second pass splits by token."""
+        effects = {
+            layer: own[:, 0] @ totals.axes - self.lens[layer].mean
+            for layer, own in totals.read(pixels).effects.items()
+        }
+        active = self.active(effects)
+        code = self.code(effects, active, top)
+        vectors, mean = {}, self.scale.new_zeros(len(code.indices))
+        for layer, functionals in code.functionals.items():
+            neurons = active[layer].nonzero()[:, 0]
+            vectors[layer] = neurons, functionals @ totals.axes.T
+            mean += torch.einsum("nd,nwd->w", self.lens[layer].mean[neurons], functionals)
+        (carried,) = by_token(linearise(self.clip, pixels), totals.axes, vectors)
+        # the mean effect has no token of its own: it is taken off all of them alike
+        tokens = carried.T - mean[:, None] / len(carried)
+        return self._words(effects, active, code, self.scale.new_empty(len(tokens), 0, 0), tokens)
 
     def centred_effects(self, pooled: Pooled, row: int) -> dict[int, Float[Tensor, "neurons dim"]]:
         """Effects of all neurons on one image of a batch, minus their means, by layer."""
@@ -315,32 +350,41 @@ class Discoverer:
             rows[layer] = own.new_zeros(len(own), len(self.texts)).scatter_add_(1, indices, weights)
         return sum_of_codes(chosen, rows, top)
 
-    def _words(
-        self,
-        pooled: Pooled,
-        row: int,
-        effects: dict[int, Tensor],
-        active: dict[int, Tensor],
-        code: Code,
-    ) -> list[FoundWord]:
+    def _carried(
+        self, pooled: Pooled, row: int, active: dict[int, Tensor], code: Code
+    ) -> tuple[Float[Tensor, "words blocks heads"], Float[Tensor, "words tokens"]]:
+        """What arrives at each word through each head, and from each token."""
         clip, count = self.clip, len(code.indices)
         through = clip.attentions(0)
         most = max(attention.heads for attention in through.values())
         heads = self.scale.new_zeros(count, max(through) + 1, most)
         tokens = self.scale.new_zeros(count, clip.tokens)
-        parts: list[tuple[int, int]] = []
-        shares = []
         for layer, functionals in code.functionals.items():
             neurons = active[layer].nonzero()[:, 0]
-            parts += [(layer, n) for n in neurons.tolist()]
-            shares.append(torch.einsum("nd,nwd->wn", effects[layer][neurons], functionals))
-            carried = self._carried(pooled, row, layer, neurons, functionals)
+            carried = self._along_paths(pooled, row, layer, neurons, functionals)
             by_path, start = carried.sum(2), 0
             for block, attention in clip.attentions(layer).items():
                 own = by_path[:, start : start + attention.heads]
                 heads[:, block, : attention.heads] += own
                 start += attention.heads
             tokens += carried.sum(1)
+        return heads, tokens
+
+    def _words(
+        self,
+        effects: dict[int, Tensor],
+        active: dict[int, Tensor],
+        code: Code,
+        heads: Float[Tensor, "words blocks heads"],
+        tokens: Float[Tensor, "words tokens"],
+    ) -> list[FoundWord]:
+        clip = self.clip
+        parts: list[tuple[int, int]] = []
+        shares = []
+        for layer, functionals in code.functionals.items():
+            neurons = active[layer].nonzero()[:, 0]
+            parts += [(layer, n) for n in neurons.tolist()]
+            shares.append(torch.einsum("nd,nwd->wn", effects[layer][neurons], functionals))
         by_neuron = torch.cat(shares, dim=1)
         words = []
         for members in self._synonyms(code):
@@ -364,7 +408,7 @@ class Discoverer:
             )
         return sorted(words, key=lambda word: -word.weight)
 
-    def _carried(
+    def _along_paths(
         self,
         pooled: Pooled,
         row: int,

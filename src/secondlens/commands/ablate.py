@@ -46,6 +46,11 @@ OTHER_MEANS = ("direct", "indirect", "attention")
     help="What is ablated; together: all neurons held at their means at once.",
 )
 @click.option(
+    "--total",
+    is_flag=True,
+    help="Total effects in place of second-order ones, of a lens fitted with --paths all.",
+)
+@click.option(
     "--paths",
     is_flag=True,
     help="In place of an effect, what neurons do by one class of paths at a time, such as through "
@@ -85,6 +90,7 @@ def ablate(
     lens: Path,
     images: Path | str | None,
     effect: str,
+    total: bool,
     paths: bool,
     layers: str,
     neurons: int | None,
@@ -125,6 +131,10 @@ def ablate(
         when(
             bool(paths) and bool(pools or effect != "second-order"),
             "--paths takes the place of effects: drop --effect and --texts",
+        ),
+        when(
+            total and (paths or effect != "second-order"),
+            "--total takes the place of second-order effects: drop --effect and --paths",
         ),
         idle(of_codes, "of codes: name texts with --texts", unless=bool(pools)),
         when(
@@ -174,6 +184,8 @@ def ablate(
         known = _reference(model, images, reference)
     clip = model.load()
     fitted.check_model(clip)
+    if total:
+        fitted = fitted.over("all")
     classifier = pictures.classes.embed(clip, progress=True)
     common: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": True}
     some = None if neurons is None else sample(clip, neurons)
@@ -213,7 +225,7 @@ def ablate(
             reference=known,
             **common,
         )
-    what = "one class of paths" if paths else f"{effect} effects"
+    what = "one class of paths" if paths else f"{'total' if total else effect} effects"
     result = curves("ablation", f"{what} ablated, {pictures.name}", found, ())
     files = [] if out is None else write(result, out)
     if as_json:

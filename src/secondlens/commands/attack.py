@@ -22,6 +22,7 @@ from .options import (
     layer_numbers,
     note,
     option,
+    paths_option,
     print_json,
     with_engine,
     with_model,
@@ -213,6 +214,7 @@ METHODS = ("second order", "random neurons", "similar words", "random words")
 @click.option("--among", help="Classes for --pairs, such as dog,deer,fox; by default all.")
 @click.option("--out", type=PATH, required=True, help="The run's folder; a run there goes on.")
 @click.option("--by", type=click.Choice(METHODS), default=METHODS[0], show_default=True)
+@paths_option
 @click.option("--texts", help="Words to choose from; by default those of the first description.")
 @click.option("--layers", help="Such as 8,9,10; by default all that are fitted.")
 @click.option("--neurons", type=click.IntRange(1), default=100, show_default=True)
@@ -233,6 +235,7 @@ def attack(
     among: str | None,
     out: Path,
     by: str,
+    paths: str,
     texts: str | None,
     layers: str | None,
     as_json: bool,
@@ -257,7 +260,7 @@ def attack(
     from ..applications.adversarial.selection import Pair
     from ..lens.lens import Lens
 
-    fitted = Lens.load(lens)
+    fitted = Lens.load(lens).over(paths)
     clip = model.load()
     made = attacker(
         clip,

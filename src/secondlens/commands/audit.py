@@ -19,6 +19,7 @@ from .options import (
     hold_new,
     json_option,
     labelled_pictures,
+    paths_option,
     print_json,
     with_choice,
     with_model,
@@ -85,6 +86,7 @@ PICTURES = 4
     help="Another model, which says what pictures show of the cues that no label names.",
 )
 @click.option("--referee-pretrained", help="Its open_clip tag, or the path of a checkpoint.")
+@paths_option
 @click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
 @batch_option
@@ -102,6 +104,7 @@ def audit(
     chance: float,
     referee: str | None,
     referee_pretrained: str | None,
+    paths: str,
     out: Path,
     top: int,
     batch_size: int | None,
@@ -161,7 +164,7 @@ def audit(
         from ..data.vocabularies import backgrounds, object_names
 
         names, words = names or object_names(), words or backgrounds()
-    fitted = Lens.load(lens)
+    fitted = Lens.load(lens).over(paths)
     clip = model.load()
     measured = measure(
         *(clip, fitted, names, source, words),

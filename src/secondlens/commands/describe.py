@@ -16,6 +16,7 @@ from .options import (
     console,
     hold,
     json_option,
+    paths_option,
     print_json,
     with_engine,
     with_model,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     default="centred",
     show_default=True,
 )
+@paths_option
 @click.option("--parquet", "parquet_file", type=PATH, help="Also write a row for each neuron.")
 @json_option
 @with_engine
@@ -61,6 +63,7 @@ def describe(
     k: int | None,
     templates: tuple[str, ...],
     how: str,
+    paths: str,
     parquet_file: Path | None,
     as_json: bool,
     engine: ChosenEngine,
@@ -77,7 +80,8 @@ def describe(
     from ..lens.lens import Lens
     from ..words.describing import describe as describe_lens
 
-    fitted = Lens.load(lens)
+    whole = Lens.load(lens)
+    fitted = whole.over(paths)
     vocabularies = [vocabulary(pool, templates=templates or None) for pool in pools]
     names = [texts.name for texts in vocabularies]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -88,7 +92,7 @@ def describe(
         texts.name: describe_lens(clip, fitted, texts, k, how=how, engine=runs, progress=True)
         for texts in vocabularies
     }
-    fitted.save_held(lens)
+    whole.save_held(lens)
     if parquet_file:
         write_parquet(parquet_file, fitted, found)
     if as_json:

@@ -17,6 +17,7 @@ from .options import (
     hold,
     json_option,
     note_photo,
+    paths_option,
     print_json,
     with_model,
 )
@@ -37,6 +38,7 @@ CARRIERS = 6
 @click.argument("photo", type=PATH)
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Words.")
 @click.option("--texts", help="Words to choose from; by default those of the first description.")
+@paths_option
 @click.option("--paper", is_flag=True, help="Weigh words as the paper does (A.5), to compare.")
 @click.option("--page", type=PATH, help="Also write a page with the patches behind each word.")
 @json_option
@@ -46,6 +48,7 @@ def discover(
     photo: Path,
     top: int,
     texts: str | None,
+    paths: str,
     paper: bool,
     page: Path | None,
     as_json: bool,
@@ -66,7 +69,7 @@ def discover(
     from ..words.summary import label
 
     picture = open_picture(photo)
-    fitted = Lens.load(lens)
+    fitted = Lens.load(lens).over(paths)
     clip = model.load()
     discoverer = Discoverer(clip, fitted, texts, paper=paper)
     (words,) = discoverer([picture], top)
@@ -78,10 +81,10 @@ def discover(
         print_json({"photo": photo, "words": [_entry(fitted, word) for word in words]})
         return
     table = Table(title=escape(title))
-    for name in ("word", "weight", "strongest neurons", "strongest head", "strongest patch"):
+    of_heads = ["strongest head"] if fitted.paths == "value" else []
+    for name in ("word", "weight", "strongest neurons", *of_heads, "strongest patch"):
         table.add_column(name, justify="right" if name == "weight" else "left")
     for word in words:
-        block, head = divmod(int(word.heads.argmax()), word.heads.shape[1])
         row, column = divmod(int(word.patches.argmax()), clip.grid[1])
         table.add_row(
             escape(", ".join((word.text, *word.synonyms))),
@@ -90,14 +93,16 @@ def discover(
                 escape(f"{each.name} {label(fitted, each.layer, each.neuron)}")
                 for each in word.neurons[:3]
             ),
-            head_name(clip, block, head),
+            *([strongest_head(clip, word)] if of_heads else []),
             f"row {row + 1}, column {column + 1}",
         )
     console.print(table)
 
 
-def head_name(clip: "Clip", block: int, head: int) -> str:
-    """Such as "block 11, head 3"; an attention pool counts as the block after the last."""
+def strongest_head(clip: "Clip", word: "FoundWord") -> str:
+    """Through which most of a word arrives, such as "block 7, head 2"; an attention pool counts as
+    the block after the last."""
+    block, head = divmod(int(word.heads.argmax()), word.heads.shape[1])
     return f"{'the pool' if block == clip.layers else f'block {block}'}, head {head}"
 
 
@@ -128,7 +133,6 @@ def _content(
     largest = max((float(word.patches.max()) for word in words), default=1.0)
     shown = []
     for word in words:
-        block, head = divmod(int(word.heads.argmax()), word.heads.shape[1])
         carriers = [
             (each, label(lens, each.layer, each.neuron)) for each in word.neurons[:CARRIERS]
         ]
@@ -139,8 +143,14 @@ def _content(
                 "word": word,
                 "heat": data_uri(heat_map(word.patches.float().cpu(), scale), "png"),
                 "carriers": carriers,
-                "through": head_name(clip, block, head),
-                "arrived": float(word.heads[block, head]),
+                "head": strongest_head(clip, word) if word.heads.numel() else None,
+                "arrived": float(word.heads.max()) if word.heads.numel() else None,
             }
         )
-    return {"clip": clip, "words": shown, "picture": data_uri(seen, "webp", quality=90)}
+    whose = "second-order" if lens.paths == "value" else "total"
+    return {
+        "clip": clip,
+        "whose": whose,
+        "words": shown,
+        "picture": data_uri(seen, "webp", quality=90),
+    }

@@ -76,6 +76,19 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Images that covariances and mean activations are from; by default 8,192.",
 )
+@click.option(
+    "--paths",
+    type=click.Choice(("value", "all")),
+    default="value",
+    show_default=True,
+    help="Whose effects: second-order ones, or total ones over all paths beside them.",
+)
+@click.option(
+    "--axes",
+    type=click.IntRange(1),
+    help="Of the embedding, along which total effects are read, about 1.3 encodings of each "
+    "picture an axis; by default a quarter of its width, at most 64.",
+)
 @json_option
 @with_choice
 @with_engine
@@ -108,6 +121,9 @@ def fit(
     Example: secondlens fit photos --model ViT-B-32 --pretrained openai --layers 8,9,10 --out lens
 
     
+    Example: secondlens fit photos --paths all --out lens
+
+
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
     check_pictures(images)

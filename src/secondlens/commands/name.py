@@ -19,6 +19,7 @@ from .options import (
     hold,
     json_option,
     note,
+    paths_option,
     print_json,
     tables,
     with_choice,
@@ -93,6 +94,7 @@ SCENES = 2500
     type=PATH,
     help="Also write an HTML page that asks you of 50 pictures whether they hold their names.",
 )
+@paths_option
 @batch_option
 @json_option
 @with_choice
@@ -110,6 +112,7 @@ def name(
     seed: int,
     pairs: int | None,
     check: Path | None,
+    paths: str,
     batch_size: int | None,
     as_json: bool,
     choice: PictureChoice,
@@ -151,7 +154,8 @@ def name(
     from ..words.name_tables import coverage_table, example_table
     from ..words.naming import name as name_lens
 
-    fitted = Lens.load(lens)
+    whole = Lens.load(lens)
+    fitted = whole.over(paths)
     pool = vocabulary(texts, templates=templates or None)
     given = [_kind(path, False) for path in kinds] + [_kind(path, True) for path in everywhere]
     source = choice.source(images) if images else _scenes(model.model)
@@ -172,7 +176,7 @@ def name(
         world = World(planted=False)
         draw = partial(with_and_without, world)
         names = confirm(clip, fitted, draw, names=names.name, pairs=pairs, progress=True)
-    fitted.save_held(lens)
+    whole.save_held(lens)
     if check is not None:
         write_check(check, clip, names, source)
     say_left_out(names)

@@ -75,6 +75,15 @@ convention_option = click.option(
     help=CONVENTION_HELP,
 )
 
+paths_option = click.option(
+    "--paths",
+    type=click.Choice(("value", "all")),
+    default="value",
+    show_default=True,
+    help="Whose effects: second-order ones, or total ones of a lens fitted with --paths all.",
+)
+"""Which part of a lens a command reads and writes, see `Lens.over`."""
+
 batch_option = click.option(
     "--batch-size",
     type=click.IntRange(1),

@@ -17,6 +17,7 @@ from .options import (
     check_pictures,
     check_trained,
     json_option,
+    paths_option,
     print_json,
     tables,
     with_choice,
@@ -59,6 +60,7 @@ UNSEEN_SCENES = 2000
     type=click.Path(),
     help="Those of the fit, for --dissect and --stability; by default the embedded models' scenes.",
 )
+@paths_option
 @batch_option
 @json_option
 @with_choice
@@ -74,6 +76,7 @@ def score(
     dissect: bool,
     stability: bool,
     fit_images: str | None,
+    paths: str,
     batch_size: int | None,
     as_json: bool,
     choice: PictureChoice,
@@ -117,7 +120,10 @@ def score(
     from ..words.scoring import score_table
 
     shown = tables(as_json)
-    fitted = Lens.load(lens)
+    whole = Lens.load(lens)
+    fitted = whole.over(paths)
+    if stability:
+        fitted.check_value("--stability")
     unnamed = [name for name, value in needed.items() if value is None]
     if unnamed and not are_scenes(fitted.image_ids):
         raise SecondLensError(
@@ -172,7 +178,7 @@ def score(
     if stability:
         found = refit(clip, fitted, pool, known, batch_size=batch_size, progress=True)
         shown.print(_stability_table(found))
-    fitted.save_held(lens)
+    whole.save_held(lens)
     if as_json:
         print_json(
             {

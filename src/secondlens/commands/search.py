@@ -7,7 +7,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SecondLensError
-from .options import PATH, ChosenModel, check_lens, console, json_option, print_json, with_model
+from .options import (
+    PATH,
+    ChosenModel,
+    check_lens,
+    console,
+    json_option,
+    paths_option,
+    print_json,
+    with_model,
+)
 
 
 @click.command()
@@ -16,6 +25,7 @@ from .options import PATH, ChosenModel, check_lens, console, json_option, print_
 @click.option("--neuron", help="Find those like this one, such as 9:123 for layer 9.")
 @click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="Neurons.")
 @click.option("--description", help="Whose mean text is subtracted; by default the first.")
+@paths_option
 @json_option
 @with_model
 def search(
@@ -24,6 +34,7 @@ def search(
     neuron: str | None,
     top: int,
     description: str | None,
+    paths: str,
     as_json: bool,
     model: ChosenModel,
 ) -> None:
@@ -40,7 +51,7 @@ def search(
     from ..words.searching import search as search_lens
     from ..words.searching import similar
 
-    fitted = Lens.load(lens)
+    fitted = Lens.load(lens).over(paths)
     if like is not None:
         found = similar(fitted, *like, top)
     else:

@@ -2,10 +2,10 @@
 
 An effect is scale * c . U (see `value_paths`), so its product with a vector v is
 scale * c . (U v): a neuron needs K numbers for each of its vectors, and an image one product of
-K numbers.
+K numbers. Total effects are coordinates along axes already (see `total_effects`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import SecondLensError
 from ..models.view import Clip
 from .capture import Pooled
 from .streaming import stream
+from .total_effects import TotalProjector, TotalReader
 from .value_paths import extended_coefficients, image_scale, path_factors
 
 
@@ -81,10 +82,14 @@ class Projected:
     """Pictures that could not be read: id -> reason."""
 
 
+Projectors = Mapping[int, Projector] | Mapping[int, TotalProjector]
+"""By layer; those of total effects have the same axes."""
+
+
 def project(
     clip: Clip,
     images: Any,
-    projectors: Mapping[int, Projector],
+    projectors: Projectors,
     *,
     batch_size: int | None = None,
     workers: int = 0,
@@ -112,11 +117,11 @@ def project(
     positions: list[int] = []
     embeddings: list[Tensor] = []
     products: dict[int, list[Tensor]] = {layer: [] for layer in projectors}
-    for batch in stream(clip, reader, projectors, what="projections", progress=progress):
-        positions += batch.positions
-        embeddings.append(batch.embedding.cpu())
-        for layer, projector in projectors.items():
-            products[layer].append(projector(batch.pooled).cpu())
+    for some, embedding, found in _products(clip, reader, projectors, progress):
+        positions += some
+        embeddings.append(embedding.cpu())
+        for layer, of_layer in found.items():
+            products[layer].append(of_layer.cpu())
     if not positions:
         raise SecondLensError("none of the pictures could be read")
     return Projected(
@@ -125,6 +130,23 @@ def project(
         products={layer: torch.cat(parts) for layer, parts in products.items()},
         skipped=dict(reader.skipped),
     )
+
+
+def _products(
+    clip: Clip, reader: Reader, projectors: Projectors, progress: bool
+) -> Iterator[tuple[list[int], Tensor, dict[int, Tensor]]]:
+    """By batch: positions of the images, embeddings, and products by layer."""
+    along = {n: each for n, each in projectors.items() if isinstance(each, TotalProjector)}
+    if along:
+        totals = TotalReader(clip, next(iter(along.values())).axes, list(along))
+        for total in totals.stream(reader, "projections", progress):
+            found = {layer: each(total.effects[layer]) for layer, each in along.items()}
+            yield total.positions, total.embedding, found
+        return
+    paths = {n: each for n, each in projectors.items() if isinstance(each, Projector)}
+    for batch in stream(clip, reader, paths, what="projections", progress=progress):
+        found = {layer: each(batch.pooled) for layer, each in paths.items()}
+        yield batch.positions, batch.embedding, found
 
 
 def embed(

@@ -105,7 +105,7 @@ def stream(
         if class_token_only:
             stack.enter_context(clip.class_token_only())
         capture = stack.enter_context(Capture(clip, layers, keep_activations))
-        encoded = partial(_of_finite, reader, partial(_encode, clip, capture))
+        encoded = partial(of_finite, reader, partial(_encode, clip, capture))
         batches = tracked(reader, what, progress)
         found: Iterator[Encoded | None] = map(encoded, batches)
         if in_halves:
@@ -131,7 +131,7 @@ def stream_passes(clip: Clip, reader: Reader, layers: Iterable[int]) -> Iterator
             return Seen(
                 positions=batch.positions,
                 seen=seen,
-                finite_part=partial(_of_finite, reader, again, batch),
+                finite_part=partial(of_finite, reader, again, batch),
             )
 
         for batch in reader:
@@ -147,7 +147,7 @@ def _encode(clip: Clip, capture: Capture, batch: Batch) -> Encoded:
     )
 
 
-def _of_finite(reader: Reader, work: Callable[[Batch], Done], batch: Batch) -> Done | None:
+def of_finite(reader: Reader, work: Callable[[Batch], Done], batch: Batch) -> Done | None:
     """What comes of the work on the images of a batch that are finite; None if there are none."""
     try:
         return work(batch)

@@ -19,7 +19,7 @@ class Projections:
         self.layer, self.convention = layer, lens.convention
         projector = Projector(clip, layer, fitted.directions[:, None], lens.convention)
         self.weights = projector.weights[..., 0]
-        self.own = clip.paths(layer)
+        self.own = clip.path_count(layer)
         """Paths: what comes after them in the official convention all neurons share."""
         self.mean = (fitted.mean * fitted.directions).sum(1).to(self.weights)
         self.mean_parts = torch.zeros_like(self.weights)

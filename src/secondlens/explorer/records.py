@@ -180,7 +180,7 @@ def _check(found: Survey, lens: Lens) -> None:
     labels = len(next(iter(lens.codes.values())).labels)
     sizes = {"neurons": neurons, "slots": SLOTS, "patches": rows * columns, "bands": BANDS}
     for layer, seen in found.layers.items():
-        paths = lens.paths(layer)
+        paths = lens.path_count(layer)
         most = {"classes": CLASSES}
         check_tensors(seen, most, (), bins=BINS, paths=paths, **sizes)
         for positions, below, least in (

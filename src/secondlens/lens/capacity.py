@@ -146,7 +146,7 @@ class _LayerShape:
     """Operations for one picture and layer, in the convention "exact"."""
 
     def __init__(self, clip: Clip, layer: int) -> None:
-        paths = clip.paths(layer)
+        paths = clip.path_count(layer)
         self.rank = min(paths, clip.dim)
         self.pooled = 2.0 * clip.neurons * clip.tokens * paths
         self.coordinates = 2.0 * clip.neurons * self.rank * paths

@@ -11,9 +11,10 @@ images but their ids, unless coordinates are kept.
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,23 +28,24 @@ from ..data.reader import Reader, default_batch, warn_of_batches
 from ..data.sources import dataset_hash
 from ..data.texts import source_for
 from ..devices import CPU, undisturbed
+from ..effects.linearised import check_paths
 from ..engine.local import Local
 from ..engine.pool import Engine, Incomplete, Workers
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..models.readers import AttentionPool
 from ..models.view import Clip
 from ..progress import bars
 from ..storage.checkpoints import Checkpoints
 from ..storage.files import check_resumable, unfinished
 from ..storage.locks import locked
-from ..storage.validation import Position, convert
-from .layer import Coordinates, LayerLens, layer_lens
-from .lens import Lens
+from .layer import Axes, Coordinates, LayerLens, layer_lens
+from .lens import PATHS, Lens
 from .moments import Centre, top_count
 from .nodes import AGAIN, MEANS, TOP_IMAGES, Node, Readable
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, plan_from_json, plan_to_json
 from .ranking import Settled, settle
 from .shards import Changed, ShardWork
+from .total_shards import TotalWork
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class FitRun:
         by_layer: dict[int, LayerLens] = {}
         nodes = self.shards.nodes
         with closing(self.shards), self.engine.start(self.shards) as workers:
+            self.make_nodes(workers, self.shards.first, f"axes{self.shards.over}")
             for group in range(len(self.plan.groups)):
                 self.make_tree(workers, nodes.root(group, MEANS))
                 if not nodes.readable(nodes.root(group, MEANS)).images:
@@ -122,16 +125,22 @@ class FitRun:
         of = f" {root.group + 1}/{len(self.plan.groups)}" if len(self.plan.groups) > 1 else ""
         for level, count in enumerate(self.shards.nodes.levels(root.stage)):
             nodes = [replace(root, level=level, number=number) for number in range(count)]
-            there = self.parts.names()
-            missing = [node for node in nodes if node.name not in there]
-            title = f"{root.stage}{of}" if level == 0 else f"merging {root.stage}{of}"
-            bar = self.bars.add_task(title, total=count, completed=count - len(missing))
-            try:
-                for _, size in workers.map(missing):
-                    self._tell(size)
-                    self.bars.advance(bar)
-            except Incomplete as error:
-                raise Unfinished(error.failures, self.parts.folder) from error
+            title = f"{root.stage}{self.shards.over}{of}"
+            self.make_nodes(workers, nodes, title if level == 0 else f"merging {title}")
+
+    def make_nodes(self, workers: Workers, nodes: Sequence[Node], title: str) -> None:
+        """Make those that are missing."""
+        if not nodes:
+            return
+        there = self.parts.names()
+        missing = [node for node in nodes if node.name not in there]
+        bar = self.bars.add_task(title, total=len(nodes), completed=len(nodes) - len(missing))
+        try:
+            for _, size in workers.map(missing):
+                self._tell(size)
+                self.bars.advance(bar)
+        except Incomplete as error:
+            raise Unfinished(error.failures, self.parts.folder) from error
 
     def _tell(self, size: int) -> None:
         """Say it, once, if memory ran out and batches are smaller than they were to be."""
@@ -203,6 +212,8 @@ def fit(
     shard_size: int | None = None,
     sample: int | None = None,
     engine: Engine | None = None,
+    paths: str = "value",
+    axes: int | None = None,
     progress: bool = False,
     announce: Callable[[Plan], None] | None = None,
 ) -> Lens:
@@ -255,17 +266,27 @@ def fit(
     engine
         Where shards are read: by default in this process; `engine.Local` has others on this
         machine, and `engine.Ray` those of a cluster. Means agree to rounding, and so does all else.
+    paths
+        "all" fits total effects too, over all paths of `sl.paths` together: `Lens.over("all")` has
+        the same statistics of them. They cost about 1.3 encodings of each image for each axis.
+    axes
+        Along how many axes of the embedding total effects are read: the principal axes of the
+        effects of all neurons on 32 images, which cost as many encodings as the embedding is wide.
+        By default a quarter of that width, at most 64. What lies outside of the axes is left out,
+        and a warning says which share of the energy that is.
     progress
         Show progress bars, in shards.
     announce
-        Called with the plan before work begins.
+        Called with each plan before work begins.
 
     Raises
     ------
     SecondLensError
         A layer without second-order effects, no readable image, `top` or a size out of range, a
         folder that is not empty, is being written by another process or cannot be written to, too
-        little memory, or unfinished work with other settings.
+        little memory, or unfinished work with other settings; all paths in the convention
+        "official" or of a model whose MLP is of another kind (see `linearise`), or axes out of
+        range.
     Unfinished
         Some shards failed on every worker that tried them. All others are done: the same call
         tries again what is missing, and there is no lens before nothing is.
@@ -277,21 +298,25 @@ def fit(
     most = top_of(len(source.ids))
     if out is not None:
         check_resumable(out)
-    store = "float32" if keep_coordinates else store
-    plan = make_plan(
+    planned = partial(
+        make_plan,
         clip,
         len(source.ids),
         chosen,
         top=most,
         convention=convention,
         batch_size=size,
-        store=store,
-        keep_coordinates=keep_coordinates,
         out=out,
         memory=memory,
         shard_size=shard_size,
         sample=sample,
     )
+    plan = planned(
+        store="float32" if keep_coordinates else store, keep_coordinates=keep_coordinates
+    )
+    total_plan = None
+    if (count := _checked_axes(clip, paths, axes, convention)) is not None:
+        total_plan = planned(store=store, axes=count)
     reader = Reader(source=source, clip=clip, batch_size=size, workers=workers)
     model = describe_model(clip)
     engine = engine or Local()
@@ -306,21 +331,38 @@ def fit(
             "layers": chosen,
             "top": top,
             "convention": convention,
-            "store": store,
+            "store": "float32" if keep_coordinates else store,
             "sample": sample,
             "batch size": batch_size,
         }
-        recorded = parts.claim(work, _plan_to_json(plan))
+        to_record = plan_to_json(plan)
+        if total_plan is not None:
+            work |= {"axes": count}
+            to_record |= {"all paths": plan_to_json(total_plan)}
+        recorded = parts.claim(work, to_record)
         with parts.reading("work"):
-            plan = _plan_from_json(plan, recorded)
-        if announce is not None:
-            announce(plan)
+            plan = plan_from_json(plan, recorded)
+            if total_plan is not None:
+                total_plan = plan_from_json(total_plan, recorded["all paths"])
+        for each in (plan, total_plan):
+            if announce is not None and each is not None:
+                announce(each)
         # elsewhere, nobody needs the bases
         workers_plan = plan if engine.shared == "nobody" else replace(plan, keep_basis=False)
         shards = ShardWork(clip, workers_plan, convention, reader, parts, top_of)
-        run = FitRun(shards, engine, stack.enter_context(bars(progress)))
+        shown = stack.enter_context(bars(progress))
+        run = FitRun(shards, engine, shown)
+        totals: TotalWork | None = None
         try:
             by_layer, readable = run.fit()
+            if total_plan is not None:
+                totals = TotalWork(clip, total_plan, reader, parts.under(ALL_PATHS), top_of)
+                total_by_layer, seen = FitRun(totals, engine, shown).fit()
+                if seen.unread != readable.unread:
+                    raise Changed(
+                        "other pictures could be read for all paths than for the value path: they "
+                        "changed meanwhile, so begin again"
+                    )
         except (Changed, NothingReadable):
             parts.drop()
             raise
@@ -336,6 +378,18 @@ def fit(
             sample=plan.sample if plan.sampled else None,
             coordinates=run.coordinates() if keep_coordinates else None,
         )
+        if totals is not None and total_plan is not None:
+            lens = replace(
+                lens,
+                all_paths=replace(
+                    lens,
+                    by_layer=dict(sorted(total_by_layer.items())),
+                    sample=total_plan.sample if total_plan.sampled else None,
+                    axes=totals.axes,
+                    coordinates=None,
+                ),
+            )
+            _tell_left_out(totals.axes)
         if out is not None:
             lens.save_held(out)
         parts.drop()
@@ -361,50 +415,52 @@ def describe_model(clip: Clip) -> dict[str, Any]:
     }
 
 
-def _plan_to_json(plan: Plan) -> dict[str, Any]:
-    shards = [[shard.start, shard.stop] for shard in plan.shards]
-    groups = [list(group) for group in plan.groups]
-    sample = [plan.sample, plan.sample_shard]
-    return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
+MOST_AXES = 64
+"""That a fit over all paths takes when nobody says."""
+ALL_PATHS = "all-paths-"
+"""What the names of its parts begin with."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RecordedPlan:
-    """What `work.json` holds of a plan."""
-
-    groups: tuple[tuple[Position, ...], ...]
-    shards: tuple[tuple[Position, Position], ...]
-    sample: tuple[Position, Position]
-    store: Literal["float32", "float16"] | None
+def default_axes(clip: Clip) -> int:
+    """Axes of a fit over all paths when nobody says: a quarter of the embedding's width, at most
+    64."""
+    return max(1, min(MOST_AXES, clip.dim // 4))
 
 
-def _plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
-    """The plan with the choices recorded when the work began: less may be free now.
+def _checked_axes(clip: Clip, paths: str, axes: int | None, convention: str) -> int | None:
+    """How many axes a fit over all paths takes; None if the value path alone is fitted."""
+    if paths not in PATHS:
+        raise SecondLensError(f"no paths {paths!r}: choose {' or '.join(PATHS)}")
+    if paths == "value":
+        if axes is not None:
+            raise SecondLensError("axes are of a fit over all paths: add paths all")
+        return None
+    if convention != "exact":
+        raise SecondLensError("effects over all paths are exact: fit them in that convention")
+    check_paths(clip)
+    count = default_axes(clip) if axes is None else axes
+    if not 1 <= count <= clip.dim:
+        raise SecondLensError(
+            f"axes must lie between 1 and the width of the embedding, {clip.dim}, and they are "
+            f"{count}"
+        )
+    return count
 
-    Raises
-    ------
-    ValueError
-        They are not choices for this work.
-    """
-    found = convert(recorded, RecordedPlan, "work.json")
-    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
-        raise ValueError("its groups are not of the layers")
-    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
-    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
-        raise ValueError("its shards are not of the images")
-    if any(start >= end for start, end in found.shards):
-        raise ValueError("it has a shard without images")
-    sample, sample_shard = found.sample
-    if not (1 <= sample <= plan.images and sample_shard >= 1):
-        raise ValueError("its sample is not of the images")
-    return replace(
-        plan,
-        groups=found.groups,
-        shards=tuple(range(*shard) for shard in found.shards),
-        sample=sample,
-        sample_shard=sample_shard,
-        store=found.store,
-    )
+
+def _tell_left_out(axes: Axes) -> None:
+    """Warn of what effects over all paths lack."""
+    most = float(axes.left_out.max())
+    if most >= LEAST_TOLD:
+        message = (
+            f"the {len(axes.rows)} axes leave out {100 * float(axes.left_out.mean()):.0f} % of the "
+            f"energy of effects over all paths, {100 * most:.0f} % in one layer: more axes leave "
+            "out less"
+        )
+        warnings.warn(message, SecondLensWarning, stacklevel=4)
+
+
+LEAST_TOLD = 0.01
+"""Share of the energy that is worth a warning."""
 
 
 def _work_folder(out: str | Path | None, engine: Engine, stack: ExitStack) -> str | None:

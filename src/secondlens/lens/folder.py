@@ -13,15 +13,13 @@ that agree, positions that exist, and finite numbers where nothing else makes se
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
 from torch import Tensor
 
 from ..errors import SecondLensError
@@ -30,18 +28,14 @@ from ..storage.checkpoints import load_tensors, save_tensors
 from ..storage.files import LARGEST_JSON, read_json, save_json
 from ..storage.regular import read_bounded
 from ..storage.validation import (
-    Digest,
-    Position,
-    Size,
-    Texts,
-    check_distinct,
     check_positions,
     check_tensors,
     convert,
     reading,
 )
 from .codes import Codes, Scores, Stability, codes_from_tensors, codes_to_tensors, join, split
-from .layer import Coordinates, LayerLens
+from .layer import Axes, Coordinates, LayerLens
+from .manifest import OWN, Evidence, Images, Manifest, ModelEntry
 from .moments import HISTOGRAM_EDGES
 from .names import EVIDENCE, TENSORS, Names, plain
 
@@ -59,131 +53,8 @@ def check_files(folder: Path) -> None:
 FORMAT = 2
 
 IMAGES = "images.json"
-OWN = re.compile(
-    r"((lens|images)|(layer|codes|names|scores|stability|coordinates)-\d\d+)(-[0-9a-f]{16})?"
-    r"\.(json|safetensors)(\.new)?(\.[0-9a-f]{8}\.partial)?"
-)
-"""Names of files that a lens may leave in its folder beside `lens.json`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """The model of a lens, as its manifest names it."""
-
-    name: str
-    weights: str
-    activation: str
-    layers: Size
-    heads: Size
-    neurons: Size
-    dim: Size
-    grid: tuple[Size, Size]
-    prefix: Position = 1
-    tower: Literal["image", "text"] = "image"
-    pool_heads: Size | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodesEntry:
-    """A description, whose tensors are in a file of their own."""
-
-    name: str
-    normalise: Literal["unit", "centred", "official"]
-    labels: Texts
-
-    def __post_init__(self) -> None:
-        check_distinct(self.labels, "the texts of a description")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamesEntry:
-    """Names of neurons, whose tensors are in a file of their own."""
-
-    vocabulary: str
-    referee: str
-    labels: Texts
-    image_ids: Texts
-    shown: Size
-    tested: Position
-    shuffled: Position
-    rare: Position
-    alike: tuple[Texts, ...] = ()
-    pairs: Position = 0
-
-    def __post_init__(self) -> None:
-        check_distinct(self.labels, "the texts of names")
-        check_distinct(self.image_ids, "the ids of images of names")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoresEntry:
-    """Scores of a description, whose tensors are in a file of their own."""
-
-    vocabulary: str
-    referee: str
-    images: Size
-    top: Size
-    pictures: str = ""
-    dataset: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StabilityEntry:
-    """Two halves compared, whose tensors are in a file of their own."""
-
-    vocabulary: str
-    images: Size
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What `lens.json` holds; other keys say nothing to this version.
-
-    Raises
-    ------
-    ValueError
-        Layers that are not the model's, or a name or text twice.
-    """
-
-    format: int
-    model: ModelEntry
-    convention: Literal["exact", "official"]
-    top: Size
-    layers: Annotated[tuple[int, ...], msgspec.Meta(min_length=1, max_length=2**16)]
-    codes: tuple[CodesEntry, ...]
-    scores: tuple[ScoresEntry, ...] = ()
-    stability: tuple[StabilityEntry, ...] = ()
-    names: tuple[NamesEntry, ...] = ()
-    sample: Size | None = None
-    coordinates: bool = False
-    files: dict[str, str] = field(default_factory=dict)
-    """By its own name, the name of a file that replaced another one."""
-
-    def __post_init__(self) -> None:
-        if not all(map(OWN.fullmatch, self.files.values())):
-            raise ValueError("it names a file that is not part of a lens")
-        if not 0 <= min(self.layers) <= max(self.layers) < self.model.layers:
-            raise ValueError("it has layers that its model has not")
-        check_distinct(self.layers, "its layers")
-        check_distinct([each.name for each in self.codes], "its descriptions")
-        scores = [(each.vocabulary, each.referee, each.pictures) for each in self.scores]
-        check_distinct(scores, "its scores")
-        check_distinct([each.vocabulary for each in self.stability], "its comparisons of halves")
-        check_distinct([(each.vocabulary, each.referee) for each in self.names], "its names")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """What `images.json` holds."""
-
-    ids: Texts
-    skipped: dict[str, str]
-    digests: tuple[Digest, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_distinct(self.ids, "the ids of images")
-        if self.digests and len(self.digests) != len(self.ids):
-            raise ValueError(f"it has {len(self.digests)} digests of {len(self.ids)} images")
+ALL_PATHS = "all-paths-"
+"""What the names of files of effects over all paths begin with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,6 +83,11 @@ class Contents:
     sample: int | None = None
     """Images that covariances and mean activations are from; None where these are all images."""
     coordinates: Coordinates | None = None
+    axes: Axes | None = None
+    """Along which effects over all paths are known; None where effects are those of the value
+    path."""
+    all_paths: "Contents | None" = None
+    """The same of effects over all paths, of the same layers and images, if they were fitted."""
 
     @property
     def layers(self) -> list[int]:
@@ -269,6 +145,11 @@ def _tensors(lens: Contents) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for layer in lens.layers:
             kept = {"z": lens.coordinates.z[layer], "basis": lens.coordinates.basis[layer]}
             yield f"coordinates-{layer:02}.safetensors", kept
+    if lens.axes is not None:
+        yield "axes.safetensors", vars(lens.axes)
+    if lens.all_paths is not None:
+        for own, tensors in _tensors(lens.all_paths):
+            yield f"{ALL_PATHS}{own}", tensors
 
 
 def _keep(
@@ -298,25 +179,31 @@ def _digest(path: Path) -> str:
 
 def manifest(lens: Contents) -> dict[str, Any]:
     """What `lens.json` holds of a lens; `write` adds the names of files that are not their own."""
-    codes = [
-        {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
-        for name, c in lens.codes.items()
-    ]
-    sampled = {} if lens.sample is None else {"sample": lens.sample}
-    named = {"names": [plain(names) for names in lens.names.values()]} if lens.names else {}
     return {
         "format": FORMAT,
         "model": lens.model,
         "convention": lens.convention,
         "top": lens.top,
         "layers": lens.layers,
+        **_evidence(lens),
+        "coordinates": lens.coordinates is not None,
+        **({} if lens.all_paths is None else {"all_paths": _evidence(lens.all_paths)}),
+        "versions": {name: version(name) for name in ("secondlens", "torch", "open_clip_torch")},
+    }
+
+
+def _evidence(lens: Contents) -> dict[str, Any]:
+    codes = [
+        {"name": name, "normalise": c.normalise, "labels": list(c.labels)}
+        for name, c in lens.codes.items()
+    ]
+    named = {"names": [plain(names) for names in lens.names.values()]} if lens.names else {}
+    return {
         "codes": codes,
         "scores": [split(scores)[0] for scores in lens.scores.values()],
         "stability": [split(stability)[0] for stability in lens.stability.values()],
-        "coordinates": lens.coordinates is not None,
         **named,
-        **sampled,
-        "versions": {name: version(name) for name in ("secondlens", "torch", "open_clip_torch")},
+        **({} if lens.sample is None else {"sample": lens.sample}),
     }
 
 
@@ -375,54 +262,64 @@ def _contents(folder: Path, written: dict[str, Any]) -> Contents:
     def place(own: str) -> Path:
         return folder / found.files.get(own, own)
 
+    def tensors(own: str) -> dict[str, Tensor]:
+        return load_tensors(place(own))
+
     images = convert(read_json(place(IMAGES)), Images, IMAGES)
-    layers = found.layers
-    coordinates = None
-    if found.coordinates:
-        kept = {n: load_tensors(place(f"coordinates-{n:02}.safetensors")) for n in layers}
-        coordinates = Coordinates(
-            z={n: tensors["z"] for n, tensors in kept.items()},
-            basis={n: tensors["basis"] for n, tensors in kept.items()},
-        )
-    scores, stability = (
-        [
-            join(vars(entry), load_tensors(place(f"{kind}-{number:02}.safetensors")))
-            for number, entry in enumerate(getattr(found, kind))
-        ]
-        for kind in ("scores", "stability")
-    )
-    names = [
-        join(vars(entry), load_tensors(place(f"names-{number:02}.safetensors")))
-        for number, entry in enumerate(found.names)
-    ]
-    for evidence in (scores, names):
-        for each, name in zip(evidence, _referees(evidence), strict=True):
-            each["referee"] = name
-    return Contents(
-        model={
+    common: dict[str, Any] = {
+        "model": {
             each.name: written["model"][each.name]
             for each in fields(ModelEntry)
             if each.name in written["model"]
         }
         | {"name": shown(found.model.name)},
-        convention=found.convention,
-        top=found.top,
-        sample=found.sample,
-        image_ids=images.ids,
-        skipped=images.skipped,
-        digests=images.digests,
-        by_layer={n: LayerLens(**load_tensors(place(f"layer-{n:02}.safetensors"))) for n in layers},
-        codes={
-            entry.name: codes_from_tensors(
-                vars(entry), load_tensors(place(f"codes-{number:02}.safetensors"))
-            )
+        "convention": found.convention,
+        "top": found.top,
+        "image_ids": images.ids,
+        "skipped": images.skipped,
+        "digests": images.digests,
+    }
+    coordinates = None
+    if found.coordinates:
+        kept = {n: tensors(f"coordinates-{n:02}.safetensors") for n in found.layers}
+        coordinates = Coordinates(
+            z={n: each["z"] for n, each in kept.items()},
+            basis={n: each["basis"] for n, each in kept.items()},
+        )
+    all_paths = None
+    if found.all_paths is not None:
+        axes = Axes(**tensors(f"{ALL_PATHS}axes.safetensors"))
+        own = _of_paths(found.all_paths, found.layers, lambda name: tensors(ALL_PATHS + name))
+        all_paths = Contents(**common, **own, axes=axes)
+    own = _of_paths(found, found.layers, tensors)
+    return Contents(**common, **own, coordinates=coordinates, all_paths=all_paths)
+
+
+def _of_paths(
+    found: Evidence, layers: Sequence[int], tensors: Callable[[str], dict[str, Tensor]]
+) -> dict[str, Any]:
+    """What a lens holds of the effects over some paths; `tensors` reads a file."""
+    scores, stability, names = (
+        [
+            join(vars(entry), tensors(f"{kind}-{number:02}.safetensors"))
+            for number, entry in enumerate(getattr(found, kind))
+        ]
+        for kind in ("scores", "stability", "names")
+    )
+    for evidence in (scores, names):
+        for each, name in zip(evidence, _referees(evidence), strict=True):
+            each["referee"] = name
+    return {
+        "sample": found.sample,
+        "by_layer": {n: LayerLens(**tensors(f"layer-{n:02}.safetensors")) for n in layers},
+        "codes": {
+            entry.name: codes_from_tensors(vars(entry), tensors(f"codes-{number:02}.safetensors"))
             for number, entry in enumerate(found.codes)
         },
-        scores={each.name: each for each in (Scores(**each) for each in scores)},
-        stability={each.name: each for each in (Stability(**each) for each in stability)},
-        names={each.name: each for each in (Names(**each) for each in names)},
-        coordinates=coordinates,
-    )
+        "scores": {each.name: each for each in (Scores(**each) for each in scores)},
+        "stability": {each.name: each for each in (Stability(**each) for each in stability)},
+        "names": {each.name: each for each in (Names(**each) for each in names)},
+    }
 
 
 def _referees(scores: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -482,6 +379,16 @@ def _check(found: Contents) -> None:
             check_positions(held, names.shown + 1, "images of names")
         for pictures in names.pictures.values():
             check_positions(pictures, len(names.image_ids), "pictures of names", least=-1)
+    if found.axes is not None:
+        check_tensors(
+            found.axes,
+            {"axes": dim},
+            ("rows", "left_out"),
+            dim=dim,
+            layers=len(found.layers),
+        )
+    if found.all_paths is not None:
+        _check(found.all_paths)
     if found.coordinates is not None:
         check_tensors(found.coordinates, most, images=images, neurons=neurons, dim=dim)
 

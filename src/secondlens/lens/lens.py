@@ -1,15 +1,20 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..arguments import checked
 from ..devices import check_device, undisturbed
+from ..effects.projections import Projector, Projectors
+from ..effects.total_effects import TotalProjector
 from ..errors import SecondLensError
 from ..models.view import Clip
 from ..storage import remote
@@ -22,15 +27,22 @@ _ORIGINS: "WeakKeyDictionary[Lens, tuple[Path, str | None]]" = WeakKeyDictionary
 """The folder that a lens was read from or written to, and the manifest there at that time."""
 
 
+PATHS = ("value", "all")
+"""Whose effects a lens may tell of: second-order ones, or total ones over all paths."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Lens(Contents):
     """A fitted lens; `lens[layer]` is its `LayerLens`."""
 
+    all_paths: "Lens | None" = None
+
     def __repr__(self) -> str:
         described = f", described with {', '.join(self.codes)}" if self.codes else ""
+        over = f", over all paths along {len(self.axes.rows)} axes" if self.axes else ""
         return (
             f"Lens({self.model['name']!r}, layers {', '.join(map(str, self.layers))}, "
-            f"{len(self.image_ids)} images{described})"
+            f"{len(self.image_ids)} images{over}{described})"
         )
 
     def __len__(self) -> int:
@@ -49,11 +61,51 @@ class Lens(Contents):
             raise SecondLensError(f"layer {layer} is not in this lens: it has {fitted}")
         return self.by_layer[layer]
 
-    def paths(self, layer: int) -> int:
+    def path_count(self, layer: int) -> int:
         """Return how many heads carry values of a layer's neurons to the output (K)."""
         pool: int | None = self.model.get("pool_heads")
         later: int = self.model["heads"] * (self.model["layers"] - 1 - layer)
         return later if pool is None else pool
+
+    @property
+    def paths(self) -> Literal["value", "all"]:
+        """Whose effects it tells of: second-order ones, or total ones over all paths."""
+        return "value" if self.axes is None else "all"
+
+    def over(self, paths: str) -> "Lens":
+        """The lens of the effects over some paths; what is put into it is saved with this one.
+
+        Parameters
+        ----------
+        paths
+            "value" for second-order effects, or "all" for total ones, of a lens that was fitted
+            with `paths="all"`.
+
+        Raises
+        ------
+        SecondLensError
+            No such paths, or this lens was not fitted over them.
+        """
+        if paths not in PATHS:
+            raise SecondLensError(f"no paths {paths!r}: choose {' or '.join(PATHS)}")
+        if paths == self.paths:
+            return self
+        if self.all_paths is None or paths == "value":
+            raise SecondLensError(
+                "this lens has no effects over all paths: run secondlens fit --paths all"
+                if paths == "all"
+                else "this part of a lens is over all paths: take the lens that holds it"
+            )
+        return self.all_paths
+
+    def check_value(self, what: str) -> None:
+        """Raise `SecondLensError` if effects are over all paths, where only those of the value path
+        will do; `what` needs them."""
+        if self.paths == "all":
+            raise SecondLensError(
+                f"{what} needs effects of the value path, and these are over all paths: give the "
+                "lens itself"
+            )
 
     @property
     def first_names(self) -> Names | None:
@@ -95,7 +147,8 @@ class Lens(Contents):
         place = check_device(device)
         by_layer = {layer: each.to(place) for layer, each in self.by_layer.items()}
         codes = {name: each.to(place) for name, each in self.codes.items()}
-        return replace(self, by_layer=by_layer, codes=codes)
+        all_paths = None if self.all_paths is None else self.all_paths.to(place)
+        return replace(self, by_layer=by_layer, codes=codes, all_paths=all_paths)
 
     def check_model(self, clip: Clip) -> None:
         """Raise `SecondLensError` if this lens was fitted on another model."""
@@ -117,7 +170,7 @@ class Lens(Contents):
     def merge(self, other: "Lens") -> "Lens":
         """The lens of both sets of images, as one fit over all of them would give it.
 
-        Descriptions and names are dropped: directions change.
+        Descriptions and names are dropped, for directions change; and effects over all paths.
 
         Raises
         ------
@@ -163,6 +216,7 @@ class Lens(Contents):
             scores={},
             stability={},
             names={},
+            all_paths=None,
             coordinates=Coordinates(z=z, basis=self.coordinates.basis),
         )
 
@@ -184,6 +238,7 @@ class Lens(Contents):
 
     def save_held(self, path: str | Path) -> None:
         """Write as `save` does, into a place that is `locked` already."""
+        self.check_value("a folder")
         if remote.is_remote(path):
             with tempfile.TemporaryDirectory(prefix="secondlens-") as copy:
                 write(self, Path(copy))
@@ -212,13 +267,13 @@ class Lens(Contents):
         if not remote.is_remote(path):
             place = Path(path).resolve()
             read_as = state(place)
-            lens = cls(**vars(read(Path(path))))
+            lens = _opened(cls, read(Path(path)))
             _ORIGINS[lens] = place, read_as
             return lens
         if "lens.json" not in remote.names(str(path)):
             raise SecondLensError(f"{path} holds no lens: there is no lens.json in it")
         with remote.fetched(str(path)) as copy:
-            return cls(**vars(read(copy)))
+            return _opened(cls, read(copy))
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Send the lens to the Hugging Face hub, with its card, in one commit.
@@ -271,3 +326,19 @@ class Lens(Contents):
             copy = Path(temporary) / repo_id.replace("/", "--")
             pull(repo_id, copy, revision=revision)
             return cls.load(copy)
+
+
+def projectors(
+    clip: Clip, lens: Lens, vectors: Mapping[int, Float[Tensor, "neurons vectors dim"]]
+) -> Projectors:
+    """What takes images to products of the effects that a lens is of with some vectors of each
+    neuron, by layer."""
+    if lens.axes is not None:
+        axes = lens.axes.rows.to(clip.device)
+        return {layer: TotalProjector(axes, each) for layer, each in vectors.items()}
+    return {layer: Projector(clip, layer, each, lens.convention) for layer, each in vectors.items()}
+
+
+def _opened(cls: type[Lens], found: Contents) -> Lens:
+    all_paths = None if found.all_paths is None else cls(**vars(found.all_paths))
+    return cls(**vars(found) | {"all_paths": all_paths})

@@ -8,20 +8,23 @@ N * rank^2, whatever the number of images.
 import random
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from ..data.reader import default_batch
 from ..devices import CPU, free_memory
 from ..effects.centring import pooling_dtype
+from ..effects.total_effects import pass_numbers
 from ..effects.value_paths import check_convention
 from ..errors import SecondLensError
 from ..formatting import counted
 from ..models.view import Clip
 from ..storage.remote import is_remote
+from ..storage.validation import Position, convert
 
 STORES = ("auto", "float32", "float16", "never")
 """How coordinates may be stored between the passes."""
@@ -67,6 +70,9 @@ class Plan:
     """Bytes of the finished lens."""
     coordinates_per_image: dict[int, int]
     """Bytes of one image's float32 coordinates, by layer."""
+    axes: int | None = None
+    """Of the embedding, along which effects over all paths are; None for those of the value
+    path."""
 
     @property
     def sampled(self) -> bool:
@@ -93,11 +99,15 @@ class Plan:
         else:
             stored = "images pass again for the top images"
         groups = f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""
+        over, passes = "", counted(self.passes, "forward pass")
+        if self.axes is not None:
+            over = f"all paths along {self.axes} {'axis' if self.axes == 1 else 'axes'}: "
+            passes += f" and {self.passes * self.axes:,} backward"
         return (
-            f"{counted(len(self.layers), 'layer')}{groups}, {counted(self.images, 'image')} in "
-            f"{counted(len(self.shards), 'shard')}, {counted(self.passes, 'forward pass')} an "
-            f"image ({stored}); up to {size(self.memory)} of memory besides the model, "
-            f"{size(self.disk)} of work files, {size(self.lens)} for the lens"
+            f"{over}{counted(len(self.layers), 'layer')}{groups}, {counted(self.images, 'image')} "
+            f"in {counted(len(self.shards), 'shard')}, {passes} an image ({stored}); "
+            f"up to {size(self.memory)} of memory besides the model, {size(self.disk)} of work "
+            f"files, {size(self.lens)} for the lens"
         )
 
 
@@ -116,6 +126,7 @@ def make_plan(
     disk: int | None = None,
     shard_size: int | None = None,
     sample: int | None = None,
+    axes: int | None = None,
 ) -> Plan:
     """Decide how to fit.
 
@@ -151,6 +162,9 @@ def make_plan(
     sample
         Images from which covariances and mean activations are; by default 8,192. Where coordinates
         of all images are stored, all.
+    axes
+        Of the embedding, along which effects over all paths are; by default those of the value path
+        are planned.
 
     Raises
     ------
@@ -175,7 +189,9 @@ def make_plan(
     keeps = keep_coordinates or store in ("float32", "float16")
     sample = images if keeps else min(images, SAMPLE if sample is None else sample)
     shapes = {
-        layer: _Shape.of(clip, layer, top, convention, batch_size, sampled=sample < images)
+        layer: _Shape.of(
+            clip, layer, top, convention, batch_size, sampled=sample < images, axes=axes
+        )
         for layer in layers
     }
     z_bytes = sum(shape.z for shape in shapes.values()) * images
@@ -218,6 +234,7 @@ def make_plan(
         disk=int(scale * z_bytes) + partials,
         lens=sum(shape.lens for shape in shapes.values()),
         coordinates_per_image={layer: shape.z for layer, shape in shapes.items()},
+        axes=axes,
     )
 
 
@@ -251,11 +268,19 @@ class _Shape:
 
     @classmethod
     def of(
-        cls, clip: Clip, layer: int, top: int, convention: str, batch_size: int, *, sampled: bool
+        cls,
+        clip: Clip,
+        layer: int,
+        top: int,
+        convention: str,
+        batch_size: int,
+        *,
+        sampled: bool,
+        axes: int | None = None,
     ) -> "_Shape":
-        own = clip.paths(layer)
+        own = clip.path_count(layer)
         extended = own if convention == "exact" else 3 * own + 3
-        rank, neurons = min(extended, clip.dim), clip.neurons
+        rank, neurons = min(extended, clip.dim) if axes is None else axes, clip.neurons
         number = torch.finfo(clip.compute_dtype).bits // 8
         pooled = torch.finfo(pooling_dtype(clip)).bits // 8
         z, basis = neurons * rank * number, neurons * clip.dim * rank * number
@@ -264,6 +289,14 @@ class _Shape:
         ranked = neurons * (SPARE * top if sampled else top) * (rank * pooled + 16)
         activations = batch_size * clip.tokens * neurons * torch.finfo(clip.dtype).bits // 8
         products = batch_size * neurons * rank * pooled
+        if axes is not None:
+            # effects come as coordinates, out of a pass that holds all layers
+            transform, basis = 0, clip.dim * rank * number
+            through = pass_numbers(clip, batch_size) * number
+        else:
+            # coefficients and coordinates of one layer, centred in the wide precision
+            through = batch_size * neurons * (extended * pooled + 2 * rank * number)
+            through += batch_size * clip.tokens * clip.heads * clip.layers * (number + pooled)
         return cls(
             z=z,
             basis=basis,
@@ -272,12 +305,8 @@ class _Shape:
             # the first stage holds moments, the second top images; what a batch is pooled to takes
             # the place of its activations, layer by layer
             working=transform + max(moments, ranked) + max(activations, products),
-            passing=(
-                # of one layer at a time: coefficients and coordinates, centred in the wide
-                # precision, or moments of two nodes that are merged
-                max(batch_size * neurons * (extended * pooled + 2 * rank * number), 3 * scatter)
-                + batch_size * clip.tokens * clip.heads * clip.layers * (number + pooled)
-            ),
+            # or moments of two nodes that are merged
+            passing=max(through, 3 * scatter),
             lens=neurons * ((2 * clip.dim + clip.tokens) * number + top * 16 + 400),
         )
 
@@ -336,3 +365,50 @@ def _free(out: str | Path) -> int:
         return 0
     existing = next(parent for parent in Path(out).absolute().parents if parent.is_dir())
     return shutil.disk_usage(existing).free
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The choices of a plan, for `work.json`."""
+    shards = [[shard.start, shard.stop] for shard in plan.shards]
+    groups = [list(group) for group in plan.groups]
+    sample = [plan.sample, plan.sample_shard]
+    return {"groups": groups, "shards": shards, "sample": sample, "store": plan.store}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedPlan:
+    """What `work.json` holds of a plan."""
+
+    groups: tuple[tuple[Position, ...], ...]
+    shards: tuple[tuple[Position, Position], ...]
+    sample: tuple[Position, Position]
+    store: Literal["float32", "float16"] | None
+
+
+def plan_from_json(plan: Plan, recorded: dict[str, Any]) -> Plan:
+    """The plan with the choices recorded when the work began: less may be free now.
+
+    Raises
+    ------
+    ValueError
+        They are not choices for this work.
+    """
+    found = convert(recorded, RecordedPlan, "work.json")
+    if sorted(layer for group in found.groups for layer in group) != sorted(plan.layers):
+        raise ValueError("its groups are not of the layers")
+    starts, ends = [0, *(end for _, end in found.shards)], [start for start, _ in found.shards]
+    if starts != [*ends, plan.images] or not all(map(len, found.groups)):
+        raise ValueError("its shards are not of the images")
+    if any(start >= end for start, end in found.shards):
+        raise ValueError("it has a shard without images")
+    sample, sample_shard = found.sample
+    if not (1 <= sample <= plan.images and sample_shard >= 1):
+        raise ValueError("its sample is not of the images")
+    return replace(
+        plan,
+        groups=found.groups,
+        shards=tuple(range(*shard) for shard in found.shards),
+        sample=sample,
+        sample_shard=sample_shard,
+        store=found.store,
+    )

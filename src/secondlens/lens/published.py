@@ -31,4 +31,5 @@ def published(lens: Held) -> Held:
         image_ids=tuple(ids[:count]),
         skipped=dict(zip(ids[count:], reasons, strict=True)),
         names={each.name: each for each in names},
+        all_paths=None if lens.all_paths is None else published(lens.all_paths),
     )

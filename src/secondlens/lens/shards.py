@@ -29,7 +29,7 @@ from .nodes import (
     digests_name,
     stored_name,
 )
-from .passes import MeansPass, RankingPass
+from .passes import CoordinateSums, MeansPass, RankingPass, TotalRankingPass
 from .plan import SPARE, Plan
 from .ranking import Ranked, Ranking
 
@@ -69,6 +69,10 @@ class ShardWork:
         self._bases: dict[int, Tensor] = {}
         self._decoders: Decoders | None = None
         self._expected: Node | None = None
+        self.first: list[Node] = []
+        """What has to be made before the trees."""
+        self.over = ""
+        """What is fitted, for the titles of progress bars."""
 
     @property
     def device(self) -> torch.device:
@@ -105,18 +109,22 @@ class ShardWork:
     def _made(self, node: Node) -> bool:
         """Make one node, unless memory runs out; the error would keep what filled it."""
         try:
-            if node.level:
-                self.nodes.merge(node)
-            elif node.stage == MEANS:
-                self.means(node)
-            else:
-                self.top_images(node)
+            self.make(node)
         except torch.OutOfMemoryError:
             return False
         except Exception:
             self.close()  # what decodes may be what failed, and starts again with the next node
             raise
         return True
+
+    def make(self, node: Node) -> None:
+        """Make one node."""
+        if node.level:
+            self.nodes.merge(node)
+        elif node.stage == MEANS:
+            self.means(node)
+        else:
+            self.top_images(node)
 
     def stored(self, layer: int, number: int) -> Tensor:
         """Coordinates [images, neurons, rank] of a shard, as they were stored; on the CPU."""
@@ -149,11 +157,8 @@ class ShardWork:
     def means(self, node: Node) -> None:
         """Make a leaf of the first stage, and store coordinates where the plan says so."""
         reader = self._reader(node)
-        maps = self._maps_of(self.nodes.layers(node))
         keep = self.plan.store is not None
-        found = MeansPass(self.convention, maps, keep=keep)
-        for batch in stream_passes(self.clip, reader, maps):
-            found.see(batch)
+        found = self.summed(self.nodes.layers(node), reader, keep=keep)
         moments = found.moments()
         for layer, seen in moments.items() if keep else ():
             z = found.coordinates(layer)
@@ -175,15 +180,30 @@ class ShardWork:
             self.nodes.save_ranked(node, readable, self._rank_stored(node, centres, top))
             return
         reader = self._reader(node)
-        maps = self._maps_of(tuple(centres))
-        found = RankingPass(self.convention, maps, centres, top)
-        for batch in stream_passes(self.clip, reader, maps):
-            found.see(batch)
+        found = self.ranked(centres, top, reader)
         readable = self._readable(node, found.positions, reader)
         self._check_same(node, readable)
         if self.plan.sampled and node.stage == TOP_IMAGES:
             self._save_digests(node, found.positions, reader)
         self.nodes.save_ranked(node, readable, found.ranked())
+
+    def summed(self, layers: tuple[int, ...], reader: Reader, *, keep: bool) -> CoordinateSums:
+        """Return the moments of the images of a reader."""
+        maps = self._maps_of(layers)
+        found = MeansPass(self.convention, maps, keep=keep)
+        for batch in stream_passes(self.clip, reader, maps):
+            found.see(batch)
+        return found
+
+    def ranked(
+        self, centres: dict[int, Centre], top: int, reader: Reader
+    ) -> RankingPass | TotalRankingPass:
+        """Return the images of a reader ranked around centres."""
+        maps = self._maps_of(tuple(centres))
+        found = RankingPass(self.convention, maps, centres, top)
+        for batch in stream_passes(self.clip, reader, maps):
+            found.see(batch)
+        return found
 
     def _kept(self, node: Node) -> int:
         """How many images a neuron keeps."""

@@ -166,7 +166,7 @@ class Clip:
         """
         return self.reader.attentions(self.blocks, layer)
 
-    def paths(self, layer: int) -> int:
+    def path_count(self, layer: int) -> int:
         """Return how many heads carry values of an MLP layer's neurons to the output (K)."""
         return sum(attention.heads for attention in self.attentions(layer).values())
 

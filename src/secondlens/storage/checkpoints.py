@@ -60,6 +60,7 @@ class Checkpoints:
         self.folder = None if folder is None else str(folder)
         self._in_memory: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
         self._begun_by: str | None = version("secondlens")
+        self._prefix = ""
 
     def claim(self, work: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
         """The plan that this work goes by: the recorded one if it began earlier, else `plan`.
@@ -99,14 +100,26 @@ class Checkpoints:
             )
         return earlier
 
+    def under(self, prefix: str) -> "Checkpoints":
+        """The parts of these whose names begin with a prefix, without it."""
+        found = Checkpoints(self.folder)
+        found._in_memory, found._begun_by = self._in_memory, self._begun_by
+        found._prefix = self._prefix + prefix
+        return found
+
     def names(self) -> set[str]:
         """Of the parts that exist now."""
         if self.folder is None:
-            return set(self._in_memory)
-        return {name.removesuffix(".json") for name in self._files() if name.endswith(".json")}
+            there = set(self._in_memory)
+        else:
+            files = self._files()
+            there = {name.removesuffix(".json") for name in files if name.endswith(".json")}
+        own = {name for name in there if name.startswith(self._prefix)}
+        return {name.removeprefix(self._prefix) for name in own}
 
     def save(self, name: str, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         """Write a part."""
+        name = self._prefix + name
         if self.folder is None:
             # on the CPU: those of many shards would fill a GPU
             kept = {key: tensor.cpu() for key, tensor in tensors.items()}
@@ -118,14 +131,14 @@ class Checkpoints:
     def info(self, name: str) -> dict[str, Any]:
         """The JSON beside the tensors of a part."""
         if self.folder is None:
-            return self._in_memory[name][1]
+            return self._in_memory[self._prefix + name][1]
         with self.reading(name):
-            return read_json(f"{self.folder}/{name}.json")
+            return read_json(f"{self.folder}/{self._prefix}{name}.json")
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Those whose name begins with `prefix`, which the keys returned lack."""
         if self.folder is None:
-            stored = self._in_memory[name][0]
+            stored = self._in_memory[self._prefix + name][0]
             return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
         with self.reading(name), self._file(name) as path, safe_open(path, "pt") as file:
             keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
@@ -135,7 +148,9 @@ class Checkpoints:
     def reading(self, name: str) -> Iterator[None]:
         """Inside it, what fails is that a part is damaged, or of a version that wrote others."""
         try:
-            with reading(f"the part {name} of {self.folder}", f"remove {self.folder}"):
+            with reading(
+                f"the part {self._prefix}{name} of {self.folder}", f"remove {self.folder}"
+            ):
                 yield
         except SecondLensError as error:
             if self._begun_by == version("secondlens") or not isinstance(error.__cause__, DAMAGED):
@@ -174,7 +189,7 @@ class Checkpoints:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
-        place = f"{self.folder}/{name}.safetensors"
+        place = f"{self.folder}/{self._prefix}{name}.safetensors"
         if remote.is_remote(place):
             with remote.fetched(place) as copy:
                 yield copy

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..devices import undisturbed
-from ..effects.projections import Projector, project
+from ..effects.projections import project
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError
-from ..lens.lens import Lens
+from ..lens.lens import Lens, projectors
 from ..lens.names import Names
 from ..models.view import Clip
 from ..progress import tracked
@@ -84,19 +84,17 @@ def confirm(
         raise SecondLensError(f"{pairs} pairs tell too little: draw at least {LEAST_PAIRS}")
     rose = {n: torch.zeros_like(each) for n, each in known.texts.items()}
     texts = sorted({t for each in known.texts.values() for t in each.flatten().tolist()} - {-1})
-    projectors = {
-        n: Projector(clip, n, lens[n].directions[:, None], lens.convention) for n in known.texts
-    }
+    along = projectors(clip, lens, {n: lens[n].directions[:, None] for n in known.texts})
     for some in tracked(list(chunks(len(texts), TEXTS_PER_PASS)), "pairs drawn", progress):
         own = texts[some]
         source = _Drawn(pair, [known.labels[text] for text in own], range(seed, seed + pairs))
-        seen = project(clip, source, projectors, batch_size=batch_size)
+        seen = project(clip, source, along, batch_size=batch_size)
         if seen.skipped:
             unreadable, reason = next(iter(seen.skipped.items()))
             raise SecondLensError(f"the picture {unreadable} was not drawn: {reason}")
         for layer, products in seen.products.items():
-            along = products[:, :, 0].unflatten(0, (len(own), pairs, 2))
-            larger = (along[:, :, 0] > along[:, :, 1]).sum(1).cpu()
+            drawn = products[:, :, 0].unflatten(0, (len(own), pairs, 2))
+            larger = (drawn[:, :, 0] > drawn[:, :, 1]).sum(1).cpu()
             for place, text in enumerate(own):
                 neurons, ranks = (known.texts[layer] == text).nonzero(as_tuple=True)
                 rose[layer][neurons, ranks] = larger[place, neurons]

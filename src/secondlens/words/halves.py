@@ -55,6 +55,7 @@ def stability(
         Another model's lens, no description by these texts, or fewer than 8 images.
     """
     lens.check_model(clip)
+    lens.check_value("a comparison of halves")
     _, codes = described(lens, texts)
     source = as_source(images)
     count = len(source.ids)

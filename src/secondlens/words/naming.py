@@ -25,10 +25,10 @@ from ..data.sources import as_source
 from ..data.unseen import Unseen
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..devices import undisturbed
-from ..effects.projections import Projector, project
+from ..effects.projections import project
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError, SecondLensWarning
-from ..lens.lens import Lens
+from ..lens.lens import Lens, projectors
 from ..lens.names import EVIDENCE, Names
 from ..models.view import Clip
 from ..progress import tracked
@@ -122,12 +122,14 @@ def name(
     source = Unseen(as_source(images), lens.image_ids, lens.digests)
     check_referee(referee, clip, source)
     groups = kinds_of(words, kinds)
-    projectors = {
-        layer: Projector(clip, layer, lens[layer].directions[:, None], lens.convention)
-        for layer in lens.layers
-    }
+    directions = {layer: lens[layer].directions[:, None] for layer in lens.layers}
     seen = project(
-        clip, source, projectors, batch_size=batch_size, workers=workers, progress=progress
+        clip,
+        source,
+        projectors(clip, lens, directions),
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
     )
     if len(seen.positions) < LEAST_IMAGES:
         raise SecondLensError(

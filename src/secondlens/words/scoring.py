@@ -32,12 +32,12 @@ from ..data.sources import ImageSource, as_source, dataset_hash, name_of
 from ..data.unseen import Unseen
 from ..data.vocabularies import Vocabulary
 from ..devices import CPU, undisturbed
-from ..effects.projections import Projector, embed, project
+from ..effects.projections import embed, project
 from ..effects.value_paths import NEURONS_PER_CHUNK, OFFICIAL_SCALE, chunks
 from ..errors import SecondLensError, SecondLensWarning
 from ..intervals import Z, of_median
 from ..lens.codes import CONTROLS, SIDES, Scores
-from ..lens.lens import Lens
+from ..lens.lens import Lens, projectors
 from ..lens.moments import top_count
 from ..lens.names import Names
 from ..models.view import Clip
@@ -234,15 +234,19 @@ def score(
         judge = labels_as_referee(referee, clip, texts, source, related)
     itself = isinstance(referee, Clip) and referee.weights_hash == clip.weights_hash
     rivals = _descriptions(clip, fitted, ours, texts, how, seed)
-    projectors = {}
+    vectors = {}
     for layer, descriptions in rivals.items():
-        vectors = fitted[layer].directions[:, None]
+        vectors[layer] = fitted[layer].directions[:, None]
         if itself:
             own = [description.rows(judge.words) for description in descriptions]
-            vectors = torch.cat([vectors, *own], dim=1)
-        projectors[layer] = Projector(clip, layer, vectors, lens.convention)
+            vectors[layer] = torch.cat([vectors[layer], *own], dim=1)
     seen = project(
-        clip, source, projectors, batch_size=batch_size, workers=workers, progress=progress
+        clip,
+        source,
+        projectors(clip, lens, vectors),
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
     )
     count = len(seen.positions)
     if count < 4:

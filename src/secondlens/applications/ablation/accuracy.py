@@ -29,7 +29,7 @@ from ...models.view import Clip
 from ...progress import tracked
 from ...storage.checkpoints import load_tensors, save_tensors
 from ...storage.validation import check_positions, reading
-from .readings import Direct, Effects, Indirect, Read, Reading, SecondOrder, Together
+from .readings import Direct, Effects, Indirect, Read, Reading, SecondOrder, Together, Total
 
 BASELINE = (-1, "nothing")
 """The key of what was left alone."""
@@ -152,7 +152,8 @@ class Tally:
 
 EFFECTS = ("second-order", "direct", "indirect", "together")
 """Whose effects: by which path a neuron's effect goes, or all neurons held at their means at once,
-which is run and not added up."""
+which is run and not added up. In place of second-order effects stand the total ones of a lens over
+all paths."""
 
 KINDS = ("all", "large", "small", "random", "first component", "unsigned")
 """What is ablated: the effects of all neurons; of those whose centred norm is above their
@@ -187,14 +188,16 @@ def ablate(
 ) -> Ablation:
     """Accuracy of a zero-shot classifier with effects of one layer at a time ablated.
 
-    Second-order effects of all layers take one pass over the images, and never exist outside it.
+    Second-order effects of all layers take one pass over the images, and never exist outside it;
+    so do total ones, and cost about 1.3 encodings for each axis of the lens.
     Other effects take a pass for each layer; indirect ones a run from the layer on for each image
     and neuron, see `indirect_seconds`.
 
     Parameters
     ----------
     clip, lens
-        A model and a lens fitted on it; the lens has means, directions and thresholds.
+        A model and a lens fitted on it; the lens has means, directions and thresholds. With
+        `Lens.over("all")`, total effects stand in place of second-order ones.
     images
         What `fit` takes.
     labels
@@ -301,7 +304,10 @@ def _effects(
     """What to read, one after another, each in a pass of its own over the images."""
     if effect == "second-order":
         fitted = {layer: lens[layer] for layer in layers}
-        yield SecondOrder(clip, fitted, lens.convention, neurons)
+        if lens.axes is not None:
+            yield Total(clip, fitted, lens.axes, neurons)
+        else:
+            yield SecondOrder(clip, fitted, lens.convention, neurons)
         return
     for layer in layers:
         mean = lens[layer].activation_mean

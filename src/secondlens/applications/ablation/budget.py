@@ -153,6 +153,7 @@ def budget(
         no readable image.
     """
     lens.check_model(clip)
+    lens.check_value("a budget")
     clip.check_layer(layer)
     if not neurons:
         raise SecondLensError("no neurons have no effects: give at least one")

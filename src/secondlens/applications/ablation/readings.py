@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from ...effects.ablated_runs import Stopped, effects_of, stop_after
 from ...effects.capture import Capture, Post, read_post
+from ...effects.total_effects import TotalReader
 from ...effects.value_paths import (
     NEURONS_PER_CHUNK,
     OFFICIAL_SCALE,
@@ -34,7 +36,7 @@ from ...effects.value_paths import (
     path_factors,
 )
 from ...errors import SecondLensError, UnsupportedModel
-from ...lens.layer import LayerLens, both_stages, layer_lens
+from ...lens.layer import Axes, LayerLens, both_stages, layer_lens
 from ...lens.moments import top_count
 from ...models.view import Clip, hooked
 
@@ -212,6 +214,54 @@ class _Paths:
             count = coefficients.shape[-1] if mask is None else mask.sum(1, keepdim=True)
             total += (coefficients[:, paths:, 0] * count) @ self.shared
         return total
+
+
+class Total(Effects):
+    """Total effects of several layers over all paths, along the axes of a lens.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    layers
+        What a lens knows of the layers to read, over all paths.
+    axes
+        Of that lens.
+    neurons
+        The chosen ones.
+    """
+
+    def __init__(
+        self, clip: Clip, layers: Mapping[int, LayerLens], axes: Axes, neurons: Sequence[int]
+    ) -> None:
+        self.neurons = neurons
+        self.reader = TotalReader(clip, axes.rows, list(layers))
+        self.axes = self.reader.axes
+        self.means = {n: each.mean[neurons].to(self.axes) for n, each in layers.items()}
+        self.directions = {n: each.directions[neurons] for n, each in layers.items()}
+        self.thresholds = {n: each.threshold[neurons] for n, each in layers.items()}
+
+    def read(self, pixels: Tensor) -> Read:
+        """The readings of a batch."""
+        totals = self.reader.read(pixels)
+        readings = {}
+        for layer, mean in self.means.items():
+            away = totals.effects[layer][self.neurons] - (mean @ self.axes.T)[:, None]
+            within = self.vectors[layer].to(away) @ self.axes.T
+            readings[layer] = Reading(
+                norms=away.norm(dim=-1).T,
+                along=torch.bmm(away, within.mT).transpose(0, 1),
+                sum=partial(self._added_up, away),
+            )
+        return totals.embedding, readings
+
+    def _added_up(
+        self,
+        away: Float[Tensor, "chosen images axes"],
+        mask: Bool[Tensor, "images chosen"] | None,
+    ) -> Float[Tensor, "images dim"]:
+        chosen = away.sum(0) if mask is None else torch.einsum("nba,bn->ba", away, mask.to(away))
+        return chosen @ self.axes
 
 
 class Direct(Effects):

@@ -144,6 +144,8 @@ def attacker(
         "layers": list(layers or lens.layers),
         "neurons": neurons,
     }
+    if lens.paths == "all":
+        settings |= {"paths": "all"}
     return Attacker(clip=clip, lens=lens, texts=pool, classes=names, steps=steps, settings=settings)
 
 

@@ -1,16 +1,19 @@
 """Pages of an attack: pictures beside themselves without the words, and what did it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from ...data.decoding import whole
+from ...effects.linearised import linearise
+from ...effects.total_effects import by_token
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...report.page import data_uri, heat_map, model_view, write_page
@@ -99,17 +102,14 @@ def _cards(
     clip: Clip, lens: Lens, report: Report, samples: Sequence[Sample], v: Tensor, out: Path
 ) -> list[GalleryItem]:
     layers = tuple(report.settings["layers"])
-    # what the neurons along v add to <image, v> at each patch, on all second-order paths
     count = min(report.settings["neurons"], len(layers) * clip.neurons)
-    recipe = Recipe(layers=layers, neurons=count, weigh="effect", scale="centred")
-    segmenter = Segmenter(clip, lens, recipe)
+    heat = (_heat_over_all_paths if lens.paths == "all" else _heat)(clip, lens, layers, count, v)
     view = model_view(clip)
     cards = []
     for sample in samples:
         picture, plain = (_open(out / file) for file in (sample.file, sample.plain_file))
         pixels = clip.prepare(whole(clip, [picture]))
-        maps = segmenter.heat_maps(encode(clip, pixels, layers), v.expand(1, 1, -1))
-        pushed = maps[0, 0].clamp(min=0).float().cpu()
+        pushed = heat(pixels).clamp(min=0).float().cpu()
         cards.append(
             GalleryItem(
                 sample=sample,
@@ -120,6 +120,43 @@ def _cards(
             )
         )
     return cards
+
+
+Heat = Callable[[Tensor], Tensor]
+"""From one preprocessed picture [1, 3, height, width] to what the neurons along v add to
+<image, v> at each patch, [rows, columns]."""
+
+
+def _heat(clip: Clip, lens: Lens, layers: tuple[int, ...], count: int, v: Tensor) -> Heat:
+    """On all second-order paths."""
+    recipe = Recipe(layers=layers, neurons=count, weigh="effect", scale="centred")
+    segmenter = Segmenter(clip, lens, recipe)
+
+    def heat(pixels: Tensor) -> Tensor:
+        return segmenter.heat_maps(encode(clip, pixels, layers), v.expand(1, 1, -1))[0, 0]
+
+    return heat
+
+
+def _heat_over_all_paths(
+    clip: Clip, lens: Lens, layers: tuple[int, ...], count: int, v: Tensor
+) -> Heat:
+    """On all paths; less what each neuron adds on average, evenly over the tokens."""
+    axis = v[None].to(clip.device, clip.compute_dtype)
+    along = torch.cat([lens[n].directions @ v.to(lens[n].directions) for n in layers]).abs()
+    chosen = torch.zeros(len(along), dtype=torch.bool)
+    chosen[along.topk(count).indices] = True
+    vectors, usual = {}, 0.0
+    for layer, own in zip(layers, chosen.split(clip.neurons), strict=True):
+        neurons = own.nonzero()[:, 0]
+        vectors[layer] = neurons.to(clip.device), axis.new_ones(len(neurons), 1, 1)
+        usual += float((lens[layer].mean[neurons] @ v.to(lens[layer].mean)).sum())
+
+    def heat(pixels: Tensor) -> Tensor:
+        found = by_token(linearise(clip, pixels), axis, vectors)[0, :, 0] - usual / clip.tokens
+        return found[1:].reshape(clip.grid)
+
+    return heat
 
 
 def _in_words(name: str) -> str:

@@ -9,7 +9,7 @@ The sum over neurons is taken before anything is carried to the output, head by 
 effect of a single neuron is ever computed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ...data.reader import Reader
 from ...devices import undisturbed
 from ...effects.ablated_runs import check_neurons
 from ...effects.capture import Capture, Pooled
+from ...effects.streaming import stream
+from ...effects.total_effects import TotalReader, Totals
 from ...effects.value_paths import chunks, path_factors
 from ...lens.lens import Lens
 from ...models.view import Clip
@@ -55,6 +58,7 @@ class AblatedClip:
     ) -> None:
         lens.check_model(clip)
         lens.check_exact()
+        lens.check_value("AblatedClip")
         self.clip, self.strength = clip, strength
         self._parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._mean = torch.zeros(clip.dim, dtype=clip.compute_dtype, device=clip.device)
@@ -103,6 +107,50 @@ def by_layer(neurons: Iterable[LayerNeuron]) -> dict[int, list[int]]:
     for layer, n in neurons:
         found.setdefault(layer, []).append(n)
     return found
+
+
+def group_effects(
+    clip: Clip,
+    lens: Lens,
+    groups: Sequence[Sequence[LayerNeuron]],
+    reader: Reader,
+    progress: bool,
+) -> Iterator[tuple[list[int], Tensor, Float[Tensor, "images groups dim"]]]:
+    """Summed effects of groups of neurons minus their means, second-order or total as the lens has
+    them: positions of a batch's images, unit embeddings, effects."""
+    if lens.axes is None:
+        second_order = GroupEffects(clip, lens, groups)
+        for batch in stream(clip, reader, lens.layers, what="audit", progress=progress):
+            yield batch.positions, batch.embedding, second_order(batch.pooled)
+        return
+    total = TotalGroups(clip, lens, groups)
+    read = TotalReader(clip, lens.axes.rows, total.layers)
+    for totals in read.stream(reader, "audit", progress):
+        yield totals.positions, totals.embedding, total(totals)
+
+
+class TotalGroups:
+    """Summed total effects of groups of neurons, minus their means."""
+
+    def __init__(self, clip: Clip, lens: Lens, groups: Sequence[Sequence[LayerNeuron]]) -> None:
+        assert lens.axes is not None
+        self.axes = lens.axes.rows.to(clip.device)
+        self.layers = sorted({layer for group in groups for layer, _ in group})
+        self._within = {n: self.axes.new_zeros(len(groups), clip.neurons) for n in self.layers}
+        for row, group in enumerate(groups):
+            for layer, neuron in group:
+                self._within[layer][row, neuron] = 1
+        self.mean: Float[Tensor, "groups dim"] = torch.stack(
+            [within @ lens[layer].mean.to(within) for layer, within in self._within.items()]
+        ).sum(0)
+
+    def __call__(self, totals: Totals) -> Float[Tensor, "images groups dim"]:
+        """For a batch of images."""
+        sums = [
+            torch.einsum("gn,nba->bga", within, totals.effects[layer])
+            for layer, within in self._within.items()
+        ]
+        return torch.stack(sums).sum(0) @ self.axes - self.mean
 
 
 class GroupEffects:

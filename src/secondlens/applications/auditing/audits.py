@@ -22,10 +22,10 @@ from torch import Tensor
 
 from ...arguments import checked
 from ...data.labelled import check_label_sets
+from ...data.reader import Reader
 from ...data.sources import as_source
 from ...data.vocabularies import Vocabulary, vocabulary
 from ...devices import CPU, undisturbed
-from ...effects.streaming import stream
 from ...errors import SecondLensError, SecondLensWarning
 from ...intervals import Z
 from ...lens.lens import Lens
@@ -34,7 +34,7 @@ from ...storage.files import read_json, save_csv, save_json
 from ...storage.validation import Settings, Texts, check_distinct, convert, reading
 from ...words.describing import texts_of
 from ...words.judging import check_referee
-from .ablated_clip import GroupEffects, LayerNeuron
+from .ablated_clip import LayerNeuron, group_effects
 from .presence import unshown_cues
 
 
@@ -299,7 +299,8 @@ def audit(
     Parameters
     ----------
     clip, lens
-        A model and a lens fitted on it, in the convention "exact".
+        A model and a lens fitted on it, in the convention "exact"; with `Lens.over("all")`, what is
+        taken away are total effects.
     classes, cues
         What `vocabulary` takes. A cue that is a class by another name is not held against it.
     images
@@ -340,24 +341,16 @@ def audit(
     everything = torch.cat([classifier, rows])
     centred = F.normalize(rows - everything.mean(0), dim=1)
     neurons = cue_neurons(lens, centred, random)
-    effects = GroupEffects(clip, lens, neurons)
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, workers=workers)
     top = max(2, round(SHARE_OF_IMAGES * len(source.ids)))
     clearest = Exemplars.none(len(words), clip.dim, like=rows)
     predicted: dict[int, int] = {}
     embeddings: list[Tensor] = []
-    for batch in stream(
-        *(clip, source, lens.layers),
-        batch_size=batch_size,
-        workers=workers,
-        what="audit",
-        progress=progress,
-    ):
-        best = (batch.embedding @ classifier.T).argmax(1).tolist()
-        predicted |= dict(zip(batch.positions, best, strict=True))
-        embeddings.append(batch.embedding.cpu())
-        clearest = clearest.see(
-            batch.embedding @ rows.T, effects(batch.pooled), torch.tensor(batch.positions), top
-        )
+    for positions, embedding, removed in group_effects(clip, lens, neurons, reader, progress):
+        best = (embedding @ classifier.T).argmax(1).tolist()
+        predicted |= dict(zip(positions, best, strict=True))
+        embeddings.append(embedding.cpu())
+        clearest = clearest.see(embedding @ rows.T, removed, torch.tensor(positions), top)
     if not predicted:
         raise SecondLensError("none of the pictures could be read")
     unshown, judged = unshown_cues(

@@ -427,6 +427,7 @@ def _check(
     rivals: Sequence[int] | None,
 ) -> None:
     lens.check_model(clip)
+    lens.check_value("a defence")
     if audit.model.get("weights") != clip.weights_hash:
         raise SecondLensError(f"this audit is of another model than {clip.name}: audit it first")
     for pictures in kinds:

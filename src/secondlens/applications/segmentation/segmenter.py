@@ -139,6 +139,7 @@ class Segmenter:
 
     def __init__(self, clip: Clip, lens: Lens, recipe: Recipe = BEST) -> None:
         lens.check_model(clip)
+        lens.check_value("segmentation")
         self.clip, self.recipe = clip, recipe
         self.layers = list(recipe.layers or lens.layers[-quarter(clip) :])
         fitted = [lens[layer] for layer in self.layers]

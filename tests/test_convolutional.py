@@ -49,7 +49,8 @@ def test_the_view_rebuilds_the_model(kind):
 def test_sizes(resnet):
     assert (resnet.layers, resnet.heads, resnet.neurons, resnet.dim) == (1, 4, 256, 12)
     assert (resnet.grid, resnet.prefix, resnet.tokens) == ((2, 2), 1, 5)
-    assert (resnet.activation, resnet.last_effect_layer, resnet.paths(0)) == ("ReLU", 0, 4)
+    assert (resnet.activation, resnet.last_effect_layer) == ("ReLU", 0)
+    assert [attention.heads for attention in resnet.attentions(0).values()] == [4]
 
 
 # -- ResNets ---------------------------------------------------------------------------------

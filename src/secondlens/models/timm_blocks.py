@@ -123,8 +123,9 @@ class TimmBlock(Block):
 
     def _by_head(self, rows: Tensor) -> Float[Tensor, "heads head_width *width"]:
         """Where several heads share a key and a value, each of them gets a copy."""
-        heads: int = self.module.attn.num_heads
-        split: Tensor = rows.unflatten(0, (-1, self.module.attn.head_dim))
+        attention = self.module.attn
+        heads: int = attention.num_heads
+        split: Tensor = rows.unflatten(0, (-1, attention.proj.in_features // heads))
         return split if len(split) == heads else split.repeat_interleave(heads // len(split), dim=0)
 
     def _attention_scaled(self, weight: Tensor) -> Tensor:
@@ -273,7 +274,10 @@ def rotary(rope: Any, grid: tuple[int, int]) -> Float[Tensor, "*depth_and_heads 
 
 
 def rotary_at(rope: Any, grid: tuple[int, int]) -> Any:
-    """The same rotary positions for another grid, beside the tower's."""
+    """The same rotary positions for another grid, beside the tower's; those that are made anew for
+    each grid are the tower's own."""
+    if getattr(rope, "feat_shape", None) is None:
+        return rope
     other = beside(rope)
     other.update_feat_shape(grid)
     return other

@@ -4,13 +4,12 @@
     python benchmarks/models.py SigLIP PE    # those with one of these in their names
     python benchmarks/models.py --markdown   # as a table of the documentation
 
-Towers keep two blocks (convolutional ones, one of each stage), their widths, their pictures and
-whatever reads them; text towers are tiny. `parity` is the largest error of what is rebuilt from the
-view's weights, in float32; `sum` that of the second-order effects of all neurons of the first
-layer, added up, against the path of what the layer writes, block by block and head by head, in
-float64; without attention, that of the direct effects of all channels, against the derivative of
-all that follows them with the scale of the norm held. Both are over the largest value. Models of
-transformers are those of their default configurations, and have no tags.
+Towers keep two blocks (one for each stage), their widths, their pictures and whatever reads them;
+text towers are tiny. `parity` is the largest error of what is rebuilt from the view's weights, in
+float32; `sum` that of the second-order effects of all neurons of the first layer, added up, against
+the path of what the layer writes, block by block and head by head, in float64; of a ConvNeXt, which
+has none, that of direct effects. Both are over the largest value. Models of transformers are those
+of their default configurations, and have no tags.
 """
 
 import argparse
@@ -19,7 +18,6 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,7 +28,6 @@ import timm
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.func import jvp
 
 import secondlens as sl
 from secondlens.models.checks import parity_errors
@@ -83,49 +80,26 @@ def subjects(function: Callable[[], Iterator[Subject]]) -> Callable[[], Iterator
 
 
 @subjects
-def timm_in_open_clip() -> Iterator[Subject]:
-    """Architectures of open_clip whose image tower is one of timm."""
+def of_open_clip() -> Iterator[Subject]:
+    """All architectures of open_clip."""
     tags = Counter(model for model, _ in open_clip.list_pretrained())
     for name in open_clip.list_models():
-        trunk = open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name")
-        if trunk is not None:
-            cut = {"depths": (1, 1, 1, 1)} if "convnext" in trunk else {"depth": BLOCKS}
-            yield Subject(name=name, tags=tags[name], make=partial(_timm_in_open_clip, name, cut))
+        yield Subject(name=name, tags=tags[name], make=partial(_of_open_clip, name))
 
 
-def _timm_in_open_clip(name: str, cut: dict[str, Any]) -> sl.Clip:
+def _of_open_clip(name: str) -> sl.Clip:
     config = open_clip.get_model_config(name)
-    vision, dim = config["vision_cfg"], config["embed_dim"]
+    vision, made_by_timm = config["vision_cfg"], config["vision_cfg"].get("timm_model_name", "")
+    arguments = config["embed_dim"], vision, dict(TEXT), config.get("quick_gelu", False)
     with torch.device("meta"):
-        check_covered(open_clip.CustomTextCLIP(dim, vision, dict(TEXT)), name)
-    with _shallow(cut):
-        model = open_clip.CustomTextCLIP(dim, vision, dict(TEXT))
-    return sl.from_open_clip(randomised(model), name=name)
-
-
-@contextmanager
-def _shallow(cut: dict[str, Any]) -> Iterator[None]:
-    """Inside it, timm makes towers of a few blocks."""
+        check_covered(open_clip.CustomTextCLIP(*arguments), name)
+    if isinstance(vision.get("layers"), list):  # a ResNet's, by stage
+        vision["layers"] = [1] * len(vision["layers"])
+    elif not made_by_timm:
+        vision["layers"] = BLOCKS
+    cut = {"depths": (1, 1, 1, 1)} if made_by_timm.startswith("convnext") else {"depth": BLOCKS}
     with patch.object(timm, "create_model", partial(timm.create_model, **cut)):
-        yield
-
-
-@subjects
-def open_clip_towers() -> Iterator[Subject]:
-    """Architectures of open_clip whose image tower is its own: vision transformers and ResNets."""
-    tags = Counter(model for model, _ in open_clip.list_pretrained())
-    for name in open_clip.list_models():
-        if "timm_model_name" not in open_clip.get_model_config(name)["vision_cfg"]:
-            yield Subject(name=name, tags=tags[name], make=partial(_open_clip_tower, name))
-
-
-def _open_clip_tower(name: str) -> sl.Clip:
-    config = open_clip.get_model_config(name)
-    vision = dict(config["vision_cfg"])
-    whole = isinstance(vision["layers"], int)
-    vision["layers"] = min(BLOCKS, vision["layers"]) if whole else [1] * len(vision["layers"])
-    quick = config.get("quick_gelu", False)
-    model = open_clip.CLIP(config["embed_dim"], vision, dict(TEXT), quick_gelu=quick)
+        model = open_clip.CustomTextCLIP(*arguments)
     return sl.from_open_clip(randomised(model), name=name)
 
 
@@ -187,37 +161,37 @@ def checked(subject: Subject) -> Row:
     parity = max(parity_errors(clip).values())
     wide = clip.view_of(clip.model.double())
     image = wide.noise(1, torch.float64)
-    found, expected = (direct_sums if not wide.heads else value_sums)(wide, image)
+    run = LiteralPass.of(wide, image)
+    if wide.last_effect_layer < 0:
+        found, literal = sl.direct(wide, image, 0).sum(1), literal_direct(wide, run)
+    else:
+        found = sl.second_order(wide, image, 0).sum(1)
+        literal = literal_second_order(wide, run, 0, None)
     return Row(
         name=subject.name,
         tags=subject.tags,
         reader=type(clip.reader).__name__,
         parity=parity,
-        sum=float((found - expected).abs().max() / expected.abs().max()),
+        sum=float((found - literal).abs().max() / literal.abs().max()),
     )
 
 
-def value_sums(clip: sl.Clip, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return second-order effects of all neurons of the first layer, and the path written out."""
-    literal = literal_second_order(clip, LiteralPass.of(clip, image), 0, None)
-    return sl.second_order(clip, image, 0).sum(1), literal
+def literal_direct(clip: sl.Clip, run: LiteralPass) -> Tensor:
+    """Return what the first layer writes to the mean of a tower's places, through the last norm
+    with its scale held, the projection, and a head's derivative."""
+    written = clip.reader.pooled(run.activations[0] @ clip.blocks[0].neuron_rows)
+    seen = clip.reader.pooled(run.post)
 
+    def normed(states: Tensor) -> Tensor:
+        sigma = (seen.var(-1, correction=0, keepdim=True) + clip.post_eps).sqrt()
+        return (states - states.mean(-1, keepdim=True)) / sigma * clip.post_gain
 
-def direct_sums(clip: sl.Clip, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return direct effects of all channels, and the derivative of what follows along them."""
-    run = LiteralPass.of(clip, image)
-    read = clip.reader.pooled(run.post)
-    sigma = (read.var(-1, correction=0, keepdim=True) + clip.post_eps).sqrt()
-
-    def after(read: Tensor) -> Tensor:
-        normed = (read - read.mean(-1, keepdim=True)) / sigma * clip.post_gain + clip.post_bias
-        projected = normed @ clip.projection
-        if clip.read_offset is not None:
-            projected = projected + clip.read_offset()
-        return projected if clip.head is None else clip.head(projected)
-
-    _, moved = jvp(after, (read,), (read,))
-    return sl.direct(clip, image, 0).sum(1), moved.detach() / run.representation.norm(dim=-1)
+    found = normed(written) @ clip.projection
+    if clip.head is not None:
+        point = (normed(seen) + clip.post_bias) @ clip.projection
+        point = point if clip.read_offset is None else point + clip.read_offset()
+        found = torch.func.jvp(clip.head, (point,), (found,))[1]
+    return found / run.representation.norm(dim=-1, keepdim=True)
 
 
 def rows(names: list[str]) -> Iterator[Row]:

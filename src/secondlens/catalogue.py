@@ -4,7 +4,7 @@ Towers are built with shapes and no numbers, and asked what a model with weights
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,10 @@ class Entry:
     """Why nothing is."""
 
 
-def entries() -> Iterator[Entry]:
-    """Yield every architecture that open_clip knows, by name; equal image towers are built once."""
+def entries(names: Sequence[str]) -> Iterator[Entry]:
+    """Yield what is known of architectures of open_clip; equal image towers are built once."""
     built: dict[str, Entry] = {}
-    for name in sorted(open_clip.list_models(), key=str.lower):
+    for name in names:
         config = open_clip.get_model_config(name)
         same = json.dumps([config["vision_cfg"], config.get("quick_gelu")], sort_keys=True)
         if same not in built:

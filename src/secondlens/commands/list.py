@@ -76,9 +76,10 @@ def _architectures() -> "list[Entry]":
     from ..progress import bars
 
     with bars(True) as shown:
-        task = shown.add_task("architectures of open_clip", total=len(open_clip.list_models()))
+        names = sorted(open_clip.list_models(), key=str.lower)
+        task = shown.add_task("architectures of open_clip", total=len(names))
         found = []
-        for entry in entries():
+        for entry in entries(names):
             found.append(entry)
             shown.advance(task)
     return found

@@ -22,7 +22,7 @@ def few():
     ("name", "reads", "layers", "direct", "paths"),
     [
         ("ViT-B-32", "class token", 12, True, True),
-        ("ViT-H-14-CLIPA", "mean of patches", 32, True, False),
+        ("ViT-H-14-CLIPA", "patch mean", 32, True, False),
         ("coca_ViT-B-32", "pool", 12, False, False),
         ("ViT-B-16-SigLIP", "pool", 12, False, False),
     ],

@@ -20,7 +20,7 @@ from .models.strangers import UNLOADABLE
 from .models.view import Clip
 from .models.wrappers import unwrapped
 
-READS = {ClassToken: "class token", MeanOfPatches: "mean of patches", AttentionPool: "pool"}
+READS = {ClassToken: "class token", MeanOfPatches: "patch mean", AttentionPool: "pool"}
 """What a family's output is read from."""
 NO_TEXTS = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 """A text tower that costs nothing: no image tower hangs on it."""

@@ -4,10 +4,11 @@
     python benchmarks/models.py SigLIP PE    # those with one of these in their names
     python benchmarks/models.py --markdown   # as a table of the documentation
 
-Towers keep two blocks, their widths, their pictures and whatever reads them; text towers are tiny.
-`parity` is the largest error of what is rebuilt from the view's weights, in float32; `sum` that of
-the second-order effects of all neurons of the first layer, added up, against the path of what the
-layer writes, block by block and head by head, in float64. Both are over the largest value.
+Towers keep two blocks (one for each stage), their widths, their pictures and whatever reads them;
+text towers are tiny. `parity` is the largest error of what is rebuilt from the view's weights, in
+float32; `sum` that of the second-order effects of all neurons of the first layer, added up, against
+the path of what the layer writes, block by block and head by head, in float64; of a ConvNeXt, which
+has none, that of direct effects. Both are over the largest value.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from unittest.mock import patch
@@ -24,7 +24,7 @@ from unittest.mock import patch
 import open_clip
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secondlens as sl
 from secondlens.models.checks import parity_errors
@@ -77,29 +77,27 @@ def subjects(function: Callable[[], Iterator[Subject]]) -> Callable[[], Iterator
 
 
 @subjects
-def timm_in_open_clip() -> Iterator[Subject]:
-    """Architectures of open_clip whose image tower is one of timm."""
+def of_open_clip() -> Iterator[Subject]:
+    """All architectures of open_clip."""
     tags = Counter(model for model, _ in open_clip.list_pretrained())
     for name in open_clip.list_models():
-        if "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"]:
-            yield Subject(name=name, tags=tags[name], make=partial(_timm_in_open_clip, name))
+        yield Subject(name=name, tags=tags[name], make=partial(_of_open_clip, name))
 
 
-def _timm_in_open_clip(name: str) -> sl.Clip:
+def _of_open_clip(name: str) -> sl.Clip:
     config = open_clip.get_model_config(name)
-    vision, dim = config["vision_cfg"], config["embed_dim"]
+    vision, made_by_timm = config["vision_cfg"], config["vision_cfg"].get("timm_model_name", "")
+    arguments = config["embed_dim"], vision, dict(TEXT), config.get("quick_gelu", False)
     with torch.device("meta"):
-        check_covered(open_clip.CustomTextCLIP(dim, vision, dict(TEXT)), name)
-    with _shallow():
-        model = open_clip.CustomTextCLIP(dim, vision, dict(TEXT))
+        check_covered(open_clip.CustomTextCLIP(*arguments), name)
+    if isinstance(vision.get("layers"), list):  # a ResNet's, by stage
+        vision["layers"] = [1] * len(vision["layers"])
+    elif not made_by_timm:
+        vision["layers"] = BLOCKS
+    cut = {"depths": (1, 1, 1, 1)} if made_by_timm.startswith("convnext") else {"depth": BLOCKS}
+    with patch.object(timm, "create_model", partial(timm.create_model, **cut)):
+        model = open_clip.CustomTextCLIP(*arguments)
     return sl.from_open_clip(randomised(model), name=name)
-
-
-@contextmanager
-def _shallow() -> Iterator[None]:
-    """Inside it, timm makes towers of a few blocks."""
-    with patch.object(timm, "create_model", partial(timm.create_model, depth=BLOCKS)):
-        yield
 
 
 @torch.no_grad()
@@ -121,8 +119,12 @@ def checked(subject: Subject) -> Row:
     parity = max(parity_errors(clip).values())
     wide = clip.view_of(clip.model.double())
     image = wide.noise(1, torch.float64)
-    found = sl.second_order(wide, image, 0).sum(1)
-    literal = literal_second_order(wide, LiteralPass.of(wide, image), 0, None)
+    run = LiteralPass.of(wide, image)
+    if wide.last_effect_layer < 0:
+        found, literal = sl.direct(wide, image, 0).sum(1), literal_direct(wide, run)
+    else:
+        found = sl.second_order(wide, image, 0).sum(1)
+        literal = literal_second_order(wide, run, 0, None)
     return Row(
         name=subject.name,
         tags=subject.tags,
@@ -130,6 +132,24 @@ def checked(subject: Subject) -> Row:
         parity=parity,
         sum=float((found - literal).abs().max() / literal.abs().max()),
     )
+
+
+def literal_direct(clip: sl.Clip, run: LiteralPass) -> Tensor:
+    """Return what the first layer writes to the mean of a tower's places, through the last norm
+    with its scale held, the projection, and a head's derivative."""
+    written = clip.reader.pooled(run.activations[0] @ clip.blocks[0].neuron_rows)
+    seen = clip.reader.pooled(run.post)
+
+    def normed(states: Tensor) -> Tensor:
+        sigma = (seen.var(-1, correction=0, keepdim=True) + clip.post_eps).sqrt()
+        return (states - states.mean(-1, keepdim=True)) / sigma * clip.post_gain
+
+    found = normed(written) @ clip.projection
+    if clip.head is not None:
+        point = (normed(seen) + clip.post_bias) @ clip.projection
+        point = point if clip.read_offset is None else point + clip.read_offset()
+        found = torch.func.jvp(clip.head, (point,), (found,))[1]
+    return found / run.representation.norm(dim=-1, keepdim=True)
 
 
 def rows(names: list[str]) -> Iterator[Row]:

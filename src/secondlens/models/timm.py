@@ -8,9 +8,8 @@ an offset.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from jaxtyping import Float
 from PIL.Image import Image
 from timm.layers import resample_abs_pos_embed
@@ -22,13 +21,13 @@ from ..errors import SecondLensError, UnsupportedModel
 from ..naming import shown
 from .blocks import detached
 from .checks import activation_name, check_parity
+from .classes import ClassNames
+from .families import identity
 from .readers import AttentionPool, ClassToken, MeanOfPatches, Reader
 from .timm_blocks import TimmPool, beside, is_norm, rotary_at, view_of_block
 from .timm_covered import projections, refusals
 from .view import Clip, check_eval
 from .wrappers import not_compiled, plain, unwrapped
-
-CLASSES_SHOWN = 3
 
 
 @checked
@@ -71,19 +70,20 @@ def from_timm(
     model = plain(model, name)
     check_covered(model, name)
     check_eval(model)
-    outputs = getattr(model, "num_classes", 0)
-    if classes is not None and len(classes) != outputs:
-        raise SecondLensError(
-            f"{name} has {outputs} classes, and {len(classes)} names were given: name each"
-        )
+    # no functions within this one: a model must be able to go to other processes
+    texts: Callable[[list[str]], Tensor] = partial(_no_texts, name)
+    if classes is not None:
+        outputs = getattr(model, "num_classes", 0)
+        if len(classes) != outputs:
+            raise SecondLensError(
+                f"{name} has {outputs} classes, and {len(classes)} names were given: name each"
+            )
+        texts = ClassNames(model=name, names=tuple(classes), like=partial(_weight, model))
     clip = Clip(
         name=shown(name),
         origin=name,
         model=model,
-        # no functions within this one: a model must be able to go to other processes
-        text_tower=partial(
-            _encode_classes, model, None if classes is None else list(classes), name
-        ),
+        text_tower=texts,
         preprocess=preprocess,
         view_of=partial(from_timm, name=name, check=False),
         **image_parts(model, nn.Identity()),
@@ -159,10 +159,7 @@ def _reader(trunk: Any) -> Reader:
 
 
 def _projection(trunk: Any, linear: nn.Linear | None) -> Float[Tensor, "width dim"]:
-    if linear is not None:
-        return detached(linear.weight.T)
-    like = trunk.blocks[0].norm1.weight
-    return torch.eye(len(like), dtype=like.dtype, device=like.device)
+    return identity(trunk.blocks[0].norm1) if linear is None else detached(linear.weight.T)
 
 
 def _offset(linear: nn.Linear) -> Float[Tensor, " dim"]:
@@ -200,24 +197,12 @@ def _at_size(trunk: Any, size: Sequence[int]) -> Any:
     return other
 
 
-def _encode_classes(
-    model: Any, classes: list[str] | None, name: str, texts: list[str]
-) -> Float[Tensor, "texts classes"]:
-    """One row for each name: one at the classes of that name, zero elsewhere."""
-    if classes is None:
-        raise SecondLensError(
-            f"{name} embeds images only: pass classes= when wrapping the model, or take words from "
-            "another CLIP, with dissect"
-        )
-    weight = next(model.parameters())
-    rows = torch.zeros(len(texts), len(classes), dtype=weight.dtype, device=weight.device)
-    for row, text in zip(rows, texts, strict=True):
-        places = [place for place, each in enumerate(classes) if each == text]
-        if not places:
-            some = ", ".join(classes[:CLASSES_SHOWN])
-            raise SecondLensError(
-                f"{text!r} is not one of the {len(classes)} classes of {name}, such as {some}: "
-                "take other words from another CLIP, with dissect"
-            )
-        row[places] = 1
-    return rows
+def _no_texts(name: str, texts: list[str]) -> NoReturn:
+    raise SecondLensError(
+        f"{name} embeds images only: pass classes= when wrapping the model, or take words from "
+        "another CLIP, with dissect"
+    )
+
+
+def _weight(model: nn.Module) -> Tensor:
+    return next(model.parameters())

@@ -123,8 +123,9 @@ class TimmBlock(Block):
 
     def _by_head(self, rows: Tensor) -> Float[Tensor, "heads head_width *width"]:
         """Where several heads share a key and a value, each of them gets a copy."""
-        heads: int = self.module.attn.num_heads
-        split: Tensor = rows.unflatten(0, (-1, self.module.attn.head_dim))
+        attention = self.module.attn
+        heads: int = attention.num_heads
+        split: Tensor = rows.unflatten(0, (-1, attention.proj.in_features // heads))
         return split if len(split) == heads else split.repeat_interleave(heads // len(split), dim=0)
 
     def _attention_scaled(self, weight: Tensor) -> Tensor:
@@ -152,20 +153,40 @@ class PlacedBlock(TimmBlock):
         self, heads: Float[Tensor, "images heads tokens head_width"], *, queries: bool
     ) -> Float[Tensor, "images heads tokens head_width"]:
         """See `Block`."""
-        attention = self.module.attn
-        norm: nn.Module = attention.q_norm if queries else attention.k_norm
-        weights = {name: each.detach().to(heads) for name, each in norm.named_parameters()}
-        heads = functional_call(norm, weights, heads)
+        heads = self._normed(heads, queries=queries)
         if self.rope is None:
             return heads
         turns = rotary(self.rope, self.grid)
         if turns.dim() == 4:
             turns = turns[self.number]
+        attention = self.module.attn
         prefix: int = attention.num_prefix_tokens
         # the older versions of timm know one layout alone
         layout = {"half": True} if getattr(attention, "rotate_half", False) else {}
         turned = apply_rot_embed_cat(heads[:, :, prefix:], turns.detach().to(heads), **layout)
         return torch.cat([heads[:, :, :prefix], turned], dim=2)
+
+    def class_attention(
+        self, normalised: Float[Tensor, "images tokens width"], dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "images heads tokens"]:
+        """See `Block`: one query a head, which the class token's place does not turn."""
+        normalised = normalised.to(dtype or normalised.dtype)
+        asked = torch.einsum("bw,hew->bhe", normalised[:, 0], self.query.to(normalised))
+        query = self._normed(asked + self.query_bias.to(normalised), queries=True)
+        keys = torch.einsum("btw,hew->bhte", normalised, self.key.to(normalised))
+        keys = self.placed(keys + self.key_bias.to(normalised)[:, None], queries=False)
+        scores = keys @ (query * query.shape[-1] ** -0.5)[..., None]
+        attention: Tensor = scores[..., 0].softmax(dim=-1)
+        return attention
+
+    def _normed(
+        self, heads: Float[Tensor, "*batch head_width"], *, queries: bool
+    ) -> Float[Tensor, "*batch head_width"]:
+        attention = self.module.attn
+        norm: nn.Module = attention.q_norm if queries else attention.k_norm
+        weights = {name: each.detach().to(heads) for name, each in norm.named_parameters()}
+        normed: Tensor = functional_call(norm, weights, heads)
+        return normed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -273,7 +294,10 @@ def rotary(rope: Any, grid: tuple[int, int]) -> Float[Tensor, "*depth_and_heads 
 
 
 def rotary_at(rope: Any, grid: tuple[int, int]) -> Any:
-    """The same rotary positions for another grid, beside the tower's."""
+    """The same rotary positions for another grid, beside the tower's; those that are made anew for
+    each grid are the tower's own."""
+    if getattr(rope, "feat_shape", None) is None:
+        return rope
     other = beside(rope)
     other.update_feat_shape(grid)
     return other

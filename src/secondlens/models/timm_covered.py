@@ -9,13 +9,8 @@ from typing import Any
 
 from timm.layers import (
     AttentionPoolLatent,
-    DropPath,
     HybridEmbed,
-    LayerScale,
     PatchEmbed,
-    RotaryEmbeddingCat,
-    RotaryEmbeddingDinoV3,
-    RotaryEmbeddingMixed,
 )
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -109,7 +104,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
 """Names of all that a module holds and that is read, or known to change nothing at inference."""
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
-ROTARY = (RotaryEmbeddingCat, RotaryEmbeddingDinoV3, RotaryEmbeddingMixed)
+ROTARY = ("RotaryEmbeddingCat", "RotaryEmbeddingDinoV3", "RotaryEmbeddingMixed")
 BLOCKS = ("Block", "EvaBlock")
 ATTENTIONS = ("Attention", "AttentionRope", "EvaAttention")
 
@@ -132,7 +127,7 @@ def refusals(trunk: Any, head: nn.Module) -> Iterator[str]:
     if trunk.patch_embed.dynamic_img_pad:
         yield "it pads pictures (dynamic_img_pad), and every patch is read as a part of the picture"
     rope = getattr(trunk, "rope", None)
-    if rope is not None and type(rope) not in ROTARY:
+    if rope is not None and type(rope).__name__ not in ROTARY:
         yield f"its positions are a {type(rope).__name__}, which is not covered"
     last = [norm for norm in (trunk.norm, trunk.fc_norm) if is_norm(norm)]
     if len(last) > 1:
@@ -202,17 +197,17 @@ def _block_refusals(block: Any) -> Iterator[str]:
     if is_norm(inner) and not is_affine(inner):
         yield f"has a {type(inner).__name__} inside attention, no LayerNorm with gain and bias"
     scales = (getattr(block, "ls1", None), getattr(block, "ls2", None))
-    yield from _others("scales its layers by", scales, (LayerScale, nn.Identity))
+    yield from _others("scales its layers by", scales, ("LayerScale", "Identity"))
     paths = (block.drop_path1, block.drop_path2)
-    yield from _others("drops its layers by", paths, (DropPath, nn.Identity))
+    yield from _others("drops its layers by", paths, ("DropPath", "Identity"))
     linears = [attention.proj, getattr(mlp, MLPS[type(mlp).__name__].writes)]
     linears += [getattr(attention, each, None) for each in ("qkv", "q_proj", "k_proj", "v_proj")]
-    yield from _others("reads or writes by", linears, (nn.Linear,))
+    yield from _others("reads or writes by", linears, ("Linear",))
 
 
-def _others(what: str, modules: Iterable[Any], known: tuple[type, ...]) -> Iterator[str]:
+def _others(what: str, modules: Iterable[Any], known: tuple[str, ...]) -> Iterator[str]:
     for module in modules:
-        if module is not None and type(module) not in known:
+        if module is not None and type(module).__name__ not in known:
             yield f"{what} a {type(module).__name__}, which is not covered"
 
 

@@ -105,7 +105,7 @@ def class_names(model: Any) -> Sequence[str] | None:
         return list(open_clip.IMAGENET_CLASSNAMES)
     if subset is None:
         return None
-    return [lemmas.split(",")[0] for lemmas in ImageNetInfo(subset).label_descriptions()]
+    return list(ImageNetInfo(subset).label_descriptions())
 
 
 def _checked(place: str, pretrained: str | None) -> tuple[str, Callable[[], Path | None] | None]:

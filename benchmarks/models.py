@@ -8,7 +8,8 @@ Towers keep two blocks (one for each stage), their widths, their pictures and wh
 text towers are tiny. `parity` is the largest error of what is rebuilt from the view's weights, in
 float32; `sum` that of the second-order effects of all neurons of the first layer, added up, against
 the path of what the layer writes, block by block and head by head, in float64; of a ConvNeXt, which
-has none, that of direct effects. Both are over the largest value.
+has none, that of direct effects. Both are over the largest value. Models of transformers are those
+of their default configurations, and have no tags.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import open_clip
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
 import secondlens as sl
@@ -98,6 +101,45 @@ def _of_open_clip(name: str) -> sl.Clip:
     with patch.object(timm, "create_model", partial(timm.create_model, **cut)):
         model = open_clip.CustomTextCLIP(*arguments)
     return sl.from_open_clip(randomised(model), name=name)
+
+
+TRANSFORMERS = (
+    *("CLIP", "MetaClip2", "Siglip", "Siglip2"),
+    *("SiglipVision", "Siglip2Vision", "Dinov2", "Dinov2WithRegisters", "DINOv3ViT", "ViT"),
+)
+"""Configurations, the first row of models with a text tower."""
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "Dinov2": [{}, {"use_swiglu_ffn": True}],
+    "Dinov2WithRegisters": [{}, {"use_swiglu_ffn": True}],
+    "DINOv3ViT": [{"num_register_tokens": 4}, {"num_register_tokens": 4, "use_gated_mlp": True}],
+}
+"""What else is made of some."""
+
+
+@subjects
+def models_of_transformers() -> Iterator[Subject]:
+    """Models of every family of transformers that is covered."""
+    for kind in TRANSFORMERS:
+        for options in OPTIONS.get(kind, [{}]):
+            gated = ", gated" if any("glu" in key or "gated" in key for key in options) else ""
+            models = ["Model", "ForImageClassification"] if kind == "ViT" else ["Model"]
+            for model in models:
+                name = f"{kind}{model}"
+                make = partial(_model_of_transformers, kind, name, options)
+                yield Subject(name=name + gated, tags=0, make=make)
+
+
+def _model_of_transformers(kind: str, name: str, options: dict[str, Any]) -> sl.Clip:
+    own = {"num_hidden_layers": BLOCKS, **options}
+    config = getattr(transformers, f"{kind}Config")
+    if kind in ("CLIP", "MetaClip2", "Siglip", "Siglip2"):
+        text = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+        text |= {"num_hidden_layers": 1, "vocab_size": 64}
+        if kind.startswith("Siglip"):
+            text["projection_size"] = 768
+        own = {"vision_config": own, "text_config": text}
+    model = getattr(transformers, name)(config(**own))
+    return sl.from_transformers(randomised(model), name=name)
 
 
 @torch.no_grad()

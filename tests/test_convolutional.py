@@ -1,8 +1,10 @@
 """ResNets and ConvNeXts of open_clip: channels of the last stage as neurons."""
 
+import open_clip
 import pytest
 import torch
 from models import tiny_tokenizer
+from open_clip import factory
 from torch import nn
 from torch.func import jvp
 from towers import CONVOLUTIONAL, convolutional_model, error, images_for, whole_path
@@ -10,7 +12,7 @@ from towers import CONVOLUTIONAL, convolutional_model, error, images_for, whole_
 import secondlens as sl
 from secondlens.effects.capture import Capture
 from secondlens.errors import SecondLensError, SecondLensWarning, UnsupportedModel
-from secondlens.models.checks import check_activation, check_parity, parity_errors
+from secondlens.models.checks import activation_name, check_activation, check_parity, parity_errors
 from secondlens.models.open_clip import from_open_clip
 from secondlens.models.resizing import resized
 from secondlens.verify import verify
@@ -47,7 +49,8 @@ def test_the_view_rebuilds_the_model(kind):
 def test_sizes(resnet):
     assert (resnet.layers, resnet.heads, resnet.neurons, resnet.dim) == (1, 4, 256, 12)
     assert (resnet.grid, resnet.prefix, resnet.tokens) == ((2, 2), 1, 5)
-    assert (resnet.activation, resnet.last_effect_layer, resnet.paths(0)) == ("ReLU", 0, 4)
+    assert (resnet.activation, resnet.last_effect_layer) == ("ReLU", 0)
+    assert [attention.heads for attention in resnet.attentions(0).values()] == [4]
 
 
 # -- ResNets ---------------------------------------------------------------------------------
@@ -187,6 +190,30 @@ def test_the_choice_of_an_activation_reaches_the_text_tower():
 def test_paths_of_a_resnet_are_refused(resnet):
     with pytest.raises(UnsupportedModel, match="of ResNet cannot be told"):
         sl.paths(resnet, images_for(resnet), directions=torch.eye(12, dtype=torch.float64)[:1])
+
+
+@pytest.fixture
+def resnet_by_name(tmp_path, monkeypatch):
+    """A tiny ResNet that open_clip knows by name, and a checkpoint of it."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": 64, "patch_size": None, "layers": [1, 1, 1, 1], "width": 8}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "RN-tiny-test", config)
+    model = open_clip.CLIP(12, dict(vision), dict(text)).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    return model, str(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("function", ["gelu", "quick_gelu"])
+def test_a_resnet_by_name_has_the_text_tower_that_was_stated(resnet_by_name, function):
+    model, path = resnet_by_name
+    clip = sl.load("RN-tiny-test", path, activation=function)
+    images = images_for(clip)
+    with torch.no_grad():
+        assert error(clip.encode_image(images), model.encode_image(images)) < 1e-6
+    assert clip.activation == "ReLU"
+    assert activation_name(clip.model.transformer.resblocks[0].mlp.gelu) == function
+    assert sl.second_order(clip, images, 0).shape == (3, 256, 12)
 
 
 def test_another_pool_is_refused():

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import secondlens as sl
-from secondlens.errors import SecondLensError, UnsupportedModel
+from secondlens.errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from secondlens.models.loading import load
 from secondlens.models.transformers import from_transformers
 
@@ -142,7 +142,10 @@ def test_pictures_are_prepared_by_the_models_own_processor(tmp_path):
 
 def test_any_shape_is_squeezed_to_the_trained_one():
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=9)
-    clip = from_transformers(transformers_model("Siglip2Model"), processor)
+    with pytest.warns(
+        SecondLensWarning, match=r"\(NaFlex\), .*: pictures are squeezed to 24 x 24 p"
+    ):
+        clip = from_transformers(transformers_model("Siglip2Model"), processor)
     picture = Image.effect_noise((24, 24), 60).convert("RGB")
     processed = processor(images=picture, return_tensors="pt")
     assert processed.spatial_shapes.tolist() == [[3, 3]]
@@ -242,9 +245,18 @@ def test_a_text_tower_of_another_precision_is_no_mixture():
     assert clip.encode_text(["a dog"]).dtype == torch.float32
 
 
-def test_a_name_of_open_clip_is_said_to_be_one():
-    with pytest.raises(SecondLensError, match=r"ViT-B-32 is a model of open_clip, .*: drop hf:"):
-        load("hf:ViT-B-32")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("hf:ViT-B-32", "of open_clip, so name it ViT-B-32 alone"),
+        ("hf:vit_base_patch16_224", "of timm, so name it timm:vit_base_patch16_224"),
+        ("vit_base_patch16_224.augreg_in21k", "so name it timm:vit_base_patch16_224.augreg_in21k"),
+        ("timm:ViT-B-32", "of open_clip, so name it ViT-B-32 alone"),
+    ],
+)
+def test_a_name_of_another_library_is_said_to_be_one(name, said):
+    with pytest.raises(SecondLensError, match=f": it is a model .*{said}$"):
+        load(name)
 
 
 def test_a_head_for_something_else_is_refused(tmp_path):

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from models import tiny_model, tiny_tokenizer
 from PIL import Image
-from towers import TRANSFORMERS, error, images_for, transformers_model, whole_path
+from towers import (
+    TRANSFORMERS,
+    convolutional_model,
+    error,
+    images_for,
+    transformers_model,
+    whole_path,
+)
 from transformers import BatchEncoding, BitImageProcessor
 
 import secondlens as sl
@@ -210,3 +217,27 @@ def test_without_a_judge_there_are_no_words(pictures):
         SecondLensError, match=r"dino has no text tower, .*another CLIP as the judge"
     ):
         sl.dissect(clip, lens, sl.vocabulary(TEXTS), images)
+
+
+# -- the budget ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["SiglipModel", "Dinov2WithRegistersModel", "ResNet"])
+def test_a_budget_has_what_is_direct(kind):
+    if kind == "ResNet":
+        clip = from_open_clip(convolutional_model(kind, torch.float64))
+    else:
+        clip = view(kind)
+    images, neurons = images_for(clip, 8), [3, 0, 7]
+    lens = sl.fit(clip, images, [0], top=2)
+    found = sl.budget(clip, lens, images, 0, neurons)
+    direct, (gram, *_) = sl.direct(clip, images, 0), found.gram.unbind(1)
+    assert found.gram[:, 1, 1].min() > 0  # second-order
+    if kind != "Dinov2WithRegistersModel":
+        assert not direct.any() and not gram.any()
+        return
+    with Capture(clip, [0], keep_activations=True) as capture:
+        read = capture.pool(clip.encode_image(images)).activations[0][:, 0]
+    moved = direct * (1 - lens[0].activation_mean[0] / read)[:, :, None]
+    expected = moved[:, neurons].square().sum(-1).mean(0)
+    assert torch.allclose(gram[:, 0], expected, rtol=1e-6)

@@ -18,7 +18,7 @@ from threading import get_ident
 from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
@@ -43,6 +43,8 @@ class Pass:
     """Of what is read, at `ln_post`; 0 and 1 where it is read after it, or nothing is divided."""
     post_token_sigma: Float[Tensor, "images tokens"] | None
     """What `ln_post` divides each token by, where their mean is taken after it."""
+    place: Int[Tensor, " images"] | None
+    """Which token is read, where the input says so."""
     sound: Bool[Tensor, " 2"]
     """Whether all numbers are finite, and whether the representation is that of the pass."""
 
@@ -92,6 +94,9 @@ class Pooled:
         default_factory=dict
     )
     """A / sigma by block j."""
+    post_token_sigma: Float[Tensor, "images tokens"] | None = None
+    """See `Pass`, as `place`."""
+    place: Int[Tensor, " images"] | None = None
 
 
 ANOTHER_PASS = (
@@ -188,6 +193,8 @@ class Capture:
                 post_sigma=seen.post_sigma,
                 activations=seen.activations if self.keep_activations else {},
                 attention_over_sigma=seen.attention_over_sigma if self.keep_activations else {},
+                post_token_sigma=seen.post_token_sigma,
+                place=seen.place,
             )
 
     def read(self, representation: Float[Tensor, "images dim"], *, check: bool = True) -> Pass:
@@ -223,6 +230,7 @@ class Capture:
                 post_mean=self._post.mean,
                 post_sigma=self._post.sigma,
                 post_token_sigma=self._post.token_sigma,
+                place=self._place,
                 sound=self._sound(representation),
             )
             if check:

@@ -1,8 +1,8 @@
 """One view over any CLIP: where models come from, what the mathematics reads, and whether it is so.
 
-A family of models is one file (`open_clip`, `timm`, `transformers`) that turns a model in memory
-into a `Clip` of `view`; `loading` finds models by name, `checks` holds the view against what the
-model computes.
+A family of models is one file that turns a model in memory into a `Clip` of `view` (`open_clip`,
+`timm`), or an image tower into what a `Clip` holds of it (`resnet`, `siglip`, `dino`); `loading`
+finds models by name, `checks` holds the view against what the model computes.
 
 A tower that computes anything else than the mathematics describes is refused, with the reason, and
 every view is checked against the model's own forward pass before it is handed out.
@@ -35,7 +35,7 @@ the function is looked up when something else than a tensor is first given."""
 for _name, _function, _help in (
     ("demo", "loading:demo", "the embedded model: drawn scenes"),
     ("demo-twin", "loading:demo", "the same without planted cues: the referee of demo"),
-    ("hf", "loading:hugging_face", "hf:MODEL, a CLIP of transformers by hub name or folder"),
+    ("hf", "loading:hugging_face", "hf:MODEL, a model of transformers by hub name or folder"),
     ("timm", "timm_loading:by_timm", "timm:MODEL, a vision transformer of timm by name or folder"),
     (
         "open_clip",

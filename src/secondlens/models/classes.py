@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,10 +41,8 @@ class ClassNames:
                     f"its {len(self.names):,} classes: give names of classes, or let sl.dissect "
                     "find words with another CLIP as the judge"
                 )
-        like = self.like()
-        rows = torch.zeros(len(texts), len(self.names), dtype=like.dtype, device=like.device)
-        places = [self._places[text.strip().lower()] for text in texts]
-        return rows.index_put_((torch.arange(len(texts)), torch.tensor(places)), rows.new_ones(()))
+        places = torch.tensor([self._places[text.strip().lower()] for text in texts])
+        return F.one_hot(places, len(self.names)).to(self.like())
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -29,6 +29,7 @@ from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from ..naming import shown_model
 from . import named_models
 from .checks import STATABLE, check_activation, trained_activation
+from .elsewhere import elsewhere
 from .open_clip import check_covered, from_open_clip
 from .places import REPOSITORY, folder_of
 from .strangers import UNLOADABLE, check_model, check_open_clip_model, no_code_runs
@@ -90,7 +91,7 @@ def _meant(name: str) -> str:
         return ": it is a file, so name the model that its weights are of, and it with pretrained"
     if name.count("/") == 1 and REPOSITORY.fullmatch(name):
         return f": if it is on the hub, name it hf:{name}, or hf-hub:{name} for one of open_clip"
-    return ""
+    return elsewhere(name, "open_clip")
 
 
 def _schemas(folder: Path) -> list[str]:
@@ -237,8 +238,8 @@ def load_transformers(
         raise SecondLensError(
             f"hf:{name} needs transformers: pip install 'secondlens[hf]'"
         ) from error
-    if name.replace("/", "-") in open_clip.list_models():
-        raise SecondLensError(f"{name} is a model of open_clip, not of transformers: drop hf:")
+    if library := elsewhere(name, "transformers"):
+        raise SecondLensError(f"transformers cannot load hf:{name}{library}")
     try:
         place, adapter = _base_and_adapter(name)
         configuration = AutoConfig.from_pretrained(place, trust_remote_code=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from ..naming import shown_model
+from .elsewhere import elsewhere
 from .places import folder_of
 from .strangers import UNLOADABLE, check_model, no_code_runs
 from .timm import check_covered, from_timm
@@ -140,7 +141,8 @@ def check_registered(name: str, pretrained: str | None) -> str:
     if not timm.is_model(base):
         close = difflib.get_close_matches(base, timm.list_models(), n=3)
         meant = f" (did you mean {', '.join(close)}?)" if close else ""
-        raise SecondLensError(f"timm has no model {base!r}{meant}")
+        there = elsewhere(name.removeprefix(SCHEMA), "timm")
+        raise SecondLensError(f"timm has no model {base!r}{there or meant}")
     if tag and pretrained is not None:
         raise SecondLensError(f"{name} names its own weights: drop pretrained")
     tag = tag or pretrained or ""

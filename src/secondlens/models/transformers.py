@@ -1,5 +1,6 @@
 """The `Clip` of a transformers model, whatever its family, or the reason why it has none."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..arguments import checked
 from ..devices import undisturbed
-from ..errors import SecondLensError, UnsupportedModel
+from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from ..naming import shown
 from .checks import activation_name, check_parity
 from .classes import ClassNames
@@ -74,6 +75,13 @@ def from_transformers(
     if image_processor is not None:
         preprocess = (view.preprocess or _Preprocess)(image_processor)
     size = _image_size(view, preprocess)
+    if view.preprocess is not None and preprocess is not None:
+        warnings.warn(
+            f"{name} takes pictures of every shape, each with a grid of its own (NaFlex), and a "
+            f"lens needs one grid for all: pictures are squeezed to {size[0]} x {size[1]} pixels",
+            SecondLensWarning,
+            stacklevel=2,
+        )
     grid = (size[0] // view.patch[0], size[1] // view.patch[1])
     clip = Clip(
         name=shown(name),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..data.embedding import normalise
-from ..data.sources import as_source
+from ..data.texts import source_for
 from ..data.vocabularies import Vocabulary
 from ..devices import undisturbed
 from ..effects.projections import embed
@@ -78,7 +78,7 @@ def dissect(
     """
     lens.check_model(clip)
     rows = texts.embed(judge or clip)  # first: a model without texts says so before it reads images
-    source = as_source(images)
+    source = source_for(clip, images)
     embeddings: list[Tensor] = []
     positions: list[int] = []
     means: dict[int, list[Tensor]] = {layer: [] for layer in lens.layers}

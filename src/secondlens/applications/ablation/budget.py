@@ -30,6 +30,7 @@ from ...effects.finite_paths import COPIES_PER_PASS, moved_embeddings
 from ...effects.value_paths import chunks, output_map, path_factors
 from ...errors import SecondLensError
 from ...lens.lens import Lens
+from ...models.readers import AttentionPool
 from ...models.view import Clip
 from ...progress import bars
 
@@ -256,8 +257,11 @@ class _Split:
         held: Float[Tensor, "tokens neurons"],
     ) -> None:
         self.layer, self.neurons, self.held = layer, neurons, held
+        self.reader = clip.reader
         rows = clip.blocks[layer].neuron_rows.to(clip.compute_dtype)[neurons]
-        self.straight = rows @ output_map(clip, clip.compute_dtype, centred=True)
+        self.straight = rows.new_zeros(len(rows), clip.dim)
+        if not isinstance(clip.reader, AttentionPool):  # past which nothing is direct
+            self.straight = rows @ output_map(clip, clip.compute_dtype, centred=True)
         self.paths = path_factors(clip, layer).rows(neurons)
 
     def __call__(
@@ -265,7 +269,8 @@ class _Split:
     ) -> tuple[Float[Tensor, "images chosen dim"], Float[Tensor, "images chosen dim"]]:
         moved = (pooled.activations[self.layer] - self.held)[:, :, self.neurons]
         scale = pooled.scale[:, None, None]
-        direct = scale * moved[:, 0, :, None] * self.straight
+        read = self.reader.direct(moved, pooled.post_token_sigma, pooled.place)
+        direct = scale * read[:, :, None] * self.straight
         attention = torch.cat(list(pooled.attention_over_sigma.values()), dim=1)
         coefficients = torch.bmm(attention, moved.to(attention)).permute(2, 0, 1)
         return direct, scale * torch.bmm(coefficients, self.paths).transpose(0, 1)

@@ -32,6 +32,10 @@ from secondlens.groundtruth.registry import contestants, networks
 from secondlens.groundtruth.running import as_document, run_bench
 from secondlens.groundtruth.wiring import path_edges
 
+QUICK = ("keys", "norms")
+EVERY = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in networks.names
+]
 FEW = {"named": 200, "tested": 48}
 
 
@@ -66,6 +70,8 @@ def test_no_two_pictures_are_equal_and_a_seed_gives_the_same():
     one, two = (draw(("ring",), 200, 5, marked=0.05, tinted=0) for _ in range(2))
     assert torch.equal(one.values, two.values)
     assert len({row.tobytes() for row in one.values.flatten(1).numpy()}) == 200
+    with pytest.raises(sl.SecondLensError, match="no 200 different pictures"):
+        draw(("ring",), 200, 5, marked=0, tinted=0)
 
 
 def test_there_are_enough_networks_units_parts_and_contestants():
@@ -151,7 +157,7 @@ def test_mistakes_in_programs_are_told():
 # -- our mathematics on known networks -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", networks.names)
+@pytest.mark.parametrize("name", EVERY)
 def test_classes_of_finite_paths_are_those_of_the_design_and_add_up_to_ablations(name, small):
     given = small(name)
     classes = finite_classes(given)

@@ -111,12 +111,13 @@ class Exam:
         """Activations minus their means."""
         return self.stopped[layer].activation - self.means[layer]
 
-    def total(self, stopped: Stopped, number: int) -> "Float[Tensor, 'images dim']":
+    def total(self, stopped: Stopped, number: int) -> Float[Tensor, "images dim"]:
         """What a unit does to the representation when it goes from its mean to its activation, over
         the representation's length."""
         base = stopped.run_on(stopped.stream - self.write(stopped, number))
-        change: Tensor = stopped.representation - base
-        return change / stopped.representation.norm(dim=-1, keepdim=True)
+        length = stopped.representation.norm(dim=-1, keepdim=True)
+        change: Tensor = (stopped.representation - base) / length
+        return change
 
     def write(self, stopped: Stopped, number: int) -> Float[Tensor, "images tokens width"]:
         """What a unit adds to the stream when it goes from its mean to its activation."""

@@ -48,7 +48,7 @@ def names_of_lens(exam: Exam) -> list[list[Claim]]:
         layer, number = exam.program.numbers[unit.name]
         # the effect of a constant neuron varies with the length of the representation alone
         there = layer in exam.lens.layers and not constant(exam, layer, number)
-        there = there and exam.lens[layer].energy[number] > LEAST_EFFECT**2
+        there = there and bool(exam.lens[layer].energy[number] > LEAST_EFFECT**2)
         names = found.of(layer, number) if there else []
         claims.append([Claim(feature=each.text, evidence=each.auc) for each in names])
     return claims

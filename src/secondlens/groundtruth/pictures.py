@@ -126,7 +126,7 @@ class Pictures:
         patches = torch.zeros(len(self), PATCHES, 3, SIDE, SIDE, dtype=torch.float64)
         for name, amount in self.amounts.items():
             patches += amount[:, :, None, None, None] * drawn[name]
-        rows = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
+        rows: Tensor = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
         return rows.reshape(len(self), 3, GRID * SIDE, GRID * SIDE)
 
     def part(self, name: str, places: slice) -> "Pictures":

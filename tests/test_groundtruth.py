@@ -195,21 +195,25 @@ def test_gradients_times_activations_are_the_sum_of_all_classes_of_paths(small):
 
 def test_undone_units_have_value_effects_that_norms_take_away(small):
     given = small("norms")
-    (number,) = (
-        n for n, u in enumerate(given.units) if u.name == "fine checkerboard undone by LayerNorm"
-    )
-    word = given.words.index("brightness")
-    classes = finite_classes(given)[:, word, number].std(0)
-    value, norm = classes[CLASSES.index("value")], classes[CLASSES.index("norm")]
+    layer, number = given.program.numbers["fine checkerboard undone by LayerNorm"]
+    along = given.directions[[given.words.index("brightness")]]
+    mean = given.means[layer]
+    found = sl.finite_paths(given.clip, given.pixels, layer, [number], mean, directions=along)
+    spread = found.effects[:, 0, 0].std(0)
+    value, norm = spread[CLASSES.index("value")], spread[CLASSES.index("norm")]
     assert float(value) > 1e-3
-    torch.testing.assert_close(value, norm, rtol=0.05, atol=0)
+    torch.testing.assert_close(value, norm, rtol=0.01, atol=0)
+    assert float(found.total.abs().max()) < 0.01 * float(value)
 
 
 @pytest.mark.parametrize("name", [m.name for m in networks if m().edges])
 def test_our_edges_are_those_of_the_program(name, small):
     given = small(name)
     found = path_edges(given)
-    assert torch.equal(found > scoring.DECLARED * found.max(), true_edges(given) > 0)
+    true = true_edges(given) > 0
+    # a reader may fire on few of these pictures, and nothing else is above rounding
+    assert float(found[~true].max()) < 1e-9 * float(found.max())
+    assert float(found[true].min()) > 1e-6 * float(found.max())
 
 
 # -- questions ---------------------------------------------------------------------------------

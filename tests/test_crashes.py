@@ -22,9 +22,9 @@ def clip():
 
 @pytest.fixture(scope="module")
 def described(clip, tmp_path_factory):
-    """A lens in a folder, described with two vocabularies."""
+    """A lens in a folder, over all paths too, described with two vocabularies."""
     folder = tmp_path_factory.mktemp("described") / "lens"
-    lens = sl.fit(clip, tiny_images(clip, 8), top=2)
+    lens = sl.fit(clip, tiny_images(clip, 8), top=2, paths="all", axes=clip.dim)
     for name, texts in {"first": ["a", "b", "c"], "second": ["d", "e", "f"]}.items():
         sl.describe(clip, lens, sl.vocabulary(texts, name=name), 2)
     lens.save(folder)
@@ -33,7 +33,10 @@ def described(clip, tmp_path_factory):
 
 def state(folder):
     """What a lens says, in a form that can be compared."""
-    lens = Lens.load(folder)
+    return said(lens := Lens.load(folder)), lens.all_paths and said(lens.all_paths)
+
+
+def said(lens):
     return (
         lens.model,
         lens.image_ids,
@@ -64,11 +67,19 @@ def one_less(clip, folder):
     lens.save(folder)
 
 
+def words_over_all_paths(clip, folder):
+    lens = Lens.load(folder)
+    sl.describe(clip, lens.over("all"), sl.vocabulary(["u", "v"], name="third"), 1)
+    lens.save(folder)
+
+
 def another_lens(clip, folder):
     sl.fit(clip, tiny_images(clip, 6, seed=4), [1], top=2).save(folder)
 
 
-@pytest.mark.parametrize("change", [other_words, one_more, one_less, another_lens])
+@pytest.mark.parametrize(
+    "change", [other_words, one_more, one_less, words_over_all_paths, another_lens]
+)
 def test_a_lens_is_the_old_or_the_new_one(clip, described, tmp_path, change):
     place = tmp_path / "work" / "lens"
     shutil.copytree(described, place)
@@ -87,14 +98,18 @@ def test_a_lens_is_the_old_or_the_new_one(clip, described, tmp_path, change):
     assert seen == sorted(seen) and not seen[0] and seen[-1]  # one moment from which it is new
 
 
-def test_a_fit_goes_on_wherever_it_was_stopped(clip, tmp_path):
+OVER_ALL_PATHS = {"paths": "all", "axes": 12, "layers": [1]}
+
+
+@pytest.mark.parametrize("over", [{}, pytest.param(OVER_ALL_PATHS, marks=pytest.mark.long)])
+def test_a_fit_goes_on_wherever_it_was_stopped(clip, tmp_path, over):
     images = tiny_images(clip, 8)
-    expected = sl.fit(clip, images, top=2)
+    expected = sl.fit(clip, images, top=2, **over)
     (tmp_path / "work").mkdir()
     stops = 0
 
     def work(folder):
-        sl.fit(clip, images, top=2, out=folder / "lens", shard_size=3)
+        sl.fit(clip, images, top=2, out=folder / "lens", shard_size=3, **over)
 
     with crashes(tmp_path / "work", tmp_path) as states:
         work(tmp_path / "work")
@@ -108,9 +123,11 @@ def test_a_fit_goes_on_wherever_it_was_stopped(clip, tmp_path):
             stops += 1
             work(each)
             found = Lens.load(place)
-        for layer in expected.layers:
-            torch.testing.assert_close(found[layer].directions, expected[layer].directions)
-            assert torch.equal(found[layer].top_images, expected[layer].top_images)
+        for paths in ("value", "all") if over else ("value",):
+            one, other = found.over(paths), expected.over(paths)
+            for layer in expected.layers:
+                torch.testing.assert_close(one[layer].directions, other[layer].directions)
+                assert torch.equal(one[layer].top_images, other[layer].top_images)
         assert not Path(f"{place}.unfinished").exists()
     assert stops > 10
 

@@ -28,11 +28,16 @@ from secondlens.groundtruth.networks import detector
 from secondlens.groundtruth.page import drawing
 from secondlens.groundtruth.pictures import basis, draw, filters, preprocess
 from secondlens.groundtruth.program import IDLE, PARTS, SHARPNESS, THRESHOLD, run
+from secondlens.groundtruth.questions import Answers
 from secondlens.groundtruth.registry import contestants, networks
 from secondlens.groundtruth.running import as_document, run_bench
 from secondlens.groundtruth.wiring import path_edges
 
-FEW = {"named": 200, "tested": 48}
+QUICK = ("keys", "norms")
+EVERY = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in networks.names
+]
+FEW = {"named": 200, "tested": 24}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,8 @@ def test_no_two_pictures_are_equal_and_a_seed_gives_the_same():
     one, two = (draw(("ring",), 200, 5, marked=0.05, tinted=0) for _ in range(2))
     assert torch.equal(one.values, two.values)
     assert len({row.tobytes() for row in one.values.flatten(1).numpy()}) == 200
+    with pytest.raises(sl.SecondLensError, match="no 200 different pictures"):
+        draw(("ring",), 200, 5, marked=0, tinted=0)
 
 
 def test_there_are_enough_networks_units_parts_and_contestants():
@@ -151,7 +158,7 @@ def test_mistakes_in_programs_are_told():
 # -- our mathematics on known networks -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", networks.names)
+@pytest.mark.parametrize("name", EVERY)
 def test_classes_of_finite_paths_are_those_of_the_design_and_add_up_to_ablations(name, small):
     given = small(name)
     classes = finite_classes(given)
@@ -168,12 +175,12 @@ def test_classes_of_finite_paths_are_those_of_the_design_and_add_up_to_ablations
 
 def test_value_paths_are_the_whole_effect_where_only_values_carry_it(small):
     given = small("marks")
-    found = sl.second_order(given.clip, given.pixels, 0)[:, : len(given.units)]
-    found = torch.einsum("bnd,md->bmn", found, given.directions)
-    # of the change from the mean: constants differ
-    torch.testing.assert_close(
-        found - found.mean(0), given.ablated - given.ablated.mean(0), rtol=1e-3, atol=1e-3
-    )
+    found = contestants["value path"]().effects(given)
+    for number, word in enumerate(given.main_words):
+        claimed, true = found[:, word, number], given.ablated[:, word, number]
+        if true.std() > 1e-6:
+            assert scoring.correlation(claimed, true) > 0.999
+            assert float(claimed.std()) == pytest.approx(float(true.std()), rel=0.05)
     for name in ("feeding", "relay"):
         given = small(name)
         assert float(sl.second_order(given.clip, given.pixels, 0).abs().max()) < 1e-9
@@ -189,21 +196,25 @@ def test_gradients_times_activations_are_the_sum_of_all_classes_of_paths(small):
 
 def test_undone_units_have_value_effects_that_norms_take_away(small):
     given = small("norms")
-    (number,) = (
-        n for n, u in enumerate(given.units) if u.name == "fine checkerboard undone by LayerNorm"
-    )
-    word = given.words.index("brightness")
-    classes = finite_classes(given)[:, word, number].std(0)
-    value, norm = classes[CLASSES.index("value")], classes[CLASSES.index("norm")]
+    layer, number = given.program.numbers["fine checkerboard undone by LayerNorm"]
+    along = given.directions[[given.words.index("brightness")]]
+    mean = given.means[layer]
+    found = sl.finite_paths(given.clip, given.pixels, layer, [number], mean, directions=along)
+    spread = found.effects[:, 0, 0].std(0)
+    value, norm = spread[CLASSES.index("value")], spread[CLASSES.index("norm")]
     assert float(value) > 1e-3
-    torch.testing.assert_close(value, norm, rtol=0.05, atol=0)
+    torch.testing.assert_close(value, norm, rtol=0.01, atol=0)
+    assert float(found.total.std()) < 0.1 * float(value)
 
 
 @pytest.mark.parametrize("name", [m.name for m in networks if m().edges])
 def test_our_edges_are_those_of_the_program(name, small):
     given = small(name)
     found = path_edges(given)
-    assert torch.equal(found > scoring.DECLARED * found.max(), true_edges(given) > 0)
+    true = true_edges(given) > 0
+    # a reader may fire on few of these pictures, and nothing else is above rounding
+    assert float(found[~true].max()) < 1e-9 * float(found.max())
+    assert float(found[true].min()) > 1e-6 * float(found.max())
 
 
 # -- questions ---------------------------------------------------------------------------------
@@ -221,12 +232,15 @@ def test_the_oracle_is_right_and_chance_is_not():
     assert first == second
 
 
-def test_the_value_path_fails_where_other_paths_carry_the_effect():
-    found = run_bench(["keys", "feeding"], ["value path", "all paths"], **FEW)
-    value, every = (found.row("effect", name).by_group for name in ("value path", "all paths"))
-    assert value["value"].value > 0.99
-    assert all(value[group].value == 0 for group in ("key", "mlp", "direct"))
-    assert all(each.value > 0.99 for each in every.values())
+def test_the_value_path_fails_where_other_paths_carry_the_effect(small):
+    given = small("keys")
+    value, every = (
+        scoring.effect(given, Answers(effects=contestants[name]().effects(given)))
+        for name in ("value path", "all paths")
+    )
+    assert all(item.value == 0 for item in value if item.group == "key")
+    assert min(item.value for item in value if item.group == "value") > 0.99
+    assert min(item.value for item in every) > 0.99
 
 
 def test_names_are_scored_by_what_was_planted(small):

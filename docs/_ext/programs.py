@@ -41,7 +41,10 @@ class Programs(SphinxDirective):
 
 
 def _units(program: Program) -> list[str]:
-    rows = ["| unit | layer | part | reads, θ | writes | acts by |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| unit | layer | part | reads, with θ | writes | acts by |",
+        "|---|---|---|---|---|---|",
+    ]
     return [*rows, *map(_unit, program.units)]
 
 

@@ -4,7 +4,7 @@ Towers are built with shapes and no numbers, and asked what a model with weights
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from .models.strangers import UNLOADABLE
 from .models.view import Clip
 from .models.wrappers import unwrapped
 
-READS = {ClassToken: "class token", MeanOfPatches: "mean of patches", AttentionPool: "pool"}
+READS = {ClassToken: "class token", MeanOfPatches: "patch mean", AttentionPool: "pool"}
 """What a family's output is read from."""
 NO_TEXTS = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 """A text tower that costs nothing: no image tower hangs on it."""
@@ -49,10 +49,10 @@ class Entry:
     """Why nothing is."""
 
 
-def entries() -> Iterator[Entry]:
-    """Yield every architecture that open_clip knows, by name; equal image towers are built once."""
+def entries(names: Sequence[str]) -> Iterator[Entry]:
+    """Yield what is known of architectures of open_clip; equal image towers are built once."""
     built: dict[str, Entry] = {}
-    for name in sorted(open_clip.list_models(), key=str.lower):
+    for name in names:
         config = open_clip.get_model_config(name)
         same = json.dumps([config["vision_cfg"], config.get("quick_gelu")], sort_keys=True)
         if same not in built:

@@ -76,30 +76,38 @@ def _architectures() -> "list[Entry]":
     from ..progress import bars
 
     with bars(True) as shown:
-        task = shown.add_task("architectures of open_clip", total=len(open_clip.list_models()))
+        names = sorted(open_clip.list_models(), key=str.lower)
+        task = shown.add_task("architectures of open_clip", total=len(names))
         found = []
-        for entry in entries():
+        for entry in entries(names):
             found.append(entry)
             shown.advance(task)
     return found
 
 
 def _print_architectures(architectures: "list[Entry]") -> None:
-    table = Table(title="open_clip", title_justify="left")
-    for column in ("name", "tags", "layers", "read from", "defined"):
-        table.add_column(column, justify="right" if column in ("tags", "layers") else "left")
-    kinds = ("direct", "second_order", "segmentation", "all_paths")
-    for entry in architectures:
-        defined = [kind.replace("_", "-") for kind in kinds if getattr(entry, kind)]
+    covered = [entry for entry in architectures if not entry.refused]
+    table = Table(title="open_clip", title_justify="left", box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    for column in ("tags", "layers"):
+        table.add_column(column, justify="right")
+    table.add_column("read from", no_wrap=True)
+    for column in ("direct", "2nd", "masks", "paths"):
+        table.add_column(column)
+    for entry in covered:
+        defined = (entry.direct, entry.second_order, entry.segmentation, entry.all_paths)
         table.add_row(
             escape(entry.name),
             str(len(entry.tags)),
-            str(entry.layers or ""),
+            str(entry.layers),
             entry.reads,
-            escape(f"refused: {entry.refused}") if entry.refused else ", ".join(defined),
+            *("yes" if each else "no" for each in defined),
         )
     console.print(table)
-    covered = [entry for entry in architectures if not entry.refused]
+    for entry in architectures:
+        if entry.refused:
+            line = f"{entry.name} ({len(entry.tags)} tags) is refused: {entry.refused}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     tags = sum(len(entry.tags) for entry in architectures)
     console.print(
         f"{len(covered)} of {len(architectures)} architectures can be explained, "

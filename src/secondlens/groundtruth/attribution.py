@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..effects.ablated_runs import indirect, resumed
 from ..effects.all_paths import CLASSES, VALUE
-from ..effects.finite_paths import moved_embeddings, whole_change
+from ..effects.finite_paths import moved_embeddings
 from ..effects.value_paths import direct, second_order
 from .contestants import Contestant
 from .exam import LEAST_EFFECT, Exam
@@ -123,7 +123,10 @@ def finite_classes(exam: Exam) -> Float[Tensor, "images words units classes"]:
     """What `sl.finite_paths` gives for every unit, computed forward, which costs the same for any
     number of words. Each unit has as many nodes as its own change needs, and what they miss is in
     no class."""
-    return exam.of_units(partial(_finite_classes, exam)).movedim(0, -1)
+    if "classes" not in exam.kept:
+        exam.kept["classes"] = exam.of_units(partial(_finite_classes, exam)).movedim(0, -1)
+    found: Tensor = exam.kept["classes"]
+    return found
 
 
 def _finite_classes(exam: Exam, layer: int, neurons: list[int]) -> Tensor:
@@ -131,7 +134,7 @@ def _finite_classes(exam: Exam, layer: int, neurons: list[int]) -> Tensor:
     by_unit = []
     for number in neurons:
         write = exam.write(stopped, number)
-        total = whole_change(stopped, write)
+        total = exam.total(stopped, number)
         found = torch.zeros(len(write), len(CLASSES), exam.clip.dim).to(write)
         if total.abs().max() > LEAST_EFFECT:
             for nodes in NODES_TRIED:

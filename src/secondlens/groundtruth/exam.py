@@ -5,7 +5,7 @@ about pictures that they have not seen.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,8 @@ class Exam:
     naming: Pictures
     testing: Pictures
     seed: int
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What a contestant computed for one answer and needs for another, by a name of its own."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -108,6 +110,14 @@ class Exam:
     def change(self, layer: int) -> Float[Tensor, "images tokens neurons"]:
         """Activations minus their means."""
         return self.stopped[layer].activation - self.means[layer]
+
+    def total(self, stopped: Stopped, number: int) -> Float[Tensor, "images dim"]:
+        """What a unit does to the representation when it goes from its mean to its activation, over
+        the representation's length."""
+        base = stopped.run_on(stopped.stream - self.write(stopped, number))
+        length = stopped.representation.norm(dim=-1, keepdim=True)
+        change: Tensor = (stopped.representation - base) / length
+        return change
 
     def write(self, stopped: Stopped, number: int) -> Float[Tensor, "images tokens width"]:
         """What a unit adds to the stream when it goes from its mean to its activation."""

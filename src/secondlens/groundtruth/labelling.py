@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.vocabularies import Vocabulary
-from ..effects.finite_paths import whole_change
 from ..errors import SecondLensWarning
 from ..words.dissection import soft_wpmi
 from ..words.judging import by_labels
@@ -24,6 +23,10 @@ STRONG = 0.005
 """Share of patches on which a unit is strong, as published with Network Dissection."""
 OVERLAP = 0.04
 """Intersection over union from which on a unit has a label, as published."""
+QUIET = 0.01
+"""Share of the network's largest spread of effects below which a unit has none in total."""
+CONSTANT = 1e-6
+"""Spread of an activation, over its largest value, below which it is constant."""
 SURE, UNSURE = 0.9, 0.1
 """What is left to labels a picture has and has not, shared among them, as p(t | x)."""
 
@@ -35,31 +38,47 @@ def vocabulary(exam: Exam) -> Vocabulary:
 
 
 def names_of_lens(exam: Exam) -> list[list[Claim]]:
-    """Our names, as `sl.name` gives them for the lens: of effects on value paths."""
+    """Our names, as `sl.name` gives them for the lens: of effects on value paths. Constant neurons
+    are left out."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecondLensWarning)
         found = name(exam.clip, exam.lens, exam.naming, vocabulary(exam), exam.naming.labels)
     claims = []
     for unit in exam.units:
         layer, number = exam.program.numbers[unit.name]
-        there = layer in exam.lens.layers and exam.lens[layer].energy[number] > LEAST_EFFECT**2
+        # the effect of a constant neuron varies with the length of the representation alone
+        there = layer in exam.lens.layers and not constant(exam, layer, number)
+        there = there and bool(exam.lens[layer].energy[number] > LEAST_EFFECT**2)
         names = found.of(layer, number) if there else []
         claims.append([Claim(feature=each.text, evidence=each.auc) for each in names])
     return claims
 
 
 def names_of_all_paths(exam: Exam) -> list[list[Claim]]:
-    """The same search on effects by all paths together, along the word where they vary most."""
+    """The same search on effects by all paths together, along the word where they vary most, with
+    the sign that most of the largest have, as in a lens. Units that do next to nothing in total
+    have no effect to name."""
 
     def effects(layer: int, neurons: list[int]) -> Tensor:
         found = []
         for number in neurons:
-            moved = whole_change(exam.named[layer], exam.write(exam.named[layer], number))
-            along = moved @ exam.directions.T
-            found.append(along[:, along.std(0).argmax()])
+            along = exam.total(exam.named[layer], number) @ exam.directions.T
+            along = along[:, along.std(0).argmax()]
+            moved = along - along.mean()
+            strongest = moved.abs().topk(TOP).indices
+            found.append(along * moved[strongest].sign().sum().sign())
         return torch.stack(found, dim=1)
 
-    return searched(exam, effects)
+    return searched(exam, effects, least=QUIET)
+
+
+def names_by_both(exam: Exam) -> list[list[Claim]]:
+    """Names of value-path effects, and those of activations that are not among them."""
+    found = []
+    for own, more in zip(names_of_lens(exam), names_of_activations(exam), strict=True):
+        known = {claim.feature for claim in own}
+        found.append([*own, *(claim for claim in more if claim.feature not in known)])
+    return found
 
 
 def names_of_activations(exam: Exam) -> list[list[Claim]]:
@@ -67,18 +86,22 @@ def names_of_activations(exam: Exam) -> list[list[Claim]]:
     return searched(exam, partial(mean_activations, exam))
 
 
-def searched(exam: Exam, effects: Callable[[int, list[int]], Tensor]) -> list[list[Claim]]:
-    """Names of what `effects` [images, units of the layer] gives for each layer."""
+def searched(
+    exam: Exam, effects: Callable[[int, list[int]], Tensor], least: float = 0.0
+) -> list[list[Claim]]:
+    """Names of what `effects` [images, units of the layer] gives for each layer; none for units
+    whose effects vary less than a share `least` of the network's largest."""
     words = vocabulary(exam)
     holdings = by_labels(exam.naming.labels, words, list(range(len(exam.naming))))
     search = NameSearch(holdings, len(words), exam.seed)
     counts = {layer: len(exam.program.of_layer(layer)) for layer in range(exam.program.layers)}
     by_layer = {layer: effects(layer, list(range(n))).T for layer, n in counts.items() if n}
+    bar = max(LEAST_EFFECT, least * max(float(each.std(dim=1).max()) for each in by_layer.values()))
 
     def of_layer(layer: int) -> Float[Tensor, "neurons images"]:
         own = by_layer[layer]
         # rounding ranks as well as any effect, and is none
-        return own.masked_fill(own.std(dim=1, keepdim=True) < LEAST_EFFECT, 0).contiguous()
+        return own.masked_fill(own.std(dim=1, keepdim=True) < bar, 0).contiguous()
 
     found, _ = search(of_layer, list(by_layer), "names", False)
     claims: list[list[Claim]] = []
@@ -89,6 +112,12 @@ def searched(exam: Exam, effects: Callable[[int, list[int]], Tensor]) -> list[li
     return claims
 
 
+def constant(exam: Exam, layer: int, number: int) -> bool:
+    """Whether a neuron's activation is the same for all pictures at every token."""
+    activation = exam.named[layer].activation[:, :, number]
+    return bool(activation.std(0).max() < CONSTANT * activation.abs().max())
+
+
 def activations(exam: Exam, layer: int, neurons: list[int]) -> Float[Tensor, "images tokens some"]:
     """Of the pictures to name on."""
     return exam.named[layer].activation[:, :, neurons]
@@ -97,6 +126,11 @@ def activations(exam: Exam, layer: int, neurons: list[int]) -> Float[Tensor, "im
 def mean_activations(exam: Exam, layer: int, neurons: list[int]) -> Float[Tensor, "images some"]:
     """Over tokens."""
     return activations(exam, layer, neurons).mean(1)
+
+
+def effect_or_activation() -> Contestant:
+    """Names that pass our test on value-path effects or on activations."""
+    return Contestant(names=names_by_both)
 
 
 def clip_dissect() -> Contestant:

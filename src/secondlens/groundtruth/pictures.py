@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from ..errors import SecondLensError
+
 SIDE = 8
 """Pixels of a patch's side."""
 GRID = 4
@@ -124,7 +126,7 @@ class Pictures:
         patches = torch.zeros(len(self), PATCHES, 3, SIDE, SIDE, dtype=torch.float64)
         for name, amount in self.amounts.items():
             patches += amount[:, :, None, None, None] * drawn[name]
-        rows = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
+        rows: Tensor = patches.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 4, 2, 5)
         return rows.reshape(len(self), 3, GRID * SIDE, GRID * SIDE)
 
     def part(self, name: str, places: slice) -> "Pictures":
@@ -166,7 +168,12 @@ def preprocess(image: Image.Image) -> Float[Tensor, "3 height width"]:
 
 
 def draw(
-    features: tuple[str, ...], count: int, seed: int, *, marked: int | float, tinted: int | float
+    features: tuple[str, ...],
+    count: int,
+    seed: int,
+    *,
+    marked: int | float,
+    tinted: int | float,
 ) -> Pictures:
     """Draw pictures whose patches are independent of one another; no two are equal.
 
@@ -178,9 +185,43 @@ def draw(
         The same seed gives the same pictures.
     marked, tinted
         Share of patches with a mark, and with a tint where there are tints among the features.
+
+    Raises
+    ------
+    SecondLensError
+        Shares so small that there are not so many different pictures.
     """
-    wanted, count = count, count + count // 4 + SPARE
     random = np.random.default_rng(seed)
+    found: dict[bytes, dict[str, np.ndarray]] = {}
+    for _ in range(MOST_ROUNDS):
+        drawn = _drawn(features, count, random, marked, tinted)
+        for number, row in enumerate(np.concatenate(list(drawn.values()), axis=1)):
+            found.setdefault(row.tobytes(), {name: each[number] for name, each in drawn.items()})
+        if len(found) >= count:
+            break
+    else:
+        raise SecondLensError(
+            f"there are no {count} different pictures of so few marks: let more patches have one"
+        )
+    rows = list(found.values())[:count]
+    amounts = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    return Pictures(name="drawn", amounts=amounts, features=features)
+
+
+MOST_ROUNDS = 20
+"""In which pictures are drawn until enough of them differ."""
+STRANGERS = 2
+"""Marks in the pictures that no network knows, so that not everything has a name."""
+
+
+def _drawn(
+    features: tuple[str, ...],
+    count: int,
+    random: np.random.Generator,
+    marked: int | float,
+    tinted: int | float,
+) -> dict[str, np.ndarray]:
+    """Amounts [count, patches] of each basis picture."""
     known = [each for each in features if each not in TINTS]
     tints = [each for each in features if each in TINTS]
     others = [each for each in marks() if each not in known][:STRANGERS]
@@ -196,16 +237,4 @@ def draw(
             place, sign = reads(each)
             amounts[place] += sign * amount * (which == number)
     amounts["lightness"] = random.choice(LIGHTNESS, (count, 1)) * np.ones((1, PATCHES))
-    together = np.concatenate(list(amounts.values()), axis=1)
-    first = np.sort(np.unique(together, axis=0, return_index=True)[1])[:wanted]
-    return Pictures(
-        name="drawn",
-        amounts={each: torch.from_numpy(found[first]) for each, found in amounts.items()},
-        features=features,
-    )
-
-
-SPARE = 16
-"""Pictures that are drawn beyond a quarter more than are wanted, for those that are equal."""
-STRANGERS = 2
-"""Marks in the pictures that no network knows, so that not everything has a name."""
+    return amounts

@@ -30,12 +30,12 @@ HOT = 0.5
 class Answers:
     """What one contestant said of one network; None for what it has no answer to."""
 
-    effects: Tensor | None
-    classes: list[str] | None
-    names: list[list[Claim]] | None
-    edges: Tensor | None
-    places: Tensor | None
-    seconds: float
+    effects: Tensor | None = None
+    classes: list[str] | None = None
+    names: list[list[Claim]] | None = None
+    edges: Tensor | None = None
+    places: Tensor | None = None
+    seconds: float = 0.0
 
 
 def answers(contestant: Contestant, exam: Exam) -> Answers:

@@ -58,6 +58,11 @@ for _name, _function, _help in (
     ("value path", "attribution:value_path", "second-order effects, and names of them"),
     ("all paths", "attribution:all_paths", "finite effects by all classes of paths (ours)"),
     ("activation", "attribution:activation", "mean activation, and names of it by our test"),
+    (
+        "effect or activation",
+        "labelling:effect_or_activation",
+        "names that pass our test on value-path effects or on activations (ours)",
+    ),
     ("direct effect", "attribution:direct_effect", "what goes straight to the output (logit lens)"),
     ("zero ablation", "attribution:zero_ablation", "indirect effect of a unit held at zero"),
     ("gradient x activation", "attribution:gradient_activation", "derivative times activation"),

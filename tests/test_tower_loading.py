@@ -220,6 +220,17 @@ def test_a_classifier_of_another_kind_is_refused(tmp_path):
         from_transformers(model)
 
 
+def test_what_another_version_of_transformers_builds_is_refused():
+    model = transformers_model("Dinov2Model")
+    attention = model.encoder.layer[1].attention
+    attention.query, attention.q_proj = attention.q_proj, None
+    del attention.q_proj
+    with pytest.raises(
+        UnsupportedModel, match=r"block 1 is built otherwise than by transformers 5"
+    ):
+        from_transformers(model)
+
+
 @pytest.mark.parametrize(
     ("kind", "part"),
     [

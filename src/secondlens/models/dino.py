@@ -76,7 +76,7 @@ def _view_3(model: Any) -> TowerView:
     places = {"rotary": model.rope_embeddings, "patch": patch, "grid": grid}
     return TowerView(
         blocks=tuple(
-            layer_block(layer, VERSION_3, RotaryBlock, **places) for layer in model.model.layer
+            layer_block(layer, VERSION_3, RotaryBlock, **places) for layer in _layers_3(model)
         ),
         ln_post=model.norm,
         patches=model.embeddings.patch_embeddings,
@@ -84,6 +84,11 @@ def _view_3(model: Any) -> TowerView:
         prefix=1 + model.config.num_register_tokens,
         **_common(model),
     )
+
+
+def _layers_3(model: Any) -> Any:
+    """Of DINOv3; older versions of transformers put no module around them."""
+    return getattr(model, "model", model).layer
 
 
 def _common(model: Any) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def _refusals_2(model: Any) -> Iterator[str]:
 
 
 def _refusals_3(model: Any) -> Iterator[str]:
-    yield from _refusals(model.norm, model.model.layer, VERSION_3)
+    yield from _refusals(model.norm, _layers_3(model), VERSION_3)
 
 
 def _refusals(norm: Any, layers: Any, names: LayerNames) -> Iterator[str]:

@@ -150,7 +150,7 @@ def _encode_patches(vision: Any, patch: tuple[int, int], images: Tensor) -> Tens
     patches = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     shapes = torch.tensor([cells], device=images.device).expand(len(images), -1)
     there = torch.ones(patches.shape[:2], dtype=torch.long, device=images.device)
-    output = vision(patches, pixel_attention_mask=there, spatial_shapes=shapes)
+    output = vision(patches, there, shapes)
     embeddings: Tensor = output.pooler_output
     return embeddings
 
@@ -208,7 +208,7 @@ def _refusals(model: Any) -> Iterator[str]:
 
 
 def _by_configuration(configuration: Any) -> Iterator[str]:
-    if not configuration.vision_use_head:
+    if not getattr(configuration, "vision_use_head", True):  # older versions do not say so
         yield HEADLESS
 
 

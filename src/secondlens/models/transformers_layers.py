@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .blocks import Block, detached, is_affine
 
+BUILT_OTHERWISE = "is built otherwise than by transformers 5.24: install that or a newer version"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNames:
@@ -185,6 +187,9 @@ def layer_refusals(layer: Any, names: LayerNames) -> Iterator[str]:
         if type(part).__name__ not in names.classes:
             yield f"has {what} of class {type(part).__name__}, which is not covered"
             return
+    if not all(hasattr(attention, f"{each}_proj") for each in "qkv"):
+        yield BUILT_OTHERWISE
+        return
     if not is_affine(getattr(layer, names.ln_1)):
         yield f"has a {names.ln_1} that is no LayerNorm with gain and bias"
     maps = [getattr(attention, f"{each}_proj") for each in "qkv"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .blocks import detached, is_affine
 from .families import SIZES, Family, TowerView, both, identity
-from .transformers_layers import LayerNames, layer_block, layer_refusals
+from .transformers_layers import BUILT_OTHERWISE, LayerNames, layer_block, layer_refusals
 
 LAYERS = LayerNames(
     classes=frozenset({"ViTLayer", "ViTAttention", "ViTMLP"}),
@@ -72,7 +72,7 @@ def _refusals(model: Any) -> Iterator[str]:
     if head is not None and type(head) is not nn.Linear:
         yield f"its classifier is a {type(head).__name__}, no plain Linear"
     if not hasattr(trunk, "layers"):
-        yield "this version of transformers builds it in another way: take transformers 5.24"
+        yield f"it {BUILT_OTHERWISE}"
         return
     if not is_affine(trunk.layernorm):
         yield "its last norm is no LayerNorm with gain and bias"

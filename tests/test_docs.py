@@ -156,7 +156,8 @@ def test_the_format_page_names_every_key_of_a_real_lens(material):
     # "files" has a lens that replaced another, "names" one whose neurons were named, "sample" one
     # of very many images, "all_paths" one that was fitted over all paths
     assert keys(of_manifest) == {*manifest, "files", "names", "sample", "all_paths"}
-    assert keys(of_model) == set(manifest["model"])
+    # and these have towers that read something else than a class token before its patches
+    assert keys(of_model) == {*manifest["model"], "prefix", "tower", "pool_heads"}
     (of_images,) = section("`images.json`")
     assert keys(of_images) == set(json.loads((lens / "images.json").read_text()))
     for entry in ("codes", "scores"):

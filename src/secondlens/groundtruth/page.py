@@ -14,6 +14,8 @@ SHOWN = 4
 """Pictures of each network."""
 ROW, COLUMN, BOX = 22, 235, 175
 """Pixels of a drawing: from box to box down and across, and the width of a box."""
+ROUNDING = 1e-9
+"""By which an interval may end below its own score."""
 WORST = 6
 """Items that are listed of what a method gets wrong in one question."""
 PATHS = ("value", "higher", "query", "key", "mlp", "norm", "direct")
@@ -125,6 +127,7 @@ def write_results(path: str | Path, results: Results) -> None:
         questions=[questions[name] for name in asked],
         methods=[contestants[name] for name in methods],
         rows=rows,
+        compared=sum(not contestants[name]().by_truth for name in methods),
         best={name: _best(name, methods, rows) for name in asked},
         paths=PATHS,
         kinds=(*PATHS, "none"),
@@ -144,7 +147,7 @@ def _best(question: str, methods: list[str], rows: dict[tuple[str, str], Row]) -
         if (question, name) in rows and not contestants[name]().by_truth
     }
     highest = max((score.value for score in scores.values()), default=0.0)
-    return {name for name, score in scores.items() if score.high >= highest}
+    return {name for name, score in scores.items() if score.high >= highest - ROUNDING}
 
 
 def _wrong(

@@ -31,7 +31,7 @@ from rich.table import Table
 from secondlens.data.decoding import decode_file
 from secondlens.data.reader import Reader
 from secondlens.data.sources import TorchDataset
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.view import Clip
 
 console = Console(width=110)

@@ -32,7 +32,7 @@ from secondlens.effects.streaming import Seen
 from secondlens.lens.moments import Centre
 from secondlens.lens.passes import RankingPass
 from secondlens.lens.plan import SPARE
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.view import Clip
 from secondlens.timing import seconds_on
 

@@ -43,7 +43,7 @@ from secondlens.lens.plan import make_plan
 from secondlens.lens.ranking import Ranking
 from secondlens.lens.shards import ShardWork
 from secondlens.models.loading import load
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.view import Clip
 from secondlens.storage.checkpoints import Checkpoints
 

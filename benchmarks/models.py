@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import secondlens as sl
 from secondlens.models.checks import parity_errors
-from secondlens.models.open_clip import check_covered
+from secondlens.models.open_clip.views import check_covered
 from secondlens.verify import LiteralPass, literal_second_order
 
 BLOCKS = 2

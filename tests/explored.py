@@ -16,7 +16,7 @@ from secondlens.effects.value_paths import second_order
 from secondlens.explorer.layout import lay_out
 from secondlens.explorer.survey import survey
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.storage.files import save_json
 from secondlens.words.describing import describe
 from secondlens.words.naming import name

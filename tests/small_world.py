@@ -22,7 +22,7 @@ from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.scenes import Scenes, World
 from secondlens.demo.world import ATTACK_PAIRS
 from secondlens.models import named_models
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.paper.registry import results
 from secondlens.paper.table4 import compare
 from secondlens.registry import Registry

@@ -23,7 +23,7 @@ from secondlens.effects.value_paths import direct, second_order
 from secondlens.errors import SecondLensError
 from secondlens.intervals import of_mean
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.sparse.pursuit import omp
 
 CLASSES = 5

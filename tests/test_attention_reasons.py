@@ -17,8 +17,8 @@ from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.scenes import FIT_SEED, Scenes, World
 from secondlens.effects import attention_reasons
 from secondlens.effects.attention_reasons import strongest
-from secondlens.models.open_clip import from_open_clip
-from secondlens.models.transformers import from_transformers
+from secondlens.models.open_clip.views import from_open_clip
+from secondlens.models.transformers.views import from_transformers
 from secondlens.words.summary import label
 
 HEAD, NEURONS = 1, 48

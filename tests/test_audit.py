@@ -31,7 +31,7 @@ from secondlens.effects.capture import Capture
 from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.words.scoring import area_under_roc
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]

@@ -14,7 +14,7 @@ from secondlens.applications.segmentation.baselines.relevance import lrp, partia
 from secondlens.applications.segmentation.baselines.similarity import patch_similarity
 from secondlens.applications.segmentation.baselines.tower import run
 from secondlens.errors import SecondLensError
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-9}
 

@@ -17,7 +17,7 @@ from secondlens.applications.ablation.budget import PARTS, SPLIT, budget
 from secondlens.effects.finite_paths import finite_paths
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")

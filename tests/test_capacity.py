@@ -11,7 +11,7 @@ from secondlens.commands.options import PictureChoice
 from secondlens.commands.plan import count_of, duration
 from secondlens.lens import capacity
 from secondlens.lens.capacity import Rates, Stage, forward_flops, job, simulate, spread_plan, stages
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 RATES = Rates(flops=1e12, decode=1e9, network=1e9, store=1e10, merge=1e9, eigen=0.001, dispatch=0.0)
 

@@ -10,7 +10,7 @@ from open_clip import convert_weights_to_lp
 
 from secondlens.effects.capture import Capture, norm_statistics
 from secondlens.errors import SecondLensError
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 
 def pooled_of(clip, images, layers, **options):

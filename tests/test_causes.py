@@ -17,7 +17,7 @@ from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
 from secondlens.lens.lens import Lens
 from secondlens.lens.names import NO_NAME
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 COUNT, LAYER, NEURON = 240, 1, 3
 WORDS = ("dog", "sea", "wheel")

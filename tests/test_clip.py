@@ -20,7 +20,7 @@ from secondlens.models.checks import (
     trained_activation,
 )
 from secondlens.models.loading import load
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.recognition import PUBLISHED_HASH
 
 

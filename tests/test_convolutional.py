@@ -13,7 +13,7 @@ import secondlens as sl
 from secondlens.effects.capture import Capture
 from secondlens.errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from secondlens.models.checks import activation_name, check_activation, check_parity, parity_errors
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.resizing import resized
 from secondlens.verify import verify
 

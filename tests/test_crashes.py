@@ -12,7 +12,7 @@ from outputs import leftovers
 
 import secondlens as sl
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,9 @@ from secondlens.engine.local import Local
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.models.halves import halves, looked_up
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.resizing import resized
-from secondlens.models.transformers import _Preprocess
+from secondlens.models.transformers.views import _Preprocess
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 COUNT = 23

@@ -24,7 +24,7 @@ from secondlens.demo.world import NAMES, PREFERENCE
 from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 CLASSES = ["ant", "bee", "cat", "dog", "eel"]
 

@@ -16,7 +16,7 @@ from secondlens.effects.value_paths import second_order
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.sparse.pursuit import omp
 from secondlens.words.describing import describe
 

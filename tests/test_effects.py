@@ -23,7 +23,7 @@ from secondlens.effects.value_paths import (
     value_paths,
 )
 from secondlens.errors import SecondLensError
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")

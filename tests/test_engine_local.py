@@ -32,7 +32,7 @@ from secondlens.lens.fitting import Unfinished, fit
 from secondlens.lens.lens import Lens
 from secondlens.lens.nodes import FAN_IN, levels
 from secondlens.models.loading import load
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.processes.server import IMPORTED
 from secondlens.storage.remote import Unreachable
 from secondlens.words.describing import describe

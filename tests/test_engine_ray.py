@@ -22,7 +22,7 @@ from secondlens.engine.ray import Ray
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import Unfinished, fit
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 OPTIONS = {"layers": [1, 2], "top": 5, "batch_size": 3, "shard_size": 6, "store": "never"}
 

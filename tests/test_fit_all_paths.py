@@ -29,7 +29,7 @@ from secondlens.effects.total_effects import TotalProjector, by_token, outside, 
 from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens import total_shards
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:the .* axes leave out")
 AXES, TOP, LAYER = 4, 6, 1

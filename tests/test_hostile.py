@@ -25,7 +25,7 @@ from secondlens.applications.adversarial.runs import attacked
 from secondlens.applications.auditing.audits import Audit
 from secondlens.data.vocabularies import vocabulary
 from secondlens.lens.manifest import Manifest
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 WORDS = ["ant", "bee", "cat", "dog", "eel", "fox"]
 SOURCE = Path(sl.__file__).parent

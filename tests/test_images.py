@@ -38,7 +38,7 @@ from secondlens.data.streams import Spooled
 from secondlens.data.tar import Tar
 from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 COUNT = 7
 

@@ -21,8 +21,8 @@ from scipy.stats import spearmanr
 import secondlens as sl
 from secondlens.commands.group import main
 from secondlens.demo.scenes import World
-from secondlens.models.open_clip import from_open_clip
-from secondlens.models.transformers import from_transformers
+from secondlens.models.open_clip.views import from_open_clip
+from secondlens.models.transformers.views import from_transformers
 
 
 @contextmanager

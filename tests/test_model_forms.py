@@ -11,8 +11,8 @@ from models import tiny_images, tiny_model
 from torch import nn
 
 import secondlens as sl
-from secondlens.models.open_clip import from_open_clip
-from secondlens.models.transformers import from_transformers
+from secondlens.models.open_clip.views import from_open_clip
+from secondlens.models.transformers.views import from_transformers
 
 LAYER = 1
 

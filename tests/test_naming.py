@@ -19,7 +19,7 @@ from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.hub import lens_card
 from secondlens.lens.names import NO_NAME
 from secondlens.lens.published import published
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.words import judging
 from secondlens.words.judging import Holdings, Kind, agreed, alike, by_labels, by_model, kinds_of
 from secondlens.words.naming import (

@@ -16,8 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 import secondlens as sl
 from secondlens.effects.all_paths import CLASSES, backward
 from secondlens.effects.linearised import linearise
-from secondlens.models.open_clip import from_open_clip
-from secondlens.models.transformers import from_transformers
+from secondlens.models.open_clip.views import from_open_clip
+from secondlens.models.transformers.views import from_transformers
 
 
 def close(found, expected, tolerance):

@@ -33,7 +33,7 @@ from secondlens.data.tar import Tar
 from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 COLOURS = ("red", "lime", "blue", "white")
 

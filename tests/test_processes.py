@@ -13,7 +13,7 @@ from scale import PATIENCE
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.storage.locks import locked
 
 FITTING = """
@@ -22,7 +22,7 @@ from models import tiny_images, tiny_model
 from secondlens.engine import Local, Ray
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 out, kind, seconds = sys.argv[1:]
 

@@ -29,7 +29,7 @@ from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.pages import Pages
 from secondlens.models import named_models
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.paper.table4 import data_work
 from secondlens.registry import Registry
 

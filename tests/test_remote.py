@@ -25,7 +25,7 @@ from secondlens.engine.local import Local
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.storage import remote
 from secondlens.storage.remote import Unreachable, location, opened
 

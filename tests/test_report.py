@@ -20,7 +20,7 @@ from secondlens.formatting import counted, fixed, number
 from secondlens.lens.codes import Codes
 from secondlens.lens.fitting import fit
 from secondlens.lens.names import NO_NAME, Names
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.report.neurons import PER_NAME, PICTURES, Fact, write_report
 from secondlens.report.page import heat_map, model_view
 from secondlens.words.summary import neurons_in_words

@@ -12,7 +12,7 @@ import secondlens as sl
 from secondlens.applications.segmentation.segmenter import boxes_of, cut, joined, segment
 from secondlens.errors import SecondLensError
 from secondlens.models.loading import load
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.resizing import resized
 
 

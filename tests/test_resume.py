@@ -16,7 +16,7 @@ from secondlens.lens import plan as planning
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
 from secondlens.lens.plan import make_plan
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 
 @pytest.fixture(scope="module")

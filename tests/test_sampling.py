@@ -25,7 +25,7 @@ from secondlens.lens.lens import Lens
 from secondlens.lens.moments import Centre
 from secondlens.lens.plan import SAMPLE, make_plan
 from secondlens.lens.ranking import Ranking, settle
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 IMAGES = 90
 OPTIONS = {"layers": [0, 2], "top": 5, "batch_size": 8, "shard_size": 16, "store": "never"}

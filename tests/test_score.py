@@ -26,7 +26,7 @@ from secondlens.lens.fitting import fit
 from secondlens.lens.hub import lens_card
 from secondlens.lens.lens import Lens
 from secondlens.models.loading import load
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.words.describing import describe
 from secondlens.words.scoring import area_under_roc, compare, score, score_table, sides
 

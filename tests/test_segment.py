@@ -29,7 +29,7 @@ from secondlens.demo.scenes import World
 from secondlens.effects.value_paths import second_order, value_paths
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 
 @pytest.fixture(scope="module")

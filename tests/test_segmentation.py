@@ -62,7 +62,7 @@ from secondlens.data.vocabularies import vocabulary
 from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.paper.results import publish
 from secondlens.paper.table4 import METRICS, Task, check_sources, compare, data_work, rows
 

@@ -11,7 +11,7 @@ from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.words.describing import describe
 from secondlens.words.dissection import by_activation, dissect, soft_wpmi
 from secondlens.words.halves import stability

@@ -33,7 +33,7 @@ from secondlens.applications.auditing.audits import Audit
 from secondlens.commands.group import main
 from secondlens.data.sources import as_source
 from secondlens.data.vocabularies import vocabulary
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.strangers import check_model, no_code_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
 from secondlens.lens.names import NO_NAME
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.words.describing import describe, rebuild
 from secondlens.words.naming import name
 from secondlens.words.scoring import score

@@ -13,7 +13,7 @@ from secondlens.data import embedding
 from secondlens.data.embedding import normalise
 from secondlens.data.vocabularies import vocabulary
 from secondlens.errors import SecondLensError
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 
 MANY = tuple(f"{a}{b}" for a in "abcde" for b in "vwxyz")
 

@@ -16,7 +16,7 @@ from torch import nn
 import secondlens as sl
 from secondlens.models.checks import parity_errors
 from secondlens.models.readers import AttentionPool, ClassToken, MeanOfPatches
-from secondlens.models.timm import from_timm
+from secondlens.models.timm.views import from_timm
 from secondlens.verify import verify
 
 PARITY = 1e-5

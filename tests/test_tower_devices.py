@@ -14,8 +14,8 @@ from towers import (
 
 import secondlens as sl
 from secondlens.models.checks import check_parity
-from secondlens.models.open_clip import from_open_clip
-from secondlens.models.transformers import from_transformers
+from secondlens.models.open_clip.views import from_open_clip
+from secondlens.models.transformers.views import from_transformers
 
 DEVICE = f"fake:{fake.COUNT - 1}"
 """Not the first, which might be taken for granted."""

@@ -20,7 +20,7 @@ from transformers import (
 import secondlens as sl
 from secondlens.errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from secondlens.models.loading import load
-from secondlens.models.transformers import from_transformers
+from secondlens.models.transformers.views import from_transformers
 
 
 @pytest.mark.parametrize("kind", TRANSFORMERS)

@@ -20,9 +20,9 @@ import secondlens as sl
 from secondlens.effects.capture import Capture
 from secondlens.errors import SecondLensError
 from secondlens.models.checks import check_parity
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.resizing import resized
-from secondlens.models.transformers import from_transformers
+from secondlens.models.transformers.views import from_transformers
 from secondlens.words.dissection import SHARPNESS, soft_wpmi
 
 OF_PATCHES = ("SiglipModel", "SiglipVisionModel", "Siglip2Model")

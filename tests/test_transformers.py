@@ -28,9 +28,9 @@ from secondlens.effects.capture import Capture
 from secondlens.errors import SecondLensError, UnsupportedModel
 from secondlens.models.checks import check_parity
 from secondlens.models.loading import load
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.models.resizing import resized
-from secondlens.models.transformers import from_transformers
+from secondlens.models.transformers.views import from_transformers
 
 VISION = {
     "hidden_size": 24,

@@ -10,7 +10,7 @@ from models import golden_model, tiny_images, tiny_model
 
 from secondlens.commands.group import main
 from secondlens.errors import SecondLensError
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.verify import Check, LiteralPass, literal_second_order, verify
 
 # torch.func.jvp, which the oracle uses, still scripts some of its own functions

@@ -40,10 +40,10 @@ from .lens.fitting import fit as fit
 from .lens.lens import Lens as Lens
 from .lens.names import Names as Names
 from .models.loading import load as load
-from .models.open_clip import from_open_clip as from_open_clip
+from .models.open_clip.views import from_open_clip as from_open_clip
 from .models.resizing import resized as resized
-from .models.timm import from_timm as from_timm
-from .models.transformers import from_transformers as from_transformers
+from .models.timm.views import from_timm as from_timm
+from .models.transformers.views import from_transformers as from_transformers
 from .models.view import Clip as Clip
 from .words.causes import confirm as confirm
 from .words.describing import describe as describe

@@ -29,7 +29,7 @@ from .lens.moments import Centre, first_component
 from .lens.plan import make_plan
 from .lens.ranking import Ranking
 from .models.loading import check_name
-from .models.open_clip import from_open_clip
+from .models.open_clip.views import from_open_clip
 from .models.view import Clip
 
 

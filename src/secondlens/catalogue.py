@@ -14,7 +14,7 @@ from open_clip.model import CustomTextCLIP
 
 from .effects.linearised import check_paths
 from .errors import UnsupportedModel
-from .models.open_clip import from_open_clip
+from .models.open_clip.views import from_open_clip
 from .models.readers import AttentionPool, ClassToken, MeanOfPatches
 from .models.strangers import UNLOADABLE
 from .models.view import Clip

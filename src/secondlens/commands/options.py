@@ -364,7 +364,7 @@ def check_trained(model: str, pretrained: str | None, option: str = "--pretraine
     if not _is_random(model, pretrained):
         return
     from ..models.loading import check_name
-    from ..models.timm_loading import check_registered
+    from ..models.timm.loading import check_registered
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

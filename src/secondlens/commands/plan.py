@@ -231,7 +231,7 @@ def _shapes(model: ChosenModel) -> "Clip":
     """The model without its weights where that is possible: a large one takes long to make."""
     import open_clip
 
-    from ..models.open_clip import from_open_clip
+    from ..models.open_clip.views import from_open_clip
 
     with shape_alone(model.model, model.pretrained):
         if model.pretrained is not None or model.model not in open_clip.list_models():

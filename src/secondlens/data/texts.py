@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SecondLensError
-from ..models.text_towers import TextClip
+from ..models.open_clip.texts import TextClip
 from ..models.view import Clip
 from .sources import Choice, ImageSource, as_source
 

@@ -14,7 +14,7 @@ from ..data.texts import Texts, source_for
 from ..errors import SecondLensError
 from ..lens.lens import Lens
 from ..models.loading import DEMOS
-from ..models.text_towers import TextClip
+from ..models.open_clip.texts import TextClip
 from ..models.view import Clip
 from ..storage.locks import writing
 from .atlas import Atlas

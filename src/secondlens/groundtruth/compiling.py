@@ -19,7 +19,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import SecondLensError
-from ..models.open_clip import from_open_clip
+from ..models.open_clip.views import from_open_clip
 from ..models.view import Clip
 from .pictures import GRID, SIDE, filters, preprocess
 from .program import CLASS, MEAN, ONE, SHARPNESS, TOKENS, Number, Program

@@ -1,8 +1,8 @@
 """One view over any CLIP: where models come from, what the mathematics reads, and whether it is so.
 
-A family of models is one file that turns a model in memory into a `Clip` of `view` (`open_clip`,
-`timm`), or an image tower into what a `Clip` holds of it (`resnet`, `siglip`, `dino`); `loading`
-finds models by name, `checks` holds the view against what the model computes.
+`open_clip`, `timm` and `transformers` hold a file for each kind of tower, which turns a model in
+memory into a `Clip` of `view`, made of `blocks` and of what `readers` say reads the tokens;
+`loading` finds models by name, `checks` holds the view against what the model computes.
 
 A tower that computes anything else than the mathematics describes is refused, with the reason, and
 every view is checked against the model's own forward pass before it is handed out.
@@ -36,7 +36,7 @@ for _name, _function, _help in (
     ("demo", "loading:demo", "the embedded model: drawn scenes"),
     ("demo-twin", "loading:demo", "the same without planted cues: the referee of demo"),
     ("hf", "loading:hugging_face", "hf:MODEL, a model of transformers by hub name or folder"),
-    ("timm", "timm_loading:by_timm", "timm:MODEL, a vision transformer of timm by name or folder"),
+    ("timm", "timm.loading:by_timm", "timm:MODEL, a vision transformer of timm by name or folder"),
     (
         "open_clip",
         "loading:by_open_clip",

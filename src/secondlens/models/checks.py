@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
 from .blocks import Block
+from .open_clip.stages import Stage
 from .readers import AttentionPool, ClassToken, OneToken
 from .recognition import published_files
-from .stages import Stage
 from .view import Clip, hooked
 
 # float64: transformers' eager attention takes its softmax in float32 whatever the model's dtype

@@ -30,10 +30,10 @@ from ..naming import shown_model
 from . import named_models
 from .checks import STATABLE, check_activation, trained_activation
 from .elsewhere import elsewhere
-from .open_clip import check_covered, from_open_clip
+from .open_clip.views import check_covered, from_open_clip
 from .places import REPOSITORY, folder_of
 from .strangers import UNLOADABLE, check_model, check_open_clip_model, no_code_runs
-from .transformers import family_of_configuration, from_transformers
+from .transformers.views import family_of_configuration, from_transformers
 from .view import Clip
 from .weights import file_of_weights, load_weights, misfit
 

@@ -27,7 +27,7 @@ from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
 from . import picture_reader
 from .blocks import Attention, Block, detached
 from .halves import Halves, halves
-from .heads import MlpHead
+from .open_clip.heads import MlpHead
 from .readers import AttentionPool, ClassToken, Reader, normalises
 
 Images = Tensor | Sequence[Image]

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..formatting import counted, fixed, number
-from ..models.text_towers import TextClip
+from ..models.open_clip.texts import TextClip
 from ..models.view import Clip
 from ..storage.files import save_text
 

@@ -2,7 +2,7 @@
 
 timm writes a block's query, key and value as one matrix or as three, with all biases, some or none;
 its MLP plain or gated; layer scale as a module or as a parameter. All of it is read here, and
-`timm_covered` says of which modules this is everything.
+`covered` says of which modules this is everything.
 """
 
 import copy
@@ -18,8 +18,8 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .blocks import Block, detached
-from .readers import LearnedPool
+from ..blocks import Block, detached
+from ..readers import LearnedPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ class TimmPool(LearnedPool):
 
 
 def view_of_block(block: Any, number: int, *, rope: Any, grid: tuple[int, int]) -> Block:
-    """View a block that `timm_covered` does not refuse."""
+    """View a block that `covered` does not refuse."""
     parts = MLPS[type(block.mlp).__name__]
     attention = block.attn
     inner = getattr(attention, "norm", None)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks import Block, detached
-from .readers import ClassToken, Reader
+from ..blocks import Block, detached
+from ..readers import ClassToken, Reader
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

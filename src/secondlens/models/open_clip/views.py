@@ -19,19 +19,27 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..arguments import checked
-from ..devices import undisturbed
-from ..errors import SecondLensWarning, UnsupportedModel
-from ..naming import shown
-from . import convnext, resnet, timm, timm_covered
-from .blocks import is_affine
-from .checks import activation_name, check_parity
-from .open_clip_blocks import block_refusals, view_of_block
-from .readers import AttentionPool, ClassToken, LearnedPool, MeanOfPatches, Reader
-from .resizing import interpolated, squeezed
-from .text_towers import text_tower
-from .view import Clip, check_eval
-from .wrappers import not_compiled, plain, unwrapped
+from ...arguments import checked
+from ...devices import undisturbed
+from ...errors import SecondLensWarning, UnsupportedModel
+from ...naming import shown
+from ..blocks import is_affine
+from ..checks import activation_name, check_parity
+from ..readers import (
+    AttentionPool,
+    ClassToken,
+    LearnedPool,
+    MeanOfPatches,
+    Reader,
+)
+from ..resizing import interpolated, squeezed
+from ..timm import covered as timm_covered
+from ..timm import views as timm
+from ..view import Clip, check_eval
+from ..wrappers import not_compiled, plain, unwrapped
+from . import convnext, resnet
+from .blocks import block_refusals, view_of_block
+from .texts import text_tower
 
 
 @checked

@@ -13,9 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blocks import is_affine
-from .families import SIZES, Family, TowerView, both, identity
-from .transformers_layers import LayerBlock, LayerNames, layer_block, layer_refusals
+from ..blocks import is_affine
+from .families import (
+    SIZES,
+    Family,
+    TowerView,
+    both,
+    identity,
+)
+from .layers import LayerBlock, LayerNames, layer_block, layer_refusals
 
 PREFIXES = ("Dinov2", "Dinov2WithRegisters", "DINOv3ViT")
 PARTS = ("Layer", "Attention", "MLP", "SwiGLUFFN", "GatedMLP")

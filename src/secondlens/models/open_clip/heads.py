@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blocks import detached
+from ..blocks import detached
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

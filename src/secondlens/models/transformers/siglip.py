@@ -18,11 +18,17 @@ from jaxtyping import Float
 from PIL.Image import Image, Resampling
 from torch import Tensor, nn
 
-from .blocks import detached, is_affine
-from .families import SIZES, Family, TowerView, both, identity
-from .halves import eight_bits
-from .readers import AttentionPool, LearnedPool
-from .transformers_layers import LayerNames, layer_block, layer_refusals
+from ..blocks import detached, is_affine
+from ..halves import eight_bits
+from ..readers import AttentionPool, LearnedPool
+from .families import (
+    SIZES,
+    Family,
+    TowerView,
+    both,
+    identity,
+)
+from .layers import LayerNames, layer_block, layer_refusals
 
 PREFIXES = ("Siglip", "Siglip2")
 LAYERS = LayerNames(

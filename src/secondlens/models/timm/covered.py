@@ -16,8 +16,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from .blocks import is_affine
-from .timm_blocks import MLPS, is_norm
+from ..blocks import is_affine
+from .blocks import MLPS, is_norm
 
 TOWERS = (VisionTransformer, Eva)
 POOLS = ("token", "avg", "map")

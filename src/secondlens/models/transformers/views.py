@@ -10,19 +10,19 @@ from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor, nn
 
-from ..arguments import checked
-from ..devices import undisturbed
-from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
-from ..naming import shown
-from .checks import activation_name, check_parity
-from .classes import ClassNames
-from .clip_vision import CLIP
+from ...arguments import checked
+from ...devices import undisturbed
+from ...errors import SecondLensError, SecondLensWarning, UnsupportedModel
+from ...naming import shown
+from ..checks import activation_name, check_parity
+from ..classes import ClassNames
+from ..view import Clip, check_eval
+from ..wrappers import not_compiled, plain
+from .clip import CLIP
 from .dino import DINO_2, DINO_3
 from .families import Family, TowerView, configuration_refusals
 from .siglip import SIGLIP
-from .view import Clip, check_eval
 from .vit import VIT
-from .wrappers import not_compiled, plain
 
 FAMILIES = (CLIP, SIGLIP, DINO_2, DINO_3, VIT)
 COVERED = tuple(name for family in FAMILIES for name in family.models)

@@ -10,9 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import detached, is_affine
-from .families import SIZES, Family, TowerView, both, identity
-from .transformers_layers import BUILT_OTHERWISE, LayerNames, layer_block, layer_refusals
+from ..blocks import detached, is_affine
+from .families import (
+    SIZES,
+    Family,
+    TowerView,
+    both,
+    identity,
+)
+from .layers import BUILT_OTHERWISE, LayerNames, layer_block, layer_refusals
 
 LAYERS = LayerNames(
     classes=frozenset({"ViTLayer", "ViTAttention", "ViTMLP"}),

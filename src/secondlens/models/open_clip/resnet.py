@@ -18,12 +18,12 @@ from open_clip.modified_resnet import AttentionPool2d
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .blocks import detached
-from .checks import activation_name
-from .readers import AttentionPool, Pool
-from .resizing import interpolated
+from ..blocks import detached
+from ..checks import activation_name
+from ..readers import AttentionPool, Pool
+from ..resizing import interpolated
+from ..wrappers import not_compiled
 from .stages import Stage
-from .wrappers import not_compiled
 
 STRIDE = 32
 """Pixels from one place of the last stage to the next."""

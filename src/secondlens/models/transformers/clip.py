@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import detached, is_affine
+from ..blocks import detached, is_affine
 from .families import SIZES, Family, TowerView, both
-from .transformers_layers import LayerNames, layer_block, layer_refusals
+from .layers import LayerNames, layer_block, layer_refusals
 
 PREFIXES = ("CLIP", "MetaClip2")
 LAYERS = LayerNames(

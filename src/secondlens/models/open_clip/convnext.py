@@ -13,12 +13,12 @@ from timm.layers import Mlp, NormMlpClassifierHead
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from .blocks import detached, is_affine
-from .checks import activation_name
+from ..blocks import detached, is_affine
+from ..checks import activation_name
+from ..readers import MeanOfPatches
+from ..wrappers import not_compiled, unwrapped
 from .heads import MlpHead
-from .readers import MeanOfPatches
 from .stages import Stage
-from .wrappers import not_compiled, unwrapped
 
 STRIDE = 32
 """Pixels from one place of the last stage to the next."""

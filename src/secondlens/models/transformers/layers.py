@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .blocks import Block, detached, is_affine
+from ..blocks import Block, detached, is_affine
 
 BUILT_OTHERWISE = "is built otherwise than by transformers 5.24: install that or a newer version"
 

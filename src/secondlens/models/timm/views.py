@@ -1,7 +1,7 @@
 """The `Clip` of a model of timm, and of timm's towers inside open_clip.
 
 Its tokens are read by a class token, by their mean, or by a pool with a learned query (SigLIP,
-Perception Encoder); `timm_blocks` reads the weights, `timm_covered` refuses what is not described.
+Perception Encoder); `blocks` reads the weights, `covered` refuses what is not described.
 A classifier is read like a CLIP whose texts are its classes: the head is the projection, its bias
 an offset.
 """
@@ -15,19 +15,25 @@ from PIL.Image import Image
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from ..arguments import checked
-from ..devices import undisturbed
-from ..errors import SecondLensError, UnsupportedModel
-from ..naming import shown
-from .blocks import detached
-from .checks import activation_name, check_parity
-from .classes import ClassNames
-from .families import identity
-from .readers import AttentionPool, ClassToken, MeanOfPatches, Reader
-from .timm_blocks import TimmPool, beside, is_norm, rotary_at, view_of_block
-from .timm_covered import projections, refusals
-from .view import Clip, check_eval
-from .wrappers import not_compiled, plain, unwrapped
+from ...arguments import checked
+from ...devices import undisturbed
+from ...errors import SecondLensError, UnsupportedModel
+from ...naming import shown
+from ..blocks import detached
+from ..checks import activation_name, check_parity
+from ..classes import ClassNames
+from ..readers import AttentionPool, ClassToken, MeanOfPatches, Reader
+from ..transformers.families import identity
+from ..view import Clip, check_eval
+from ..wrappers import not_compiled, plain, unwrapped
+from .blocks import (
+    TimmPool,
+    beside,
+    is_norm,
+    rotary_at,
+    view_of_block,
+)
+from .covered import projections, refusals
 
 
 @checked

@@ -17,14 +17,14 @@ from timm.data import create_transform, infer_imagenet_subset, resolve_data_conf
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
-from ..errors import SecondLensError, SecondLensWarning, UnsupportedModel
-from ..naming import shown_model
-from .elsewhere import elsewhere
-from .places import folder_of
-from .strangers import UNLOADABLE, check_model, no_code_runs
-from .timm import check_covered, from_timm
-from .view import Clip
-from .weights import file_of_weights, load_weights
+from ...errors import SecondLensError, SecondLensWarning, UnsupportedModel
+from ...naming import shown_model
+from ..elsewhere import elsewhere
+from ..places import folder_of
+from ..strangers import UNLOADABLE, check_model, no_code_runs
+from ..view import Clip
+from ..weights import file_of_weights, load_weights
+from .views import check_covered, from_timm
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SCHEMA = "timm:"

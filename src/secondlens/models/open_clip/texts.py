@@ -16,12 +16,12 @@ from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from ..errors import SecondLensError, UnsupportedModel
-from .blocks import is_affine
-from .checks import activation_name, check_parity
-from .open_clip_blocks import block_refusals, view_of_block
-from .readers import OneToken
-from .view import Clip
+from ...errors import SecondLensError, UnsupportedModel
+from ..blocks import is_affine
+from ..checks import activation_name, check_parity
+from ..readers import OneToken
+from ..view import Clip
+from .blocks import block_refusals, view_of_block
 
 POOLS = ("argmax", "eos", "first", "last")
 

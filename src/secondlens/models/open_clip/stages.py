@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .blocks import Block, detached
+from ..blocks import Block, detached
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

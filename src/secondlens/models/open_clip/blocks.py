@@ -15,7 +15,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from .blocks import Block, is_affine
+from ..blocks import Block, is_affine
 
 
 def view_of_block(block: Any) -> Block:

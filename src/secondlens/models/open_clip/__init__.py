@@ -1,0 +1,1 @@
+"""Models of open_clip: a file for each kind of tower."""

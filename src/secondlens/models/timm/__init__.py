@@ -1,0 +1,1 @@
+"""Models of timm: their towers, blocks, and the options that are covered."""

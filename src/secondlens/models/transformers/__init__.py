@@ -1,0 +1,1 @@
+"""Models of transformers: a file for each family."""

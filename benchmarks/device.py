@@ -247,7 +247,7 @@ def fake_clip(name: str, dtype: torch.dtype) -> Clip:
     finally:
         torch.set_default_dtype(default)
     # which function a module computes is found out from numbers
-    with patch("secondlens.models.open_clip.activation_name", lambda _: "gelu"):
+    with patch("secondlens.models.open_clip.views.activation_name", lambda _: "gelu"):
         return from_open_clip(model.eval(), name=name, check=False)
 
 

@@ -319,7 +319,7 @@ import sys
 from pathlib import Path
 from engines import Pictures
 from models import tiny_images, tiny_model
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.engine.local import Local
 from secondlens.lens.fitting import fit
 

@@ -125,7 +125,7 @@ from pathlib import Path
 from engines import Pictures
 from models import tiny_images, tiny_model
 from stores import put_pictures, s3
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.engine.ray import Ray
 from secondlens.lens.fitting import fit
 

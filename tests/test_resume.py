@@ -78,7 +78,7 @@ def test_killed_and_resumed(clip, images, tmp_path):
 import os, signal, sys
 from secondlens.lens import plan
 from models import tiny_images, tiny_model
-from secondlens.models.open_clip import from_open_clip
+from secondlens.models.open_clip.views import from_open_clip
 from secondlens.lens.fitting import fit
 from test_resume import Fragile
 

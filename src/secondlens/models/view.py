@@ -295,8 +295,8 @@ class Clip:
         """Raise `UnsupportedModel` if the output is not the class token, which `what` needs."""
         if not isinstance(self.reader, ClassToken):
             raise UnsupportedModel(
-                f"{what} of {self.name} cannot be told: it reads the class token, and the output "
-                "of this model is read from its patches"
+                f"{what} of {self.name} cannot be told: that is known here for models whose class "
+                "token makes the output, and the output of this one is read from other tokens"
             )
 
     def batch_major(self, states: Float[Tensor, "*_"]) -> Float[Tensor, "images tokens features"]:

@@ -123,7 +123,7 @@ def test_of_two_at_once_one_is_refused(name, busy):
 
 # -- all of them -------------------------------------------------------------------------------
 
-READING = {"plan", "search", "steer", "bench", "verify", "list", "explore"}
+READING = {"groundtruth list", "plan", "search", "steer", "bench", "verify", "list", "explore"}
 """Commands that write nothing, or what they find anew when it is not there."""
 
 

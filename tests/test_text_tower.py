@@ -166,5 +166,8 @@ def test_what_is_not_a_text_is_told_in_a_sentence(tmp_path):
             sl.fit(clip, images, top=1)
     with pytest.raises(sl.SecondLensError, match="takes texts in a list"):
         sl.second_order(clip, "a dog", 0)
+    wordless = sl.from_open_clip(clip.model).text
+    with pytest.raises(sl.SecondLensError, match="came without a tokenizer"):
+        sl.fit(wordless, TEXTS, top=1)
     with pytest.raises(sl.UnsupportedModel, match="reads texts"):
         sl.indirect(clip, TEXTS, 0, [0], torch.zeros(clip.tokens, clip.neurons))

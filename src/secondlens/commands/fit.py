@@ -123,7 +123,7 @@ def fit(
     
     Example: secondlens fit photos --paths all --out lens
 
-
+    
     Example: secondlens fit "s3://b/laion/*.tar" --out s3://b/lens --engine ray --address auto
     """
     check_pictures(images)

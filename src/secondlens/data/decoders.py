@@ -26,6 +26,7 @@ from torch import Tensor, multiprocessing
 
 from ..errors import SecondLensError
 from ..models.halves import Halves
+from ..models.open_clip.texts import Tokenized
 from ..processes.watching import end_with_parent
 from .decoding import Unreadable, digest, upright_rgb
 from .sources import UNREADABLE, ImageSource
@@ -88,8 +89,6 @@ class Decode:
             picture = self._load(position)
         except UNREADABLE as error:
             return Skipped(_reason(error))
-        if isinstance(picture, str):
-            return self._tokens(picture)
         if isinstance(picture, Tensor):
             finite = bool(picture.isfinite().all())
             if not finite:
@@ -104,19 +103,10 @@ class Decode:
             )
         return Picture(self.preprocess(picture), digest(picture))
 
-    def _tokens(self, text: str) -> Picture:
-        """A text, as the preprocessing of a text tower makes tokens of it."""
-        if self.preprocess is None:
-            raise SecondLensError(
-                "the model came without a tokenizer: pass tokenizer= when wrapping the model"
-            )
-        tokens = self.preprocess(text)  # type: ignore[arg-type]
-        return Picture(tokens, digest(tokens))
-
-    def _load(self, position: int) -> Image.Image | Tensor | str:
+    def _load(self, position: int) -> Image.Image | Tensor:
         picture: Any = self.source.load(position)
-        if isinstance(picture, str):
-            return picture
+        if isinstance(picture, str) and isinstance(self.preprocess, Tokenized):
+            return self.preprocess(picture)
         if isinstance(picture, Image.Image):
             return upright_rgb(picture)
         if isinstance(picture, Tensor) and picture.is_floating_point():

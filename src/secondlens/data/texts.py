@@ -51,10 +51,15 @@ def source_for(clip: Clip, images: Any, choice: Choice | None = None) -> ImageSo
     Raises
     ------
     SecondLensError
-        As `as_source`; or there is no such file, it is not UTF-8, or no texts are in it.
+        As `as_source`; or there is no such file, it is not UTF-8, no texts are in it, or the model
+        came without a tokenizer.
     """
     if not isinstance(clip, TextClip):
         return as_source(images, choice)
+    if clip.preprocess is None:
+        raise SecondLensError(
+            f"{clip.name} came without a tokenizer: pass tokenizer= when wrapping the model"
+        )
     if isinstance(images, str | Path):
         images = texts_in(Path(images))
     return as_source(images if isinstance(images, ImageSource) else Texts(images))

@@ -75,7 +75,7 @@ def _written(clip: TextClip, ids: Int[Tensor, " tokens"]) -> Image.Image:
     page = Image.new("RGB", (TEXT_SIDE, TEXT_SIDE), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(TEXT_SIZE)
     lines = [""]
-    for word in clip.read_text(ids).split():
+    for word in clip.words_of(ids).split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and draw.textlength(longer, font) > TEXT_SIDE - 16:
             lines.append(word)

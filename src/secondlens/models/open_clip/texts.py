@@ -35,14 +35,14 @@ class TextClip(Clip):
     """
 
     tokenizer: Any = None
-    """What `read_text` asks."""
+    """What `words_of` asks."""
 
     @property
     def reads_texts(self) -> bool:
         """Whether its images are texts."""
         return True
 
-    def read_text(self, ids: Int[Tensor, " tokens"]) -> str:
+    def words_of(self, ids: Int[Tensor, " tokens"]) -> str:
         """Return the words of a text from its tokens, up to the one that is read; their ids where
         nothing says what they stand for."""
         place = self.reader.place(ids[None])
@@ -148,7 +148,7 @@ def text_tower(clip: Clip, tokenizer: Callable[[list[str]], Tensor] | None, chec
         model=clip.model,
         image_tower=partial(_encode, clip.model),
         text_tower=clip.text_tower,
-        preprocess=None if tokenizer is None else _Tokenized(tokenizer),
+        preprocess=None if tokenizer is None else Tokenized(tokenizer),
         view_of=partial(_again, clip, tokenizer),
         reader=OneToken(find=pool, causal=tower.attn_mask is not None, eos=eos),
         context_length=context,
@@ -188,12 +188,13 @@ def _offset(tower: Any) -> Float[Tensor, " dim"]:
 
 
 @dataclass(frozen=True)
-class _Tokenized:
+class Tokenized:
     """One text through a tokenizer; a class, so that worker processes can have it."""
 
     tokenizer: Callable[[list[str]], Tensor]
 
     def __call__(self, text: Any) -> Tensor:
+        """Ids of its tokens."""
         ids: Tensor = self.tokenizer([text])[0]
         return ids
 

@@ -35,7 +35,7 @@ def run(words):
 
 def answers(lines):
     """By name, what `run` gives for a line; for None, the command of that name in `CASES`."""
-    run(["list", "models"])  # imports no library, as the first thing that a command does
+    run(["list", "pages"])  # imports no library, as the first thing that a command does
     from models import adapter, tiny_transformers_model
     from small_world import CASES, MODEL, small, write_given
 

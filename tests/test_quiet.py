@@ -19,7 +19,7 @@ SILENT = {
     "verify": "verify tiny:8",
     "verify with an adapter": "verify hf:adapted",
     "fit by workers": "fit classes --out by-workers --shard-size 4 --workers 2 ON",
-    "list": "list models",
+    "list": "list pages",
     "old options": "attack demo-lens --draw cow --mistake-for lion --images 1 --captions 1 "
     "--out old --drawer sprites",
 }

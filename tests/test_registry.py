@@ -4,6 +4,7 @@ import importlib
 import json
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
@@ -38,6 +39,12 @@ from secondlens.registry import Registry
 def explored():
     clip = from_open_clip(tiny_model())
     return Atlas(sl.fit(clip, tiny_images(clip, 8), top=2))
+
+
+@pytest.fixture(autouse=True)
+def few_architectures(monkeypatch):
+    """All of open_clip's take long to build, and are no members of a registry."""
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-B-32"])
 
 
 def listed(kinds):

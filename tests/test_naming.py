@@ -131,6 +131,23 @@ def test_planted_labels_are_found_and_random_ones_are_not(named):
     assert names.title(LAYER, ONE).startswith("dog")
 
 
+def test_a_neuron_that_never_changes_gets_no_name_and_is_counted(images):
+    """Its effect still varies, with scales and lengths, so that a word may find it."""
+    model = tiny_model()
+    with torch.no_grad():
+        reads = model.visual.transformer.resblocks[LAYER].mlp.c_fc
+        reads.weight[5] = 0
+        reads.bias[5] = 3
+    clip = from_open_clip(model, name="tiny")
+    lens = sl.fit(clip, InMemory(tiny_images(clip, 60, seed=2)), [LAYER], top=5)
+    found = second_order(clip, images.pictures, LAYER)[:, 5] @ lens[LAYER].directions[5]
+    held = [set() for _ in range(COUNT)]
+    for image in found.topk(60).indices.tolist():
+        held[image].add("dog")
+    names = sl.name(clip, lens, images, WORDS, held)
+    assert names.of(LAYER, 5) == [] and names.constant == 1
+
+
 def test_names_are_scored_as_descriptions_are(clip, named):
     lens, names = named
     fresh = InMemory(tiny_images(clip, 300, seed=6), ids=[f"fresh-{i}" for i in range(300)])

@@ -175,7 +175,17 @@ NEWER = {
     "named",
     "names",
 }
-NEWER |= {"all_paths", "axes", "pool", "pushes", "scored_on", "split", "tower", "unshown"}
+NEWER |= {
+    "all_paths",
+    "axes",
+    "constant",
+    "pool",
+    "pushes",
+    "scored_on",
+    "split",
+    "tower",
+    "unshown",
+}
 NEWER |= earlier.NEWER
 """Keys that files and results have had since version 0.1."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import SecondLensError
+from ..formatting import counted
 from .options import (
     PATH,
     ChosenModel,
@@ -210,6 +211,9 @@ def say_left_out(names: "Names") -> None:
     """Say which texts could not be names, and what chance gives."""
     if names.rare:
         note(f"{names.rare} texts could not be tested: too few pictures hold them")
+    if names.constant:
+        neurons = counted(names.constant, "neuron")
+        note(f"{neurons} never change and so fire on nothing in particular: they got no names")
     for group in names.alike:
         note(f"the referee cannot tell apart {', '.join(group)}: the first stands for all")
     note(f"shuffled effects gave {names.shuffled} names, over {names.tested} tests")
@@ -217,7 +221,7 @@ def say_left_out(names: "Names") -> None:
 
 def as_document(names: "Names") -> dict[str, Any]:
     """The names of every neuron with their evidence."""
-    facts = ("vocabulary", "referee", "tested", "shuffled", "shown", "rare", "alike")
+    facts = ("vocabulary", "referee", "tested", "shuffled", "shown", "rare", "constant", "alike")
     return {fact: getattr(names, fact) for fact in facts} | {
         "images": len(names.image_ids),
         "neurons": [

@@ -57,6 +57,7 @@ class NamesEntry:
     tested: Position
     shuffled: Position
     rare: Position
+    constant: Position = 0
     alike: tuple[Texts, ...] = ()
     pairs: Position = 0
 

@@ -57,6 +57,8 @@ class Names:
     """Names that the same search gave after the effects of each neuron were shuffled."""
     rare: int
     """Texts that could not be tested, because too few of the images held them."""
+    constant: int = 0
+    """Neurons that got no names because their activations, or their effects, never change."""
     alike: tuple[tuple[str, ...], ...] = ()
     """Groups of texts that the referee cannot tell apart: the first stands for all of them."""
     texts: dict[int, Int[Tensor, "neurons names"]]

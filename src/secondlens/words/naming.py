@@ -21,11 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..arguments import checked
-from ..data.sources import as_source
+from ..data.reader import Reader
+from ..data.sources import ImageSource, as_source
 from ..data.unseen import Unseen
 from ..data.vocabularies import Vocabulary, vocabulary
 from ..devices import undisturbed
 from ..effects.projections import project
+from ..effects.streaming import stream
 from ..effects.value_paths import chunks
 from ..errors import SecondLensError, SecondLensWarning
 from ..lens.lens import Lens, projectors
@@ -56,6 +58,12 @@ LEAST_HELD = 4
 """Images of the test that hold a text, or else it cannot be tested."""
 LEAST_IMAGES = 40
 IMAGES_PER_TEXT = 10
+FEW = 64
+"""Images on which a neuron has to change to be named."""
+STILL = 1e-6
+"""Change of an activation, over its largest value, up to which it is rounding."""
+LEAST_EFFECT = 1e-9
+"""Spread of an effect over images, in parts of the unit embedding, below which it is rounding."""
 """Images that a vocabulary needs for each of its texts, by experience."""
 NEURONS_PER_CHUNK = 256
 
@@ -147,8 +155,13 @@ def name(
             "text, and texts of what they show"
         )
 
+    still = still_neurons(clip, source, seen.positions[:FEW], lens.layers, batch_size)
+    for layer, products in seen.products.items():
+        still[layer] |= products[:, :, 0].std(dim=0).cpu() < LEAST_EFFECT
+
     def effects(layer: int) -> Float[Tensor, "neurons images"]:
-        return seen.products[layer][:, :, 0].float().T.contiguous()
+        own = seen.products[layer][:, :, 0].float().T.contiguous()
+        return own.masked_fill_(still[layer][:, None].to(own.device), 0)
 
     def shuffled(layer: int) -> Float[Tensor, "neurons images"]:
         return search.shuffled(effects(layer), seed + layer)
@@ -166,6 +179,7 @@ def name(
         tested=tested,
         shuffled=sum(map(len, chance.values())),
         rare=len(set(first.tolist())) - int(search.testable.sum()),
+        constant=sum(int(each.sum()) for each in still.values()),
         alike=tuple(
             tuple(words.labels[each] for each in (first == leader).nonzero()[:, 0].tolist())
             for leader in leaders
@@ -182,6 +196,35 @@ def name(
         warnings.warn(message, SecondLensWarning, stacklevel=2)
     lens.names[names.name] = names
     return names
+
+
+def still_neurons(
+    clip: Clip,
+    source: ImageSource,
+    positions: Sequence[int],
+    layers: Sequence[int],
+    batch_size: int | None,
+) -> dict[int, Bool[Tensor, " neurons"]]:
+    """Return which neurons of each layer have the same activation, at each token, on some images.
+
+    Their effects vary with the scales of LayerNorms and the length of the representation alone,
+    which words may find: but they fire on nothing.
+    """
+    reader = Reader(source=source, clip=clip, batch_size=batch_size, positions=positions)
+    low: dict[int, Tensor] = {}
+    high: dict[int, Tensor] = {}
+    for batch in stream(clip, reader, layers, keep_activations=True):
+        for layer, activations in batch.pooled.activations.items():
+            least, most = activations.float().aminmax(dim=0)
+            low[layer] = torch.minimum(low.get(layer, least), least)
+            high[layer] = torch.maximum(high.get(layer, most), most)
+    largest = {
+        layer: torch.maximum(high[layer].abs(), low[layer].abs()).amax(0) for layer in layers
+    }
+    return {
+        layer: ((high[layer] - low[layer]).amax(0) <= STILL * largest[layer]).cpu()
+        for layer in layers
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,6 @@ OVERLAP = 0.04
 """Intersection over union from which on a unit has a label, as published."""
 QUIET = 0.01
 """Share of the network's largest spread of effects below which a unit has none in total."""
-CONSTANT = 1e-6
-"""Spread of an activation, over its largest value, below which it is constant."""
 SURE, UNSURE = 0.9, 0.1
 """What is left to labels a picture has and has not, shared among them, as p(t | x)."""
 
@@ -38,18 +36,14 @@ def vocabulary(exam: Exam) -> Vocabulary:
 
 
 def names_of_lens(exam: Exam) -> list[list[Claim]]:
-    """Our names, as `sl.name` gives them for the lens: of effects on value paths. Constant neurons
-    are left out."""
+    """Our names, as `sl.name` gives them for the lens: of effects on value paths."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecondLensWarning)
         found = name(exam.clip, exam.lens, exam.naming, vocabulary(exam), exam.naming.labels)
     claims = []
     for unit in exam.units:
         layer, number = exam.program.numbers[unit.name]
-        # the effect of a constant neuron varies with the length of the representation alone
-        there = layer in exam.lens.layers and not constant(exam, layer, number)
-        there = there and bool(exam.lens[layer].energy[number] > LEAST_EFFECT**2)
-        names = found.of(layer, number) if there else []
+        names = found.of(layer, number) if layer in exam.lens.layers else []
         claims.append([Claim(feature=each.text, evidence=each.auc) for each in names])
     return claims
 
@@ -110,12 +104,6 @@ def searched(
         own = [each for each in found[layer] if each.neuron == number]
         claims.append([Claim(feature=words.labels[n.text], evidence=n.auc) for n in own])
     return claims
-
-
-def constant(exam: Exam, layer: int, number: int) -> bool:
-    """Whether a neuron's activation is the same for all pictures at every token."""
-    activation = exam.named[layer].activation[:, :, number]
-    return bool(activation.std(0).max() < CONSTANT * activation.abs().max())
 
 
 def activations(exam: Exam, layer: int, neurons: list[int]) -> Float[Tensor, "images tokens some"]:

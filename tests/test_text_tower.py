@@ -136,6 +136,8 @@ def test_commands_take_the_text_tower(tmp_path):
     assert "dog" in run("search", lens, "dog", "--tower", "text")
     refused = CliRunner().invoke(main, ["fit", str(texts), "--out", str(tmp_path / "other")])
     assert refused.exit_code == 2
+    unplanned = CliRunner().invoke(main, ["plan", "500", "--tower", "text"])
+    assert unplanned.exit_code == 2 and "fit with --tower text" in unplanned.output
 
 
 def test_lenses_of_the_two_towers_are_not_each_others():

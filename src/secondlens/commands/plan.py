@@ -81,6 +81,10 @@ def plan(
     wanted = how_many or images
     if wanted is None:
         raise SecondLensError("say how many images: a folder, or a number such as 50000 or 400M")
+    if model.tower == "text":
+        raise SecondLensError(
+            "plans are of fits on pictures: texts are short, so fit with --tower text at once"
+        )
     layer_numbers(settings["layers"])
     count = count_of(wanted, choice)
     if settings["gpus"] is None:

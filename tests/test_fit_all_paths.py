@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from engines import close
 from models import tiny_images, tiny_model, tiny_tokenizer
 from safetensors.torch import save_file
 from test_fit import literal, same
@@ -26,6 +27,7 @@ from secondlens.effects import total_effects as module
 from secondlens.effects.linearised import linearise
 from secondlens.effects.projections import project
 from secondlens.effects.total_effects import TotalProjector, by_token, outside, total_effects
+from secondlens.engine.local import Local
 from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens import total_shards
 from secondlens.lens.lens import Lens
@@ -92,6 +94,17 @@ def test_total_effects_are_sums_over_classes(clip, images, monkeypatch, numbers)
     )
     assert tokens.shape == (4, clip.tokens, 3)
     torch.testing.assert_close(tokens.sum(1), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_workers_give_the_same_lens(clip, images, lens, tmp_path):
+    """Each has a process of its own and a part of the shards."""
+    found = sl.fit(
+        clip, images, **OPTIONS, shard_size=6, out=tmp_path / "lens", engine=Local(workers=2)
+    )
+    close(found, lens)
+    close(found.over("all"), lens.over("all"))
+    loaded = Lens.load(tmp_path / "lens")
+    torch.testing.assert_close(loaded.over("all").axes.rows, lens.over("all").axes.rows)
 
 
 def test_a_fit_equals_whole_effects_along_its_axes(clip, lens, effects, images):

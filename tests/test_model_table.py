@@ -35,6 +35,7 @@ def test_a_refusal_has_its_reason(table):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of other libraries, as the script does
 def test_every_model_passes_or_is_refused_with_a_reason(table):
     rows = list(table.rows([]))
     assert [row.name for row in rows if not row.passed and not row.reason] == []

@@ -1,5 +1,6 @@
 """The text tower as a model of its own, against what its own modules compute."""
 
+import fake  # noqa: F401, a device
 import pytest
 import torch
 from click.testing import CliRunner
@@ -105,6 +106,7 @@ def test_embeddings_are_those_of_the_model(tower):
     torch.testing.assert_close(clip.encode_image(TEXTS), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.* longer than the context")
 def test_a_lens_of_texts_is_fitted_described_searched_and_opened(tmp_path):
     _, clip = built("causal, largest id", torch.float32)
     texts = [f"{a} {b}" for a in ("dog", "cat", "ship", "sun") for b in ("on snow", "in red", "by")]
@@ -153,7 +155,27 @@ def test_lenses_of_the_two_towers_are_not_each_others():
 def test_files_of_texts_have_one_a_line(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("a dog\n\n  a cat \na dog\n", encoding="utf-8")
-    assert texts_in(path).ids == ["a dog", "a cat"]
+    with pytest.warns(sl.SecondLensWarning, match="2 of 4 lines .* empty or repeat another"):
+        assert texts_in(path).ids == ["a dog", "a cat"]
+
+
+@TOWER
+def test_an_accelerator_agrees_with_the_cpu(tower):
+    model, clip = built(tower, torch.float32)
+    there = sl.from_open_clip(model.to("fake:0"), tokenizer=tiny_tokenizer).text
+    found = sl.second_order(there, TEXTS, 0), sl.direct(there, TEXTS, 1)
+    assert all(each.device.type == "fake" for each in found)
+    _, clip = built(tower, torch.float32)
+    expected = sl.second_order(clip, TEXTS, 0), sl.direct(clip, TEXTS, 1)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-6)
+
+
+def test_texts_whose_ends_are_not_seen_are_told():
+    clip = sl.load("demo").text
+    texts = ["a dog", "a very long text about " + "a red dog and a blue cat and " * 4 + "a ship"]
+    with pytest.warns(sl.SecondLensWarning, match="1 of 2 texts are longer than the context"):
+        sl.fit(clip, texts, [1], top=2)
 
 
 def test_what_is_not_a_text_is_told_in_a_sentence(tmp_path):

@@ -112,6 +112,12 @@ def embed_texts(clip: Clip, texts: str | Sequence[str]) -> Float[Tensor, "texts 
     return rows
 
 
+def cut_texts(clip: Clip, texts: Sequence[str]) -> list[str]:
+    """Return the texts whose ends the model does not see; only long ones are embedded for that."""
+    long = [text for text in texts if len(text.encode()) > clip.context_length - 2]
+    return [long[each] for each in _cut(clip, long, clip.encode_text(long))] if long else []
+
+
 def _cut(clip: Clip, texts: Sequence[str], rows: Float[Tensor, "texts dim"]) -> list[int]:
     """The texts that embed as well without their last word: the model does not see their ends."""
     # a token is a byte at least, and two are left for the marks of start and end

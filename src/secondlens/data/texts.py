@@ -1,12 +1,14 @@
 """Texts where other sources hold pictures, for the text tower of a model."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import SecondLensError
+from ..errors import SecondLensError, SecondLensWarning
 from ..models.open_clip.texts import TextClip
 from ..models.view import Clip
+from .embedding import cut_texts
 from .sources import Choice, ImageSource, as_source
 
 
@@ -62,7 +64,15 @@ def source_for(clip: Clip, images: Any, choice: Choice | None = None) -> ImageSo
         )
     if isinstance(images, str | Path):
         images = texts_in(Path(images))
-    return as_source(images if isinstance(images, ImageSource) else Texts(images))
+    source = as_source(images if isinstance(images, ImageSource) else Texts(images))
+    if isinstance(source, Texts) and (cut := cut_texts(clip, source.ids)):
+        warnings.warn(
+            f"{len(cut):,} of {len(source.ids):,} texts are longer than the context of "
+            f"{clip.name}, which does not see their ends, such as {cut[0][:40]!r}",
+            SecondLensWarning,
+            stacklevel=2,
+        )
+    return source
 
 
 def texts_in(path: Path) -> Texts:
@@ -79,4 +89,12 @@ def texts_in(path: Path) -> Texts:
         raise SecondLensError(
             f"the text tower reads a file with one text a line, and {path} is not one: {error}"
         ) from error
-    return Texts(list(dict.fromkeys(line.strip() for line in lines if line.strip())))
+    texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if left_out := len(lines) - len(texts):
+        warnings.warn(
+            f"{left_out:,} of {len(lines):,} lines of {path} are empty or repeat another: they are "
+            "left out",
+            SecondLensWarning,
+            stacklevel=2,
+        )
+    return Texts(texts)

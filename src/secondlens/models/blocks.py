@@ -225,7 +225,7 @@ class Block(Attention):
     ) -> Float[Tensor, "images heads tokens"]:
         """Attention of one token of each input to every token, or to those not after it."""
         queries, keys = self.queries_and_keys(normalised.to(dtype))
-        asked = queries[torch.arange(len(queries)), :, place]
+        asked = queries[torch.arange(len(queries), device=queries.device), :, place]
         scores = torch.einsum("bhe,bhte->bht", asked, keys)
         if causal:
             after = torch.arange(scores.shape[-1], device=place.device) > place[:, None]

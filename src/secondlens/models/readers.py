@@ -149,7 +149,11 @@ class OneToken(Reader):
     ) -> Float[Tensor, "images w"]:
         """See `Reader`: towers pool before `ln_post` or after it."""
         assert place is not None
-        return states if states.dim() == 2 else states[torch.arange(len(states)), place]
+        return (
+            states
+            if states.dim() == 2
+            else states[torch.arange(len(states), device=states.device), place]
+        )
 
     def direct(
         self,

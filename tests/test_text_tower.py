@@ -1,6 +1,7 @@
 """The text tower as a model of its own, against what its own modules compute."""
 
 import fake  # noqa: F401, a device
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -11,7 +12,9 @@ from test_readers import linear, mixed
 import secondlens as sl
 from secondlens.commands.group import main
 from secondlens.data.texts import texts_in
+from secondlens.explorer.opening import open_lens, tower_of
 from secondlens.models.checks import parity_errors
+from secondlens.report.page import model_view
 from secondlens.verify import LiteralPass, literal_second_order, verify
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 24, "head_width": 8, "layers": 2}
@@ -121,6 +124,25 @@ def test_a_lens_of_texts_is_fitted_described_searched_and_opened(tmp_path):
     described = sl.describe(clip, lens, ["dog", "cat", "snow", "red"], k=2)
     assert len(described.words(0, 5)) == 2
     assert len(sl.search(clip, lens, "dog", top=3)) == 3
+
+
+def test_the_explorer_shows_texts_as_texts_without_heat_maps(tmp_path):
+    clip = sl.load("demo").text
+    texts = [
+        f"a {name} on {place}" for name in ("dog", "cat", "ship") for place in ("snow", "sand")
+    ]
+    lens = sl.fit(clip, texts, [1], top=2)
+    sl.describe(clip, lens, ["dog", "cat", "sea", "snow", "sand"], 2)
+    lens.save(tmp_path / "lens")
+    assert tower_of(tmp_path / "lens") == "text"
+    atlas, live = open_lens(tmp_path / "lens", clip, None, None, say=lambda _: None)
+    assert live is None and atlas.model()["tower"] == "text" and atlas.model()["images"] == 6
+    seen = atlas.survey.layers[1]
+    assert (np.asarray(seen.images) >= 0).any() and not np.asarray(seen.heat).any()
+    ids = clip.prepare(texts[:1])[0]
+    assert clip.words_of(ids) == texts[0]
+    page = np.asarray(model_view(clip)(ids))
+    assert page.shape == (192, 192, 3) and page.min() < 64 and page.max() == 255
 
 
 def test_commands_take_the_text_tower(tmp_path):

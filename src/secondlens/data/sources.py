@@ -401,7 +401,7 @@ class Subset:
         """As of the whole source, so that a change of its files is noticed."""
         return self.source.sizes() if isinstance(self.source, FileSource) else []
 
-    def load(self, index: int) -> Image.Image | Tensor:
+    def load(self, index: int) -> Any:
         """The picture at `positions[index]` of the source."""
         return self.source.load(self.positions[index])
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from ..data.reader import Batch, Reader, in_parts
@@ -32,7 +32,7 @@ class Encoded:
         return self.batch.positions
 
     @property
-    def pixels(self) -> Float[Tensor, "images 3 height width"]:
+    def pixels(self) -> Num[Tensor, "images *picture"]:
         """What was encoded, on the CPU."""
         return self.batch.pixels
 

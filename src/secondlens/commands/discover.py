@@ -25,7 +25,8 @@ from .options import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..applications.discovery import Discoverer, FoundWord
+    from ..applications.discovery.finding import Discoverer
+    from ..applications.discovery.words import FoundWord
     from ..lens.lens import Lens
     from ..models.view import Clip
 
@@ -62,7 +63,7 @@ def discover(
     check_lens(lens)
     check_picture(photo)
     hold(page)
-    from ..applications.discovery import Discoverer
+    from ..applications.discovery.finding import Discoverer
     from ..data.decoding import open_picture
     from ..lens.lens import Lens
     from ..report.page import write_page

@@ -23,7 +23,6 @@ from ...effects.capture import Capture
 from ...effects.value_paths import PathFactors, chunks, path_factors
 from ...errors import SecondLensError
 from ...lens.lens import Lens
-from ...models.resizing import interpolated
 from ...models.view import Clip, Images
 from .heat_maps import on_grid, standardise
 
@@ -143,22 +142,16 @@ class Segmenter:
         self.clip, self.recipe = clip, recipe
         self.layers = list(recipe.layers or lens.layers[-quarter(clip) :])
         fitted = [lens[layer] for layer in self.layers]
-        dtype = clip.compute_dtype
-        self.directions = torch.cat([each.directions for each in fitted]).to(clip.device, dtype)
+        directions = torch.cat([each.directions for each in fitted])
+        self.directions = directions.to(clip.device, clip.compute_dtype)
         total = len(self.directions)
         self.neurons = recipe.neurons or max(1, round(recipe.share * total))
         if self.neurons > total:
             raise SecondLensError(
                 f"layers {self.layers} have {total} neurons, not {self.neurons}: take fewer"
             )
-        grid = tuple(lens.model["grid"])
-        means = [
-            interpolated(each.activation_mean.to(clip.device, dtype), grid, clip.grid, clip.prefix)[
-                clip.prefix :
-            ]
-            for each in fitted
-        ]
-        self._means = dict(zip(self.layers, means, strict=True))
+        means = lens.token_means(clip, self.layers)
+        self._means = {layer: means[layer][clip.prefix :] for layer in self.layers}
         self._factors: dict[int, PathFactors] = (
             {layer: path_factors(clip, layer) for layer in self.layers}
             if recipe.weigh == "effect"

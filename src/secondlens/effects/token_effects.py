@@ -26,14 +26,17 @@ from .linearised import Linearised, linearise
 from .total_effects import axes_per_pass, backward
 from .value_paths import chunks, output_map
 
+IMAGES_PER_SPLIT = 8
+"""What heads do with neurons is read from memory once for so many."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """What neurons and heads have of some sums over tokens."""
 
-    neurons: dict[int, Float[Tensor, "sums neurons"]]
+    neurons: dict[int, Float[Tensor, "images sums neurons"]]
     """By layer; they add up to the sums."""
-    heads: dict[int, Float[Tensor, "sums heads"]]
+    heads: dict[int, Float[Tensor, "images sums heads"]]
     """By block, an attention pool as the one after the last; they add up to the sums. There are
     none over all paths, which go through several heads."""
 
@@ -97,31 +100,41 @@ class TokenReader:
     def split(
         self,
         effects: "TokenEffects",
-        image: int,
-        shares: Float[Tensor, "sums tokens"],
-        vectors: Float[Tensor, "sums dim"],
+        shares: Float[Tensor, "images sums tokens"],
+        vectors: Float[Tensor, "images sums dim"],
     ) -> Split:
-        """What neurons and heads have of the sums over tokens of shares * <c, vectors>."""
+        """See `TokenEffects.split`."""
+        parts = [
+            self._split(effects, some, shares[some], vectors[some])
+            for some in chunks(len(shares), IMAGES_PER_SPLIT)
+        ]
+        return Split(
+            neurons={n: torch.cat([each.neurons[n] for each in parts]) for n in self.layers},
+            heads={j: torch.cat([each.heads[j] for each in parts]) for j in self._outer},
+        )
+
+    def _split(
+        self, effects: "TokenEffects", some: slice, shares: Tensor, vectors: Tensor
+    ) -> Split:
         pooled = effects.pooled
         neurons = {
-            layer: shares.new_zeros(len(shares), away.shape[2])
+            layer: shares.new_zeros(*shares.shape[:2], away.shape[2])
             for layer, away in effects.away.items()
         }
         heads = {}
         for j, outer in self._outer.items():
-            reached = vectors @ outer.mT
-            along = reached @ effects.heads[j][image].permute(1, 2, 0)
-            heads[j] = (along * shares).sum(2).T
-            attended = pooled.attention_over_sigma[j][image] * pooled.scale[image]
-            weights = (attended[:, None] * shares).flatten(0, 1)
+            reached = vectors.flatten(0, 1) @ outer.mT  # heads, images x sums, head_width
+            by_image = reached.unflatten(1, shares.shape[:2])
+            along = by_image @ effects.heads[j][some].permute(2, 0, 3, 1)
+            heads[j] = (along * shares).sum(-1).permute(1, 2, 0)
+            attended = pooled.attention_over_sigma[j][some] * pooled.scale[some, None, None]
+            weights = attended[:, :, None] * shares[:, None]
             for layer, found in neurons.items():
                 if (layer, j) not in self._inner:
                     continue
-                acting = (weights @ effects.away[layer][image]).unflatten(
-                    0, attended.shape[:1] + shares.shape[:1]
-                )
-                worth = reached @ self._inner[layer, j]
-                found += (acting * worth).sum(0)
+                acting = weights.flatten(1, 2) @ effects.away[layer][some]
+                worth = (reached @ self._inner[layer, j]).unflatten(1, shares.shape[:2])
+                found += (acting.unflatten(1, weights.shape[1:3]).transpose(0, 1) * worth).sum(0)
         return Split(neurons=neurons, heads=heads)
 
 
@@ -138,11 +151,14 @@ class TokenEffects:
     """c, in units of the normalised embedding."""
     pooled: Pooled
 
+    @torch.no_grad()
     def split(
-        self, image: int, shares: Float[Tensor, "sums tokens"], vectors: Float[Tensor, "sums dim"]
+        self,
+        shares: Float[Tensor, "images sums tokens"],
+        vectors: Float[Tensor, "images sums dim"],
     ) -> Split:
-        """What neurons and heads have of sum over tokens t of shares[w,t] * <c[image,t], v[w]>."""
-        return self.reader.split(self, image, shares, vectors)
+        """What neurons and heads have of sum over tokens t of shares[b,w,t] * <c[b,t], v[b,w]>."""
+        return self.reader.split(self, shares, vectors)
 
 
 class TotalTokenReader:
@@ -199,13 +215,15 @@ class TotalTokenEffects:
 
     @torch.no_grad()
     def split(
-        self, image: int, shares: Float[Tensor, "sums tokens"], vectors: Float[Tensor, "sums dim"]
+        self,
+        shares: Float[Tensor, "images sums tokens"],
+        vectors: Float[Tensor, "images sums dim"],
     ) -> Split:
-        """What neurons have of sum over tokens t of shares[w,t] * <c[image,t], v[w]>."""
-        within = vectors @ self.axes.T @ self.axes
-        neurons = {n: shares.new_zeros(len(shares), a.shape[2]) for n, a in self.away.items()}
+        """What neurons have of sum over tokens t of shares[b,w,t] * <c[b,t], v[b,w]>."""
+        (shared,), within = shares, vectors[0] @ self.axes.T @ self.axes
+        neurons = {n: shares.new_zeros(1, len(shared), a.shape[2]) for n, a in self.away.items()}
         for some in chunks(len(within), axes_per_pass(self.tower.clip, 1)):
             for layer, worth in backward(self.tower, within[some], list(self.away)):
-                acting = shares[some].T[:, :, None] * self.away[layer][image][:, None]
-                neurons[layer][some] = (acting * worth[image]).sum(0)
+                acting = shared[some].T[:, :, None] * self.away[layer][0][:, None]
+                neurons[layer][0, some] = (acting * worth[0]).sum(0)
         return Split(neurons=neurons, heads={})

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...arguments import checked
 from ...data.decoding import SUFFIXES
@@ -272,51 +273,58 @@ class Discoverer:
             return self._of_pass(capture.pool(self.clip.encode_image(pixels)), top)
 
     def _of_pass(self, pooled: Pooled, top: int) -> list[list[FoundWord]]:
-        images = range(len(pooled.scale))
         if isinstance(self.source, PaperSum):
-            summed = (self.source.of_pass(pooled, image, top) for image in images)
-            return [self._words(e, e.split, self._synonyms(e.indices)) for e in summed]
+            images = range(len(pooled.scale))
+            return [self._summed(self.source.of_pass(pooled, each, top)) for each in images]
         assert isinstance(self.source, TokenReader)
-        sent = self.source.read(pooled)
-        return [self._voted(sent, image, top) for image in images]
+        return self._voted(self.source.read(pooled), top)
 
     def _over_all_paths(self, pixels: Tensor, top: int) -> list[FoundWord]:
         """The words of one preprocessed image by total effects."""
         if isinstance(self.source, PaperSum):
-            summed = self.source.of_pixels(pixels, top)
-            return self._words(summed, summed.split, self._synonyms(summed.indices))
+            return self._summed(self.source.of_pixels(pixels, top))
         assert isinstance(self.source, TotalTokenReader)
-        return self._voted(self.source.read(pixels), 0, top)
+        return self._voted(self.source.read(pixels), top)[0]
 
-    def _voted(
-        self, sent: TokenEffects | TotalTokenEffects, image: int, top: int
-    ) -> list[FoundWord]:
+    def _summed(self, found: Summed) -> list[FoundWord]:
+        return self._words(found, found.split, 0, self._synonyms(found.indices))
+
+    def _voted(self, effects: TokenEffects | TotalTokenEffects, top: int) -> list[list[FoundWord]]:
         most = min(CANDIDATES * top, len(self.texts))
-        votes = vote(sent.sent[image], self.atoms, most)
-        groups = self._synonyms(votes.indices)[:top]
-        chosen = [each for members in groups for each in members]
-        votes = votes.of(chosen)
-        places = iter(range(len(chosen)))
-        groups = [[next(places) for _ in members] for members in groups]
-        split = sent.split(image, votes.shares, self.atoms[votes.indices])
-        return self._words(votes, split, groups)
+        votes, groups = [], []
+        for sent in effects.sent:
+            found = vote(sent, self.atoms, most)
+            groups.append(self._synonyms(found.indices)[:top])
+            votes.append(found.of([each for members in groups[-1] for each in members]))
+        # images with fewer words get some that no token speaks for
+        shares = pad_sequence([each.shares for each in votes], batch_first=True)
+        vectors = pad_sequence([self.atoms[each.indices] for each in votes], batch_first=True)
+        split = effects.split(shares, vectors)
+        words = []
+        for image, (found, own) in enumerate(zip(votes, groups, strict=True)):
+            places = iter(range(len(found.indices)))
+            renumbered = [[next(places) for _ in members] for members in own]
+            words.append(self._words(found, split, image, renumbered))
+        return words
 
     def _words(
-        self, found: Votes | Summed, split: Split, groups: list[list[int]]
+        self, found: Votes | Summed, split: Split, image: int, groups: list[list[int]]
     ) -> list[FoundWord]:
+        """Words of an image, from what they and their synonyms have."""
         clip = self.clip
         of = torch.zeros(len(groups), len(found.indices)).to(found.weights)
         for row, members in enumerate(groups):
             of[row, members] = 1
         heads = torch.zeros(len(groups), 0, 0)
         if split.heads:
-            most = max(own.shape[1] for own in split.heads.values())
+            most = max(own.shape[2] for own in split.heads.values())
             heads = torch.zeros(len(groups), max(split.heads) + 1, most)
             for block, own in split.heads.items():
-                heads[:, block, : own.shape[1]] = of @ own
+                heads[:, block, : own.shape[2]] = of @ own[image, : of.shape[1]]
         tokens = (of @ found.tokens).cpu()
         weights = (of @ found.weights).tolist()
-        parts = carried({layer: of @ own for layer, own in split.neurons.items()})
+        neurons = {n: own[image, : of.shape[1]] for n, own in split.neurons.items()}
+        parts = carried({n: of @ own for n, own in neurons.items()})
         labels = [self.texts.labels[i] for i in found.indices.tolist()]
         words = [
             FoundWord(

@@ -77,7 +77,10 @@ class PaperSum:
                 heads[block] = heads.get(block, 0) + part
                 start += attention.heads
             tokens += carried.sum(1)
-        split = Split(neurons=self._shares(effects, active, functionals), heads=heads)
+        split = Split(
+            neurons=self._shares(effects, active, functionals),
+            heads={j: own[None] for j, own in heads.items()},
+        )
         return Summed(indices=indices, weights=weights, tokens=tokens, split=split)
 
     def of_pixels(self, pixels: Float[Tensor, "1 3 height width"], top: int) -> Summed:
@@ -146,13 +149,13 @@ class PaperSum:
         effects: dict[int, Tensor],
         active: dict[int, Tensor],
         functionals: dict[int, Float[Tensor, "active words dim"]],
-    ) -> dict[int, Float[Tensor, "words neurons"]]:
+    ) -> dict[int, Float[Tensor, "1 words neurons"]]:
         """What each neuron adds to each word; those that are not active, nothing."""
         found = {}
         for layer, own in functionals.items():
-            found[layer] = own.new_zeros(own.shape[1], len(active[layer]))
+            found[layer] = own.new_zeros(1, own.shape[1], len(active[layer]))
             chosen = effects[layer][active[layer]]
-            found[layer][:, active[layer]] = torch.einsum("nd,nwd->wn", chosen, own)
+            found[layer][0, :, active[layer]] = torch.einsum("nd,nwd->wn", chosen, own)
         return found
 
     def _along_paths(

@@ -205,7 +205,7 @@ class Discoverer:
         lens.check_model(clip)
         lens.check_exact()
         lens = lens.to(clip.device)
-        self.clip, self.lens = clip, lens
+        self.clip, self.lens, self.paper = clip, lens, paper
         default = lens.layers if paper else lens.layers[-quarter(clip) :]
         self.layers = list(layers or default)
         self.source: PaperSum | TokenReader | TotalTokenReader
@@ -228,7 +228,7 @@ class Discoverer:
     @torch.no_grad()
     def __call__(self, images: Any, top: int = 10) -> list[list[FoundWord]]:
         """The words of each of a few images that `Clip.prepare` takes."""
-        self._check(top)
+        self.check_top(top)
         return self._of_pixels(self.clip.prepare(images), top)
 
     def stream(
@@ -243,7 +243,7 @@ class Discoverer:
         SecondLensError
             `top` out of range, or what `streaming.stream` raises.
         """
-        self._check(top)
+        self.check_top(top)
         if self.lens.axes is not None:
             work = partial(of_finite, reader, partial(self._of_batch, top))
             for _, found in in_parts(tracked(reader, "words", progress), self.clip, work):
@@ -347,7 +347,8 @@ class Discoverer:
         rows = self.atoms[indices]
         return group((rows @ rows.T).tolist(), SYNONYM)
 
-    def _check(self, top: int) -> None:
+    def check_top(self, top: int) -> None:
+        """Raise `SecondLensError` for a number of words that there are not."""
         most = len(self.texts)
         if not 1 <= top <= most:
             raise SecondLensError(

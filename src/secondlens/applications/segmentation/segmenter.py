@@ -4,7 +4,7 @@ The neurons whose directions agree most with a text are read at every patch, and
 where the text is. An image is encoded once; one more text costs a few small products.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -366,20 +366,35 @@ def segment(
     segmenter = Segmenter(clip, lens, recipe)
     maps: list[Tensor] = []
     for some in chunks(len(batch), max(1, IMAGES_PER_PASS // windows**2)):
-        pictures = batch[some]
-        sizes = [_size(picture) for picture in pictures]
-        boxes = [boxes_of(*size, windows) for size in sizes]
-        seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
-        encoded = encode(clip, seen, segmenter.layers)
-        raw = segmenter.heat_maps(encoded, rows.expand(len(seen), -1, -1))
-        if recipe.positive:
-            raw = raw.clamp(min=0)
-        for mine, own, size in zip(raw.split(windows**2), boxes, sizes, strict=True):
-            heat = standardise(joined(mine, own, size), size)
+        for heat, _ in segmented(segmenter, batch[some], rows, windows):
             maps.append(heat[0] if isinstance(texts, str) else heat)
     if single:
         return maps[0]
     return torch.stack(maps) if isinstance(images, Tensor) else maps
+
+
+@torch.no_grad()
+def segmented(
+    segmenter: Segmenter, pictures: Images, rows: Float[Tensor, "texts dim"], windows: int = 1
+) -> Iterator[tuple[Float[Tensor, "texts height width"], Float[Tensor, " texts"]]]:
+    """For each of a few pictures, heat-maps as `segment` gives them, and the largest raw heat of
+    each text, which is comparable between pictures.
+
+    Raises
+    ------
+    SecondLensError
+        A picture that `whole` refuses, or windows on a picture with fewer pixels than windows.
+    """
+    clip = segmenter.clip
+    sizes = [_size(picture) for picture in pictures]
+    boxes = [boxes_of(*size, windows) for size in sizes]
+    seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
+    encoded = encode(clip, seen, segmenter.layers)
+    raw = segmenter.heat_maps(encoded, rows.expand(len(seen), -1, -1))
+    if segmenter.recipe.positive:
+        raw = raw.clamp(min=0)
+    for mine, own, size in zip(raw.split(windows**2), boxes, sizes, strict=True):
+        yield standardise(joined(mine, own, size), size), mine.amax((0, 2, 3))
 
 
 def _size(picture: Image.Image | Tensor) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
@@ -92,8 +92,8 @@ def overlay(image: Image.Image, heat: Float[Tensor, "height width"]) -> Image.Im
 
 
 @cache
-def _heat_colours() -> np.ndarray[Any, Any]:
-    """256 colours for heat from 0 to 1, [256, 3]."""
+def _heat_colours() -> UInt8[np.ndarray, "256 3"]:
+    """Colours for heat from 0 to 1."""
     import matplotlib as mpl
 
     levels = mpl.colormaps["plasma"](np.linspace(0, 1, 256))[:, :3]

@@ -101,7 +101,7 @@ def write_masks(
             {
                 "model": [clip.weights_hash, list(clip.image_size)],
                 "lens": _used(lens, segmenter.layers),
-                **msgspec.to_builtins(settings),
+                **msgspec.json.decode(msgspec.json.encode(settings)),
             },
             work,
             engine or Local(),

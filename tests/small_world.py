@@ -206,6 +206,13 @@ CASES = {
         command="segment lens photo.png --text sea --text road --out masks ON",
         given=("lens", "photo.png"),
     ),
+    "segment folder": Case(
+        command="segment lens unseen --text sea --text road --out masks ON",
+        given=("lens", "unseen"),
+    ),
+    "discover folder": Case(
+        command="discover lens unseen --top 2 --out words ON", given=("lens", "unseen")
+    ),
     "discover": Case(
         command="discover lens photo.png --page page.html ON", given=("lens", "photo.png")
     ),

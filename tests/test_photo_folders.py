@@ -19,6 +19,7 @@ from secondlens.applications.segmentation.heat_maps import label_map
 from secondlens.applications.segmentation.photo_masks import (
     MaskSettings,
     box_of,
+    packed,
     polygons_of,
     run_lengths,
     write_masks,
@@ -74,17 +75,23 @@ def blobs(seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_run_lengths_and_boxes_are_those_of_pycocotools(seed):
     mask = blobs(seed)
-    counts = run_lengths(mask)
-    assert sum(counts["counts"]) == mask.size
-    packed = coco_masks.frPyObjects(counts, *mask.shape)
-    assert np.array_equal(coco_masks.decode(packed).astype(bool), mask)
-    assert box_of(mask) == coco_masks.toBbox(packed).tolist()
+    found = run_lengths(mask)
+    assert np.array_equal(coco_masks.decode(found).astype(bool), mask)
+    expected = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert found == {"size": [40, 50], "counts": expected["counts"].decode()}
+    assert box_of(mask) == coco_masks.toBbox(expected).tolist()
+
+
+def test_run_lengths_of_any_size_are_packed():
+    counts = [0, 1, 15, 16, 31, 32, 33, 1023, 1024, 5, 100_000, 3, 2]
+    packed_by_them = coco_masks.frPyObjects({"size": [1, sum(counts)], "counts": counts}, 1, 1)
+    assert packed(counts) == packed_by_them["counts"].decode()
 
 
 def test_masks_that_hold_all_or_nothing():
     full, empty = np.ones((3, 4), dtype=bool), np.zeros((3, 4), dtype=bool)
-    assert run_lengths(full) == {"size": [3, 4], "counts": [0, 12]}
-    assert run_lengths(empty) == {"size": [3, 4], "counts": [12]}
+    assert run_lengths(full) == {"size": [3, 4], "counts": packed([0, 12])}
+    assert run_lengths(empty) == {"size": [3, 4], "counts": packed([12])}
     assert box_of(full) == [0, 0, 4, 3]
     assert box_of(empty) == [0, 0, 0, 0]
     assert polygons_of(empty) == []

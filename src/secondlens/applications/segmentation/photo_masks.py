@@ -1,5 +1,6 @@
 """Masks of a whole folder in files: label maps, a COCO file, a table and a contact sheet."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 import contourpy
 import msgspec
 import numpy as np
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
@@ -20,7 +22,7 @@ from ...engine.pool import Engine
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...report.page import data_uri, write_page
-from ...storage.files import save_csv, save_json, save_picture
+from ...storage.files import save_csv, save_picture, save_text
 from ..photo_files import (
     PHOTOS_PER_PASS,
     SHOWN,
@@ -188,19 +190,35 @@ class _Masks:
             "texts": texts,
         }
         if position < SHOWN:
-            small = thumbnail(outlined(picture, labels))
-            record["thumbnail"] = data_uri(small, "webp", quality=80)
+            small = thumbnail(picture)
+            seen = F.interpolate(labels[None, None].float(), small.size[::-1], mode="nearest")
+            record["thumbnail"] = data_uri(outlined(small, seen[0, 0].long()), "jpeg", quality=85)
         return record
 
 
 def run_lengths(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     """A mask as COCO writes it: how many pixels are outside, inside, outside, ..., column by
-    column."""
+    column, packed into a text."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     ends = np.concatenate([[0], changes, [flat.size]])
     counts = np.diff(ends).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+    return {"size": list(mask.shape), "counts": packed([0, *counts] if flat[0] else counts)}
+
+
+def packed(counts: Sequence[int]) -> str:
+    """Run lengths as COCO packs them: from the fourth on what each has more than the one before the
+    last, in digits of 5 bits, the lowest first; bit 6 of a digit says that more follow."""
+    digits = []
+    for place, count in enumerate(counts):
+        rest = count - counts[place - 2] if place > 2 else count
+        more = True
+        while more:
+            digit = rest & 0x1F
+            rest >>= 5
+            more = rest != (-1 if digit & 0x10 else 0)
+            digits.append(chr(48 + (digit | 0x20 if more else digit)))
+    return "".join(digits)
 
 
 def polygons_of(mask: Bool[np.ndarray, "height width"]) -> list[list[float]]:
@@ -262,15 +280,13 @@ def _write(records: Sequence[Record], settings: MaskSettings, folder: Path, clip
                     }
                 )
     categories = [{"id": i, "name": text} for i, text in enumerate(settings.texts, start=1)]
-    save_json(
-        folder / "masks.json",
-        {
-            "info": {"description": f"by {clip.name}, secondlens {version('secondlens')}"},
-            "images": images,
-            "categories": categories,
-            "annotations": annotations,
-        },
-    )
+    found = {
+        "info": {"description": f"by {clip.name}, secondlens {version('secondlens')}"},
+        "images": images,
+        "categories": categories,
+        "annotations": annotations,
+    }
+    save_text(folder / "masks.json", json.dumps(found, ensure_ascii=False))
     if rows:
         save_csv(folder / "tags.csv", rows)
     texts = [

@@ -460,7 +460,7 @@ def test_the_whole_table(clip, lens, tmp_path):
     with (tmp_path / "said.txt").open("w") as said:
         publish(result, out, Console(file=said, width=80))
     methods = [method.name for method in table4_methods(clip, lens)]
-    assert len(methods) == 10 and {OURS, CEILING} <= set(methods)
+    assert len(methods) == 17 and {OURS, CEILING} <= set(methods)
     found = json.loads((out / "table4.json").read_text())
     for place in (found["facts"], found):  # where they are, and were
         assert (place["test images"], place["maps"]) == (6, 9)

@@ -362,6 +362,12 @@ def _with_own_options(function: Callable[..., None]) -> click.Command:
     "--test-images", type=click.IntRange(1), default=600, show_default=True, help="To test on."
 )
 @click.option("--dev", type=click.IntRange(1), default=200, show_default=True, help="To tune on.")
+@click.option(
+    "--second-model",
+    help="By whose patches ProxyCLIP says what is alike, such as a DINO; by default the twin of an "
+    "embedded model, and else the model itself.",
+)
+@click.option("--second-pretrained", help="Its open_clip tag, or the path of a checkpoint.")
 @json_option
 @with_model
 def table4(
@@ -378,6 +384,8 @@ def table4(
     fit_images: int,
     test_images: int,
     dev: int,
+    second_model: str | None,
+    second_pretrained: str | None,
     as_json: bool,
     model: ChosenModel,
 ) -> None:
@@ -401,7 +409,14 @@ def table4(
     check_together(
         said_by(check_sources, demo=demo, model=model.model, data=images, lens=lens),
         idle(of_data, "of images with masks: name those with --images", unless=images is not None),
+        idle(
+            {"--second-pretrained": second_pretrained is not None},
+            "of a second model: name it",
+            unless=second_model is not None,
+        ),
     )
+    if second_model is not None:
+        check_trained(second_model, second_pretrained, "--second-pretrained")
     if images is None:
         work = demo_work(images=test_images, dev=dev)
     else:
@@ -421,8 +436,17 @@ def table4(
         fitted = demo_lens(clip, fit_images)
     called = published_as(model.model, model.pretrained) or _called(model)
     as_code = follow == "code"
+    second = None
+    if second_model is not None:
+        second = replace(
+            model, model=second_model, pretrained=second_pretrained, activation=None
+        ).load()
     found = compare(
-        clip, fitted, work, model=called, predicted=predicted or as_code, cropped=as_code
+        *(clip, fitted, work),
+        model=called,
+        predicted=predicted or as_code,
+        cropped=as_code,
+        second=second,
     )
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)

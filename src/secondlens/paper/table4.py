@@ -35,11 +35,13 @@ from ..data.masked import (
 )
 from ..data.reader import FEW_IMAGES
 from ..data.vocabularies import Vocabulary, class_names, object_names, vocabulary
+from ..demo.model import TWIN
 from ..demo.scenes import FIT_SEED, Scenes, World
 from ..errors import SecondLensError
 from ..formatting import counted
 from ..lens.fitting import fit
 from ..lens.lens import Lens
+from ..models.loading import load
 from ..models.view import Clip
 from ..progress import tracked
 from .results import Result, Row, Setting
@@ -286,6 +288,7 @@ def compare(
     model: str,
     predicted: bool,
     cropped: bool = False,
+    second: Clip | None = None,
 ) -> Result:
     """Tune all methods on some images and measure them on others.
 
@@ -297,8 +300,13 @@ def compare(
         Whether the class that CLIP predicts is segmented, and not the one that is given.
     cropped
         Whether images are cropped while masks are squeezed, see `batches`.
+    second
+        The model that ProxyCLIP compares patches by; by default the twin of an embedded model, and
+        else the model itself.
     """
-    methods = table4_methods(clip, lens)
+    if second is None and clip.name in TWIN:
+        second = load(TWIN[clip.name], device=clip.device)
+    methods = table4_methods(clip, lens, second)
     classes = Classes(clip, work.classes, predicted)
     tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
     seen = batches(clip, work.dev, classes, cropped=cropped)
@@ -316,6 +324,7 @@ def compare(
         "maps": len(comparison.images),
         "predicted classes": predicted,
         "cropped": cropped,
+        "second model": None if second is None else second.name,
         "choices": {name: asdict(choice) for name, choice in choices.items()},
     }
     flat = [_flat(row) for row in found]
@@ -400,6 +409,7 @@ def table4(study: Study) -> Result:
         model=study.known_model,
         predicted=as_code,
         cropped=as_code,
+        second=None if study.second_model is None else study.second_model.load(),
     )
     more = "`secondlens reproduce table4` measures more pictures."
     return replace(found, notes=[*found.notes, more])

@@ -262,8 +262,24 @@ TEXTSPAN_OWN = Own(positive=True, form="centred")
 """The published script takes the mean over all classes off the heat of one, and cuts at 0."""
 
 
-def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
-    """Every row of the paper's Table 4, patch similarity, and the ceiling."""
+MINMAX_OWN = Own(threshold="half")
+"""Methods that came after Table 4 scale maps to [0, 1] where they cut one map at all."""
+
+OWN = {
+    "TextSpan": TEXTSPAN_OWN,
+    "CLIP Surgery": Own(threshold="half", form="centred"),
+    **dict.fromkeys(
+        ("MaskCLIP", "SCLIP", "ClearCLIP", "LeGrad", "ProxyCLIP", "NACLIP"), MINMAX_OWN
+    ),
+}
+"""By name of a baseline, where it is not that of `Own`."""
+
+
+def table4_methods(clip: Clip, lens: Lens, second: Clip | None = None) -> list[Method]:
+    """Every row of the paper's Table 4, every other baseline, and the ceiling.
+
+    `second` is the model that ProxyCLIP compares patches by; without one, `clip` itself.
+    """
     half = clip.layers // 2
     late = max(1, round(clip.layers / 3))
     rules = {"as published": {}, "all contributions": {"rule": "zero"}}
@@ -279,6 +295,16 @@ def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
         },
         "Raw attention": {"as published": {}, "later half": {"layers": clip.layers - half}},
         "TextSpan": {"as published": {}, "last third": {"layers": late}, "last": {"layers": 1}},
+        "MaskCLIP": _of_last_block(residual=True),
+        "CLIP Surgery": {"as published": {}, "last third": {"blocks": late}},
+        "SCLIP": _of_last_block(residual=True),
+        "ClearCLIP": _of_last_block(residual=False),
+        "LeGrad": {"as published": {}, "later half": {"layers": clip.layers - half}},
+        "ProxyCLIP": {
+            "as published": {"second": second},
+            "block before the last": {"second": second, "block": -2},
+        },
+        "NACLIP": _of_last_block(residual=False),
     }
     blind = ("Rollout", "Raw attention")
     methods: list[Method] = [
@@ -286,13 +312,22 @@ def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
             name=each.name,
             clip=clip,
             heat_maps=each,
-            own=TEXTSPAN_OWN if each.name == "TextSpan" else Own(),
+            own=OWN.get(each.name, Own()),
             reads_text=each.name not in blind,
             **({"options": options[each.name]} if each.name in options else {}),
         )
         for each in baselines
     ]
     return [*methods, NeuronMaps(clip, lens, recipes(clip, lens)), CeilingMaps(grid=clip.grid)]
+
+
+def _of_last_block(*, residual: bool) -> dict[str, dict[str, Any]]:
+    """Variants of a method that was published with a residual stream, or without."""
+    return {
+        "as published": {},
+        "block before the last": {"block": -2},
+        "without residual" if residual else "with residual": {"residual": not residual},
+    }
 
 
 BINS = 20

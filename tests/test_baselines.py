@@ -438,7 +438,11 @@ def test_a_second_model_has_its_own_size_colours_and_grid(texts):
 
 
 @pytest.mark.parametrize(
-    "method", [patch_similarity, mask_clip, sclip, clear_clip, nac_clip, clip_surgery, proxy_clip]
+    "method",
+    [
+        *(textspan, patch_similarity, mask_clip, sclip),
+        *(clear_clip, nac_clip, clip_surgery, proxy_clip),
+    ],
 )
 def test_several_texts_at_once(clip, images, texts, method):
     found = method(clip, images, texts.expand(2, 2, -1))

@@ -280,6 +280,11 @@ def data_work(
     )
 
 
+def second_of(clip: Clip) -> Clip | None:
+    """The twin of an embedded model."""
+    return load(TWIN[clip.name], device=clip.device) if clip.name in TWIN else None
+
+
 def compare(
     clip: Clip,
     lens: Lens,
@@ -304,8 +309,7 @@ def compare(
         The model that ProxyCLIP compares patches by; by default the twin of an embedded model, and
         else the model itself.
     """
-    if second is None and clip.name in TWIN:
-        second = load(TWIN[clip.name], device=clip.device)
+    second = second_of(clip) if second is None else second
     methods = table4_methods(clip, lens, second)
     classes = Classes(clip, work.classes, predicted)
     tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))

@@ -1,0 +1,111 @@
+"""What papers do to maps of several texts before a pixel gets a class.
+
+Each is a function of maps that keeps their form, so that any method can be followed by any of them.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ...models.view import Clip, Images
+from .baselines.last_block import inside
+
+SHARP = 100.0
+"""What MaskCLIP multiplies cosines with before a softmax: CLIP's own temperature."""
+
+
+def denoise_prompts(
+    maps: Float[Tensor, "images texts *places"], least: float = 0.5
+) -> Float[Tensor, "images texts *places"]:
+    """MaskCLIP's prompt denoising: a text that is nowhere as likely as `least` gets no pixel.
+
+    Likely by a softmax of the cosines over texts.
+    """
+    likely = (SHARP * maps).softmax(1).flatten(2).amax(-1)
+    lost = (likely < least).unflatten(-1, (-1, *[1] * (maps.dim() - 2)))
+    return maps.masked_fill(lost, -SHARP)
+
+
+@torch.no_grad()
+def smooth_by_keys(
+    clip: Clip, images: Images, maps: Float[Tensor, "images texts rows columns"]
+) -> Float[Tensor, "images texts rows columns"]:
+    """MaskCLIP's key smoothing: patches share what they say with those of like keys.
+
+    Each place becomes the sum over patches of cosine of keys times probability of the text; keys
+    are those of the last block, all heads side by side.
+    """
+    (seen,) = inside(clip, images, [-1])
+    keys = F.normalize(seen.keys[:, :, clip.prefix :].transpose(1, 2).flatten(2), dim=-1)
+    alike = keys @ keys.mT
+    likely = (SHARP * maps).softmax(1).flatten(2)
+    found: Tensor = (likely @ alike.to(likely).mT).unflatten(-1, tuple(maps.shape[-2:]))
+    return found
+
+
+@torch.no_grad()
+def remove_redundance(
+    clip: Clip,
+    images: Images,
+    texts: Float[Tensor, "texts dim"],
+    maps: Float[Tensor, "images texts *places"],
+) -> Float[Tensor, "images texts *places"]:
+    """CLIP Surgery's feature surgery: what a place says of all texts alike is taken off.
+
+    Cosines are weighted by how likely the whole image makes each text, w = p / mean(p) with
+    p = softmax(2 cosine), and the mean over texts is subtracted.
+    """
+    unit = F.normalize(clip.encode_image(images).to(texts), dim=-1)
+    likely = (2 * unit @ texts.T).softmax(-1)
+    weights = likely / likely.mean(-1, keepdim=True)
+    weighted = weights.unflatten(-1, (-1, *[1] * (maps.dim() - 2))) * maps
+    found: Tensor = weighted - weighted.mean(1, keepdim=True)
+    return found
+
+
+PAMR_STEPS, PAMR_DILATIONS = 10, (8, 16)
+"""As NACLIP takes them."""
+
+
+def pamr(
+    pixels: Float[Tensor, "images channels height width"],
+    maps: Float[Tensor, "images texts height width"],
+    *,
+    steps: int = PAMR_STEPS,
+    dilations: Sequence[int] = PAMR_DILATIONS,
+) -> Float[Tensor, "images texts height width"]:
+    """Pixel-adaptive mask refinement (Araslanov & Roth 2020).
+
+    In each step a pixel takes the mean of its eight neighbours at each distance of `dilations`,
+    weighted by softmax(-mean over channels of |difference| / (0.1 standard deviation)), where the
+    deviation is that of the nine pixels at all distances. Borders are repeated.
+    """
+    around = _neighbours(pixels, dilations)
+    others = _neighbours(pixels, dilations, middle=False)
+    spread = around.std(2, keepdim=True)
+    apart = (others - pixels[:, :, None]).abs() / (1e-8 + 0.1 * spread)
+    weights = (-apart.mean(1, keepdim=True)).softmax(2)
+    for _ in range(steps):
+        maps = (_neighbours(maps, dilations, middle=False) * weights).sum(2)
+    return maps
+
+
+def _neighbours(
+    values: Float[Tensor, "images channels height width"],
+    dilations: Sequence[int],
+    *,
+    middle: bool = True,
+) -> Float[Tensor, "images channels neighbours height width"]:
+    height, width = values.shape[-2:]
+    found = []
+    for far in dilations:
+        padded = F.pad(values, [far] * 4, mode="replicate")
+        for down, right in product(range(3), repeat=2):
+            if middle or (down, right) != (1, 1):
+                upper, left = far * down, far * right
+                found.append(padded[..., upper : upper + height, left : left + width])
+    return torch.stack(found, dim=2)

@@ -85,7 +85,7 @@ WRONG = {
     "multiclass": (
         (*MULTICLASS, "--images", "data", "--set", "world", "--single", "--second-pretrained", "x"),
         (
-            *("images with --images and a lens with --lens", "name what the folder holds with"),
+            *("name data with --images and a lens", "name what the folder holds with"),
             *("--single is of --demo", "--second-pretrained is of a second model"),
         ),
     ),

@@ -378,6 +378,7 @@ def _second(first: ChosenModel, name: str | None, pretrained: str | None) -> "Cl
     "--test-images", type=click.IntRange(1), default=600, show_default=True, help="To test on."
 )
 @click.option("--dev", type=click.IntRange(1), default=200, show_default=True, help="To tune on.")
+@click.option("--single", is_flag=True, help="With --demo: test on scenes of one object each.")
 @click.option(
     "--second-model",
     help="By whose patches ProxyCLIP says what is alike, such as a DINO; by default the twin of an "
@@ -400,6 +401,7 @@ def table4(
     fit_images: int,
     test_images: int,
     dev: int,
+    single: bool,
     second_model: str | None,
     second_pretrained: str | None,
     as_json: bool,
@@ -425,10 +427,11 @@ def table4(
     check_together(
         said_by(check_sources, demo=demo, model=model.model, data=images, lens=lens),
         idle(of_data, "of images with masks: name those with --images", unless=images is not None),
+        when(single and not demo, "--single is of --demo: drop it"),
         _of_second(second_model, second_pretrained),
     )
     if images is None:
-        work = demo_work(images=test_images, dev=dev)
+        work = demo_work(images=test_images, dev=dev, single=single)
     else:
         work = data_work(
             images,

@@ -204,12 +204,14 @@ class WorldMasks:
     world: World
     seed: int
     count: int
+    single: bool = False
+    """Whether every scene shows one object only."""
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Example:
-        scene = self.world.scene(self.seed, index)
+        scene = self.world.scene(self.seed, index, count=1 if self.single else None)
         visible = [i for i, mask in enumerate(scene.masks) if mask.any()]
         return Example(
             id=f"scene-{self.seed}-{index}",

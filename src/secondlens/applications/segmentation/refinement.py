@@ -71,6 +71,15 @@ PAMR_STEPS, PAMR_DILATIONS = 10, (8, 16)
 """As NACLIP takes them."""
 
 
+def fine_dilations(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, ...]:
+    """Powers of two up to the side of a patch: distances at which a map of patches finds edges.
+
+    `size` and `grid` are rows and columns of pixels and of patches.
+    """
+    side = max(1, min(pixels // patches for pixels, patches in zip(size, grid, strict=True)))
+    return tuple(2**power for power in range(side.bit_length()))
+
+
 def pamr(
     pixels: Float[Tensor, "images channels height width"],
     maps: Float[Tensor, "images texts height width"],

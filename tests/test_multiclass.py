@@ -192,13 +192,15 @@ def test_twenty_pictures_equal_an_independent_computation(clip, tmp_path, name):
     texts = Texts(clip, named(found.classes), found.classes)
     method = similarity_of(clip)
     dev = [found[i] for i in range(6)]
-    choice = tune(clip, method, dev, texts, scale=1.5)
+    choice = tune(clip, method, dev, texts, scale=1.5)["all"]
+    of = texts.plain if choice.form == "plain" else texts.centred
     total = torch.zeros(len(found.classes), 3, dtype=torch.float64)
     right, said, true = Counter(), Counter(), Counter()
     for index in range(20):
         example = found[index]
         labels = torch.from_numpy(example.labels)
-        mine = tuned_labels(clip, method, example, texts, choice, scale=1.5)
+        maps = text_maps(clip, method.maps, example.image, of, 1.5)
+        mine = tuned_labels(maps, texts, choice)
         total += counts(mine, labels, len(found.classes))
 
         rows = named(found.classes).vocabulary.embed(clip)
@@ -231,22 +233,20 @@ def test_tuning_takes_the_best(clip, tmp_path):
     texts = Texts(clip, named(found.classes), found.classes)
     method, dev = similarity_of(clip), [found[i] for i in range(4)]
     for among in ("all", "present"):
-        choice = tune(clip, method, dev, texts, scale=None, among=among)
+        choice = tune(clip, method, dev, texts, scale=None)[among]
+        rows = texts.plain if choice.form == "plain" else texts.centred
+        maps = [text_maps(clip, method.maps, each.image, rows, None) for each in dev]
 
-        def miou(choice=choice, among=among, level=None):
-            tried = choice if level is None else replace(choice, level=level)
-            total = sum(
-                counts(
-                    tuned_labels(clip, method, each, texts, tried, scale=None, among=among),
-                    torch.from_numpy(each.labels),
-                    21,
-                )
-                for each in dev
-            )
+        def miou(choice, among=among, maps=maps):
+            total = 0
+            for each, read in zip(dev, maps, strict=True):
+                true = torch.from_numpy(each.labels)
+                said = tuned_labels(read, texts, choice, true if among == "present" else None)
+                total = total + counts(said, true, 21)
             return float(scores(total)[0])
 
-        assert miou() == pytest.approx(choice.miou, abs=1e-9)
-        assert choice.miou >= miou(level=-torch.inf)
+        assert miou(choice) == pytest.approx(choice.miou, abs=1e-9)
+        assert choice.miou >= miou(replace(choice, level=-torch.inf))
     with pytest.raises(SecondLensError, match="no development images with label maps"):
         tune(clip, method, [], texts, scale=None)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..applications.segmentation.baselines import baselines
 from ..data import label_sets, masked_sets
 from ..errors import SecondLensError, SecondLensWarning
 from ..naming import shown_model, shown_place
@@ -380,6 +381,13 @@ def _second(first: ChosenModel, name: str | None, pretrained: str | None) -> "Cl
 @click.option("--dev", type=click.IntRange(1), default=200, show_default=True, help="To tune on.")
 @click.option("--single", is_flag=True, help="With --demo: test on scenes of one object each.")
 @click.option(
+    "--baseline",
+    "only",
+    multiple=True,
+    type=click.Choice(baselines.names),
+    help="Measure this one, beside neurons; repeatable. By default all.",
+)
+@click.option(
     "--second-model",
     help="By whose patches ProxyCLIP says what is alike, such as a DINO; by default the twin of an "
     "embedded model, and else the model itself.",
@@ -402,6 +410,7 @@ def table4(
     test_images: int,
     dev: int,
     single: bool,
+    only: tuple[str, ...],
     second_model: str | None,
     second_pretrained: str | None,
     as_json: bool,
@@ -455,6 +464,7 @@ def table4(
         predicted=predicted or as_code,
         cropped=as_code,
         second=_second(model, second_model, second_pretrained),
+        only=only,
     )
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..applications.segmentation.multiclass import (
+    AMONG,
     Among,
     ClassMethod,
     Texts,
@@ -20,6 +21,7 @@ from ..applications.segmentation.multiclass import (
     paired_difference,
     published_labels,
     score,
+    text_maps,
     tune,
     tuned_labels,
 )
@@ -155,7 +157,6 @@ def data_labels(
 
 
 WAYS = ("tuned", "own")
-AMONG: tuple[Among, ...] = get_args(Among)
 
 
 def compare_labels(
@@ -226,27 +227,29 @@ def _choices(
     parts: Checkpoints,
 ) -> dict[tuple[str, Among], TunedLabels]:
     found: dict[tuple[str, Among], TunedLabels] = {}
-    pairs = [(method, among) for method in methods for among in AMONG]
-    for number, (method, among) in enumerate(tracked(pairs, "tuning", shown=True)):
-        name = f"choice-{number:02}"
+    examples = [task.dev[i] for i in range(len(task.dev))]
+    for number, method in enumerate(tracked(methods, "tuning", shown=True)):
+        name = f"choices-{number:02}"
         if name not in parts.names():
-            examples = [task.dev[i] for i in range(len(task.dev))]
-            choice = tune(clip, method, examples, texts, scale=task.scale, among=among)
-            statistics = {"mean": choice.mean, "deviation": choice.deviation}
-            level = torch.tensor([choice.level], dtype=torch.float64)
-            parts.save(
-                name,
-                {**statistics, "level": level},
-                {"form": choice.form, "miou": choice.miou},
+            chosen = tune(clip, method, examples, texts, scale=task.scale)
+            tensors: dict[str, Tensor] = {}
+            infos: dict[str, Any] = {}
+            for among, choice in chosen.items():
+                tensors[f"{among}/mean"] = choice.mean.clone()
+                tensors[f"{among}/deviation"] = choice.deviation.clone()
+                tensors[f"{among}/level"] = torch.tensor([choice.level], dtype=torch.float64)
+                infos[among] = {"form": choice.form, "miou": choice.miou}
+            parts.save(name, tensors, infos)
+        for among in AMONG:
+            info = parts.info(name)[among]
+            kept = parts.tensors(name, f"{among}/")
+            found[method.name, among] = TunedLabels(
+                form=info["form"],
+                level=float(kept["level"]),
+                miou=info["miou"],
+                mean=kept["mean"],
+                deviation=kept["deviation"],
             )
-        kept, info = parts.tensors(name), parts.info(name)
-        found[method.name, among] = TunedLabels(
-            form=info["form"],
-            level=float(kept["level"]),
-            miou=info["miou"],
-            mean=kept["mean"],
-            deviation=kept["deviation"],
-        )
     return found
 
 
@@ -263,17 +266,22 @@ def _counted(
     for example in examples:
         true = torch.from_numpy(example.labels)
         for method in methods:
+            own = None
+            if method.own is not None:
+                read = method.own_maps or method.maps
+                own = text_maps(clip, read, example.image, texts.plain, task.scale).cpu()
+            tuned: dict[bool, Tensor] = {}
             for among in AMONG:
-                tuned = tuned_labels(
-                    *(clip, method, example, texts, choices[method.name, among]),
-                    scale=task.scale,
-                    among=among,
-                )
-                labels = {"tuned": tuned}
-                if method.own is not None:
-                    labels["own"] = published_labels(
-                        clip, method, example, texts, scale=task.scale, among=among
-                    )
+                there = true if among == "present" else None
+                choice = choices[method.name, among]
+                plain = choice.form == "plain"
+                if plain not in tuned:
+                    rows = texts.plain if plain else texts.centred
+                    maps = text_maps(clip, method.maps, example.image, rows, task.scale)
+                    tuned[plain] = maps.cpu()
+                labels = {"tuned": tuned_labels(tuned[plain], texts, choice, there)}
+                if method.own is not None and own is not None:
+                    labels["own"] = published_labels(own, example.image, texts, method.own, there)
                 for way, said in labels.items():
                     key = f"{method.name}|{way}|{among}"
                     found.setdefault(key, []).append(counts(said, true, texts.classes))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..applications.segmentation.baselines import baselines
 from ..applications.segmentation.heat_maps import grey, overlay
 from ..applications.segmentation.metrics import paired_differences, score
 from ..applications.segmentation.protocol import (
@@ -321,6 +322,7 @@ def compare(
     predicted: bool,
     cropped: bool = False,
     second: Clip | None = None,
+    only: Sequence[str] = (),
 ) -> Result:
     """Tune all methods on some images and measure them on others.
 
@@ -335,9 +337,15 @@ def compare(
     second
         The model that ProxyCLIP compares patches by; by default the twin of an embedded model, and
         else the model itself.
+    only
+        Baselines to measure, by name; by default all.
     """
     second = second_of(clip) if second is None else second
-    methods = table4_methods(clip, lens, second)
+    methods = [
+        each
+        for each in table4_methods(clip, lens, second)
+        if not only or each.name in only or each.name not in baselines
+    ]
     classes = Classes(clip, work.classes, predicted)
     tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
     seen = batches(clip, work.dev, classes, cropped=cropped)

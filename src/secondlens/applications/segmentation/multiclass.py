@@ -16,7 +16,7 @@ of the model's size that overlap by half. Where a class has several texts, the b
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ Maps = Float[Tensor, "images texts rows columns"]
 
 Among = Literal["all", "present"]
 """Classes that a pixel may get: all of the set, or those of its picture alone."""
+AMONG: tuple[Among, ...] = get_args(Among)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,9 +338,10 @@ def tune(
     texts: Texts,
     *,
     scale: float | None,
-    among: Among = "all",
-) -> TunedLabels:
+) -> dict[Among, TunedLabels]:
     """The form of the texts and the level of background with the best mIoU on some images.
+
+    Both are chosen among all classes, and among those of each picture.
 
     Raises
     ------
@@ -349,27 +351,20 @@ def tune(
     seen = [(each, torch.from_numpy(each.labels)) for each in images]
     if not seen:
         raise SecondLensError("there are no development images with label maps: give at least one")
-    best: TunedLabels | None = None
-    for form in FORMS[:2]:
-        rows = texts.plain if form == "plain" else texts.centred
+    best: dict[Among, TunedLabels] = {}
+    for standard_too, rows in ((False, texts.plain), (True, texts.centred)):
         maps = [text_maps(clip, method.maps, each.image, rows, scale).cpu() for each, _ in seen]
         flat = [each.flatten(1) for each in maps]
         count = sum(each.shape[1] for each in flat)
         mean = torch.stack([each.sum(1) for each in flat]).sum(0) / count
         spread = torch.stack([(each - mean[:, None]).square().sum(1) for each in flat]).sum(0)
         deviation = (spread / count).sqrt().clamp(min=torch.finfo(mean.dtype).eps)
-        for standard in (False, True) if form == "centred" else (False,):
-            of = TunedLabels(
-                form="standard" if standard else form,
-                level=-torch.inf,
-                miou=0.0,
-                mean=mean,
-                deviation=deviation,
-            )
-            found = _with_level(of, maps, [labels for _, labels in seen], texts, among)
-            if best is None or found.miou > best.miou:
-                best = found
-    assert best is not None
+        for form in FORMS[1:] if standard_too else FORMS[:1]:
+            of = TunedLabels(form=form, level=-torch.inf, miou=0.0, mean=mean, deviation=deviation)
+            for among in AMONG:
+                found = _with_level(of, maps, [labels for _, labels in seen], texts, among)
+                if among not in best or found.miou > best[among].miou:
+                    best[among] = found
     return best
 
 
@@ -419,39 +414,26 @@ def _standardised(maps: Tensor, choice: TunedLabels) -> Tensor:
 
 
 def tuned_labels(
-    clip: Clip,
-    method: ClassMethod,
-    example: Labelled,
+    maps: Float[Tensor, "texts height width"],
     texts: Texts,
     choice: TunedLabels,
-    *,
-    scale: float | None,
-    among: Among = "all",
+    labels: Int[Tensor, "height width"] | None = None,
 ) -> Int[Tensor, "height width"]:
-    """Labels of a picture as they were tuned."""
-    rows = texts.plain if choice.form == "plain" else texts.centred
-    maps = text_maps(clip, method.maps, example.image, rows, scale).cpu()
-    labels = torch.from_numpy(example.labels) if among == "present" else None
+    """Labels from maps of the chosen form as they were tuned; `labels` as for `best_class`."""
     values = texts.by_class(_standardised(maps, choice))
     best, top = best_class(values, labels, background=texts.background)
     return best.masked_fill(top < choice.level, 0) if texts.background else best
 
 
 def published_labels(
-    clip: Clip,
-    method: ClassMethod,
-    example: Labelled,
+    maps: Float[Tensor, "texts height width"],
+    image: Image.Image,
     texts: Texts,
-    *,
-    scale: float | None,
-    among: Among = "all",
+    own: OwnLabels,
+    labels: Int[Tensor, "height width"] | None = None,
 ) -> Int[Tensor, "height width"]:
-    """Labels of a picture as the method's paper makes them."""
-    assert method.own is not None
-    maps = text_maps(clip, method.own_maps or method.maps, example.image, texts.plain, scale).cpu()
-    labels = torch.from_numpy(example.labels) if among == "present" else None
-    pixels = _colours(example.image) if method.own.refine else maps[:3]
-    return own_labels(maps, pixels, texts, method.own, labels)
+    """Labels of a picture as a paper makes them of its maps; `labels` as for `best_class`."""
+    return own_labels(maps, _colours(image) if own.refine else maps[:3], texts, own, labels)
 
 
 def _colours(image: Image.Image) -> Float[Tensor, "3 height width"]:

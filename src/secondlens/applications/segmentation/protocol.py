@@ -36,7 +36,7 @@ from .baselines import baselines
 from .heat_maps import standardise
 from .metrics import scores, statistics
 from .mixture import MixedMaps
-from .refinement import fine_dilations, pamr
+from .refinement import followed
 from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode, quarter
 
 
@@ -428,19 +428,15 @@ def tune(methods: Sequence[Method], work: Iterable[MapBatch]) -> dict[str, Tuned
             found[name] = best
     for name, best in found.items():
         grids = kept[name, best.variant, best.form]
-        refined = [followed(*pair) for pair in zip(grids, pixels, strict=True)]
+        refined = [_followed(*pair) for pair in zip(grids, pixels, strict=True)]
         found[name] = replace(best, refined=_best_cut(best.variant, best.form, refined, masks))
     return found
 
 
-def followed(
+def _followed(
     grid: Float[Tensor, "maps rows columns"], pixels: Float[Tensor, "maps 3 height width"]
 ) -> Float[Tensor, "maps height width"]:
-    """Maps at the image's size that follow its colours."""
-    size = (pixels.shape[-2], pixels.shape[-1])
-    resized = F.interpolate(grid[:, None], size, mode="bilinear", align_corners=False)
-    dilations = fine_dilations(size, (grid.shape[-2], grid.shape[-1]))
-    return pamr(pixels.to(grid), resized, dilations=dilations)[:, 0]
+    return followed(grid[:, None], pixels)[:, 0]
 
 
 def _best_cut(variant: str, form: str, grids: Sequence[Tensor], masks: Sequence[Tensor]) -> Tuned:
@@ -503,7 +499,7 @@ def measure(
             grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
             seconds[method.name] += time.perf_counter() - start
             same[method.name].append(_cut(grid.cpu(), choice, batch))
-            colours = followed(grid.cpu(), batch.pixels.cpu())
+            colours = _followed(grid.cpu(), batch.pixels.cpu())
             refined[method.name].append(_cut(colours, choice.refined or choice, batch))
             if (choice.variant, choice.form) != (published, method.own.form):
                 grid = method.grids(batch, method.own.form, [published])[published]

@@ -3,7 +3,7 @@
 Each is a function of maps that keeps their form, so that any method can be followed by any of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -80,6 +80,20 @@ def fine_dilations(size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, .
     return tuple(2**power for power in range(side.bit_length()))
 
 
+def followed(
+    maps: Float[Tensor, "images texts rows columns"],
+    pixels: Float[Tensor, "images 3 height width"],
+) -> Float[Tensor, "images texts height width"]:
+    """Maps of patches at the images' size that follow their colours: `pamr` down to single pixels.
+
+    `pixels` are images as the model takes them.
+    """
+    size = (pixels.shape[-2], pixels.shape[-1])
+    resized = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    dilations = fine_dilations(size, (maps.shape[-2], maps.shape[-1]))
+    return pamr(pixels.to(maps), resized, dilations=dilations)
+
+
 def pamr(
     pixels: Float[Tensor, "images channels height width"],
     maps: Float[Tensor, "images texts height width"],
@@ -93,13 +107,17 @@ def pamr(
     weighted by softmax(-mean over channels of |difference| / (0.1 standard deviation)), where the
     deviation is that of the nine pixels at all distances. Borders are repeated.
     """
-    around = _neighbours(pixels, dilations)
-    others = _neighbours(pixels, dilations, middle=False)
+    around = torch.stack([*_neighbours(pixels, dilations)], dim=2)
+    others = torch.stack([*_neighbours(pixels, dilations, middle=False)], dim=2)
     spread = around.std(2, keepdim=True)
     apart = (others - pixels[:, :, None]).abs() / (1e-8 + 0.1 * spread)
-    weights = (-apart.mean(1, keepdim=True)).softmax(2)
+    weights = (-apart.mean(1, keepdim=True)).softmax(2).unbind(2)
     for _ in range(steps):
-        maps = (_neighbours(maps, dilations, middle=False) * weights).sum(2)
+        # one neighbour of all maps at a time: all of them at once are many times as much memory
+        total = torch.zeros_like(maps)
+        for weight, each in zip(weights, _neighbours(maps, dilations, middle=False), strict=True):
+            total += weight * each
+        maps = total
     return maps
 
 
@@ -108,13 +126,11 @@ def _neighbours(
     dilations: Sequence[int],
     *,
     middle: bool = True,
-) -> Float[Tensor, "images channels neighbours height width"]:
+) -> Iterator[Float[Tensor, "images channels height width"]]:
     height, width = values.shape[-2:]
-    found = []
     for far in dilations:
         padded = F.pad(values, [far] * 4, mode="replicate")
         for down, right in product(range(3), repeat=2):
             if middle or (down, right) != (1, 1):
                 upper, left = far * down, far * right
-                found.append(padded[..., upper : upper + height, left : left + width])
-    return torch.stack(found, dim=2)
+                yield padded[..., upper : upper + height, left : left + width]

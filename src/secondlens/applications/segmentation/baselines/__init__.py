@@ -12,11 +12,14 @@ settings that a paper leaves open are keyword arguments, and their defaults are 
 that the model does not have raise `SecondLensError`.
 """
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ....registry import Registry
 
-baselines: Registry[Tensor] = Registry("baseline", "baselines")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+baselines: Registry["Tensor"] = Registry("baseline", "baselines")
 """By the name in the paper's Table 4, in its order; then those that are not in it."""
 
 for _name, _function, _help in (

@@ -11,7 +11,7 @@ from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
-from .applications.discovery import discover as discover
+from .applications.discovery.finding import discover as discover
 from .applications.segmentation.locating import Located as Located
 from .applications.segmentation.locating import locate as locate
 from .applications.segmentation.mixture import Mixture as Mixture

@@ -228,6 +228,7 @@ def test_the_demo(float64, tmp_path):
 SMALLEST = {
     "table3": ("--seeds", 1, "--images-a-run", 2, "--fit-images", 50, "--effect-images", 2),
     "table4": ("--fit-images", 50, "--test-images", 4, "--dev", 4),
+    "multiclass": ("--fit-images", 50, "--test-images", 2, "--dev", 2),
 }
 STUDY = ("--neurons", 2, "--fit-images", 50, "--effect-images", 10)
 

@@ -12,6 +12,11 @@ from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
 from .applications.discovery.finding import discover as discover
+from .applications.segmentation.locating import Located as Located
+from .applications.segmentation.locating import locate as locate
+from .applications.segmentation.mixture import Mixture as Mixture
+from .applications.segmentation.presence import Presence as Presence
+from .applications.segmentation.presence import tune_presence as tune_presence
 from .applications.segmentation.segmenter import segment as segment
 from .applications.steering import Steered as Steered
 from .applications.steering import steer as steer

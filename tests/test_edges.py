@@ -15,7 +15,9 @@ from secondlens.effects.edges import (
     Sources,
     Unit,
     edges,
+    frozen_worth,
     gradient,
+    inputs_of,
     means,
 )
 from secondlens.effects.held_runs import held_run
@@ -142,8 +144,8 @@ class Literal:
 
     def norm(self, norm, at, x, bias=True):
         sigma = (at.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
-        y = (x - x.mean(-1, keepdim=True)) / sigma * norm.weight
-        return (y + norm.bias if bias else y).detach()
+        y = (x - x.mean(-1, keepdim=True)) / sigma.detach() * norm.weight.detach()
+        return y + norm.bias.detach() if bias else y
 
     def attention(self, layer):
         block = self.clip.blocks[layer]
@@ -301,6 +303,34 @@ def test_a_neuron_as_the_target(clip, images, sources, tower):
     assert not found.weights[:, 2 * NEURONS : 3 * NEURONS].any()
 
 
+def test_worth_with_attention_and_scales_frozen(clip, images, tower, direction):
+    """By differentiation of the frozen network."""
+    found = frozen_worth(tower, direction)
+    literal = Literal(clip, *states(clip, images))
+    for layer in range(LAYERS):
+        activation = tower.activations[layer].clone().requires_grad_()
+        with torch.enable_grad():
+            block = clip.blocks[layer]
+            x = literal.between[layer] + activation @ block.neuron_rows + block.mlp_bias
+            for later in range(layer + 1, LAYERS):
+                x = literal.attended(later, x)
+                block = clip.blocks[later]
+                p = block.activation(literal.read(later, x))
+                x = x + p @ block.neuron_rows + block.mlp_bias
+            read = literal.norm(clip.ln_post, literal.post, x[:, 0]) @ clip.projection
+            (expected,) = torch.autograd.grad((read @ direction / tower.length).sum(), activation)
+        assert close(found[layer], expected)
+    unit = frozen_worth(tower, Unit(layer=1, neuron=7, token=2))
+    assert list(unit) == [0]
+    only = edges(
+        gradient(tower, Unit(layer=1, neuron=7, token=2)),
+        EVERYTHING,
+        tower.activations,
+        literal.before[0],
+    )
+    assert close((unit[0] * tower.activations[0]).sum(1), only.weights[:, :NEURONS, 0])
+
+
 def test_what_heads_matter(tower, direction):
     traced = gradient(tower, direction)
     found = traced.of_heads()
@@ -322,12 +352,14 @@ def test_what_heads_matter(tower, direction):
 
 
 @pytest.mark.parametrize("free", [False, True])
-def test_with_everything_kept_it_is_the_network(sources, tower, free):
+def test_with_everything_kept_it_is_the_network(clip, sources, tower, free):
     kept = torch.ones(3 * NEURONS + TOKENS, 1 + 3 * NEURONS, dtype=torch.bool)
     found = held_run(tower, sources.embedding, random_means(), EVERYTHING, kept, free=free)
     assert close(found.representation, tower.representation, 1e-12)
     assert close(found.length, tower.length, 1e-12)
-    assert all(close(found.activations[each], sources.activations[each]) for each in range(LAYERS))
+    for layer, block in enumerate(clip.blocks):
+        assert close(block.activation(found.inputs[layer]).detach(), sources.activations[layer])
+        assert close(inputs_of(tower, layer, list(range(NEURONS))), found.inputs[layer])
 
 
 def literally_held(clip, images, embedding, means, nodes, kept, free):

@@ -213,6 +213,46 @@ def gradient(
     )
 
 
+@torch.no_grad()
+def frozen_worth(
+    tower: Linearised, target: "Unit | Float[Tensor, ' dim']"
+) -> dict[int, Float[Tensor, "images tokens neurons"]]:
+    """What one unit of each activation does with attention and scales of LayerNorm frozen.
+
+    By layer before the target. These are paths of identities, values and MLPs alone: what edges
+    between neurons can carry.
+    """
+    clip, worth = tower.clip, {}
+    if isinstance(target, Unit):
+        _, start = _of_unit(tower, target)
+        reading, last = start[:, :, None], target.layer
+    else:
+        reading = tower.length.new_zeros(len(tower.length), clip.tokens, 1, clip.width)
+        reading[:, 0] = Gradients(tower, target[None]).direct
+        last = clip.layers
+    for layer in reversed(range(clip.layers)):
+        block = tower.blocks[layer]
+        if layer < last:
+            of_units = reading @ block.neuron_rows.T
+            worth[layer] = of_units[:, :, 0]
+            reading = reading + block.norm_2.linear_back(block.neurons_back(of_units))
+        if layer <= last:
+            passed = block.value_back(block.heads_back(reading))
+            reading = reading + block.norm_1.linear_back(passed)
+    return worth
+
+
+def inputs_of(
+    tower: Linearised, layer: int, neurons: Sequence[int]
+) -> Float[Tensor, "images tokens chosen"]:
+    """What the activation functions of some neurons get."""
+    block, linear = tower.clip.blocks[layer], tower.blocks[layer]
+    norm, inputs = linear.norm_2, linear.neuron_inputs[list(neurons)]
+    centred = (norm.centred / norm.sigma)[:, :, 0] * norm.gain
+    bias = inputs @ block.ln_2.bias.to(inputs) + block.mlp_input.bias.to(inputs)[list(neurons)]
+    return centred @ inputs.T + bias
+
+
 def _of_unit(tower: Linearised, unit: Unit) -> tuple[Tensor, Tensor]:
     """Gradients of an activation by class, and what it reads, between attention and MLP."""
     block = tower.blocks[unit.layer]

@@ -33,8 +33,8 @@ class HeldRun:
     length: Float[Tensor, " images"]
     """What scores are measured in: with free attention the norm of this representation, otherwise
     that of the unchanged one."""
-    activations: dict[int, Float[Tensor, "images tokens chosen"]]
-    """Of the nodes' neurons, by layer."""
+    inputs: dict[int, Float[Tensor, "images tokens chosen"]]
+    """What the activation functions of the nodes' neurons get, by layer."""
 
     def score(self, direction: "Float[Tensor, ' dim']") -> Float[Tensor, " images"]:
         """Along a direction of the embedding, as the normalised embedding has it."""
@@ -77,7 +77,7 @@ def held_run(
     order = [*range(count, count + tokens), *range(count)]
     change = torch.diag_embed((embedding - means.embedding).movedim(1, 2)).movedim(1, 3)
     streams = torch.cat([means.embedding.expand(images, -1, -1)[:, :, None], change], dim=2)
-    activations = {}
+    inputs = {}
     done = 0
     for layer, block in enumerate(clip.blocks):
         linear = tower.blocks[layer]
@@ -91,8 +91,8 @@ def held_run(
         some = nodes.of_layer(layer)
         here = slice(1 + done, 1 + done + len(some))
         mask = kept[order[: tokens + done], here]
-        found = _read(block, linear, norm, streams, some, mask)
-        activations[layer] = found
+        inputs[layer] = _read(block, linear, norm, streams, some, mask)
+        found = block.activation(inputs[layer])
         mean = means.activations[layer]
         streams[:, :, 0] += mean @ linear.neuron_rows + block.mlp_bias.to(mean)
         moved = (found - mean[:, some])[..., None] * linear.neuron_rows[some]
@@ -107,7 +107,7 @@ def held_run(
     normalised = norm.linear(output[:, None])[:, 0] + clip.post_bias.to(output)
     representation = normalised @ clip.projection.to(output)
     length = representation.norm(dim=-1) if free else tower.length
-    return HeldRun(representation=representation, length=length, activations=activations)
+    return HeldRun(representation=representation, length=length, inputs=inputs)
 
 
 def _past_attention(block: Block, linear: LinearBlock, streams: Streams) -> Streams:
@@ -130,10 +130,9 @@ def _read(
     some: list[int],
     kept: Bool[Tensor, "sources chosen"],
 ) -> Float[Tensor, "images tokens chosen"]:
-    """Activations of some neurons that read the first stream, and kept ones of the others."""
+    """What some neurons read of the first stream, and of those of the others that are kept."""
     inputs = linear.neuron_inputs[some]
     read = norm.linear(streams) @ inputs.T
     total = read[:, :, 0] + torch.einsum("btsn,sn->btn", read[:, :, 1:], kept.to(read))
     bias = inputs @ block.ln_2.bias.to(inputs) + block.mlp_input.bias.to(inputs)[some]
-    found: Tensor = block.activation(total + bias)
-    return found
+    return total + bias

@@ -109,7 +109,7 @@ def circuit(
     aim = _aim(clip, target, name)
     held = against if isinstance(against, Means) else mean_of(clip, against, progress)
     like = clip.projection.to(clip.compute_dtype)
-    tracer = _Tracer(clip=clip, aim=aim, means=held.to(like), secant=gain == "secant")
+    tracer = Tracer(clip=clip, aim=aim, means=held.to(like), secant=gain == "secant")
     sets = [tracer.reader(images), *([] if minus is None else [tracer.reader(minus)])]
     chosen = tracer.chosen(sets, nodes, heads, progress)
     found = [tracer.traced(each, chosen, progress) for each in sets]
@@ -123,7 +123,7 @@ def mean_of(clip: Clip, images: Any, progress: bool = False) -> Means:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Aim:
+class Aim:
     """What is explained."""
 
     name: str
@@ -131,25 +131,25 @@ class _Aim:
     neuron: tuple[int, int] | None = None
 
 
-def _aim(clip: Clip, target: Any, name: str) -> _Aim:
+def _aim(clip: Clip, target: Any, name: str) -> Aim:
     if isinstance(target, str):
-        return _Aim(name=name or target, direction=clip.encode_text([target])[0])
+        return Aim(name=name or target, direction=clip.encode_text([target])[0])
     if isinstance(target, Tensor):
         if target.shape != (clip.dim,) or not target.isfinite().all():
             raise SecondLensError(
                 f"a row of the embedding has {clip.dim} finite numbers, and this is "
                 f"{list(target.shape)}"
             )
-        return _Aim(name=name or "direction", direction=target.to(clip.device))
+        return Aim(name=name or "direction", direction=target.to(clip.device))
     if isinstance(target, Sequence) and len(target) == 2:
         one, other = target
         if isinstance(one, str) and isinstance(other, str):
             rows = clip.encode_text([one, other])
-            return _Aim(name=name or f"{one} above {other}", direction=rows[0] - rows[1])
+            return Aim(name=name or f"{one} above {other}", direction=rows[0] - rows[1])
         if isinstance(one, int) and isinstance(other, int):
             clip.check_layer(one, last=True)
             check_neurons(clip, one, [other])
-            return _Aim(name=name or f"neuron {one}:{other}", neuron=(one, other))
+            return Aim(name=name or f"neuron {one}:{other}", neuron=(one, other))
     raise SecondLensError(
         "a circuit explains a text, a pair of texts, a neuron such as (9, 123), or a row of the "
         f"embedding, not {type(target).__name__}"
@@ -157,7 +157,7 @@ def _aim(clip: Clip, target: Any, name: str) -> _Aim:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Picture:
+class Picture:
     """One picture, run once."""
 
     tower: Linearised
@@ -179,7 +179,7 @@ class _Picture:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Graph:
+class MeanGraph:
     """All edges between the chosen nodes, on average over pictures, and their variance."""
 
     ids: tuple[str, ...]
@@ -195,7 +195,7 @@ class _Graph:
     def spread(self, kind: str) -> Tensor:
         return self.moments[kind][1].sqrt()
 
-    def minus(self, other: "_Graph") -> "_Graph":
+    def minus(self, other: "MeanGraph") -> "MeanGraph":
         return replace(
             self,
             minus_ids=other.ids,
@@ -209,23 +209,23 @@ class _Graph:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Tracer:
+class Tracer:
     clip: Clip
-    aim: _Aim
+    aim: Aim
     means: Means
     secant: bool
 
     def reader(self, images: Any) -> Reader:
         return Reader(source=as_source(images), clip=self.clip, batch_size=FEW_IMAGES)
 
-    def pictures(self, reader: Reader, what: str, progress: bool) -> Iterator[tuple[int, _Picture]]:
+    def pictures(self, reader: Reader, what: str, progress: bool) -> Iterator[tuple[int, Picture]]:
         """One after another, with their positions."""
         for batch in tracked(reader, what, progress):
             pixels = batch.on(self.clip.device)
             for position, each in zip(batch.positions, pixels.split(1), strict=True):
                 yield position, self.picture(each)
 
-    def picture(self, pixels: Tensor) -> _Picture:
+    def picture(self, pixels: Tensor) -> Picture:
         seen = Sources(self.clip)
         with hooked([], seen.hooks()):
             tower = linearise(self.clip, pixels)
@@ -234,7 +234,7 @@ class _Tracer:
                 f"{self.clip.name} gives NaN or infinity on a picture: use a wider precision"
             )
         held = held_inputs(tower, self.means)
-        return _Picture(
+        return Picture(
             tower=with_secants(tower, held) if self.secant else tower,
             embedding=seen.embedding.to(self.clip.compute_dtype),
             target=self._target(tower),
@@ -275,7 +275,7 @@ class _Tracer:
 
     # -- edges -------------------------------------------------------------------------------
 
-    def traced(self, reader: Reader, nodes: Nodes, progress: bool) -> _Graph:
+    def traced(self, reader: Reader, nodes: Nodes, progress: bool) -> MeanGraph:
         """All edges between the nodes, over the pictures of a set."""
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         positions, score, held = [], 0.0, 0.0
@@ -290,7 +290,7 @@ class _Tracer:
             score += self.score(each)
             held += base
         count = len(positions)
-        return _Graph(
+        return MeanGraph(
             ids=tuple(reader.source.ids[position] for position in positions),
             minus_ids=(),
             score=score / count,
@@ -300,7 +300,7 @@ class _Tracer:
             },
         )
 
-    def score(self, picture: _Picture) -> float:
+    def score(self, picture: Picture) -> float:
         """What is explained of a picture."""
         tower = picture.tower
         if isinstance(picture.target, Unit):
@@ -308,7 +308,7 @@ class _Tracer:
             return float(tower.activations[unit.layer][0, unit.token, unit.neuron])
         return float(tower.representation[0] @ picture.target / tower.length[0])
 
-    def _numbers(self, picture: _Picture, nodes: Nodes) -> tuple[dict[str, Tensor], float]:
+    def _numbers(self, picture: Picture, nodes: Nodes) -> tuple[dict[str, Tensor], float]:
         """Edges of a picture, what goes into neurons altogether, and the score with none."""
         embedding = picture.embedding - self.means.embedding
         found = edges_between(picture.gradient, nodes, picture.change, embedding, heads=True)
@@ -337,7 +337,7 @@ class _Tracer:
             inflow[0]
         )
 
-    def _into_target(self, picture: _Picture) -> Tensor:
+    def _into_target(self, picture: Picture) -> Tensor:
         """All that goes into the target, the rest of which is what it is with all edges held."""
         if isinstance(picture.target, Tensor):
             none, no_edge = Nodes(neurons=()), torch.zeros(self.clip.tokens, 1).bool()
@@ -352,7 +352,7 @@ class _Tracer:
     # -- the graph ---------------------------------------------------------------------------
 
     def pruned(
-        self, graph: _Graph, nodes: Nodes, count: int, lens: Lens | None, sets: Sequence[Reader]
+        self, graph: MeanGraph, nodes: Nodes, count: int, lens: Lens | None, sets: Sequence[Reader]
     ) -> Circuit:
         """The strongest edges, the nodes that they connect to the target, and what they leave."""
         kept = connected(graph["weights"], len(nodes.neurons), count)
@@ -401,7 +401,7 @@ class _Tracer:
 
 
 def held_scores(
-    picture: _Picture, nodes: Nodes, mask: Bool[Tensor, "sources targets"], whole: float
+    picture: Picture, nodes: Nodes, mask: Bool[Tensor, "sources targets"], whole: float
 ) -> list[list[float]]:
     """With frozen and with free attention: the score with some edges, with none, and as it is."""
     assert isinstance(picture.target, Tensor)
@@ -451,7 +451,7 @@ class _Drawing:
     """Names and numbers of what is kept."""
 
     clip: Clip
-    graph: _Graph
+    graph: MeanGraph
     nodes: Nodes
     kept: Bool[Tensor, "sources receivers"]
     lens: Lens | None

@@ -11,8 +11,6 @@ from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
-from .applications.circuits.connecting import Connections as Connections
-from .applications.circuits.connecting import connections as connections
 from .applications.circuits.graph import Circuit as Circuit
 from .applications.circuits.tracing import circuit as circuit
 from .applications.circuits.tracing import mean_of as mean_of

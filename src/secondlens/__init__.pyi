@@ -11,6 +11,9 @@ from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
+from .applications.circuits.graph import Circuit as Circuit
+from .applications.circuits.tracing import circuit as circuit
+from .applications.circuits.tracing import mean_of as mean_of
 from .applications.discovery import discover as discover
 from .applications.segmentation.segmenter import segment as segment
 from .applications.steering import Steered as Steered

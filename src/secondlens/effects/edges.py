@@ -225,8 +225,9 @@ def frozen_worth(
         _, start = _of_unit(tower, target)
         reading, last = start[:, :, None], target.layer
     else:
-        reading = tower.length.new_zeros(len(tower.length), clip.tokens, 1, clip.width)
-        reading[:, 0] = Gradients(tower, target[None]).direct
+        row = target.to(tower.representation) @ clip.projection.to(tower.representation).T
+        reading = row.new_zeros(len(tower.length), clip.tokens, 1, clip.width)
+        reading[:, 0] = tower.norm_post.linear_back(row) / tower.length[:, None, None]
         last = clip.layers
     for layer in reversed(range(clip.layers)):
         block = tower.blocks[layer]

@@ -12,14 +12,15 @@ those of the unchanged image, or free: then they are those of a stream to which 
 With all nodes and edges, both are the network itself.
 """
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.blocks import Block
-from .edges import Means, Nodes
+from .edges import Means, Nodes, inputs_of
 from .linearised import LinearBlock, Linearised, LinearNorm
 
 Streams = Float[Tensor, "images tokens streams width"]
@@ -108,6 +109,46 @@ def held_run(
     representation = normalised @ clip.projection.to(output)
     length = representation.norm(dim=-1) if free else tower.length
     return HeldRun(representation=representation, length=length, inputs=inputs)
+
+
+@torch.no_grad()
+def held_inputs(
+    tower: Linearised, means: Means
+) -> dict[int, Float[Tensor, "images tokens neurons"]]:
+    """What activation functions get with all edges held, attention and scales as they are."""
+    clip, means = tower.clip, means.to(tower.length)
+    streams = means.embedding.expand(len(tower.length), -1, -1)[:, :, None]
+    found = {}
+    for layer, block in enumerate(clip.blocks):
+        linear, every = tower.blocks[layer], list(range(clip.neurons))
+        streams = _past_attention(block, linear, streams)
+        none = torch.zeros(0, clip.neurons, device=streams.device)
+        found[layer] = _read(block, linear, linear.norm_2, streams, every, none.bool())
+        mean = means.activations[layer]
+        streams = streams + (mean @ linear.neuron_rows + block.mlp_bias.to(mean))[:, None]
+    return found
+
+
+SMALLEST_STEP = 1e-4
+"""Between inputs of an activation function whose difference is divided by."""
+
+
+@torch.no_grad()
+def with_secants(tower: Linearised, held: dict[int, Tensor]) -> Linearised:
+    """Return the tower with secants of activation functions in place of their derivatives.
+
+    The gain of a neuron is then (gelu(x) - gelu(h)) / (x - h) with h from `held_inputs`, so that a
+    difference to the mean goes through the frozen network whole, however large it is.
+    """
+    blocks = {}
+    for layer, linear in tower.blocks.items():
+        block, h = tower.clip.blocks[layer], held[layer]
+        x = inputs_of(tower, layer, list(range(tower.clip.neurons)))
+        moved = block.activation(x) - block.activation(h)
+        blocks[layer] = copy(linear)
+        near = (x - h).abs() < SMALLEST_STEP
+        blocks[layer].slope = torch.where(near, linear.slope, moved / torch.where(near, 1, x - h))
+    return replace(tower, blocks=blocks)
 
 
 def _past_attention(block: Block, linear: LinearBlock, streams: Streams) -> Streams:

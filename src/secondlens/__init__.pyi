@@ -11,6 +11,10 @@ from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
+from .applications.circuits.graph import Circuit as Circuit
+from .applications.circuits.tracing import circuit as circuit
+from .applications.circuits.tracing import mean_of as mean_of
+from .applications.discovery import discover as discover
 from .applications.discovery.finding import discover as discover
 from .applications.segmentation.locating import Located as Located
 from .applications.segmentation.locating import locate as locate
@@ -51,6 +55,8 @@ from .models.timm.views import from_timm as from_timm
 from .models.transformers.views import from_transformers as from_transformers
 from .models.view import Clip as Clip
 from .words.causes import confirm as confirm
+from .words.connections import Connections as Connections
+from .words.connections import connections as connections
 from .words.describing import describe as describe
 from .words.dissection import dissect as dissect
 from .words.halves import stability as stability

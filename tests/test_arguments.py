@@ -52,6 +52,7 @@ def right():
         "atoms": rows,
         "alpha": 0.1,
         "audit": object.__new__(sl.Audit),
+        "changes": sl.Edit(neurons=((0, 0),)),
         "classes": words,
         "classifier": rows,
         "clip": clip,

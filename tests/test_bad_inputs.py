@@ -26,6 +26,16 @@ from secondlens.commands.group import COMMANDS, main
 
 M = " --model hf:model"
 
+CUTS = {
+    "cut": {"neurons": [[1, 2]]},
+    "far": {"neurons": [[1, 99999]]},
+    "head": {"paths": [[0, 1, 2, 99]]},
+    "none": {},
+    "of": {"neurons": [[1, 2]], "weights_hash": "0" * 64},
+    "path": {"paths": [[0, 1, 2, 0]]},
+}
+"""What edits are given, by name of the file."""
+
 LINES = {
     "demo": ("--out photos", "--out words.txt", "--no-such", "extra", "--out"),
     "plan": (
@@ -172,6 +182,18 @@ LINES = {
         "audit lens --usual usual --unusual unusual --out photos" + M,
         "audit lens --usual photos --unusual unusual --out new" + M,
         "photos lens --usual usual --unusual unusual --out new" + M,
+    ),
+    "edit": (
+        *("lens --cut nowhere --out new" + M, "lens --cut photos --out new" + M, "", "lens" + M),
+        *("nowhere --cut cut.json --out new" + M, "lens --cut words.txt --out new" + M),
+        *("lens --cut cut.json --out photos" + M, "lens --cut far.json --out new" + M),
+        *("lens --cut cut.json --strength 0 --out new" + M, "lens --cut none.json --out new" + M),
+        *("lens --cut head.json --images unseen --out new" + M, "lens --cut of.json --out new" + M),
+        *("lens --cut path.json --out new" + M, "lens --cut cut.json --template x --out new" + M),
+        "lens --cut cut.json --usual nowhere --out new" + M,
+        "lens --cut cut.json --usual photos --out new" + M,
+        "lens --cut cut.json --images nowhere --out new" + M,
+        "lens --cut cut.json --out new --model hf:other",
     ),
     "explore": (
         *("photos", "lens --beside photos", "nowhere", "", "lens --port -1", "lens --port 99999"),
@@ -414,6 +436,8 @@ def place(tmp_path_factory):
         shutil.copytree(old, root / name)
     (root / "empty").mkdir()
     (root / "empty.txt").write_text("")
+    for name, cut in CUTS.items():
+        (root / f"{name}.json").write_text(json.dumps(cut))
     (root / "one.txt").write_text("ant\n")
     header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (2**17).to_bytes(4, "big") * 2
     (root / "bomb.png").write_bytes(header + b"\x08\x02\x00\x00\x00" + b"\x00" * 8)

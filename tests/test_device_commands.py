@@ -66,6 +66,10 @@ COMMANDS = {
         *("made-audit", "lens", "--usual", "classes", "--unusual", "classes"),
         *("--template", "{}", "--out", "defence", *TINY),
     ),
+    "edit": (
+        *("lens", "--cut", "cut.json", "--usual", "classes", "--template", "{}"),
+        *("--out", "edited", "--json", *TINY),
+    ),
     "describe": ("lens", "--texts", "cues.txt", "-k", 3, "--json", *TINY),
     "discover": ("lens", "photo.png", "--top", 3, "--json", *TINY),
     "explore": ("lens", "--images", "photos", "--port", 0, *TINY),
@@ -107,6 +111,7 @@ def made(tmp_path_factory):
     for number, each in enumerate(UNSEEN.pictures):
         each.save(folder / "unseen" / f"new-{number:02}.png")
     (folder / "classes.txt").write_text("\n".join(WORDS[:4]))
+    (folder / "cut.json").write_text(f'{{"neurons": [[{LAYER}, 3]]}}')
     (folder / "cues.txt").write_text("\n".join(WORDS[4:]))
     return folder
 

@@ -111,6 +111,10 @@ def defended(kit):
     return sl.defend(kit.clip, kit.lens, found, labelled("usual"), labelled("unusual"))
 
 
+def edited(kit, changes):
+    return unit(sl.edit(kit.clip, kit.lens, changes, X).clip.encode_image(X))
+
+
 def attacked(kit):
     report = sl.attack(
         *(kit.clip, kit.lens, "cow", "lion", kit.folder / f"attack-{kit.clip.device.type}"),
@@ -263,6 +267,8 @@ CASES = {
     "discover all paths": discovered_over_all_paths,
     "discover paper": partial(discovered, texts=world_vocabulary(), paper=True),
     "dissect": lambda kit: coded(sl.dissect(kit.clip, kit.lens, kit.words, PICTURES)),
+    "edit": lambda kit: edited(kit, sl.Edit(neurons=((LAYER, 3), (LAYER, 5)))),
+    "edit paths": lambda kit: edited(kit, sl.Edit(paths=((LAYER, 3, LAYER + 1, 0),))),
     "fit": fitted,
     "fit all paths": totals,
     "fit never": lambda kit: {
@@ -338,7 +344,7 @@ THERE = {
     "indirect",
 }
 THERE |= {"finite_paths", "patch", "paths_of", "resized", "second_order", "segment", "sparse"}
-THERE |= {"why_attention"}
+THERE |= {"edit", "why_attention"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
 GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
@@ -346,7 +352,15 @@ GRADIENTS |= {"why_attention"}
 GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "fit", "name")}
 """Names that need gradients, which the fake computes on its first device alone."""
 
-NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
+NOTHING_TO_RUN = {
+    "Edit",
+    "Edited",
+    "Folder",
+    "ImageSource",
+    "Match",
+    "SecondLensError",
+    "UnsupportedModel",
+}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""

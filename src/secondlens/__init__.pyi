@@ -12,6 +12,9 @@ from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
 from .applications.discovery import discover as discover
+from .applications.editing.edits import Edit as Edit
+from .applications.editing.weights import Edited as Edited
+from .applications.editing.weights import edit as edit
 from .applications.segmentation.segmenter import segment as segment
 from .applications.steering import Steered as Steered
 from .applications.steering import steer as steer

@@ -19,6 +19,7 @@ from .defend import defend
 from .demo import demo
 from .describe import describe
 from .discover import discover
+from .edit import edit
 from .explore import explore
 from .export import export
 from .fit import fit
@@ -136,7 +137,7 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, steer, why_attention, pool, reproduce, groundtruth),
+    *(audit, defend, edit, ablate, budget, steer, why_attention, pool, reproduce, groundtruth),
     *(explore, export, share, pull, list_members),
 )
 for command in COMMANDS:

@@ -473,6 +473,7 @@ FINISHED = {
     "lens.json": "lens",
     "audit.json": "audit",
     "defence.json": "defence",
+    "edit.json": "edit",
     "report.json": "attack",
     "index.html": "site",
 }

@@ -85,6 +85,7 @@ def from_open_clip(
         model=model,
         # no functions within this one: a model must be able to go to other processes
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
+        tokenizer=tokenizer,
         preprocess=_for_the_tower(
             preprocess, to_2tuple(tower.image_size), parts["image_size"], name
         ),

@@ -208,6 +208,11 @@ CASES = {
         given=("lens", "classes", "cut.json"),
         moments=1,
     ),
+    "diff": Case(
+        command="diff tiny:8 other:8 --images classes --classes classes.txt --out compared --top 2",
+        given=("classes", "classes.txt"),
+        moments=1,
+    ),
     "segment": Case(
         command="segment lens photo.png --text sea --text road --out masks ON",
         given=("lens", "photo.png"),

@@ -50,8 +50,10 @@ def right():
     rows = torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(0))
     return {
         "atoms": rows,
+        "after": clip,
         "alpha": 0.1,
         "audit": object.__new__(sl.Audit),
+        "before": clip,
         "changes": sl.Edit(neurons=((0, 0),)),
         "classes": words,
         "classifier": rows,
@@ -74,6 +76,7 @@ def right():
         "neuron": 0,
         "pair": lambda text, seed: (images[0], images[1]),
         "neurons": [0, 1],
+        "others": images,
         "out": "nowhere/at/all",
         "path": "nowhere/at/all",
         "reference": images,

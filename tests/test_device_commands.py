@@ -71,6 +71,10 @@ COMMANDS = {
         *("--out", "edited", "--json", *TINY),
     ),
     "describe": ("lens", "--texts", "cues.txt", "-k", 3, "--json", *TINY),
+    "diff": (
+        *("tiny:noise", "other:noise", "--images", "photos", "--classes", "classes.txt"),
+        *("--out", "compared", "--json", "--device", DEVICE),
+    ),
     "discover": ("lens", "photo.png", "--top", 3, "--json", *TINY),
     "explore": ("lens", "--images", "photos", "--port", 0, *TINY),
     "export": ("lens", "site", "--images", "photos", *TINY),

@@ -115,6 +115,18 @@ def edited(kit, changes):
     return unit(sl.edit(kit.clip, kit.lens, changes, X).clip.encode_image(X))
 
 
+def differing(kit):
+    # the other one has no neuron 3, so that its change is its effect
+    other = sl.edit(kit.clip, kit.lens, sl.Edit(neurons=((LAYER, 3),))).clip
+    found = sl.diff(kit.clip, other, X, [LAYER], classes=sl.vocabulary(WORDS[:3]))
+    return {"square": found.square[LAYER][[3]], "pulls": found.pulls[LAYER][[3]]}
+
+
+def shifting(kit):
+    found = sl.shift(kit.clip, kit.lens, PICTURES[:8], PICTURES[8:16])
+    return {str(layer): each for layer, each in found.shift.items()}
+
+
 def attacked(kit):
     report = sl.attack(
         *(kit.clip, kit.lens, "cow", "lion", kit.folder / f"attack-{kit.clip.device.type}"),
@@ -262,6 +274,7 @@ CASES = {
     },
     "defend": lambda kit: torch.tensor([p.unusual for p in defended(kit).points]),
     "describe": lambda kit: coded(sl.describe(kit.clip, kit.lens, world_vocabulary(), 6)),
+    "diff": differing,
     "direct": lambda kit: sl.direct(kit.clip, X, LAYER),
     "discover": discovered,
     "discover all paths": discovered_over_all_paths,
@@ -320,6 +333,7 @@ CASES = {
     )[1],
     "similar": lambda kit: matches(sl.similar(kit.lens, LAYER, 3)),
     "steer": lambda kit: sl.steer(kit.clip, X, LAYER, [0.0, 3.0], WORDS[:2], neurons=[0, 5]).after,
+    "shift": shifting,
     "sparse": sparse,
     "stability": lambda kit: {
         str(n): each
@@ -331,7 +345,7 @@ CASES = {
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
-HERE |= {"steer"}
+HERE |= {"diff", "shift", "steer"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -352,15 +366,8 @@ GRADIENTS |= {"why_attention"}
 GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "fit", "name")}
 """Names that need gradients, which the fake computes on its first device alone."""
 
-NOTHING_TO_RUN = {
-    "Edit",
-    "Edited",
-    "Folder",
-    "ImageSource",
-    "Match",
-    "SecondLensError",
-    "UnsupportedModel",
-}
+NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
+NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
@@ -374,7 +381,15 @@ def test_every_public_name_has_a_case():
 
 
 ROUGH = {"Audit", "Defence", "attack", "audit", "defend", "discover", "dissect", "finite_paths"}
-ROUGH |= {"budget by class", "fit all paths", "indirect", "name all paths", "score"}
+ROUGH |= {
+    "budget by class",
+    "diff",
+    "shift",
+    "fit all paths",
+    "indirect",
+    "name all paths",
+    "score",
+}
 """Names whose results are small differences of large numbers, or hang on what comes first among
 nearly equal images, texts or neurons: in half precision rounding reaches them."""
 LEAST = {"fp16": (0.999, 0.997), "bf16": (0.999, 0.93)}

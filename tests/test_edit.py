@@ -287,6 +287,7 @@ def test_a_transformers_model_becomes_one_of_open_clip(tmp_path):
         ({"ls_init_value": 0.1}, "scales its layers"),
         ({"no_ln_pre": True}, "has no vision_model.pre_layrnorm"),
         ({"pool_type": "avg"}, "not the class token"),
+        ({"image_size": (16, 24)}, "16 x 24 pixels"),
     ],
 )
 def test_other_towers_are_no_plain_clip(options, why, tmp_path):

@@ -11,6 +11,10 @@ from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
+from .applications.comparing.checkpoints import Difference as Difference
+from .applications.comparing.checkpoints import diff as diff
+from .applications.comparing.pictures import Shift as Shift
+from .applications.comparing.pictures import shift as shift
 from .applications.discovery import discover as discover
 from .applications.editing.edits import Edit as Edit
 from .applications.editing.weights import Edited as Edited

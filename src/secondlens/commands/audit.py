@@ -221,9 +221,8 @@ def _write_page(
     path: Path, clip: "Clip", lens: "Lens", found: "Audit", source: "ImageSource"
 ) -> None:
     """The matrix of the strongest ties, and what shows each cue."""
-    from ..data.reader import Reader
-    from ..data.sources import with_ids
-    from ..report.page import data_uri, model_view, write_page
+    from ..report.page import write_page
+    from ..report.pictures import as_seen
     from ..words.summary import label
 
     # in the order of the ties, so that what may be chance comes last
@@ -232,10 +231,7 @@ def _write_page(
     in_order = dict.fromkeys([*(name for name, *_ in ties), *found.classes])
     rows = [found.classes.index(name) for name in in_order]
     wanted = sorted({each for cue in cues for each in found.images[cue][:PICTURES]})
-    view, pictures = model_view(clip), {}
-    for batch in Reader(source=with_ids(source, wanted), clip=clip, batch_size=16):
-        for position, pixels in zip(batch.positions, batch.pixels, strict=True):
-            pictures[wanted[position]] = data_uri(view(pixels), "webp", quality=80)
+    pictures = as_seen(clip, source, wanted)
     shown: list[dict[str, Any]] = [
         {
             "text": found.cues[cue],

@@ -18,6 +18,7 @@ from .budget import budget
 from .defend import defend
 from .demo import demo
 from .describe import describe
+from .diff import diff
 from .discover import discover
 from .edit import edit
 from .explore import explore
@@ -137,7 +138,19 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, edit, ablate, budget, steer, why_attention, pool, reproduce, groundtruth),
+    *(
+        audit,
+        defend,
+        edit,
+        diff,
+        ablate,
+        budget,
+        steer,
+        why_attention,
+        pool,
+        reproduce,
+        groundtruth,
+    ),
     *(explore, export, share, pull, list_members),
 )
 for command in COMMANDS:

@@ -474,6 +474,7 @@ FINISHED = {
     "audit.json": "audit",
     "defence.json": "defence",
     "edit.json": "edit",
+    "diff.json": "comparison",
     "report.json": "attack",
     "index.html": "site",
 }

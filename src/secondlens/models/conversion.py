@@ -175,9 +175,15 @@ def transformers_configuration(clip: Clip) -> dict[str, Any]:
     Raises
     ------
     UnsupportedModel
-        It is not a plain CLIP.
+        It is not a plain CLIP, or takes pictures that are not square.
     """
     found = open_clip_configuration(clip)
+    height, width = clip.image_size
+    if height != width:
+        raise UnsupportedModel(
+            f"{clip.name} takes pictures of {height} x {width} pixels, and transformers builds a "
+            "CLIP for square ones alone"
+        )
     vision, text = found["vision_cfg"], found["text_cfg"]
     shared = {
         "hidden_act": ACTIVATIONS[clip.activation],

@@ -8,12 +8,19 @@ from typing import Any
 import open_clip
 import torch
 from jaxtyping import Float
+from open_clip.constants import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from PIL.Image import new as new_image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...devices import CPU
 from ...errors import SecondLensError, UnsupportedModel
 from ...models.conversion import (
     as_open_clip,
@@ -26,6 +33,9 @@ from ...models.view import Clip
 from ...storage.files import read_json, save_json, whole
 
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+USUAL = (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, IMAGENET_MEAN, IMAGENET_STD)
+"""What preprocessing takes off, and divides by, in nearly every model."""
+ROUNDING = 1e-6
 HUB, FOLDER = "hf-hub:", "local-dir:"
 
 
@@ -110,7 +120,8 @@ def save_transformers(clip: Clip, folder: Path) -> None:
 
 
 def converted(clip: Clip) -> Any:
-    """Return a plain CLIP of open_clip as a `CLIPModel` of transformers, in the same precision.
+    """Return a plain CLIP of open_clip as a `CLIPModel` of transformers on the CPU, in the same
+    precision.
 
     Raises
     ------
@@ -123,13 +134,12 @@ def converted(clip: Clip) -> Any:
     with torch.device("meta"):
         model = CLIPModel(configuration)
     weights = as_transformers(clip.model.state_dict())
-    # what is counted and not learnt is made anew, on the model's device
-    model = model.to_empty(device=clip.device).to(clip.dtype)
-    for module in model.modules():
+    model = model.to_empty(device=CPU).to(clip.dtype)
+    for module in model.modules():  # what is counted and not learnt is made anew
         ids = getattr(module, "position_ids", None)
         if ids is not None:
-            module.position_ids = torch.arange(ids.shape[-1], device=clip.device).expand(1, -1)
-    model.load_state_dict(weights)
+            module.position_ids = torch.arange(ids.shape[-1]).expand(1, -1)
+    model.load_state_dict({name: each.to(CPU) for name, each in weights.items()})
     return model.eval()
 
 
@@ -175,7 +185,15 @@ def _normalisation(clip: Clip) -> tuple[list[float], list[float]]:
         for colour in ("black", "white")
     )
     std: Float[Tensor, " 3"] = 1 / (white - black)
-    return [round(v, 8) for v in (-black * std).tolist()], [round(v, 8) for v in std.tolist()]
+    return _usual((-black * std).tolist()), _usual(std.tolist())
+
+
+def _usual(values: list[float]) -> list[float]:
+    """The numbers that everybody uses where these are those, but for rounding."""
+    for known in USUAL:
+        if all(abs(v - k) < ROUNDING for v, k in zip(values, known, strict=True)):
+            return list(known)
+    return [round(value, 6) for value in values]
 
 
 def _save_processor(clip: Clip, folder: Path) -> None:
@@ -215,4 +233,4 @@ def _save_tokenizer(tokenizer: SimpleTokenizer, context_length: int, folder: Pat
 
 def _save_weights(weights: dict[str, Tensor], path: Path) -> None:
     with whole(path) as partial:
-        save_file({name: each.contiguous() for name, each in weights.items()}, partial)
+        save_file({name: each.to(CPU).contiguous() for name, each in weights.items()}, partial)

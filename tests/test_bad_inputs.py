@@ -174,6 +174,8 @@ LINES = {
         "lens --classes classes.txt --cues cues.txt --images nowhere --out new" + M,
         "lens --classes one.txt --cues cues.txt --images unseen --out new" + M,
         "lens --classes classes.txt --cues cues.txt --images unseen --out new --model hf:other",
+        "lens --cues cues.txt --images usual --labelled --groups weather --out new" + M,
+        "lens --classes classes.txt --cues cues.txt --images unseen --groups class --out new" + M,
     ),
     "defend": (
         *("nowhere lens --out new" + M, "audit lens --usual usual --out new" + M, "", "audit"),
@@ -191,6 +193,8 @@ LINES = {
         *("lens --cut head.json --images unseen --out new" + M, "lens --cut of.json --out new" + M),
         *("lens --cut path.json --out new" + M, "lens --cut cut.json --template x --out new" + M),
         "lens --cut cut.json --usual nowhere --out new" + M,
+        "lens --cut cut.json --usual usual --groups weather --out new" + M,
+        "lens --cut cut.json --groups class --out new" + M,
         "lens --cut cut.json --usual photos --out new" + M,
         "lens --cut cut.json --images nowhere --out new" + M,
         "lens --cut cut.json --out new --model hf:other",

@@ -245,6 +245,9 @@ CASES = {
     "Lens": both_halves,
     "Vocabulary": lambda kit: kit.words.embed(kit.clip),
     "ablate": partial(ablated, effect="second-order"),
+    "accuracy_by_group": lambda kit: torch.tensor(
+        [each.accuracy for each in sl.accuracy_by_group(kit.clip, labelled("usual"), ["class"])]
+    ),
     "ablate all paths": lambda kit: ablated(over_all_paths(kit), effect="second-order"),
     "ablate direct": partial(ablated, effect="direct", neurons=[1, 2, 7]),
     "ablate indirect": partial(ablated, effect="indirect", neurons=[1, 2, 7]),
@@ -345,7 +348,7 @@ CASES = {
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
-HERE |= {"diff", "shift", "steer"}
+HERE |= {"accuracy_by_group", "diff", "shift", "steer"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",

@@ -11,6 +11,7 @@ from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
+from .applications.auditing.groups import accuracy_by_group as accuracy_by_group
 from .applications.comparing.checkpoints import Difference as Difference
 from .applications.comparing.checkpoints import diff as diff
 from .applications.comparing.pictures import Shift as Shift

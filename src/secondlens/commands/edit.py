@@ -17,6 +17,7 @@ from .options import (
     check_lens,
     check_pictures,
     console,
+    groups_option,
     hold_new,
     json_option,
     note,
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     help="Pictures of each kind, for the embedded models, where none are named.",
 )
 @click.option("--out", type=PATH, required=True, help="A new folder.")
+@groups_option
 @batch_option
 @json_option
 @with_model
@@ -75,6 +77,7 @@ def edit(
     templates: tuple[str, ...],
     drawn: int,
     out: Path,
+    groups: tuple[str, ...],
     batch_size: int | None,
     as_json: bool,
     model: ChosenModel,
@@ -96,6 +99,10 @@ def edit(
     check_pictures(images, usual, unusual)
     check_together(
         when(bool(templates) and not (usual or unusual), "--template is for --usual and --unusual"),
+        when(
+            bool(groups) and not (usual or unusual) and not model.model.startswith("demo"),
+            "--groups are of labelled pictures: name those with --usual",
+        ),
     )
     from ..applications.editing.checkpoints import document, loaded, save_card, save_models
     from ..applications.editing.edits import Edit
@@ -111,6 +118,9 @@ def edit(
     fitted = Lens.load(lens)
     clip = model.load()
     kinds = _kinds(model, usual, unusual, templates, drawn)
+    halves = [each.at(range(1, len(each), 2)) for each in kinds]
+    for each in halves if groups else ():
+        each.groups(groups)  # says before all work that there is no such column
     half = kinds[0].at(range(0, len(kinds[0]), 2)).source if kinds else None
     source = half if images is None else as_source(str(images))
     edited = write(clip, fitted, changes, source, batch_size=batch_size, progress=True)
@@ -119,11 +129,11 @@ def edit(
         first = loaded(folder, next(iter(saved)), clip)
         outcomes = [
             outcome(
-                *(clip, first, each.at(range(1, len(each), 2))),
+                *(clip, first, each, groups),
                 batch_size=batch_size,
                 progress=True,
             )
-            for each in kinds
+            for each in halves
         ]
         content = document(edited, fitted, outcomes, saved, refused)
         save_card(folder, content)
@@ -166,7 +176,7 @@ def _print(
         table = Table(title=f"Accuracy of the saved model, in per cent: {what} changed")
         for name in ("pictures", "how many", "before", "after", "change, points"):
             table.add_column(name, justify="left" if name == "pictures" else "right")
-        for each in outcomes:
+        for each in [part for whole in outcomes for part in (whole, *whole.groups)]:
             value, low, high = (100 * part for part in each.change)
             table.add_row(
                 escape(each.pictures),

@@ -1,21 +1,19 @@
 """What an edit did to a zero-shot classifier: accuracy of either model on the same pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ...arguments import checked
 from ...data.labelled import Labelled
-from ...data.reader import Batch, Reader, in_parts
 from ...devices import undisturbed
 from ...errors import SecondLensError
 from ...intervals import of_mean
 from ...models.view import Clip
-from ...progress import tracked
+from ..auditing.groups import check_group, predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +28,8 @@ class Outcome:
     after: float
     change: tuple[float, float, float]
     """After minus before, with its 95 % interval over pictures."""
+    groups: "tuple[Outcome, ...]" = ()
+    """The same of each group, the worst one before the edit first."""
 
 
 @checked
@@ -39,16 +39,28 @@ def outcome(
     before: Clip,
     after: Clip,
     pictures: Labelled,
+    columns: Sequence[str] = (),
     *,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Outcome:
     """Compare the zero-shot accuracy of two image towers with the text tower that both have.
 
+    Parameters
+    ----------
+    before, after
+        The models.
+    pictures
+        What both classify.
+    columns
+        What pictures of a group have in common, as `Labelled.groups` takes it; none for no groups.
+    batch_size
+        Images in a forward pass.
+
     Raises
     ------
     SecondLensError
-        No picture that can be read.
+        No picture that can be read, no such column, or a group with a single picture.
     """
     classifier = pictures.classes.embed(before)
     old, new = (
@@ -58,34 +70,28 @@ def outcome(
     read = (old >= 0) & (new >= 0)
     if not read.any():
         raise SecondLensError(f"none of the pictures of {pictures.name} could be read")
-    right = [(each == labels)[read] for each in (old, new)]
+    right = [each == labels for each in (old, new)]
+    groups = []
+    for name, own in pictures.groups(columns).items() if columns else ():
+        there = torch.zeros_like(read)
+        there[own] = True
+        check_group(name, int((there & read).sum()))
+        groups.append(_compared(name, right, there & read))
+    whole = _compared(pictures.name, right, read)
+    return replace(whole, groups=tuple(sorted(groups, key=lambda each: each.before)))
+
+
+def _compared(
+    name: str, right: Sequence[Bool[Tensor, " images"]], read: Bool[Tensor, " images"]
+) -> Outcome:
+    old, new = (each[read] for each in right)
     return Outcome(
-        pictures=pictures.name,
+        pictures=name,
         count=int(read.sum()),
-        before=_share(right[0]),
-        after=_share(right[1]),
-        change=_change(*right),
+        before=_share(old),
+        after=_share(new),
+        change=_change(old, new),
     )
-
-
-def predicted(
-    clip: Clip,
-    pictures: Labelled,
-    classifier: Float[Tensor, "classes dim"],
-    batch_size: int | None,
-    progress: bool,
-) -> Int[Tensor, " images"]:
-    """The class that a model chooses for each picture; -1 for what cannot be read."""
-    reader = Reader(source=pictures.source, clip=clip, batch_size=batch_size)
-    found = torch.full((len(pictures),), -1)
-
-    def best(batch: Batch) -> Tensor:
-        embedding = F.normalize(clip.encode_image(batch.on(clip.device)).to(classifier), dim=-1)
-        return (embedding @ classifier.T).argmax(1).cpu()
-
-    for batch, classes in in_parts(tracked(reader, pictures.name, progress), clip, best):
-        found[batch.positions] = classes
-    return found
 
 
 def _share(right: Bool[Tensor, " images"]) -> float:

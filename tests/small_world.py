@@ -133,6 +133,7 @@ def write_given(folder):
         noise(200 + number).save(folder / "unseen" / f"new-{number:02}.png")
     (folder / "classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     (folder / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    (folder / "cut.json").write_text('{"neurons": [[0, 1], [1, 2]]}', encoding="utf-8")
     clip = tiny()
     lens = sl.fit(clip, folder / "classes", [0, 1], top=2)
     lens.save(folder / "bare")
@@ -210,6 +211,16 @@ CASES = {
     "defend": Case(
         command="defend audit lens --usual classes --unusual classes --out defence ON",
         given=("lens", "classes", "audit"),
+    ),
+    "edit": Case(
+        command="edit lens --cut cut.json --usual classes --out edited ON",
+        given=("lens", "classes", "cut.json"),
+        moments=1,
+    ),
+    "diff": Case(
+        command="diff tiny:8 other:8 --images classes --classes classes.txt --out compared --top 2",
+        given=("classes", "classes.txt"),
+        moments=1,
     ),
     "segment": Case(
         command="segment lens photo.png --text sea --text road --out masks ON",

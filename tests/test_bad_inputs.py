@@ -26,6 +26,16 @@ from secondlens.commands.group import COMMANDS, main
 
 M = " --model hf:model"
 
+CUTS = {
+    "cut": {"neurons": [[1, 2]]},
+    "far": {"neurons": [[1, 99999]]},
+    "head": {"paths": [[0, 1, 2, 99]]},
+    "none": {},
+    "of": {"neurons": [[1, 2]], "weights_hash": "0" * 64},
+    "path": {"paths": [[0, 1, 2, 0]]},
+}
+"""What edits are given, by name of the file."""
+
 LINES = {
     "demo": ("--out photos", "--out words.txt", "--no-such", "extra", "--out"),
     "plan": (
@@ -164,6 +174,8 @@ LINES = {
         "lens --classes classes.txt --cues cues.txt --images nowhere --out new" + M,
         "lens --classes one.txt --cues cues.txt --images unseen --out new" + M,
         "lens --classes classes.txt --cues cues.txt --images unseen --out new --model hf:other",
+        "lens --cues cues.txt --images usual --labelled --groups weather --out new" + M,
+        "lens --classes classes.txt --cues cues.txt --images unseen --groups class --out new" + M,
     ),
     "defend": (
         *("nowhere lens --out new" + M, "audit lens --usual usual --out new" + M, "", "audit"),
@@ -172,6 +184,39 @@ LINES = {
         "audit lens --usual usual --unusual unusual --out photos" + M,
         "audit lens --usual photos --unusual unusual --out new" + M,
         "photos lens --usual usual --unusual unusual --out new" + M,
+    ),
+    "edit": (
+        *("lens --cut nowhere --out new" + M, "lens --cut photos --out new" + M, "", "lens" + M),
+        *("nowhere --cut cut.json --out new" + M, "lens --cut words.txt --out new" + M),
+        *("lens --cut cut.json --out photos" + M, "lens --cut far.json --out new" + M),
+        *("lens --cut cut.json --strength 0 --out new" + M, "lens --cut none.json --out new" + M),
+        *("lens --cut head.json --images unseen --out new" + M, "lens --cut of.json --out new" + M),
+        *("lens --cut path.json --out new" + M, "lens --cut cut.json --template x --out new" + M),
+        "lens --cut cut.json --usual nowhere --out new" + M,
+        "lens --cut cut.json --usual usual --groups weather --out new" + M,
+        "lens --cut cut.json --groups class --out new" + M,
+        "lens --cut cut.json --usual photos --out new" + M,
+        "lens --cut cut.json --images nowhere --out new" + M,
+        "lens --cut cut.json --out new --model hf:other",
+    ),
+    "diff": (
+        *("", "hf:model", "hf:model hf:nowhere --images photos", "hf:model hf:other"),
+        *("hf:model hf:other --images nowhere", "hf:model ViT-B-32 --images photos"),
+        *("hf:model hf:other --images photos --layers x", "hf:model demo --images photos"),
+        *("hf:model hf:other --images photos --layers 9", "photos unseen --through nowhere" + M),
+        "hf:model hf:other --images photos --classes one.txt",
+        "hf:model hf:other --images photos --classes no.txt",
+        "hf:model hf:other --images photos --lens lens --after-lens lens",
+        "hf:model hf:other --images photos --lens photos",
+        "hf:model hf:other --images photos --after-lens lens",
+        "hf:model hf:other --images photos --out photos",
+        "hf:model hf:other --images photos --tower text",
+        *("photos nowhere --through lens" + M, "photos unseen --through photos" + M),
+        *(
+            "photos unseen --through lens --images photos" + M,
+            "photos photo.png --through lens" + M,
+        ),
+        "photos unseen --through lens --model hf:other",
     ),
     "explore": (
         *("photos", "lens --beside photos", "nowhere", "", "lens --port -1", "lens --port 99999"),
@@ -414,6 +459,8 @@ def place(tmp_path_factory):
         shutil.copytree(old, root / name)
     (root / "empty").mkdir()
     (root / "empty.txt").write_text("")
+    for name, cut in CUTS.items():
+        (root / f"{name}.json").write_text(json.dumps(cut))
     (root / "one.txt").write_text("ant\n")
     header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (2**17).to_bytes(4, "big") * 2
     (root / "bomb.png").write_bytes(header + b"\x08\x02\x00\x00\x00" + b"\x00" * 8)

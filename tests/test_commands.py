@@ -337,6 +337,7 @@ def test_mistakes_that_need_no_model_need_no_torch(place):
         f"attack {LENS} --draw a --mistake-for b --out fresh --layers x": "layers must be numbers",
         f"audit {LENS} --out photos": "photos exists already",
         f"defend audit {LENS} --out photos": "photos exists already",
+        f"edit {LENS} --cut defence --out photos": "photos exists already",
         "demo --out photos": "photos exists already",
         "reproduce fig3 --demo --lens photos": "photos holds no lens",
         "reproduce table4 --demo --out photos": "photos exists already",

@@ -66,7 +66,15 @@ COMMANDS = {
         *("made-audit", "lens", "--usual", "classes", "--unusual", "classes"),
         *("--template", "{}", "--out", "defence", *TINY),
     ),
+    "edit": (
+        *("lens", "--cut", "cut.json", "--usual", "classes", "--template", "{}"),
+        *("--out", "edited", "--json", *TINY),
+    ),
     "describe": ("lens", "--texts", "cues.txt", "-k", 3, "--json", *TINY),
+    "diff": (
+        *("tiny:noise", "other:noise", "--images", "photos", "--classes", "classes.txt"),
+        *("--out", "compared", "--json", "--device", DEVICE),
+    ),
     "discover": ("lens", "photo.png", "--top", 3, "--json", *TINY),
     "explore": ("lens", "--images", "photos", "--port", 0, *TINY),
     "export": ("lens", "site", "--images", "photos", *TINY),
@@ -107,6 +115,7 @@ def made(tmp_path_factory):
     for number, each in enumerate(UNSEEN.pictures):
         each.save(folder / "unseen" / f"new-{number:02}.png")
     (folder / "classes.txt").write_text("\n".join(WORDS[:4]))
+    (folder / "cut.json").write_text(f'{{"neurons": [[{LAYER}, 3]]}}')
     (folder / "cues.txt").write_text("\n".join(WORDS[4:]))
     return folder
 

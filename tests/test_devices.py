@@ -111,6 +111,22 @@ def defended(kit):
     return sl.defend(kit.clip, kit.lens, found, labelled("usual"), labelled("unusual"))
 
 
+def edited(kit, changes):
+    return unit(sl.edit(kit.clip, kit.lens, changes, X).clip.encode_image(X))
+
+
+def differing(kit):
+    # the other one has no neuron 3, so that its change is its effect
+    other = sl.edit(kit.clip, kit.lens, sl.Edit(neurons=((LAYER, 3),))).clip
+    found = sl.diff(kit.clip, other, X, [LAYER], classes=sl.vocabulary(WORDS[:3]))
+    return {"square": found.square[LAYER][[3]], "pulls": found.pulls[LAYER][[3]]}
+
+
+def shifting(kit):
+    found = sl.shift(kit.clip, kit.lens, PICTURES[:8], PICTURES[8:16])
+    return {str(layer): each for layer, each in found.shift.items()}
+
+
 def attacked(kit):
     report = sl.attack(
         *(kit.clip, kit.lens, "cow", "lion", kit.folder / f"attack-{kit.clip.device.type}"),
@@ -229,6 +245,9 @@ CASES = {
     "Lens": both_halves,
     "Vocabulary": lambda kit: kit.words.embed(kit.clip),
     "ablate": partial(ablated, effect="second-order"),
+    "accuracy_by_group": lambda kit: torch.tensor(
+        [each.accuracy for each in sl.accuracy_by_group(kit.clip, labelled("usual"), ["class"])]
+    ),
     "ablate all paths": lambda kit: ablated(over_all_paths(kit), effect="second-order"),
     "ablate direct": partial(ablated, effect="direct", neurons=[1, 2, 7]),
     "ablate indirect": partial(ablated, effect="indirect", neurons=[1, 2, 7]),
@@ -258,11 +277,14 @@ CASES = {
     },
     "defend": lambda kit: torch.tensor([p.unusual for p in defended(kit).points]),
     "describe": lambda kit: coded(sl.describe(kit.clip, kit.lens, world_vocabulary(), 6)),
+    "diff": differing,
     "direct": lambda kit: sl.direct(kit.clip, X, LAYER),
     "discover": discovered,
     "discover all paths": discovered_over_all_paths,
     "discover paper": partial(discovered, texts=world_vocabulary(), paper=True),
     "dissect": lambda kit: coded(sl.dissect(kit.clip, kit.lens, kit.words, PICTURES)),
+    "edit": lambda kit: edited(kit, sl.Edit(neurons=((LAYER, 3), (LAYER, 5)))),
+    "edit paths": lambda kit: edited(kit, sl.Edit(paths=((LAYER, 3, LAYER + 1, 0),))),
     "fit": fitted,
     "fit all paths": totals,
     "fit never": lambda kit: {
@@ -314,6 +336,7 @@ CASES = {
     )[1],
     "similar": lambda kit: matches(sl.similar(kit.lens, LAYER, 3)),
     "steer": lambda kit: sl.steer(kit.clip, X, LAYER, [0.0, 3.0], WORDS[:2], neurons=[0, 5]).after,
+    "shift": shifting,
     "sparse": sparse,
     "stability": lambda kit: {
         str(n): each
@@ -325,7 +348,7 @@ CASES = {
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
-HERE |= {"steer"}
+HERE |= {"accuracy_by_group", "diff", "shift", "steer"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -338,7 +361,7 @@ THERE = {
     "indirect",
 }
 THERE |= {"finite_paths", "patch", "paths_of", "resized", "second_order", "segment", "sparse"}
-THERE |= {"why_attention"}
+THERE |= {"edit", "why_attention"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
 GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
@@ -347,6 +370,7 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
+NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
@@ -360,7 +384,15 @@ def test_every_public_name_has_a_case():
 
 
 ROUGH = {"Audit", "Defence", "attack", "audit", "defend", "discover", "dissect", "finite_paths"}
-ROUGH |= {"budget by class", "fit all paths", "indirect", "name all paths", "score"}
+ROUGH |= {
+    "budget by class",
+    "diff",
+    "shift",
+    "fit all paths",
+    "indirect",
+    "name all paths",
+    "score",
+}
 """Names whose results are small differences of large numbers, or hang on what comes first among
 nearly equal images, texts or neurons: in half precision rounding reaches them."""
 LEAST = {"fp16": (0.999, 0.997), "bf16": (0.999, 0.93)}

@@ -58,3 +58,8 @@ def fixed(value: float, places: int) -> str:
     """With so many digits after the point; a real minus sign, and none before zero."""
     text = f"{value:,.{places}f}".replace("-", "−")
     return text.removeprefix("−") if not text.strip("−0.") else text
+
+
+def cell(text: object) -> str:
+    """A name as code in one cell of a Markdown table, whatever is in it."""
+    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"

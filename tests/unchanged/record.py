@@ -189,6 +189,7 @@ NEWER |= {
     "split",
     "tower",
     "unshown",
+    "weights_hash",
 }
 NEWER |= earlier.NEWER
 """Keys that files and results have had since version 0.1."""

@@ -1,6 +1,6 @@
 """`secondlens audit`."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .options import (
     check_lens,
     check_trained,
     console,
+    groups_option,
     hold_new,
     json_option,
     labelled_pictures,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..applications.auditing.audits import Audit
+    from ..applications.auditing.groups import Group
+    from ..data.labelled import Labelled
     from ..data.sources import ImageSource
     from ..data.vocabularies import Vocabulary
     from ..lens.lens import Lens
@@ -89,6 +92,7 @@ PICTURES = 4
 @paths_option
 @click.option("--out", type=PATH, required=True, help="A new folder for the report.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Ties printed.")
+@groups_option
 @batch_option
 @json_option
 @with_choice
@@ -107,6 +111,7 @@ def audit(
     paths: str,
     out: Path,
     top: int,
+    groups: tuple[str, ...],
     batch_size: int | None,
     as_json: bool,
     choice: PictureChoice,
@@ -122,10 +127,11 @@ def audit(
     check_lens(lens)
     hold_new(out)
     from ..applications.auditing.audits import audit as measure
+    from ..applications.auditing.groups import accuracy_by_group
     from ..data.vocabularies import vocabulary
     from ..lens.lens import Lens
     from ..models.loading import load
-    from ..storage.files import whole_folder
+    from ..storage.files import save_csv, whole_folder
 
     own = model.model.startswith("demo")
     # a labelled set has classes of its own
@@ -139,6 +145,11 @@ def audit(
         ),
         idle_choice(choice, images),
         idle(
+            {"--groups": bool(groups)},
+            "of a labelled set: name one with --images, and say so with --labelled",
+            unless=images is not None and (labelled or (classes is None and not own)),
+        ),
+        idle(
             {"--referee-pretrained": referee_pretrained is not None},
             OF_REFEREE,
             unless=referee is not None,
@@ -149,6 +160,7 @@ def audit(
     drawable = classes is None and cues is None and not labelled
     names = None if classes is None else vocabulary(classes, templates=templates or None)
     shown: list[set[str]] | None = None
+    pictures: Labelled | None = None
     if images is None:
         source = _unseen()
     elif labelled or (names is None and not own):
@@ -157,6 +169,9 @@ def audit(
         if templates:
             names = vocabulary(names, templates=templates)
         shown = [{names.labels[label]} for label in found.labels]
+        pictures = replace(found, classes=names)
+        if groups:
+            pictures.groups(groups)  # says before all work that there is no such column
     else:
         source = choice.source(images)
     words = None if cues is None else vocabulary(cues)
@@ -176,15 +191,25 @@ def audit(
     )
     if drawable and drawings:
         measured = replace(measured, drawn=_drawn(clip, names, words, drawings))
+    by_group = []
+    if groups and pictures is not None:
+        by_group = accuracy_by_group(
+            *(clip, pictures, groups), batch_size=batch_size, progress=True
+        )
     with whole_folder(out) as folder:
         measured.save(folder)
+        if by_group:
+            save_csv(folder / "groups.csv", [asdict(each) for each in by_group])
         _write_page(folder / "audit.html", clip, fitted, measured, source)
     if as_json:
         names_of_ties = ("class", "cue", "effect", "spread", "drawn")
         ties = [dict(zip(names_of_ties, tie, strict=True)) for tie in measured.ties(top)]
         facts = {"chosen": measured.chosen, "unshown": measured.unshown}
-        print_json({"model": clip.name, "ties": ties, **facts, "report": out})
+        found_groups = {"groups": [asdict(each) for each in by_group]} if groups else {}
+        print_json({"model": clip.name, "ties": ties, **facts, **found_groups, "report": out})
         return
+    if by_group:
+        _print_groups(by_group)
     table = Table(title=f"Cues of {escape(clip.name)}: how far a class falls without them")
     for name in ("class", "cue", "falls by", "95 %", "gains, drawn"):
         table.add_column(name, justify="left" if name in ("class", "cue") else "right")
@@ -196,7 +221,18 @@ def audit(
         table.add_row(escape(name), escape(cue), f"{value:.4f}", interval, gained)
     console.print(table)
     console.print(measured.chosen, markup=False, highlight=False)
-    console.print(f"{out}: audit.html, audit.json, audit.csv", markup=False, highlight=False)
+    files = "audit.html, audit.json, audit.csv" + (", groups.csv" if by_group else "")
+    console.print(f"{out}: {files}", markup=False, highlight=False)
+
+
+def _print_groups(groups: "list[Group]") -> None:
+    table = Table(title="Accuracy by group, in per cent, the worst one first")
+    for name in ("group", "pictures", "accuracy", "95 %"):
+        table.add_column(name, justify="left" if name == "group" else "right")
+    for each in groups:
+        interval = f"{100 * each.low:.1f} to {100 * each.high:.1f}"
+        table.add_row(escape(each.name), f"{each.count:,}", f"{100 * each.accuracy:.1f}", interval)
+    console.print(table)
 
 
 def _unseen() -> "ImageSource":
@@ -221,9 +257,8 @@ def _write_page(
     path: Path, clip: "Clip", lens: "Lens", found: "Audit", source: "ImageSource"
 ) -> None:
     """The matrix of the strongest ties, and what shows each cue."""
-    from ..data.reader import Reader
-    from ..data.sources import with_ids
-    from ..report.page import data_uri, model_view, write_page
+    from ..report.page import write_page
+    from ..report.pictures import as_seen
     from ..words.summary import label
 
     # in the order of the ties, so that what may be chance comes last
@@ -232,10 +267,7 @@ def _write_page(
     in_order = dict.fromkeys([*(name for name, *_ in ties), *found.classes])
     rows = [found.classes.index(name) for name in in_order]
     wanted = sorted({each for cue in cues for each in found.images[cue][:PICTURES]})
-    view, pictures = model_view(clip), {}
-    for batch in Reader(source=with_ids(source, wanted), clip=clip, batch_size=16):
-        for position, pixels in zip(batch.positions, batch.pixels, strict=True):
-            pictures[wanted[position]] = data_uri(view(pixels), "webp", quality=80)
+    pictures = as_seen(clip, source, wanted)
     shown: list[dict[str, Any]] = [
         {
             "text": found.cues[cue],

@@ -89,14 +89,14 @@ def defend(
     if usual is None and not own:
         needed = "--usual" if by_attack else "--usual and --unusual"
         raise SecondLensError(f"{model.model} has no pictures of its own: name some with {needed}")
-    usually = _drawn(images)[0] if usual is None else _labelled(usual, templates)
+    usually = _drawn(images)[0] if usual is None else labelled_with(usual, templates)
     rivals: Sequence[int] | None = None
     words: tuple[str, ...] = ()
     if by_attack:
         attack = attacked(found, usually.classes)
         unusually, rivals, words = attack.pictures, attack.rivals, attack.words
     elif unusual is not None:
-        unusually = _labelled(unusual, templates)
+        unusually = labelled_with(unusual, templates)
     else:
         _, unusually, rivals = _drawn(images)
     fitted = Lens.load(lens)
@@ -137,7 +137,8 @@ def defend(
     console.print(f"{out}: defence.json, defence.png", markup=False, highlight=False)
 
 
-def _labelled(path: Path | str, templates: tuple[str, ...]) -> "Labelled":
+def labelled_with(path: Path | str, templates: tuple[str, ...]) -> "Labelled":
+    """The labelled set at a path, its classes prompted with templates where there are some."""
     check_pictures(path)
     found = labelled_pictures(path)
     return found.prompted(templates) if templates else found

@@ -19,7 +19,9 @@ from .circuit import circuit
 from .defend import defend
 from .demo import demo
 from .describe import describe
+from .diff import diff
 from .discover import discover
+from .edit import edit
 from .explore import explore
 from .export import export
 from .fit import fit
@@ -137,7 +139,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, ablate, budget, steer, why_attention, circuit, pool, reproduce, groundtruth),
+    *(audit, defend, edit, diff, ablate, budget, steer, why_attention, circuit, pool),
+    *(reproduce, groundtruth),
     *(explore, export, share, pull, list_members),
 )
 for command in COMMANDS:

@@ -91,6 +91,13 @@ batch_option = click.option(
     help="Images in a forward pass; by default 32, elsewhere than on a CPU by the free memory.",
 )
 
+groups_option = click.option(
+    "--groups",
+    multiple=True,
+    help="Accuracy of each group too: a column of metadata.csv, or class; repeatable, such as "
+    "--groups class --groups place.",
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document in place of tables."
 )
@@ -476,6 +483,8 @@ FINISHED = {
     "lens.json": "lens",
     "audit.json": "audit",
     "defence.json": "defence",
+    "edit.json": "edit",
+    "diff.json": "comparison",
     "report.json": "attack",
     "masks.json": "set of masks",
     "words.csv": "table of words",

@@ -18,8 +18,8 @@ A source (`ImageSource`) has `ids` and `load`; `as_source` makes one of whatever
 `decoding` turns encoded bytes into upright RGB for all of them. A `Reader` gives batches, and lists
 what it had to skip. Every source pickles, and none keeps a file open, so that worker processes may
 read it however they are started. `labelled` and `masked` are pictures of which more is known, in
-the layouts of `class_folders`, `archived_sets`, `cifar` and `coco`; `vocabularies` are texts, and
-`embedding` makes them vectors.
+the layouts of `class_folders`, `archived_sets`, `cifar`, `metadata` and `coco`; `vocabularies` are
+texts, and `embedding` makes them vectors.
 
 What has a name of its own is registered here: vocabularies, sets with labels, sets with masks.
 """
@@ -94,6 +94,11 @@ for _registry, _module, _members in (
                 "ILSVRC2012_img_train.tar and _val.tar, labels by Kaggle or devkit",
             ),
         ),
+    ),
+    (
+        labelled_sets,
+        "metadata",
+        (("metadata", "metadata_table", "metadata.csv of WILDS: file, class, part, attributes"),),
     ),
     (
         labelled_sets,

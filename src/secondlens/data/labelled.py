@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,8 @@ from .vocabularies import Vocabulary, class_names, read_lines, vocabulary
 
 WNID = re.compile(r"n\d{8}")
 
+CLASS = "class"
+"""The column of the labels, where groups are named."""
 TEMPLATE = "A photo of a {}"
 """The paper's example of a prompt; the published code averages OpenAI's 80."""
 
@@ -33,6 +35,8 @@ class Labelled:
     labels: tuple[int, ...]
     """Rows of `classes`."""
     classes: Vocabulary
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What else is known of each picture, by the name of the column: see `metadata`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,7 +48,44 @@ class Labelled:
     def at(self, positions: Sequence[int]) -> "Labelled":
         """The pictures at some positions."""
         labels = tuple(self.labels[position] for position in positions)
-        return replace(self, source=Subset(self.source, positions), labels=labels)
+        attributes = {
+            name: tuple(values[position] for position in positions)
+            for name, values in self.attributes.items()
+        }
+        source = Subset(self.source, positions)
+        return replace(self, source=source, labels=labels, attributes=attributes)
+
+    def groups(self, columns: Sequence[str]) -> dict[str, list[int]]:
+        """Positions of the pictures that have some columns in common, by the name of the group,
+        such as "landbird, place=1", in the order of their first pictures.
+
+        Parameters
+        ----------
+        columns
+            Names of `attributes`, and "class".
+
+        Raises
+        ------
+        SecondLensError
+            No columns, or one that the set does not have.
+        """
+        known = [CLASS, *self.attributes]
+        if unknown := [name for name in columns if name not in known] or (
+            [] if columns else ["nothing"]
+        ):
+            raise SecondLensError(
+                f"{self.name} has no groups by {unknown[0]}: choose from {', '.join(known)}"
+            )
+        found: dict[str, list[int]] = {}
+        for position, label in enumerate(self.labels):
+            parts = [
+                self.classes.labels[label]
+                if name == CLASS
+                else f"{name}={self.attributes[name][position]}"
+                for name in columns
+            ]
+            found.setdefault(", ".join(parts), []).append(position)
+        return found
 
     def prompted(self, templates: Sequence[str]) -> "Labelled":
         """The same with other prompts for its classes."""
@@ -62,6 +103,8 @@ class KeyedPictures:
     names: Mapping[str, str] | None = None
     """Key -> name of each class, in their order, if the set says; else wordnet ids have ImageNet's
     names and others are their own."""
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What else the set says of each picture, by the name of the column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +190,7 @@ def labelled(
         source=pictures.source,
         labels=tuple(place[key] for key in pictures.keys),
         classes=vocabulary("imagenet") if whole else class_names(pictures.name, names.values()),
+        attributes=pictures.attributes,
     )
 
 

@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import SecondLensError
+from ..formatting import cell
 from .folder import Contents, manifest, write
 from .names import Names
 from .published import published
@@ -56,7 +57,7 @@ def lens_card(lens: Contents, repo_id: str | None = None) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = cell
     return environment.get_template("lens-card.md").render(
         metadata=_metadata(lens),
         repo_id=repo_id,
@@ -126,11 +127,6 @@ def _score(scores: Any, layer: int) -> dict[str, str]:
     ours = float(scores.auc[layer][:, 0].nanmedian())
     controls = scores.controls[layer][:, 0].nanmedian(dim=0).values.tolist()
     return {"auc": f"{ours:.3f}", "controls": ", ".join(f"{each:.3f}" for each in controls)}
-
-
-def _cell(text: object) -> str:
-    """A name as code in one cell of a table, whatever is in it."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"
 
 
 FILES = ("lens.json", "images.json", "*.safetensors")

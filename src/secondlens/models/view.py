@@ -87,6 +87,8 @@ class Clip:
     """What turns the projection's output into the embedding, where that is not linear."""
     context_length: int = 77
     """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
+    tokenizer: Any = None
+    """What makes tokens of texts, where there is one."""
     origin: str = ""
     """The name with its folders where that was a path, to tell models apart on this machine;
     never written where others may read it."""

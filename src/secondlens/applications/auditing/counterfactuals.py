@@ -81,12 +81,22 @@ def counterfactual(count: int, seed: int = MISLED_SEED) -> tuple[Labelled, list[
     source = OffPlace(World(), seed, count)
     shown, rivals = zip(*(source.pair(i) for i in range(count)), strict=True)
     labels = tuple(NAMES.index(name) for name in shown)
-    pictures = Labelled(name="misled", source=source, labels=labels, classes=object_names())
+    places = {"place": tuple(PREFERENCE[rival][0] for rival in rivals)}
+    pictures = Labelled(
+        name="misled", source=source, labels=labels, classes=object_names(), attributes=places
+    )
     return pictures, [NAMES.index(name) for name in rivals]
 
 
 def natural(count: int, seed: int = USUAL_SEED) -> Labelled:
     """Single-object scenes of the planted world."""
     scenes = Scenes(World(), seed, count, single=True)
-    labels = tuple(NAMES.index(scenes.scene(i).objects[0]) for i in range(count))
-    return Labelled(name="usual", source=scenes, labels=labels, classes=object_names())
+    shown = [(scene.objects[0], scene.background) for scene in map(scenes.scene, range(count))]
+    names, places = zip(*shown, strict=True)
+    return Labelled(
+        name="usual",
+        source=scenes,
+        labels=tuple(map(NAMES.index, names)),
+        classes=object_names(),
+        attributes={"place": places},
+    )

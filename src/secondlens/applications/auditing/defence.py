@@ -158,6 +158,8 @@ class Defence:
     results: tuple[Outcome, ...]
     """By method, ours first."""
     points: tuple[Point, ...]
+    weights_hash: str = ""
+    """`Clip.weights_hash` of the model; empty in what version 0.1 wrote."""
 
     def __post_init__(self) -> None:
         if len(self.methods) != len(self.results):
@@ -416,6 +418,7 @@ def defend(
         before=before,
         results=results,
         points=points,
+        weights_hash=clip.weights_hash,
     )
 
 

@@ -85,8 +85,9 @@ def from_open_clip(
         model=model,
         # no functions within this one: a model must be able to go to other processes
         text_tower=None if tokenizer is None else partial(_encode_text, model, tokenizer),
+        tokenizer=tokenizer,
         preprocess=_for_the_tower(
-            preprocess, to_2tuple(tower.image_size), parts["image_size"], name
+            preprocess, tuple(to_2tuple(tower.image_size)), parts["image_size"], name
         ),
         text_view=partial(text_tower, tokenizer=tokenizer, check=check),
         view_of=partial(from_open_clip, name=name, check=False),
@@ -113,7 +114,7 @@ def _image_parts(tower: Any) -> dict[str, Any]:
         "ln_post": tower.ln_post,
         "patches": tower.conv1,
         "read_projection": partial(_projection, tower),
-        "image_size": to_2tuple(tower.image_size),
+        "image_size": tuple(to_2tuple(tower.image_size)),  # of a file, it is a list
         "grid": tuple(tower.grid_size),
         # only nn.MultiheadAttention knows both layouts; open_clip's own attention has one
         "batch_first": getattr(blocks[0].attn, "batch_first", True),

@@ -101,6 +101,7 @@ def from_transformers(
         # no functions within this one: a model must be able to go to other processes
         image_tower=partial(_encode_image, model, view.encode),
         text_tower=_text_tower(view, model, tokenizer, name),
+        tokenizer=tokenizer,
         preprocess=preprocess,
         view_of=partial(from_transformers, image_processor=image_processor, name=name, check=False),
         context_length=_context_length(view),

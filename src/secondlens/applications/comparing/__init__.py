@@ -1,0 +1,1 @@
+"""What changed, neuron by neuron: between two checkpoints, and between two sets of pictures."""

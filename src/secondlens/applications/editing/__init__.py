@@ -1,0 +1,1 @@
+"""Edits that stay: what was chosen to be cut, written into ordinary weights."""

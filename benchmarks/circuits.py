@@ -58,9 +58,7 @@ def margin(clip: sl.Clip, rows: torch.Tensor, image: Any, right: int) -> tuple[t
 @click.option("--share", default=0.01, show_default=True, help="Of the edges that are not zero.")
 @click.option("--gain", type=click.Choice(["secant", "tangent"]), default="secant")
 @click.option("--json", "out", type=Path)
-def keep(
-    model: str, pictures: int, nodes: int, share: float, gain: str, out: Path | None
-) -> None:
+def keep(model: str, pictures: int, nodes: int, share: float, gain: str, out: Path | None) -> None:
     """Hold all edges at their means but the strongest, and look at the margin."""
     clip, world = sl.load(model), World(planted=model == "demo")
     means = sl.mean_of(clip, Scenes(world, FIT_SEED, 300))
@@ -113,9 +111,7 @@ def tracer_of(clip: sl.Clip, direction: torch.Tensor, means: Any, gain: str) -> 
 @click.option("--nodes", default=64, show_default=True)
 @click.option("--edges", "count", default=400, show_default=True)
 @click.option("--objects", type=int, help="By default all with a planted place.")
-def cues(
-    model: str, folder: Path, seeds: int, nodes: int, count: int, objects: int | None
-) -> None:
+def cues(model: str, folder: Path, seeds: int, nodes: int, count: int, objects: int | None) -> None:
     """Look for routes from places to objects."""
     clip, lens = sl.load(model), sl.Lens.load(folder)
     world = World(planted=False)

@@ -37,7 +37,7 @@ from .heat_maps import standardise
 from .metrics import scores, statistics
 from .mixture import MixedMaps
 from .refinement import followed
-from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode, quarter
+from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -267,7 +267,7 @@ def recipes(clip: Clip, lens: Lens) -> dict[str, Recipe]:
     for depth, share, weigh, scale in product((1, 2, 4), SHARES, get_args(Weigh), get_args(Scale)):
         if weigh == "equal" and share == 1:
             continue  # all neurons alike: the text would not be read
-        layers = lens.layers[-depth * quarter(clip) :]
+        layers = lens.late_layers(clip, depth)
         neurons = max(1, round(share * len(layers) * clip.neurons))
         name = f"layers {layers[0]} to {layers[-1]}, {neurons} neurons, {weigh}, {scale}"
         found[name] = Recipe(

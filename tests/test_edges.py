@@ -231,9 +231,7 @@ def test_edges_are_reading_times_worth(clip, images, sources, tower, direction):
 def test_a_subset_has_the_edges_of_the_whole(sources, tower, direction):
     traced = gradient(tower, direction)
     whole = edges(traced, EVERYTHING, sources.activations, sources.embedding)
-    some = Nodes(
-        neurons=((0, 3), (0, 40), (1, 7), (2, 5)), heads=((0, 2), (1, 1), (2, 0), (2, 2))
-    )
+    some = Nodes(neurons=((0, 3), (0, 40), (1, 7), (2, 5)), heads=((0, 2), (1, 1), (2, 0), (2, 2)))
     found = edges(traced, some, sources.activations, sources.embedding)
     count, heads = len(EVERY_NEURON), len(EVERY_HEAD)
     rows = [EVERY_NEURON.index(each) for each in some.neurons]
@@ -293,7 +291,8 @@ def test_a_neuron_as_the_target(clip, images, sources, tower):
 
         ends = []
         with hooked(
-            [], [(block.mlp_output, see), (clip.blocks[2].mlp_output, lambda m, i: ends.append(i[0]))]
+            [],
+            [(block.mlp_output, see), (clip.blocks[2].mlp_output, lambda m, i: ends.append(i[0]))],
         ):
             _with_gradient(clip, images)
         clip.batch_major(ends[0])[:, 3, 5].sum().backward()
@@ -390,9 +389,9 @@ def literally_held(clip, images, embedding, means, nodes, kept, free):
             if each == layer:
                 return x
             p = means.activations[each].expand(len(images), -1, -1).clone()
-            for (l, n), row in place.items():
-                if l == each and holds(row):
-                    p[:, :, n] = activations[l, n]
+            for (own, n), row in place.items():
+                if own == each and holds(row):
+                    p[:, :, n] = activations[own, n]
             x = x + p @ clip.blocks[each].neuron_rows + clip.blocks[each].mlp_bias
         return x
 
@@ -402,17 +401,17 @@ def literally_held(clip, images, embedding, means, nodes, kept, free):
         if free:
             before[layer] = stream_of(None, layer, literal, half=False)
             between[layer] = stream_of(None, layer, literal, half=True)
-        for (l, n), row in place.items():
-            if l == layer:
+        for (own, n), row in place.items():
+            if own == layer:
                 x = literal.read(layer, stream_of(1 + row, layer, literal, half=True))[:, :, n]
-                activations[l, n] = clip.blocks[layer].activation(x).detach()
+                activations[own, n] = clip.blocks[layer].activation(x).detach()
 
     def end(receiver):
         x = stream_of(receiver, clip.layers - 1, literal, half=True)
         p = means.activations[clip.layers - 1].expand(len(images), -1, -1).clone()
-        for (l, n), row in place.items():
-            if l == clip.layers - 1 and (receiver is None or kept[row, receiver]):
-                p[:, :, n] = activations[l, n]
+        for (own, n), row in place.items():
+            if own == clip.layers - 1 and (receiver is None or kept[row, receiver]):
+                p[:, :, n] = activations[own, n]
         return (x + p @ clip.blocks[-1].neuron_rows + clip.blocks[-1].mlp_bias)[:, 0]
 
     post = end(None) if free else given[2]

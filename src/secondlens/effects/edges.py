@@ -31,8 +31,8 @@ from ..devices import undisturbed, wide
 from ..errors import SecondLensError
 from ..models.view import Clip, hooked
 from ..progress import tracked
-from .all_paths import KEYS, MLPS, NORMS, QUERIES, VALUES, Gradients, through_attention, through_mlp
-from .linearised import LinearBlock, Linearised, neuron_inputs
+from .all_paths import NORMS, VALUES, Gradients, through_attention, through_mlp
+from .linearised import LinearBlock, Linearised
 
 FLOWS = ("output", "query", "key", "mlp", "norm")
 """Classes of what a source does, in their order; `output` holds direct, value and higher paths."""
@@ -170,9 +170,7 @@ class Gradient:
 
 
 @torch.no_grad()
-def gradient(
-    tower: Linearised, target: "Unit | Float[Tensor, ' dim']"
-) -> Gradient:
+def gradient(tower: Linearised, target: "Unit | Float[Tensor, ' dim']") -> Gradient:
     """Take the gradient of one target back through the tower, by class of path.
 
     Parameters
@@ -396,10 +394,7 @@ def _divide(
             [change[each][:, :, nodes.of_layer(each)] for each in range(layer)], dim=2
         )
         writes = torch.cat(
-            [
-                gradient.tower.blocks[each].neuron_rows[nodes.of_layer(each)]
-                for each in range(layer)
-            ]
+            [gradient.tower.blocks[each].neuron_rows[nodes.of_layer(each)] for each in range(layer)]
         )
         read = _values_of(block, _centred(writes) * block.norm_1.gain)
         moved = moved / block.norm_1.sigma[:, :, 0]

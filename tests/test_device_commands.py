@@ -67,6 +67,10 @@ COMMANDS = {
         *("--template", "{}", "--out", "defence", *TINY),
     ),
     "describe": ("lens", "--texts", "cues.txt", "-k", 3, "--json", *TINY),
+    "circuit": (
+        *("lens", "photo.png", "--text", "a ship", "--against", "photos", "--nodes", 8, "--json"),
+        *("--model", "tiny:noise", "--device", "fake:0"),
+    ),
     "discover": ("lens", "photo.png", "--top", 3, "--json", *TINY),
     "explore": ("lens", "--images", "photos", "--port", 0, *TINY),
     "export": ("lens", "site", "--images", "photos", *TINY),

@@ -319,13 +319,18 @@ CASES = {
         str(n): each
         for n, each in sl.stability(kit.clip, kit.lens, kit.words, PICTURES).cosine.items()
     },
+    "circuit": lambda kit: {
+        edge.source + edge.receiver + edge.kind: torch.tensor(edge.weight)
+        for edge in sl.circuit(kit.clip, kit.lens, X[:1], "a ship", X, nodes=4, heads=1).edges
+    },
+    "mean_of": lambda kit: sl.mean_of(kit.clip, X).embedding,
     "why_attention": lambda kit: sl.why_attention(kit.clip, X[:1], LAYER, 1, 3).by_key,
 }
 """What each public name computes, by name; a second word tells cases of one name apart."""
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
-HERE |= {"steer"}
+HERE |= {"circuit", "mean_of", "steer"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -342,12 +347,12 @@ THERE |= {"why_attention"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
 GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
-GRADIENTS |= {"why_attention"}
+GRADIENTS |= {"circuit", "why_attention"}
 GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "fit", "name")}
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
+NOTHING_TO_RUN |= {"AttentionReasons", "Circuit", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_timm", "from_transformers"}

@@ -1,7 +1,7 @@
 """Find the circuit of a target: choose nodes, compute edges, prune them, and check what is left."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -214,16 +214,24 @@ class Tracer:
     aim: Aim
     means: Means
     secant: bool
+    alone: dict[int, tuple[Reader, int, Picture]] = field(default_factory=dict)
+    """The only picture of a reader, by the reader's id."""
 
     def reader(self, images: Any) -> Reader:
         return Reader(source=as_source(images), clip=self.clip, batch_size=FEW_IMAGES)
 
     def pictures(self, reader: Reader, what: str, progress: bool) -> Iterator[tuple[int, Picture]]:
-        """One after another, with their positions."""
+        """One after another, with their positions; a picture that is alone is run once."""
+        if id(reader) in self.alone:
+            yield self.alone[id(reader)][1:]
+            return
         for batch in tracked(reader, what, progress):
             pixels = batch.on(self.clip.device)
             for position, each in zip(batch.positions, pixels.split(1), strict=True):
-                yield position, self.picture(each)
+                picture = self.picture(each)
+                if len(reader.source.ids) == 1:
+                    self.alone[id(reader)] = reader, position, picture
+                yield position, picture
 
     def picture(self, pixels: Tensor) -> Picture:
         seen = Sources(self.clip)

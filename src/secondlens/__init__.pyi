@@ -49,6 +49,8 @@ from .models.timm.views import from_timm as from_timm
 from .models.transformers.views import from_transformers as from_transformers
 from .models.view import Clip as Clip
 from .words.causes import confirm as confirm
+from .words.connections import Connections as Connections
+from .words.connections import connections as connections
 from .words.describing import describe as describe
 from .words.dissection import dissect as dissect
 from .words.halves import stability as stability

@@ -34,7 +34,9 @@ SCENES = 256
 @click.argument("photos", type=PATH)
 @click.option("--text", help='What is explained: the score of a text, such as "a ship".')
 @click.option("--rather-than", help="The margin above the score of this text instead.")
-@click.option("--neuron", help="Or the activation of a neuron where it is strongest, such as 9:123.")
+@click.option(
+    "--neuron", help="Or the activation of a neuron where it is strongest, such as 9:123."
+)
 @click.option(
     "--against",
     type=click.Path(),

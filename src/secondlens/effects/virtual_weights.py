@@ -52,8 +52,9 @@ def inputs(clip: Clip, layer: int, neuron: int) -> Iterator[Found]:
 def _inputs(clip: Clip, layer: int) -> Float[Tensor, "neurons width"]:
     """What the neurons of a layer read of the stream, but for the scale."""
     block = clip.blocks[layer]
-    weight, gain = (each.detach().to(clip.compute_dtype) for each in (neuron_inputs(block), block.ln_2.weight))
-    return _centred(weight * gain)
+    weight = neuron_inputs(block).to(clip.compute_dtype)
+    gain: Tensor = block.ln_2.weight.detach()  # type: ignore[operator]
+    return _centred(weight * gain.to(weight))
 
 
 def _through_heads(block: Block, row: Float[Tensor, " width"]) -> Float[Tensor, "heads width"]:

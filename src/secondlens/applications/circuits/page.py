@@ -63,9 +63,7 @@ def write_circuit(
         title=f"Why {circuit.target}",
         circuit=circuit,
         clip=clip,
-        picture=None
-        if pixels is None
-        else data_uri(model_view(clip)(pixels), "webp", quality=90),
+        picture=None if pixels is None else data_uri(model_view(clip)(pixels), "webp", quality=90),
         data={**document, "pictures": pictures, "layers": clip.layers, "grid": clip.grid},
         strongest=strongest,
     )

@@ -260,9 +260,7 @@ class Tracer:
 
     # -- nodes -------------------------------------------------------------------------------
 
-    def chosen(
-        self, readers: Sequence[Reader], neurons: int, heads: int, progress: bool
-    ) -> Nodes:
+    def chosen(self, readers: Sequence[Reader], neurons: int, heads: int, progress: bool) -> Nodes:
         """The neurons and heads that do most on average over all pictures, by size."""
         size = torch.zeros(0)
         looking = torch.zeros(0)

@@ -9,20 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...arguments import checked
-from ...data.reader import Reader
-from ...data.sources import as_source
-from ...devices import undisturbed, wide
-from ...effects.ablated_runs import check_neurons
-from ...effects.edges import Sources
-from ...effects.linearised import check_paths
-from ...effects.virtual_weights import Found, inputs, outputs
-from ...errors import SecondLensError
-from ...lens.layer import NeuronId
-from ...lens.lens import Lens
-from ...models.view import Clip, hooked
-from ...progress import tracked
-from ...words.summary import label
+from ..arguments import checked
+from ..data.reader import Reader
+from ..data.sources import as_source
+from ..devices import undisturbed, wide
+from ..effects.ablated_runs import check_neurons
+from ..effects.edges import Sources
+from ..effects.linearised import check_paths
+from ..effects.virtual_weights import Found, inputs, outputs
+from ..errors import SecondLensError
+from ..lens.layer import NeuronId
+from ..lens.lens import Lens
+from ..models.view import Clip, hooked
+from ..progress import tracked
+from .summary import label
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,5 @@
-"""Circuits: what goes into a node is what it does, sets are means of their pictures, and the network
-run with the whole graph is the network."""
+"""Circuits: what goes into a node is what it does, sets are means of their pictures, and with the
+whole graph the network is itself."""
 
 import json
 
@@ -91,8 +91,9 @@ def test_tangent_edges_are_those_between_neurons(clip, pictures, means):
     classes = paths.classes.index("mlp")
     for node in found.neurons:
         into_neurons = sum(
-            edge.weight for edge in found.out_of(node.id) if ":" in edge.receiver and
-            edge.kind == "value"
+            edge.weight
+            for edge in found.out_of(node.id)
+            if ":" in edge.receiver and edge.kind == "value"
         )
         expected = float(paths[node.layer][0, 0, node.number, classes])
         assert into_neurons == pytest.approx(expected, abs=1e-6)
@@ -109,7 +110,8 @@ def test_a_set_is_the_mean_of_its_pictures(clip, pictures, means):
     for edge in found.edges:
         if edge.kind == "error":
             continue
-        values = torch.tensor([one.get((edge.source, edge.receiver, edge.kind), 0) for one in alone])
+        key = (edge.source, edge.receiver, edge.kind)
+        values = torch.tensor([one.get(key, 0) for one in alone])
         assert edge.weight == pytest.approx(float(values.mean()), abs=1e-6)
         if edge.kind != "rest":
             assert edge.spread == pytest.approx(float(values.std()), abs=1e-6)
@@ -229,9 +231,7 @@ def test_command(folder, clip, pictures, means):
     assert page.count("http:") == 1 and "https:" not in page
     result = run(folder, *asked, "--top", 3)
     assert result.exit_code == 0, result.output
-    assert "sea above road" in result.output and "attention free" in " ".join(
-        result.output.split()
-    )
+    assert "sea above road" in result.output and "attention free" in " ".join(result.output.split())
 
 
 def test_command_for_sets_and_neurons(folder):

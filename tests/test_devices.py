@@ -352,7 +352,8 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"AttentionReasons", "Circuit", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
+NOTHING_TO_RUN |= {"Circuit"}
+NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_timm", "from_transformers"}

@@ -4,12 +4,12 @@ Every neuron and every embedding writes to the residual stream, and what it writ
 identities and values. So a receiver (a neuron, or the output) reads a sum over sources. Here it
 gets what its kept edges bring, and along all other edges what the sources are on average,
 
-    x_m = base + sum over kept n of  what (p'_n - mean p_n) w_n comes to at m,      p'_m = gelu(x_m),
+    x_m = base + sum over kept n of  what (p'_n - mean p_n) w_n comes to at m,   p'_m = gelu(x_m),
 
 from the first layer to the last, so that a neuron which is kept says what its own kept edges make
-of it, and one which is not kept stays at its mean. Attention and the scales of LayerNorm are either
-those of the unchanged image, or free: then they are those of a stream to which all kept nodes write.
-With all nodes and edges, both are the network itself.
+of it, and one which is not kept stays at its mean. Attention and the scales of LayerNorm are
+either those of the unchanged image, or free: then they are those of a stream to which all kept
+nodes write. With all nodes and edges, both are the network itself.
 """
 
 from copy import copy

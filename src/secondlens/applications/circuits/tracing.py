@@ -175,6 +175,7 @@ class Picture:
 
     @cached_property
     def gradient(self) -> Gradient:
+        """Of the target."""
         return gradient(self.tower, self.target)
 
 
@@ -193,9 +194,11 @@ class MeanGraph:
         return self.moments[kind][0]
 
     def spread(self, kind: str) -> Tensor:
+        """Standard deviations of the numbers of a kind."""
         return self.moments[kind][1].sqrt()
 
     def minus(self, other: "MeanGraph") -> "MeanGraph":
+        """Return the difference of the means, whose variance is the sum of both."""
         return replace(
             self,
             minus_ids=other.ids,
@@ -210,6 +213,8 @@ class MeanGraph:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tracer:
+    """Finds the graph of one target, picture by picture."""
+
     clip: Clip
     aim: Aim
     means: Means
@@ -218,6 +223,7 @@ class Tracer:
     """The only picture of a reader, by the reader's id."""
 
     def reader(self, images: Any) -> Reader:
+        """Pictures for the methods below."""
         return Reader(source=as_source(images), clip=self.clip, batch_size=FEW_IMAGES)
 
     def pictures(self, reader: Reader, what: str, progress: bool) -> Iterator[tuple[int, Picture]]:
@@ -234,6 +240,7 @@ class Tracer:
                 yield position, picture
 
     def picture(self, pixels: Tensor) -> Picture:
+        """Run one preprocessed picture, [1, 3, height, width]."""
         seen = Sources(self.clip)
         with hooked([], seen.hooks()):
             tower = linearise(self.clip, pixels)

@@ -1,8 +1,8 @@
 """What graphs of neurons keep, find and cost.
 
-    python benchmarks/circuits.py keep                                # a margin of single-object scenes
-    python benchmarks/circuits.py cues --lens secondlens-demo/lens     # planted cues
-    python benchmarks/circuits.py cost                                # random weights of ViT-B/32
+    python benchmarks/circuits.py keep              # margins of scenes with one object
+    python benchmarks/circuits.py cues --lens secondlens-demo/lens  # planted cues
+    python benchmarks/circuits.py cost              # random weights of ViT-B/32
 
 `keep`: of the neurons that do most, the strongest edges stay, as a share of all that are not zero;
 all others are held at their means over other scenes. Told is how far the margin of the right object
@@ -58,9 +58,7 @@ def margin(clip: sl.Clip, rows: torch.Tensor, image: Any, right: int) -> tuple[t
 @click.option("--share", default=0.01, show_default=True, help="Of the edges that are not zero.")
 @click.option("--gain", type=click.Choice(["secant", "tangent"]), default="secant")
 @click.option("--json", "out", type=Path)
-def keep(
-    model: str, pictures: int, nodes: int, share: float, gain: str, out: Path | None
-) -> None:
+def keep(model: str, pictures: int, nodes: int, share: float, gain: str, out: Path | None) -> None:
     """Hold all edges at their means but the strongest, and look at the margin."""
     clip, world = sl.load(model), World(planted=model == "demo")
     means = sl.mean_of(clip, Scenes(world, FIT_SEED, 300))
@@ -113,9 +111,7 @@ def tracer_of(clip: sl.Clip, direction: torch.Tensor, means: Any, gain: str) -> 
 @click.option("--nodes", default=64, show_default=True)
 @click.option("--edges", "count", default=400, show_default=True)
 @click.option("--objects", type=int, help="By default all with a planted place.")
-def cues(
-    model: str, folder: Path, seeds: int, nodes: int, count: int, objects: int | None
-) -> None:
+def cues(model: str, folder: Path, seeds: int, nodes: int, count: int, objects: int | None) -> None:
     """Look for routes from places to objects."""
     clip, lens = sl.load(model), sl.Lens.load(folder)
     world = World(planted=False)

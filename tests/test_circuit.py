@@ -1,5 +1,5 @@
-"""Circuits: what goes into a node is what it does, sets are means of their pictures, and the network
-run with the whole graph is the network."""
+"""Circuits: what goes into a node is what it does, sets are means of their pictures, and with the
+whole graph the network is itself."""
 
 import json
 
@@ -103,20 +103,19 @@ def test_tangent_edges_are_those_between_neurons(clip, pictures, means):
 
 
 def test_a_set_is_the_mean_of_its_pictures(clip, pictures, means):
-    each = [sl.circuit(clip, None, [p], "sea", means, **EVERYTHING) for p in pictures[:3]]
-    found = sl.circuit(clip, None, pictures[:3], "sea", means, **EVERYTHING)
-    assert found.image_ids == ("0", "1", "2") and not found.minus_ids
+    each = [sl.circuit(clip, None, [p], "sea", means, **EVERYTHING) for p in pictures[:2]]
+    found = sl.circuit(clip, None, pictures[:2], "sea", means, **EVERYTHING)
+    assert found.image_ids == ("0", "1") and not found.minus_ids
     alone = [numbers(one) for one in each]
     for edge in found.edges:
         if edge.kind == "error":
             continue
-        values = torch.tensor(
-            [one.get((edge.source, edge.receiver, edge.kind), 0) for one in alone]
-        )
+        key = (edge.source, edge.receiver, edge.kind)
+        values = torch.tensor([one.get(key, 0) for one in alone])
         assert edge.weight == pytest.approx(float(values.mean()), abs=1e-6)
         if edge.kind != "rest":
             assert edge.spread == pytest.approx(float(values.std()), abs=1e-6)
-    assert found.score == pytest.approx(sum(one.score for one in each) / 3, abs=1e-6)
+    assert found.score == pytest.approx(sum(one.score for one in each) / 2, abs=1e-6)
 
 
 def test_a_difference_of_two_sets(clip, pictures, means):
@@ -228,7 +227,8 @@ def test_command(folder, clip, pictures, means):
     assert len(found["edges"]) == len(expected.edges)
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "Why sea above road" in page and "http://www.w3.org/2000/svg" in page
-    assert page.count("http") == 1  # the name space: nothing is fetched
+    # nothing is fetched: the only address is a name space
+    assert page.count("http:") == 1 and "https:" not in page
     result = run(folder, *asked, "--top", 3)
     assert result.exit_code == 0, result.output
     assert "sea above road" in result.output and "attention free" in " ".join(result.output.split())

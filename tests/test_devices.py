@@ -322,6 +322,7 @@ CASES = {
     "circuit": lambda kit: {
         edge.source + edge.receiver + edge.kind: torch.tensor(edge.weight)
         for edge in sl.circuit(kit.clip, kit.lens, X[:1], "a ship", X, nodes=4, heads=1).edges
+        if edge.kind == "value"
     },
     "connections": lambda kit: {
         each.name: torch.tensor([each.weight, each.coactivation])
@@ -356,16 +357,8 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {
-    "AttentionReasons",
-    "Circuit",
-    "Connections",
-    "FinitePaths",
-    "Kind",
-    "Names",
-    "Patched",
-    "Paths",
-}
+NOTHING_TO_RUN |= {"Circuit", "Connections"}
+NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
 ELSEWHERE = {"load", "from_timm", "from_transformers"}

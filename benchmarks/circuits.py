@@ -1,8 +1,8 @@
 """What graphs of neurons keep, find and cost.
 
-    python benchmarks/circuits.py keep                                # a margin of single-object scenes
-    python benchmarks/circuits.py cues --lens secondlens-demo/lens     # planted cues
-    python benchmarks/circuits.py cost                                # random weights of ViT-B/32
+    python benchmarks/circuits.py keep              # margins of scenes with one object
+    python benchmarks/circuits.py cues --lens secondlens-demo/lens  # planted cues
+    python benchmarks/circuits.py cost              # random weights of ViT-B/32
 
 `keep`: of the neurons that do most, the strongest edges stay, as a share of all that are not zero;
 all others are held at their means over other scenes. Told is how far the margin of the right object

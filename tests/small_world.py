@@ -240,6 +240,10 @@ CASES = {
         command="why-attention photo.png --layer 1 --head 0 --heat-map heat.png ON",
         given=("photo.png",),
     ),
+    "circuit": Case(
+        command="circuit lens photo.png --text sea --against classes --nodes 8 --page page.html ON",
+        given=("lens", "photo.png"),
+    ),
     "ablate": Case(command="ablate lens classes --out ablation ON"),
     "budget": Case(command="budget lens classes --neurons 2 --out budget ON"),
     "export": Case(

@@ -75,6 +75,10 @@ COMMANDS = {
         *("tiny:noise", "other:noise", "--images", "photos", "--classes", "classes.txt"),
         *("--out", "compared", "--json", "--device", DEVICE),
     ),
+    "circuit": (
+        *("lens", "photo.png", "--text", "a ship", "--against", "photos", "--nodes", 8, "--json"),
+        *("--model", "tiny:noise", "--device", "fake:0"),
+    ),
     "discover": ("lens", "photo.png", "--top", 3, "--json", *TINY),
     "explore": ("lens", "--images", "photos", "--port", 0, *TINY),
     "export": ("lens", "site", "--images", "photos", *TINY),

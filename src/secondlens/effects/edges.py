@@ -339,7 +339,8 @@ def edges(
         if layer in gradient.after and some:
             moved, writes = change[layer][:, :, some], block.neuron_rows[some]
             found = torch.einsum("btn,btkn->bnk", moved, reading @ writes.T)
-            weights[:, torch.tensor(rows)[:, None], torch.tensor(columns)] = found
+            at = (torch.tensor(each, device=found.device) for each in (rows, columns))
+            weights[(slice(None), *torch.meshgrid(*at, indexing="ij"))] = found
             flows[:, rows] = torch.einsum("btn,cbtn->bnc", moved, gradient.after[layer] @ writes.T)
             worth = block.slope[:, :, some] * gradient.worth[layer][:, :, some]
             read = block.norm_2.linear_back(worth[..., None] * block.neuron_inputs[some])
@@ -384,7 +385,7 @@ def _divide(
     block = gradient.tower.blocks[layer]
     count = len(nodes.neurons)
     kept = [at for at, column in enumerate(columns) if column <= count]
-    into = torch.tensor([columns[at] for at in kept])
+    into = torch.tensor([columns[at] for at in kept], device=back.device)
     # [images, heads, receivers, tokens, head_width]
     values = block.values_back(back)[:, :, kept]
     earlier = [row for row, (each, _) in enumerate(nodes.neurons) if each < layer]
@@ -398,7 +399,7 @@ def _divide(
         read = _values_of(block, _centred(writes) * block.norm_1.gain)
         moved = moved / block.norm_1.sigma[:, :, 0]
         found = torch.einsum("btn,bhktn->bhnk", moved, values @ read[:, None].mT)
-        by_head[:, :, torch.tensor(earlier)[:, None], into] = found
+        by_head[:, :, torch.tensor(earlier, device=back.device)[:, None], into] = found
     read = _values_of(block, block.norm_1.linear(embedding[:, :, None])[:, :, 0])
     found = torch.einsum("bhktf,bhtf->bhtk", values, read.movedim(0, 1))
     by_head[:, :, count:, into] = found

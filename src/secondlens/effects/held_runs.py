@@ -4,12 +4,12 @@ Every neuron and every embedding writes to the residual stream, and what it writ
 identities and values. So a receiver (a neuron, or the output) reads a sum over sources. Here it
 gets what its kept edges bring, and along all other edges what the sources are on average,
 
-    x_m = base + sum over kept n of  what (p'_n - mean p_n) w_n comes to at m,      p'_m = gelu(x_m),
+    x_m = base + sum over kept n of  what (p'_n - mean p_n) w_n comes to at m,   p'_m = gelu(x_m),
 
 from the first layer to the last, so that a neuron which is kept says what its own kept edges make
-of it, and one which is not kept stays at its mean. Attention and the scales of LayerNorm are either
-those of the unchanged image, or free: then they are those of a stream to which all kept nodes write.
-With all nodes and edges, both are the network itself.
+of it, and one which is not kept stays at its mean. Attention and the scales of LayerNorm are
+either those of the unchanged image, or free: then they are those of a stream to which all kept
+nodes write. With all nodes and edges, both are the network itself.
 """
 
 from copy import copy
@@ -71,13 +71,14 @@ def held_run(
         Whether attention and the scales of LayerNorm follow the kept nodes.
     """
     clip, means = tower.clip, means.to(embedding)
-    kept = kept.to(embedding.device)
-    images, tokens, width = embedding.shape
-    count = len(nodes.neurons)
-    # the embeddings come first here: each is its own stream, on which only one token is not zero
-    order = [*range(count, count + tokens), *range(count)]
-    change = torch.diag_embed((embedding - means.embedding).movedim(1, 2)).movedim(1, 3)
-    streams = torch.cat([means.embedding.expand(images, -1, -1)[:, :, None], change], dim=2)
+    count, tokens = len(nodes.neurons), clip.tokens
+    groups, masks = grouped(torch.cat([kept[count:], kept[:count]]))
+    masks = masks.to(embedding.device)
+    change = embedding - means.embedding
+    some = groups[:tokens]
+    streams = change.new_zeros(*change.shape[:2], 1 + max(some) + 1, change.shape[2])
+    streams[:, :, 0] = means.embedding
+    streams[:, list(range(tokens)), [1 + group for group in some]] = change
     inputs = {}
     done = 0
     for layer, block in enumerate(clip.blocks):
@@ -89,26 +90,47 @@ def held_run(
         norm = linear.norm_2
         if free:
             norm = LinearNorm.at(streams.sum(2), block.ln_2, linear.dtype)
-        some = nodes.of_layer(layer)
-        here = slice(1 + done, 1 + done + len(some))
-        mask = kept[order[: tokens + done], here]
-        inputs[layer] = _read(block, linear, norm, streams, some, mask)
-        found = block.activation(inputs[layer])
-        mean = means.activations[layer]
-        streams[:, :, 0] += mean @ linear.neuron_rows + block.mlp_bias.to(mean)
-        moved = (found - mean[:, some])[..., None] * linear.neuron_rows[some]
-        streams = torch.cat([streams, moved], dim=2)
-        done += len(some)
+        neurons = nodes.of_layer(layer)
+        here = slice(1 + done, 1 + done + len(neurons))
+        mask = masks[: streams.shape[2] - 1, here]
+        inputs[layer] = _read(block, linear, norm, streams, neurons, mask)
+        moved = block.activation(inputs[layer]) - means.activations[layer][:, neurons]
+        mean = means.activations[layer] @ linear.neuron_rows + block.mlp_bias.to(embedding)
+        streams[:, :, 0] += mean
+        some = groups[tokens + done : tokens + done + len(neurons)]
+        new = max([0, *(group + 2 - streams.shape[2] for group in some)])
+        streams = torch.cat([streams, streams.new_zeros(*change.shape[:2], new, clip.width)], dim=2)
+        places = torch.tensor([1 + group for group in some], device=streams.device)
+        writes = moved[..., None] * linear.neuron_rows[neurons]
+        streams.index_add_(2, places.long(), writes)
+        done += len(neurons)
     at_class = streams[:, 0]
     norm = tower.norm_post
     if free:
         norm = LinearNorm.at(at_class.sum(1), clip.ln_post, at_class.dtype)
-    chosen = kept[order, 0].to(at_class)
+    chosen = masks[: at_class.shape[1] - 1, 0].to(at_class)
     output = at_class[:, 0] + torch.einsum("bsw,s->bw", at_class[:, 1:], chosen)
     normalised = norm.linear(output[:, None])[:, 0] + clip.post_bias.to(output)
     representation = normalised @ clip.projection.to(output)
     length = representation.norm(dim=-1) if free else tower.length
     return HeldRun(representation=representation, length=length, inputs=inputs)
+
+
+def grouped(
+    kept: Bool[Tensor, "sources targets"],
+) -> tuple[list[int], Bool[Tensor, "groups targets"]]:
+    """Sources whose edges lead to the same targets can share a stream: the group of each, numbered
+    as they come, and the targets of each group."""
+    numbers: dict[bytes, int] = {}
+    groups = []
+    first = []
+    for place, row in enumerate(kept.cpu().numpy()):
+        key = row.tobytes()
+        if key not in numbers:
+            numbers[key] = len(numbers)
+            first.append(place)
+        groups.append(numbers[key])
+    return groups, kept[first]
 
 
 @torch.no_grad()

@@ -104,7 +104,10 @@ class Circuit:
 
     def node(self, id: str) -> Node:
         """The node of an id; raises `KeyError` if there is none."""
-        return next((each for each in self.nodes if each.id == id), None) or _missing(id)
+        for each in self.nodes:
+            if each.id == id:
+                return each
+        raise KeyError(id)
 
     def into(self, id: str) -> list[Edge]:
         """Edges to a node, the strongest first."""
@@ -133,7 +136,3 @@ class Circuit:
 
 def _strongest(edges: Any) -> list[Edge]:
     return sorted(edges, key=lambda edge: -abs(edge.weight))
-
-
-def _missing(id: str) -> Node:
-    raise KeyError(id)

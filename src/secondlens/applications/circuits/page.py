@@ -1,7 +1,6 @@
-"""The page of a circuit: one file that shows the graph, and everything that belongs to its nodes."""
+"""The page of a circuit: one file that shows the graph and what belongs to its nodes."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image

@@ -1,7 +1,7 @@
 """Find the circuit of a target: choose nodes, compute edges, prune them, and check what is left."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -175,6 +175,7 @@ class Picture:
 
     @cached_property
     def gradient(self) -> Gradient:
+        """Of the target."""
         return gradient(self.tower, self.target)
 
 
@@ -193,9 +194,11 @@ class MeanGraph:
         return self.moments[kind][0]
 
     def spread(self, kind: str) -> Tensor:
+        """Standard deviations of the numbers of a kind."""
         return self.moments[kind][1].sqrt()
 
     def minus(self, other: "MeanGraph") -> "MeanGraph":
+        """Return the difference of the means, whose variance is the sum of both."""
         return replace(
             self,
             minus_ids=other.ids,
@@ -210,22 +213,34 @@ class MeanGraph:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tracer:
+    """Finds the graph of one target, picture by picture."""
+
     clip: Clip
     aim: Aim
     means: Means
     secant: bool
+    alone: dict[int, tuple[Reader, int, Picture]] = field(default_factory=dict)
+    """The only picture of a reader, by the reader's id."""
 
     def reader(self, images: Any) -> Reader:
+        """Pictures for the methods below."""
         return Reader(source=as_source(images), clip=self.clip, batch_size=FEW_IMAGES)
 
     def pictures(self, reader: Reader, what: str, progress: bool) -> Iterator[tuple[int, Picture]]:
-        """One after another, with their positions."""
+        """One after another, with their positions; a picture that is alone is run once."""
+        if id(reader) in self.alone:
+            yield self.alone[id(reader)][1:]
+            return
         for batch in tracked(reader, what, progress):
             pixels = batch.on(self.clip.device)
             for position, each in zip(batch.positions, pixels.split(1), strict=True):
-                yield position, self.picture(each)
+                picture = self.picture(each)
+                if len(reader.source.ids) == 1:
+                    self.alone[id(reader)] = reader, position, picture
+                yield position, picture
 
     def picture(self, pixels: Tensor) -> Picture:
+        """Run one preprocessed picture, [1, 3, height, width]."""
         seen = Sources(self.clip)
         with hooked([], seen.hooks()):
             tower = linearise(self.clip, pixels)

@@ -322,6 +322,11 @@ CASES = {
     "circuit": lambda kit: {
         edge.source + edge.receiver + edge.kind: torch.tensor(edge.weight)
         for edge in sl.circuit(kit.clip, kit.lens, X[:1], "a ship", X, nodes=4, heads=1).edges
+        if edge.kind == "value"
+    },
+    "connections": lambda kit: {
+        each.name: torch.tensor([each.weight, each.coactivation])
+        for each in sl.connections(kit.clip, kit.lens, LAYER, 3, X, top=3).inputs
     },
     "mean_of": lambda kit: sl.mean_of(kit.clip, X).embedding,
     "why_attention": lambda kit: sl.why_attention(kit.clip, X[:1], LAYER, 1, 3).by_key,
@@ -330,7 +335,7 @@ CASES = {
 
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
-HERE |= {"circuit", "mean_of", "steer"}
+HERE |= {"circuit", "connections", "mean_of", "steer"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -352,7 +357,7 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
-NOTHING_TO_RUN |= {"Circuit"}
+NOTHING_TO_RUN |= {"Circuit", "Connections"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""

@@ -10,7 +10,8 @@ from models import Unreadable
 from small_world import noise, small, tiny
 
 import secondlens as sl
-from secondlens.applications.circuits.tracing import Aim, Tracer, connected
+from secondlens.applications.circuits.pruning import connected
+from secondlens.applications.circuits.tracing import Aim, Tracer
 from secondlens.commands.group import main
 from secondlens.effects.edges import frozen_worth
 

@@ -25,6 +25,7 @@ from .explore import explore
 from .export import export
 from .fit import fit
 from .groundtruth import groundtruth
+from .harden import harden
 from .list import list_members
 from .name import name
 from .options import Group, note
@@ -142,6 +143,7 @@ COMMANDS = (
         audit,
         defend,
         edit,
+        harden,
         diff,
         ablate,
         budget,

@@ -481,6 +481,7 @@ FINISHED = {
     "audit.json": "audit",
     "defence.json": "defence",
     "edit.json": "edit",
+    "harden.json": "training on attacks",
     "diff.json": "comparison",
     "report.json": "attack",
     "index.html": "site",

@@ -27,6 +27,7 @@ from secondlens.applications.adversarial.runs import Steps, attacked, is_attack,
 from secondlens.applications.adversarial.selection import Pair, RankedWord
 from secondlens.applications.auditing.audits import Audit, audit
 from secondlens.applications.auditing.defence import defend, summary
+from secondlens.applications.editing.edits import Edit
 from secondlens.data.labelled import Labelled, labelled
 from secondlens.data.masked import MaskFolder
 from secondlens.data.sources import InMemory, as_source
@@ -210,6 +211,10 @@ def make_defence(folder):
     summary(found), found.save(folder)
 
 
+def make_edit(folder):
+    Edit(neurons=((0, 1), (1, 2)), paths=((0, 2, 1, 0),), strength=0.5).save(folder / "edit.json")
+
+
 def make_ablation(folder):
     ranks = {(layer, kind): torch.arange(9) % 3 for layer in LAYERS for kind in ("all", "small")}
     Ablation(ranks=ranks, significant={n: torch.arange(9) for n in LAYERS}).save(folder / "a.st")
@@ -296,6 +301,7 @@ FORMATS = {
     "attack": Format(attack, open_attack),
     "audit": Format(lambda folder: audited().save(folder), open_audit),
     "defence": Format(make_defence, lambda folder: load_runs([folder])),
+    "edit": Format(make_edit, lambda folder: Edit.load(folder).check(clip())),
     "ablation": Format(make_ablation, open_ablation),
     "cache of texts": Format(embed_in, embed_in),
     "lists": Format(make_lists, open_lists),

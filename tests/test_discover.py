@@ -1,4 +1,5 @@
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,16 +9,16 @@ from models import tiny_images, tiny_model, tiny_tokenizer
 from PIL import Image
 
 import secondlens as sl
-from secondlens.applications.discovery import RIDGE, Discoverer, discover, metric
+from secondlens.applications.discovery import finding
+from secondlens.applications.discovery.finding import Discoverer, discover, vote
 from secondlens.commands.group import main
 from secondlens.demo.scenes import Scenes, World
 from secondlens.effects.capture import Capture
-from secondlens.effects.value_paths import second_order
-from secondlens.errors import SecondLensError
+from secondlens.effects.value_paths import path_factors, second_order
+from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
 from secondlens.models.open_clip.views import from_open_clip
-from secondlens.sparse.pursuit import omp
 from secondlens.words.describing import describe
 
 TEXTS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx"]
@@ -41,46 +42,95 @@ def image(clip):
     return tiny_images(clip, 1, seed=5)[0]
 
 
-def active_effects(clip, lens, image, paper=False):
-    """(layer, neuron) -> centred effect, materialised."""
-    found = {}
-    for layer in lens.layers:
-        fitted = lens[layer]
-        away = second_order(clip, image[None], layer)[0] - fitted.mean
-        limit = fitted.threshold if paper else fitted.energy.sqrt()
+def token_effects(clip, lens, image):
+    """Sum over neurons of what each token sends, one neuron and path at a time: [tokens, dim]."""
+    with Capture(clip, [2], keep_activations=True) as capture:
+        pooled = capture.pool(clip.encode_image(image[None]))
+    sent = {}
+    for layer in [2]:  # a quarter of four layers
+        u = path_factors(clip, layer).rows()
+        attention = torch.cat([pooled.attention_over_sigma[j][0] for j in range(layer + 1, 4)])
+        away = pooled.activations[layer][0] - lens[layer].activation_mean
         for n in range(clip.neurons):
-            if away[n].norm() > limit[n]:
-                r = fitted.directions[n]
-                found[layer, n] = away[n] if paper else (away[n] @ r) * r
-    return found
+            through = attention[:, :, None] * away[:, n, None] * u[n][:, None]
+            sent[layer, n] = through * pooled.scale[0]  # paths, tokens, dim
+    return sent
 
 
-def test_words_are_the_code_of_the_summed_effects(clip, lens, image):
-    effects = active_effects(clip, lens, image)
+def votes_of(sent, atoms):
+    """weights[word], shares[token, word], by the formula."""
+    total = torch.stack([each.sum(0) for each in sent.values()]).sum(0)
+    along = total @ atoms.T
+    shares = torch.zeros_like(along)
+    for t, row in enumerate(along):
+        cosine = row / total[t].norm()
+        spread = ((cosine - cosine.mean()) ** 2).mean().sqrt()
+        e = (cosine / (0.35 * spread)).exp()
+        shares[t] = e / e.sum()
+    return (shares * along).sum(0), shares
+
+
+def atoms_of(clip):
     rows = clip.encode_text(TEXTS)
-    scale = metric(lens)
-    atoms = F.normalize((rows - rows.mean(0)) @ scale, dim=1)
-    total = torch.stack(list(effects.values())).sum(0) @ scale
-    indices, weights = omp(total[None], atoms, 4, nonnegative=True)
-    expected = {TEXTS[i]: w for i, w in zip(indices[0], weights[0], strict=True) if w > 0}
+    return F.normalize(rows - rows.mean(0), dim=1)
+
+
+def test_tokens_vote_for_words(clip, lens, image, monkeypatch):
+    monkeypatch.setattr(finding, "SYNONYM", 1.0)
+    weights, _ = votes_of(token_effects(clip, lens, image), atoms_of(clip))
+    expected = {TEXTS[i]: float(weights[i]) for i in weights.topk(4).indices if weights[i] > 0}
     words = discover(clip, lens, image, 4)
-    # what `describe` normalises, discovery takes from the texts of the description
-    found = {word.text: word.weight for word in words}
-    assert found.keys() == expected.keys()
-    for text, weight in expected.items():
-        assert found[text] == pytest.approx(float(weight), abs=1e-6)
-    assert [w.weight for w in words] == sorted(found.values(), reverse=True)
-    assert {(c.layer, c.neuron) for c in words[0].neurons} == effects.keys()
+    assert {word.text: word.weight for word in words} == pytest.approx(expected, abs=1e-9)
+    assert [w.weight for w in words] == sorted((w.weight for w in words), reverse=True)
+
+
+def test_a_word_splits_over_neurons_heads_and_tokens(clip, lens, image, monkeypatch):
+    monkeypatch.setattr(finding, "SYNONYM", 1.0)
+    atoms, sent = atoms_of(clip), token_effects(clip, lens, image)
+    _, shares = votes_of(sent, atoms)
+    for word in discover(clip, lens, image, 4):
+        w = TEXTS.index(word.text)
+        parts = {
+            each: torch.einsum("ktd,d,t->kt", through, atoms[w], shares[:, w])
+            for each, through in sent.items()
+        }
+        heads = torch.zeros(clip.layers, clip.heads, dtype=torch.float64)
+        for (layer, _), part in parts.items():
+            heads[layer + 1 :] += part.sum(1).reshape(-1, clip.heads)
+        tokens = torch.stack([part.sum(0) for part in parts.values()]).sum(0)
+        own = {each: float(part.sum()) for each, part in parts.items()}
+        told = {(each.layer, each.neuron): each.weight for each in word.neurons}
+        assert told == pytest.approx({each: own[each] for each in told}, abs=1e-9)
+        assert min(told.values()) >= max(v for each, v in own.items() if each not in told)
+        assert word.others == pytest.approx(sum(own.values()) - sum(told.values()), abs=1e-9)
+        assert word.active == len(own)
+        assert torch.allclose(word.heads.double(), heads, atol=1e-6)
+        assert torch.allclose(word.patches.flatten(), tokens[1:], atol=1e-9)
+        assert word.class_token == pytest.approx(float(tokens[0]), abs=1e-9)
+
+
+def test_a_token_votes_alike_whatever_its_length():
+    generator = torch.Generator().manual_seed(2)
+    sent = torch.randn(5, 8, generator=generator, dtype=torch.float64)
+    atoms = F.normalize(torch.randn(6, 8, generator=generator, dtype=torch.float64), dim=1)
+    one, other = vote(sent, atoms, 6), vote(3 * sent, atoms, 6)
+    assert torch.equal(one.indices, other.indices)
+    assert torch.allclose(3 * one.weights, other.weights)
+    silent = vote(torch.zeros(5, 8, dtype=torch.float64), atoms, 6)
+    assert not len(silent.indices)
 
 
 def test_the_papers_form_sums_codes_times_norms(clip, lens, image):
     codes = lens.codes["texts"]
     expected = dict.fromkeys(TEXTS, 0.0)
-    for (layer, n), effect in active_effects(clip, lens, image, paper=True).items():
-        pairs = zip(codes.indices[layer][n], codes.coefficients[layer][n], strict=True)
-        for text, weight in pairs:
-            if text >= 0:
-                expected[TEXTS[text]] += float(weight * effect.norm())
+    for layer in lens.layers:
+        fitted = lens[layer]
+        away = second_order(clip, image[None], layer)[0] - fitted.mean
+        for n in (away.norm(dim=1) > fitted.threshold).nonzero()[:, 0].tolist():
+            pairs = zip(codes.indices[layer][n], codes.coefficients[layer][n], strict=True)
+            for text, weight in pairs:
+                if text >= 0:
+                    expected[TEXTS[text]] += float(weight * away[n].norm())
     words = discover(clip, lens, image, 5, paper=True)
     strongest = sorted((w for w in expected.values() if w > 0), reverse=True)[:5]
     assert [w.weight for w in words] == pytest.approx(strongest)
@@ -88,65 +138,70 @@ def test_the_papers_form_sums_codes_times_norms(clip, lens, image):
 
 
 @pytest.mark.parametrize("paper", [False, True])
-def test_weights_split_over_neurons_heads_and_tokens(clip, lens, image, paper):
+def test_weights_are_the_sums_of_their_parts(clip, lens, image, paper):
     for word in discover(clip, lens, image, 4, paper=paper):
         text, weight, neurons = word
         assert text == word.text
-        assert repr(word) == f"Word({text!r}, {weight:.3g}, {len(neurons)} neurons)"
-        assert sum(each.weight for each in neurons) == pytest.approx(weight, abs=1e-8)
-        assert float(word.heads.sum()) == pytest.approx(weight, abs=1e-8)
+        assert repr(word) == f"Word({text!r}, {weight:.3g}, {word.active} neurons)"
+        parts = sum(each.weight for each in neurons) + word.others
+        assert parts == pytest.approx(weight, abs=1e-8)
+        assert float(word.heads.sum()) == pytest.approx(weight, abs=1e-6)
         assert float(word.patches.sum()) + word.class_token == pytest.approx(weight, abs=1e-8)
         assert word.patches.shape == clip.grid
         assert word.heads.shape == (clip.layers, clip.heads)
         assert not word.heads[0].any()
 
 
-def test_what_a_patch_carries_is_what_it_would_take_away(clip, lens, image):
-    """A patch's part, by attention and activations alone: other patches' activations at zero."""
+def test_synonyms_are_one_word(clip, lens, image, monkeypatch):
     discoverer = Discoverer(clip, lens)
-    with Capture(clip, lens.layers, keep_activations=True) as capture:
-        pooled = capture.pool(clip.encode_image(image[None]))
-    effects = discoverer.centred_effects(pooled, 0)
-    active = discoverer.active(effects)
-    code = discoverer.code(effects, active, 3)
-    words = discoverer(image[None], 3)[0]
-    layer_parts = torch.zeros(len(code.indices), clip.tokens, dtype=torch.float64)
-    for layer in lens.layers:
-        u = discoverer.factors[layer].rows()
-        later = range(layer + 1, clip.layers)
-        attention = torch.cat([pooled.attention_over_sigma[j][0] for j in later])
-        shared = 0
-        for a, n in enumerate(active[layer].nonzero()[:, 0].tolist()):
-            functional = code.functionals[layer][a]
-            p = pooled.activations[layer][0, :, n]
-            per_token = torch.einsum("kt,t,kd,wd->wt", attention, p, u[n], functional)
-            layer_parts += per_token * pooled.scale[0]
-            shared = shared + functional @ lens[layer].mean[n]
-        layer_parts -= shared[:, None] / clip.tokens
-    for word, expected in zip(words, layer_parts, strict=True):
-        assert torch.allclose(word.patches.flatten(), expected[1:], atol=1e-10)
-
-
-def test_metric(lens):
-    scale = metric(lens).double()
-    directions = torch.cat([lens[layer].directions for layer in lens.layers]).double()
-    moment = directions.T @ directions
-    moment *= len(moment) / moment.trace()
-    identity = torch.eye(len(moment), dtype=torch.float64)
-    assert torch.allclose(scale @ (moment + RIDGE * identity) @ scale, identity, atol=1e-8)
-
-
-def test_synonyms_are_one_word(clip, lens, image):
-    discoverer = Discoverer(clip, lens)
+    monkeypatch.setattr(finding, "CANDIDATES", 1)
+    monkeypatch.setattr(finding, "SYNONYM", 1.0)
     plain = discoverer(image[None], 4)[0]
     first, last = (TEXTS.index(word.text) for word in (plain[0], plain[-1]))
-    discoverer.centred[last] = discoverer.centred[first]
+    alike = discoverer.atoms[first] @ discoverer.atoms[last]
+    others = [
+        float(discoverer.atoms[TEXTS.index(a.text)] @ discoverer.atoms[TEXTS.index(b.text)])
+        for a, b in combinations(plain, 2)
+    ]
+    pairs = sorted(others, reverse=True)
+    monkeypatch.setattr(finding, "SYNONYM", (pairs[0] + pairs[1]) / 2)
     merged = discoverer(image[None], 4)[0]
-    assert [word.text for word in merged] == [word.text for word in plain[:-1]]
-    assert merged[0].synonyms == (TEXTS[last],)
-    assert merged[0].weight == pytest.approx(plain[0].weight + plain[-1].weight)
-    assert torch.allclose(merged[0].patches, plain[0].patches + plain[-1].patches)
-    assert sum(c.weight for c in merged[0].neurons) == pytest.approx(merged[0].weight, abs=1e-8)
+    assert len(merged) == len(plain) - 1 and alike <= pairs[0]
+    (both,) = [word for word in merged if word.synonyms]
+    members = [word for word in plain if word.text in (both.text, *both.synonyms)]
+    assert both.text == members[0].text and both.synonyms == (members[1].text,)
+    assert both.weight == pytest.approx(sum(word.weight for word in members))
+    assert torch.allclose(both.patches, members[0].patches + members[1].patches)
+    parts = sum(each.weight for each in both.neurons) + both.others
+    assert parts == pytest.approx(both.weight, abs=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:the 4 axes leave out")
+@pytest.mark.parametrize("paths", ["value", "all"])
+@pytest.mark.parametrize("paper", [False, True])
+def test_many_pictures_are_found_as_each_alone(clip, paths, paper):
+    images = tiny_images(clip, 7, seed=5)
+    axes = None if paths == "value" else 4
+    fitted = fit(clip, tiny_images(clip, 30, seed=9), top=3, paths=paths, axes=axes).over(paths)
+    describe(clip, fitted, TEXTS, 5)
+    together = discover(clip, fitted, images, 3, paper=paper, batch_size=3)
+    assert len(together) == 7
+    for image, words in zip(images, together, strict=True):
+        alone = discover(clip, fitted, image, 3, paper=paper)
+        assert [w.text for w in words] == [w.text for w in alone]
+        assert [w.weight for w in words] == pytest.approx([w.weight for w in alone], abs=1e-12)
+
+
+def test_a_folder_is_read_and_what_cannot_be_is_told(clip, lens, tmp_path):
+    demo = sl.load("demo")
+    own = sl.fit(demo, Scenes(World(), 81, 60), layers=[5])
+    for i in range(3):
+        World().scene(i, objects=["dog"]).image.save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.warns(SecondLensWarning, match=r"no words for 1\.png \("):
+        found = discover(demo, own, tmp_path, 3, texts="world")
+    assert [len(words) for words in found] == [3, 0, 3]
+    assert found[2][0].text == discover(demo, own, tmp_path / "2.png", 3, texts="world")[0].text
 
 
 def test_an_image_of_the_world_and_its_tensor_agree():
@@ -174,6 +229,8 @@ def test_mistakes(clip, lens, image):
         discover(clip, undescribed, image, 3, texts=TEXTS, paper=True)
     with pytest.raises(SecondLensError, match="other texts of the name"):
         discover(clip, lens, image, 3, texts=TEXTS[1:], paper=True)
+    with pytest.raises(SecondLensError, match="one word leaves nothing to choose from"):
+        discover(clip, undescribed, image, 1, texts=TEXTS[:1])
     official = fit(clip, tiny_images(clip, 20), top=3, convention="official")
     with pytest.raises(SecondLensError, match="convention exact"):
         discover(clip, official, image, 3, texts=TEXTS)

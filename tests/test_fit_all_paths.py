@@ -18,7 +18,7 @@ from test_resume import Fragile, Interrupted
 import secondlens as sl
 from secondlens.applications.ablation.readings import Total
 from secondlens.applications.auditing.ablated_clip import group_effects
-from secondlens.applications.discovery import Discoverer
+from secondlens.applications.discovery.finding import vote
 from secondlens.commands.group import main
 from secondlens.data.reader import Reader
 from secondlens.data.sources import InMemory, as_source
@@ -355,28 +355,32 @@ def test_an_audit_runs_on_total_effects(clip, images, lens):
     assert total.effect.shape == value.effect.shape and not total.effect.equal(value.effect)
 
 
-def test_discovered_words_are_those_of_total_effects(clip, images, own, effects):
+def test_discovered_words_are_those_of_total_effects(clip, images, own):
+    """Each token's effects along the axes, and the parts of neurons, by differentiation."""
     total = own.over("all")
     sl.describe(clip, total, TEXTS, 3)
-    discoverer = Discoverer(clip, total)
-    (words, _) = discoverer(images[:2], 3)
-    assert words
+    rows = clip.encode_text(TEXTS)
+    atoms = F.normalize(rows - rows.mean(0), dim=1)
+    axes = total.axes.rows.to(atoms)
+    tower = linearise(clip, images[:1])
+    away = {n: tower.activations[n][0] - total[n].activation_mean for n in total.layers}
+    sent = torch.zeros(clip.tokens, len(axes), dtype=torch.float64)
+    for layer in total.layers:
+        for n in range(clip.neurons):
+            own_axes = {layer: (torch.tensor([n]), torch.eye(len(axes)).double()[None])}
+            carried = by_token(tower, axes, own_axes)[0]
+            sent += carried / tower.activations[layer][0, :, n, None] * away[layer][:, n, None]
+    expected = vote(sent @ axes, atoms, len(TEXTS))
+    words = sl.discover(clip, total, images[0], 3, layers=total.layers)
+    found = {word.text: word.weight for word in words if not word.synonyms}
+    assert found
+    by_text = {TEXTS[i]: float(w) for i, w in zip(expected.indices, expected.weights, strict=True)}
+    assert found == pytest.approx({text: by_text[text] for text in found}, abs=1e-10)
     for word in words:
-        parts = sum(each.weight for each in word.neurons)
+        parts = sum(each.weight for each in word.neurons) + word.others
         assert parts == pytest.approx(word.weight, abs=1e-12)
         assert float(word.patches.sum()) + word.class_token == pytest.approx(word.weight, abs=1e-12)
         assert not word.heads.numel()
-    away = {layer: centred(effects, total, layer)[0] for layer in total.layers}
-    active = {(n, each.neuron) for word in words for each in word.neurons for n in [each.layer]}
-    expected = {
-        (layer, n)
-        for layer, rows in away.items()
-        for n in (rows.norm(dim=1) > total[layer].energy.sqrt()).nonzero()[:, 0].tolist()
-    }
-    assert active == expected
-    assert [word.text for word in sl.discover(clip, total, images[0], 3)] == [
-        word.text for word in words
-    ]
 
 
 def test_commands_take_either_kind_of_effects(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from secondlens.applications.discovery import group
+from secondlens.applications.discovery.words import group
 
 
 def unit_rows(count, dim, seed=0):

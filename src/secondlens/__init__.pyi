@@ -18,7 +18,7 @@ from .applications.comparing.checkpoints import Difference as Difference
 from .applications.comparing.checkpoints import diff as diff
 from .applications.comparing.pictures import Shift as Shift
 from .applications.comparing.pictures import shift as shift
-from .applications.discovery import discover as discover
+from .applications.discovery.finding import discover as discover
 from .applications.editing.edits import Edit as Edit
 from .applications.editing.weights import Edited as Edited
 from .applications.editing.weights import edit as edit

@@ -112,12 +112,16 @@ def read():
     return found["machine"], found["cases"], load_file(TENSORS)
 
 
-def write():
-    values, tensors = {}, {}
-    for name in CASES:
+def write(names=()):
+    """Record all cases, or only those that changed on purpose, by name."""
+    machine, values, tensors = read() if names else (fingerprint(), {}, {})
+    for name in names or CASES:
+        old = [place for place in tensors if place.startswith(f"{name}/")]
+        for place in old:
+            del tensors[place]
         values[name], own = answer(name)
         tensors |= own
-    found = {"machine": fingerprint(), "cases": values}
+    found = {"machine": machine, "cases": values}
     VALUES.write_text(json.dumps(found, separators=(",", ":"), ensure_ascii=False) + "\n", "utf-8")
     save_file(tensors, TENSORS)
     TENSORS.chmod(0o644)
@@ -340,4 +344,4 @@ def write_folders():
 if __name__ == "__main__":
     if "--folders" in sys.argv:
         write_folders()
-    write()
+    write([each for each in sys.argv[1:] if each != "--folders"])

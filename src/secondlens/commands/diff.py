@@ -237,13 +237,19 @@ def _pictures(
 def _of_models(found: "Difference", lenses: "Sequence[Lens | None]", top: int) -> list[Shown]:
     """Neurons that moved most, called by the lens of the first model and, where another thing
     makes them fire in the second, by its lens too."""
+    from ..formatting import number
     from ..words.summary import label
 
     shown = []
     for each in found.moved(top):
+        change = [number(value) for value in (each.change, each.low, each.high, each.before)]
         lines = [
-            f"{each.change:.2g} [{each.low:.2g}, {each.high:.2g}], effect before {each.before:.2g}",
-            *(f"{name} {pull:+.2g} ± {half:.1g}" for name, pull, half in each.pulls),
+            f"moved by {change[0]} [{change[1]}, {change[2]}], was {change[3]}",
+            *(
+                f"pulls {'more' if pull > 0 else 'less'} towards {name}: "
+                f"{'+' if pull > 0 else ''}{number(pull)} ± {number(half)}"
+                for name, pull, half in each.pulls
+            ),
         ]
         names = [label(lens, each.layer, each.neuron) for lens in lenses if lens is not None]
         shown.append(

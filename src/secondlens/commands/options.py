@@ -20,10 +20,11 @@ from PIL import Image
 from rich.console import Console
 
 from ..errors import SecondLensError
-from ..storage.files import check_empty
+from ..formatting import counted
+from ..storage.files import check_empty, unfinished
 from ..storage.locks import locked, writing
 from ..storage.regular import check_regular
-from ..storage.remote import is_remote
+from ..storage.remote import is_remote, remove
 from ..terminal import Terminal, notes, results, say_json
 
 if TYPE_CHECKING:
@@ -469,6 +470,8 @@ def check_new(out: Path | None) -> None:
         return
     for record, what in FINISHED.items():
         if (out / record).is_file():
+            # what is left of work that was stopped after its last step
+            remove(unfinished(out))
             raise SecondLensError(
                 f"{out} exists already and holds a finished {what}: name a new folder, or remove "
                 "it first"
@@ -484,6 +487,9 @@ FINISHED = {
     "harden.json": "training on attacks",
     "diff.json": "comparison",
     "report.json": "attack",
+    "masks.json": "set of masks",
+    "words.csv": "table of words",
+    "words.parquet": "table of words",
     "index.html": "site",
 }
 """Files that tell what a folder holds."""
@@ -505,6 +511,30 @@ def check_picture(file: Path) -> None:
         Image.open(file).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise SecondLensError(f"{file} cannot be read as a picture: {error}") from error
+
+
+def is_one_photo(photos: Path | str) -> bool:
+    """Whether an argument names one file that is no archive, rather than a folder or a pattern."""
+    if is_remote(photos) or set(str(photos)) & set("*?{"):
+        return False
+    path = Path(photos)
+    return not path.is_dir() and not {".tar", ".parquet"} & set(path.suffixes)
+
+
+def say_photos(records: Sequence[Mapping[str, Any]], out: Path, as_json: bool) -> None:
+    """Say what was written of many photos: a line of JSON for each, or where it is."""
+    unread = [each for each in records if "error" in each]
+    for each in unread[:MOST_NOTED]:
+        note(f"{each['photo']}: {each['error']}")
+    if len(unread) > MOST_NOTED:
+        note(f"and {len(unread) - MOST_NOTED:,} more that cannot be read")
+    if as_json:
+        for each in records:
+            say_json(json.dumps(_plain(each), ensure_ascii=False, allow_nan=False))
+        return
+    read = len(records) - len(unread)
+    line = f"{out}: {counted(read, 'photo')}; open {out / 'index.html'}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def check_pictures(*places: Path | str | None) -> None:

@@ -8,23 +8,33 @@ import click
 
 from .options import (
     PATH,
+    PLACE,
+    ChosenEngine,
     ChosenModel,
+    PictureChoice,
     check_lens,
     check_picture,
+    check_pictures,
     console,
     hold_new,
+    is_one_photo,
     json_option,
     layer_numbers,
     note_photo,
     print_json,
+    say_photos,
+    with_choice,
+    with_engine,
     with_model,
 )
+from .together import check_together, when
 
 
 @click.command()
 @click.argument("lens", type=PATH)
-@click.argument("photo", type=PATH)
-@click.option("--text", "texts", multiple=True, required=True, help='Such as "a dog"; repeatable.')
+@click.argument("photos", type=PLACE)
+@click.option("--text", "given", multiple=True, help='Such as "a dog"; repeatable.')
+@click.option("--texts", "file", type=PATH, help="A file with one text a line.")
 @click.option("--out", type=PATH, required=True, help="A new folder for the pictures.")
 @click.option("--against", multiple=True, help="A text to contrast with; repeatable.")
 @click.option(
@@ -77,12 +87,20 @@ from .options import (
     is_flag=True,
     help="As the paper does: fewer neurons, averaged as they are, whatever the last four say.",
 )
+@click.option(
+    "--polygons",
+    is_flag=True,
+    help="Of several photos: polygons without holes in masks.json, in place of run lengths.",
+)
 @json_option
+@with_choice
+@with_engine
 @with_model
 def segment(
     lens: Path,
-    photo: Path,
-    texts: tuple[str, ...],
+    photos: Path | str,
+    given: tuple[str, ...],
+    file: Path | None,
     out: Path,
     against: tuple[str, ...],
     threshold: float,
@@ -95,35 +113,39 @@ def segment(
     windows: int,
     positive: bool,
     paper: bool,
+    polygons: bool,
     as_json: bool,
+    choice: PictureChoice,
+    engine: ChosenEngine,
     model: ChosenModel,
 ) -> None:
-    """Find texts in a PHOTO with the neurons of a LENS: heat-maps, masks and overlays.
+    """Find texts in PHOTOS with the neurons of a LENS: heat-maps, masks and overlays.
 
-    With several texts, labels.png tells them apart: its pixels are 0 where none is, 1 for the
-    first text, and so on.
+    PHOTOS is one picture; with several texts, labels.png then tells them apart: its pixels are 0
+    where none is, 1 for the first text, and so on. Or PHOTOS is a folder, archives or whatever else
+    fit takes: the result is such a label map for each, a COCO file, a table and a page.
 
-    
+    \b
     Example: secondlens segment secondlens-demo/lens photo.png --text "a dog" --out masks
     """
+    single = is_one_photo(photos)
+    check_together(
+        when(not given and file is None, "nothing to find: name texts with --text or --texts"),
+        when(single and polygons, "--polygons is of several photos: drop it"),
+    )
     check_lens(lens)
-    check_picture(photo)
+    if single:
+        assert isinstance(photos, Path)
+        check_picture(photos)
+    check_pictures(photos)
     chosen = None if layers is None else layer_numbers(layers)
     hold_new(out)
-    from ..applications.segmentation.heat_maps import (
-        grey,
-        label_map,
-        label_picture,
-        overlay,
-        save_all,
-    )
     from ..applications.segmentation.segmenter import PAPER, Recipe
-    from ..applications.segmentation.segmenter import segment as find
-    from ..data.decoding import open_picture
+    from ..data.texts import texts_in
     from ..lens.lens import Lens
     from ..models.resizing import resized
 
-    picture = open_picture(photo)
+    texts = (*given, *(texts_in(file).ids if file is not None else ()))
     fitted = Lens.load(lens)
     form = PAPER
     if not paper:
@@ -133,25 +155,61 @@ def segment(
         layers=None if chosen is None else tuple(fitted.layers if chosen == "all" else chosen),
         neurons=neurons,
     )
+    source = None if single else choice.source(photos)
     clip = model.load()
     if size is not None:
         clip = resized(clip, size)
+    if source is not None:
+        from ..applications.segmentation.photo_masks import MaskSettings, write_masks
+
+        settings = MaskSettings(
+            texts=texts,
+            against=against,
+            recipe=recipe,
+            threshold=threshold,
+            windows=windows,
+            polygons=polygons,
+        )
+        found = write_masks(
+            clip, fitted, source, settings, out, engine=engine.make(model.device), progress=True
+        )
+        say_photos(found, out, as_json)
+        return
+    assert isinstance(photos, Path)
+    from ..applications.segmentation.heat_maps import (
+        grey,
+        label_map,
+        label_picture,
+        outlined,
+        overlay,
+        save_all,
+        with_names,
+        with_scale,
+    )
+    from ..applications.segmentation.segmenter import segment as find
+    from ..data.decoding import open_picture
+    from ..lens.lens import Lens
+    from ..models.resizing import resized
+
+    picture = open_picture(photos)
     (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe, windows=windows)
     heat = heat.float().cpu()
     note_photo(model.model, picture)
+    labels = label_map(heat, threshold)
     pictures = {}
-    for number, each in enumerate(heat, start=1):
+    for number, (text, each) in enumerate(zip(texts, heat, strict=True), start=1):
         pictures[f"{number}-heat"] = grey(each)
         pictures[f"{number}-mask"] = grey((each >= threshold).float())
-        pictures[f"{number}-overlay"] = overlay(picture, each)
+        pictures[f"{number}-overlay"] = with_scale(overlay(picture, each), text)
+    pictures["outlines"] = with_names(outlined(picture, labels), texts)
     if len(texts) > 1:
-        pictures["labels"] = label_picture(label_map(heat, threshold))
+        pictures["labels"] = label_picture(labels)
     save_all(pictures, out)
     shares = [(each >= threshold).float().mean().item() for each in heat]
     if as_json:
         found = [{"text": text, "share": each} for text, each in zip(texts, shares, strict=True)]
         print_json(
-            {"photo": photo, "texts": found, "pictures": [out / f"{n}.png" for n in pictures]}
+            {"photo": photos, "texts": found, "pictures": [out / f"{n}.png" for n in pictures]}
         )
         return
     for number, (text, share) in enumerate(zip(texts, shares, strict=True), start=1):

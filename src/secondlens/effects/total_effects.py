@@ -127,8 +127,8 @@ def total_effects(
     """
     clip, images = tower.clip, len(tower.length)
     found = {layer: axes.new_empty(clip.neurons, images, len(axes)) for layer in layers}
-    for some in chunks(len(axes), _axes_per_pass(clip, images)):
-        for layer, worth in _backward(tower, axes[some], layers):
+    for some in chunks(len(axes), axes_per_pass(clip, images)):
+        for layer, worth in backward(tower, axes[some], layers):
             effects = (tower.activations[layer][:, :, None] * worth).sum(1)
             found[layer][:, :, some] = effects.permute(2, 0, 1)
     return found
@@ -152,15 +152,16 @@ def by_token(
     """
     _, kinds = next(iter(vectors.values()))
     found = axes.new_zeros(len(tower.length), tower.clip.tokens, kinds.shape[1])
-    for some in chunks(len(axes), _axes_per_pass(tower.clip, len(found))):
-        for layer, worth in _backward(tower, axes[some], list(vectors)):
+    for some in chunks(len(axes), axes_per_pass(tower.clip, len(found))):
+        for layer, worth in backward(tower, axes[some], list(vectors)):
             neurons, own = vectors[layer]
             effects = tower.activations[layer][:, :, None, neurons] * worth[..., neurons]
             found += torch.einsum("btan,nva->btv", effects, own[..., some])
     return found
 
 
-def _axes_per_pass(clip: Clip, images: int) -> int:
+def axes_per_pass(clip: Clip, images: int) -> int:
+    """How many axes the gradients of a reverse pass best have."""
     most = NUMBERS_ON_CPU if clip.device.type == "cpu" else NUMBERS_ELSEWHERE
     return max(1, most // (_of_one_axis(clip) * images))
 
@@ -178,11 +179,11 @@ def pass_numbers(clip: Clip, batch_size: int) -> int:
     width = clip.projection.shape[0]
     of_block = clip.tokens * (3 * clip.neurons + 9 * width) + clip.heads * clip.tokens**2
     weights = width * (2 * clip.neurons + 4 * width)
-    gradients = _axes_per_pass(clip, images) * images * _of_one_axis(clip)
+    gradients = axes_per_pass(clip, images) * images * _of_one_axis(clip)
     return clip.layers * (images * of_block + weights) + gradients
 
 
-def _backward(
+def backward(
     tower: Linearised, axes: Float[Tensor, "axes dim"], layers: Sequence[int]
 ) -> Iterator[tuple[int, Float[Tensor, "images tokens axes neurons"]]]:
     """What one unit of each activation is worth, from the last layer back to the first one."""

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..applications.adversarial.attacks import attack as attack_lens
-from ..applications.discovery import Discoverer, FoundWord
+from ..applications.discovery.finding import Discoverer
+from ..applications.discovery.words import FoundWord
 from ..applications.segmentation.segmenter import segment
 from ..data.sources import UNREADABLE, ImageSource, with_ids
 from ..demo.world import NAMES

@@ -1,7 +1,7 @@
 """The fitted object: what a set of images shows about every neuron of some layers."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from ..devices import check_device, undisturbed
 from ..effects.projections import Projector, Projectors
 from ..effects.total_effects import TotalProjector
 from ..errors import SecondLensError
+from ..models.resizing import interpolated
 from ..models.view import Clip
 from ..storage import remote
 from ..storage.locks import locked
@@ -149,6 +150,17 @@ class Lens(Contents):
         codes = {name: each.to(place) for name, each in self.codes.items()}
         all_paths = None if self.all_paths is None else self.all_paths.to(place)
         return replace(self, by_layer=by_layer, codes=codes, all_paths=all_paths)
+
+    def token_means(
+        self, clip: Clip, layers: Iterable[int]
+    ) -> dict[int, Float[Tensor, "tokens neurons"]]:
+        """Mean activations at the tokens of a model, by layer: those of the fit, interpolated
+        between patches if the model sees pictures of another size, see `resized`."""
+        grid, found = tuple(self.model["grid"]), {}
+        for layer in layers:
+            means = self[layer].activation_mean.to(clip.device, clip.compute_dtype)
+            found[layer] = interpolated(means, grid, clip.grid, clip.prefix)
+        return found
 
     def check_model(self, clip: Clip) -> None:
         """Raise `SecondLensError` if this lens was fitted on another model."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
-from ..applications.discovery import Discoverer
+from ..applications.discovery.finding import Discoverer
 from ..report.page import model_view
 from ..words.describing import describe
 from .neurons import pool_setting
@@ -52,7 +52,7 @@ def fig8(study: Study) -> Result:
                     "rank": rank,
                     "word": word.text,
                     "weight": word.weight,
-                    "active neurons behind it": len(word.neurons),
+                    "active neurons behind it": word.active,
                 }
             )
         above, below = grid[0][place], grid[1][place]

@@ -1,6 +1,7 @@
 """What an edit changes: neurons, or paths of neurons through single heads, and how far."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,9 +46,10 @@ class Edit:
                 f"the strength of an edit is a number other than 0, such as 1: {self.strength:g}"
             )
         for what, given in (("neuron", self.neurons), ("path", self.paths)):
-            if twice := [each for each in given if given.count(each) > 1]:
+            if twice := [each for each, count in Counter(given).items() if count > 1]:
                 raise SecondLensError(f"the {what} {_name(twice[0])} is cut twice: name it once")
-        if both := [path for path in self.paths if path[:2] in self.neurons]:
+        whole = set(self.neurons)
+        if both := [path for path in self.paths if path[:2] in whole]:
             raise SecondLensError(
                 f"the neuron {_name(both[0][:2])} is cut whole and by a path: name one of the two"
             )

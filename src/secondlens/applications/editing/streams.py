@@ -82,7 +82,7 @@ class CarrierFit:
         return beta, mean, 1 - left / variance.clamp(min=torch.finfo(variance.dtype).tiny)
 
 
-class Cut:
+class CutEffects:
     """Neurons and paths of one layer that an edit cuts, as heads carry them to the output."""
 
     def __init__(self, clip: Clip, changes: Edit, layer: int) -> None:
@@ -136,7 +136,7 @@ def see(clip: Clip, changes: Edit, reader: Reader, progress: bool) -> Seen:
     SecondLensError
         None of the pictures can be read.
     """
-    cuts = [Cut(clip, changes, at) for at in changes.layers if at <= clip.last_effect_layer]
+    cuts = [CutEffects(clip, changes, at) for at in changes.layers if at <= clip.last_effect_layer]
     heads = by_head(changes)
     carriers = {head: CarrierFit.none(clip.width, len(own)) for head, own in heads.items()}
     # where no head reads what is changed, the pass is for the embeddings alone

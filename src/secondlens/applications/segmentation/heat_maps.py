@@ -1,13 +1,15 @@
 """Heat-maps: at the patches, in [0, 1] at any size, as label maps, and as pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from PIL import Image
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from ...errors import SecondLensError
@@ -49,8 +51,17 @@ def label_map(
     return torch.where(strongest >= threshold, text + 1, 0)
 
 
-PALETTE = ((0, 0, 0), (230, 80, 40), (40, 110, 220), (50, 160, 70), (230, 190, 40), (150, 70, 180))
-"""Colours of labels: nothing, then one for each text; further texts start again at the second."""
+PALETTE = (
+    *((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178)),
+    *((213, 94, 0), (204, 121, 167), (120, 94, 240), (166, 216, 84), (140, 86, 75)),
+)
+"""Colours of labels: nothing, then one for each text, told apart with any kind of colour vision as
+far as that goes; further texts start again at the second."""
+
+
+def colour_of(text: int) -> tuple[int, int, int]:
+    """Of a text, counted from 0."""
+    return PALETTE[1:][text % (len(PALETTE) - 1)]
 
 
 def grey(values: Float[Tensor, "height width"]) -> Image.Image:
@@ -59,21 +70,112 @@ def grey(values: Float[Tensor, "height width"]) -> Image.Image:
 
 
 def overlay(image: Image.Image, heat: Float[Tensor, "height width"]) -> Image.Image:
-    """The picture in grey, the redder the hotter; `heat` in [0, 1] at the picture's resolution.
+    """The picture at full light under colours that are the more opaque the hotter: from violet to
+    yellow, equal steps of heat in equal steps of colour.
+
+    Parameters
+    ----------
+    heat
+        In [0, 1], at the picture's resolution.
 
     Raises
     ------
     SecondLensError
         `heat` has another size than the picture.
     """
-    if (image.height, image.width) != tuple(heat.shape):
+    _check_size(image, heat)
+    shares = (255 * heat).round().byte().cpu().numpy()
+    colours = Image.fromarray(_heat_colours()[shares])
+    return Image.composite(
+        colours, image.convert("RGB"), Image.fromarray((shares * 0.75).astype(np.uint8))
+    )
+
+
+@cache
+def _heat_colours() -> UInt8[np.ndarray, "256 3"]:
+    """Colours for heat from 0 to 1."""
+    import matplotlib as mpl
+
+    levels = mpl.colormaps["plasma"](np.linspace(0, 1, 256))[:, :3]
+    return np.asarray((255 * levels).round(), dtype=np.uint8)
+
+
+def outlined(image: Image.Image, labels: Int[Tensor, "height width"]) -> Image.Image:
+    """The picture at full light, each label's part outlined in its colour and lightly tinted.
+
+    Raises
+    ------
+    SecondLensError
+        `labels` have another size than the picture.
+    """
+    _check_size(image, labels)
+    picture = image.convert("RGB")
+    width = max(1, round(min(image.size) / 150))
+    for label in labels.unique().tolist():
+        if label == 0:
+            continue
+        inside = Image.fromarray((labels == label).byte().mul(255).cpu().numpy())
+        edge = ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(2 * width + 1)))
+        colour = Image.new("RGB", image.size, colour_of(label - 1))
+        picture = Image.composite(colour, picture, ImageChops.lighter(inside.point(_tint), edge))
+    return picture
+
+
+def _tint(value: int) -> int:
+    return round(0.3 * value)
+
+
+LEGEND = 22
+"""Pixels of a line of a legend."""
+
+
+def with_scale(picture: Image.Image, text: str) -> Image.Image:
+    """A picture of `overlay` above a line that tells the text and what its colours mean."""
+    page, draw, font = _above(picture, 1)
+    scale = Image.fromarray(_heat_colours()[None]).resize((80, LEGEND - 10))
+    left = max(0, page.width - 80 - 28)
+    page.paste(scale, (left, picture.height + 5))
+    draw.text((left - 12, picture.height + 4), "0", fill="black", font=font)
+    draw.text((left + 86, picture.height + 4), "1", fill="black", font=font)
+    draw.text(
+        (6, picture.height + 4), _fitting(text, left - 24, draw, font), fill="black", font=font
+    )
+    return page
+
+
+def with_names(picture: Image.Image, texts: Sequence[str]) -> Image.Image:
+    """A picture of `outlined` above a line for each text, with its colour."""
+    page, draw, font = _above(picture, len(texts))
+    for number, text in enumerate(texts):
+        top = picture.height + number * LEGEND
+        draw.rectangle((6, top + 5, 18, top + LEGEND - 5), fill=colour_of(number))
+        said = _fitting(text, page.width - 32, draw, font)
+        draw.text((26, top + 4), said, fill="black", font=font)
+    return page
+
+
+def _above(picture: Image.Image, lines: int) -> tuple[Image.Image, Any, Any]:
+    width = max(picture.width, 2 * 128)
+    page = Image.new("RGB", (width, picture.height + lines * LEGEND), "white")
+    page.paste(picture)
+    return page, ImageDraw.Draw(page), ImageFont.load_default(13)
+
+
+def _fitting(text: str, width: int, draw: Any, font: Any) -> str:
+    """A text, cut where it has no room."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(f"{text}…", font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _check_size(image: Image.Image, values: Tensor) -> None:
+    if (image.height, image.width) != tuple(values.shape):
         raise SecondLensError(
-            f"the heat-map is {heat.shape[1]} x {heat.shape[0]} pixels and the picture "
+            f"the heat-map is {values.shape[1]} x {values.shape[0]} pixels and the picture "
             f"{image.width} x {image.height}: resize one of them"
         )
-    red = Image.new("RGB", image.size, (255, 32, 0))
-    base = image.convert("L").convert("RGB")
-    return Image.composite(red, base, grey(0.75 * heat))
 
 
 def label_picture(labels: Int[Tensor, "height width"]) -> Image.Image:
@@ -87,8 +189,8 @@ def label_picture(labels: Int[Tensor, "height width"]) -> Image.Image:
     if int(labels.max()) > 255:
         raise SecondLensError("a label map holds at most 255 texts: give fewer")
     picture = Image.fromarray(labels.cpu().numpy().astype(np.uint8))
-    nothing, *colours = PALETTE
-    picture.putpalette([c for rgb in (nothing, *(colours * 51)) for c in rgb])
+    colours = [PALETTE[0], *(colour_of(text) for text in range(255))]
+    picture.putpalette([c for rgb in colours for c in rgb])
     return picture
 
 

@@ -4,7 +4,7 @@ The neurons whose directions agree most with a text are read at every patch, and
 where the text is. An image is encoded once; one more text costs a few small products.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,7 +23,6 @@ from ...effects.capture import Capture
 from ...effects.value_paths import PathFactors, chunks, path_factors
 from ...errors import SecondLensError
 from ...lens.lens import Lens
-from ...models.resizing import interpolated
 from ...models.view import Clip, Images
 from .heat_maps import on_grid, standardise
 
@@ -143,22 +142,16 @@ class Segmenter:
         self.clip, self.recipe = clip, recipe
         self.layers = list(recipe.layers or lens.layers[-quarter(clip) :])
         fitted = [lens[layer] for layer in self.layers]
-        dtype = clip.compute_dtype
-        self.directions = torch.cat([each.directions for each in fitted]).to(clip.device, dtype)
+        directions = torch.cat([each.directions for each in fitted])
+        self.directions = directions.to(clip.device, clip.compute_dtype)
         total = len(self.directions)
         self.neurons = recipe.neurons or max(1, round(recipe.share * total))
         if self.neurons > total:
             raise SecondLensError(
                 f"layers {self.layers} have {total} neurons, not {self.neurons}: take fewer"
             )
-        grid = tuple(lens.model["grid"])
-        means = [
-            interpolated(each.activation_mean.to(clip.device, dtype), grid, clip.grid, clip.prefix)[
-                clip.prefix :
-            ]
-            for each in fitted
-        ]
-        self._means = dict(zip(self.layers, means, strict=True))
+        means = lens.token_means(clip, self.layers)
+        self._means = {layer: means[layer][clip.prefix :] for layer in self.layers}
         self._factors: dict[int, PathFactors] = (
             {layer: path_factors(clip, layer) for layer in self.layers}
             if recipe.weigh == "effect"
@@ -373,20 +366,35 @@ def segment(
     segmenter = Segmenter(clip, lens, recipe)
     maps: list[Tensor] = []
     for some in chunks(len(batch), max(1, IMAGES_PER_PASS // windows**2)):
-        pictures = batch[some]
-        sizes = [_size(picture) for picture in pictures]
-        boxes = [boxes_of(*size, windows) for size in sizes]
-        seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
-        encoded = encode(clip, seen, segmenter.layers)
-        raw = segmenter.heat_maps(encoded, rows.expand(len(seen), -1, -1))
-        if recipe.positive:
-            raw = raw.clamp(min=0)
-        for mine, own, size in zip(raw.split(windows**2), boxes, sizes, strict=True):
-            heat = standardise(joined(mine, own, size), size)
+        for heat, _ in segmented(segmenter, batch[some], rows, windows):
             maps.append(heat[0] if isinstance(texts, str) else heat)
     if single:
         return maps[0]
     return torch.stack(maps) if isinstance(images, Tensor) else maps
+
+
+@torch.no_grad()
+def segmented(
+    segmenter: Segmenter, pictures: Images, rows: Float[Tensor, "texts dim"], windows: int = 1
+) -> Iterator[tuple[Float[Tensor, "texts height width"], Float[Tensor, " texts"]]]:
+    """For each of a few pictures, heat-maps as `segment` gives them, and the largest raw heat of
+    each text, which is comparable between pictures.
+
+    Raises
+    ------
+    SecondLensError
+        A picture that `whole` refuses, or windows on a picture with fewer pixels than windows.
+    """
+    clip = segmenter.clip
+    sizes = [_size(picture) for picture in pictures]
+    boxes = [boxes_of(*size, windows) for size in sizes]
+    seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
+    encoded = encode(clip, seen, segmenter.layers)
+    raw = segmenter.heat_maps(encoded, rows.expand(len(seen), -1, -1))
+    if segmenter.recipe.positive:
+        raw = raw.clamp(min=0)
+    for mine, own, size in zip(raw.split(windows**2), boxes, sizes, strict=True):
+        yield standardise(joined(mine, own, size), size), mine.amax((0, 2, 3))
 
 
 def _size(picture: Image.Image | Tensor) -> tuple[int, int]:

@@ -1,0 +1,289 @@
+"""Masks of a whole folder in files: label maps, a COCO file, a table and a contact sheet."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import contourpy
+import msgspec
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from ...data.embedding import embed_texts
+from ...data.sources import ImageSource
+from ...engine.local import Local
+from ...engine.pool import Engine
+from ...lens.lens import Lens
+from ...models.view import Clip
+from ...report.page import data_uri, write_page
+from ...storage.files import save_csv, save_json, save_picture
+from ..photo_files import (
+    PHOTOS_PER_PASS,
+    SHOWN,
+    Record,
+    file_names,
+    opened,
+    photo_folder,
+    tensor_hash,
+    thumbnail,
+    work_through,
+)
+from .heat_maps import colour_of, label_map, label_picture, outlined
+from .segmenter import BEST, Recipe, Segmenter, segmented
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+    """How masks of a folder are made and written."""
+
+    texts: tuple[str, ...]
+    against: tuple[str, ...] = ()
+    """Texts whose mean embedding is taken off that of each text."""
+    recipe: Recipe = BEST
+    threshold: float = 0.5
+    """The heat from which on a pixel is part of the object."""
+    windows: int = 1
+    """Along each side of a photo, see `segment`."""
+    polygons: bool = False
+    """Whether the COCO file holds polygons, which have no holes, in place of run lengths."""
+
+
+def write_masks(
+    clip: Clip,
+    lens: Lens,
+    source: ImageSource,
+    settings: MaskSettings,
+    out: Path,
+    *,
+    engine: Engine | None = None,
+    progress: bool = False,
+) -> list[Record]:
+    """Write the masks of all photos of a source into a new folder.
+
+    The folder holds `labels/<photo>.png` (0 where no text is, 1 for the first text, and so on),
+    `masks.json` in the format of COCO, with a score beside each mask, `tags.csv` with a row for
+    each photo and text, and `index.html`. Work that was stopped goes on when it is called again.
+
+    Parameters
+    ----------
+    clip, lens
+        A model and a lens fitted on it.
+    source
+        From `as_source`.
+    out
+        A new folder.
+    engine
+        Where the work runs; by default in this process.
+
+    Returns
+    -------
+    For each photo its id under "photo", and either why it cannot be read under "error", or its
+    width, height and what was found of each text: share of the picture, and score.
+
+    Raises
+    ------
+    SecondLensError
+        What `segment` raises, or `out` holds other work.
+    """
+    rows = embed_texts(clip, list(settings.texts))
+    if settings.against:
+        rows = rows - embed_texts(clip, list(settings.against)).mean(0)
+    segmenter = Segmenter(clip, lens, settings.recipe)
+    with photo_folder(out) as folder:
+        work = _Masks(segmenter, source, file_names(source.ids), rows, settings, folder)
+        records = work_through(
+            source,
+            out,
+            {
+                "model": [clip.weights_hash, list(clip.image_size)],
+                "lens": _used(lens, segmenter.layers),
+                **msgspec.json.decode(msgspec.json.encode(settings)),
+            },
+            work,
+            engine or Local(),
+            what="masks",
+            progress=progress,
+        )
+        _write(records, settings, folder, clip)
+    return [_told(record) for record in records]
+
+
+def _used(lens: Lens, layers: Sequence[int]) -> str:
+    """What masks take from a lens, as a hash."""
+    fitted = [lens[layer] for layer in layers]
+    return tensor_hash(*(t for each in fitted for t in (each.directions, each.activation_mean)))
+
+
+def _told(record: Record) -> Record:
+    """What a caller wants to know of a photo: its masks are in files."""
+    kept = {key: value for key, value in record.items() if key not in ("thumbnail", "texts")}
+    if "texts" in record:
+        told = ("text", "share", "score")
+        kept["texts"] = [{key: each[key] for key in told} for each in record["texts"]]
+    return kept
+
+
+class _Masks:
+    """Makes the masks of some photos: what workers do."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        source: ImageSource,
+        names: list[str],
+        rows: Float[Tensor, "texts dim"],
+        settings: MaskSettings,
+        folder: Path,
+    ) -> None:
+        self.segmenter, self.source, self.names = segmenter, source, names
+        self.rows, self.settings, self.folder = rows, settings, folder
+
+    def __call__(self, some: range) -> list[Record]:
+        found: list[Record] = []
+        step = max(1, PHOTOS_PER_PASS // self.settings.windows**2)
+        for start in range(some.start, some.stop, step):
+            positions = range(start, min(start + step, some.stop))
+            pictures, unread = opened(self.source, positions)
+            maps: Iterator[tuple[Tensor, Tensor]] = iter(())
+            if pictures:
+                maps = segmented(
+                    self.segmenter, list(pictures.values()), self.rows, self.settings.windows
+                )
+            for position in positions:
+                record: Record = {"photo": self.source.ids[position]}
+                if position in unread:
+                    record["error"] = unread[position]
+                else:
+                    record |= self._record(position, pictures[position], *next(maps))
+                found.append(record)
+        return found
+
+    def _record(self, position: int, picture: Image.Image, heat: Tensor, peaks: Tensor) -> Record:
+        heat = heat.float().cpu()
+        labels = label_map(heat, self.settings.threshold)
+        name = f"labels/{self.names[position]}.png"
+        save_picture(self.folder / name, label_picture(labels))
+        texts = []
+        for text, one, peak in zip(self.settings.texts, heat, peaks.tolist(), strict=True):
+            mask = (one >= self.settings.threshold).numpy()
+            inside = int(mask.sum())
+            texts.append(
+                {
+                    "text": text,
+                    "share": inside / mask.size,
+                    "score": peak,
+                    "area": inside,
+                    "box": box_of(mask),
+                    "mask": polygons_of(mask) if self.settings.polygons else run_lengths(mask),
+                }
+            )
+        record: Record = {
+            "width": picture.width,
+            "height": picture.height,
+            "labels": name,
+            "texts": texts,
+        }
+        if position < SHOWN:
+            small = thumbnail(outlined(picture, labels))
+            record["thumbnail"] = data_uri(small, "webp", quality=80)
+        return record
+
+
+def run_lengths(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
+    """A mask as COCO writes it: how many pixels are outside, inside, outside, ..., column by
+    column."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    ends = np.concatenate([[0], changes, [flat.size]])
+    counts = np.diff(ends).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+def polygons_of(mask: Bool[np.ndarray, "height width"]) -> list[list[float]]:
+    """Outlines of the parts of a mask, [x, y, x, y, ...] each, in pixels; holes are filled."""
+    padded = np.pad(mask, 1).astype(float)
+    generator = contourpy.contour_generator(z=padded, fill_type="OuterOffset", name="serial")
+    points, offsets = generator.filled(0.5, np.inf)[:2]
+    found = []
+    for own, starts in zip(points, offsets, strict=True):
+        assert own is not None and starts is not None
+        outer = own[starts[0] : starts[1] - 1]  # its last point is its first one
+        # the middle of pixel 0 lies at 0.5, and padding moved it by 1
+        outer = (outer - 0.5).clip(0, [mask.shape[1], mask.shape[0]])
+        found.append(outer.round(2).ravel().tolist())
+    return found
+
+
+def box_of(mask: Bool[np.ndarray, "height width"]) -> list[int]:
+    """Left, top, width and height of the smallest box around a mask, in pixels; zeros if it is
+    empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return [0, 0, 0, 0]
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
+def _write(records: Sequence[Record], settings: MaskSettings, folder: Path, clip: Clip) -> None:
+    images: list[Record] = []
+    annotations: list[Record] = []
+    rows: list[Record] = []
+    for number, record in enumerate(records, start=1):
+        if "error" in record:
+            continue
+        images.append(
+            {
+                "id": number,
+                "file_name": record["photo"],
+                "width": record["width"],
+                "height": record["height"],
+                "labels": record["labels"],
+            }
+        )
+        for category, each in enumerate(record["texts"], start=1):
+            rows.append(
+                {"photo": record["photo"], **{k: each[k] for k in ("text", "share", "score")}}
+            )
+            if each["area"]:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": number,
+                        "category_id": category,
+                        "segmentation": each["mask"],
+                        "area": each["area"],
+                        "bbox": each["box"],
+                        "iscrowd": 0,
+                        "score": each["score"],
+                    }
+                )
+    categories = [{"id": i, "name": text} for i, text in enumerate(settings.texts, start=1)]
+    save_json(
+        folder / "masks.json",
+        {
+            "info": {"description": f"by {clip.name}, secondlens {version('secondlens')}"},
+            "images": images,
+            "categories": categories,
+            "annotations": annotations,
+        },
+    )
+    if rows:
+        save_csv(folder / "tags.csv", rows)
+    texts = [
+        {"text": text, "colour": "rgb({}, {}, {})".format(*colour_of(i))}
+        for i, text in enumerate(settings.texts)
+    ]
+    write_page(
+        folder / "index.html",
+        "masks.html",
+        title=f"{len(images):,} photos, {len(texts)} texts" if len(texts) > 1 else texts[0]["text"],
+        records=records[:SHOWN],
+        total=len(records),
+        unread=sum("error" in record for record in records),
+        texts=texts,
+        clip=clip,
+    )

@@ -211,7 +211,7 @@ LINES = {
         *("attack --out new --model hf:model", "attack --out new --template x"),
         *("attack --out new --seed -1", "attack --out new --test nowhere --drawn 4"),
         "attack --out new --drawn 4 --groups weather",
-        *("attack --usual photos --out new" + M, "attack --usual usual --out new" + M),
+        "attack --usual photos --out new" + M,
     ),
     "diff": (
         *("", "hf:model", "hf:model hf:nowhere --images photos", "hf:model hf:other"),

@@ -86,7 +86,7 @@ def resistance(
     kinds, pair_of = pairs.unique(dim=0, return_inverse=True)
 
     def success(happens: Callable[[Tensor], Bool[Tensor, " images"]]) -> Success:
-        return _success(*(happens(each)[read] for each in (old, new)), pair_of)
+        return _success(happens(old)[read], happens(new)[read], pair_of)
 
     def ahead(cosines: Tensor) -> Bool[Tensor, " images"]:
         wrong, right = (cosines.gather(1, each[:, None])[:, 0] for each in (rivals, drawn))

@@ -25,7 +25,6 @@ from secondlens.applications.segmentation.segmenter import (
     Recipe,
     Segmenter,
     encode,
-    quarter,
 )
 from secondlens.data.embedding import embed_texts
 
@@ -62,7 +61,7 @@ def main(model: str, repeats: int) -> None:
         clip = sl.load(model, check=False)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, *clip.image_size, generator=generator)
-    layers = range(clip.layers - 1)[-quarter(clip) :]
+    layers = range(clip.layers - 1)[-max(1, round(clip.layers / 4)) :]
     lens = sl.fit(clip, images[:4], layers, top=2)
     text = embed_texts(clip, ["a dog"])
     many = text.expand(BATCH, 1, -1)

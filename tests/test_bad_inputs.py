@@ -158,6 +158,18 @@ LINES = {
         "photo.png --layer 1 --head 0 --heat-map no/heat.png" + M,
         *("photo.png --layer 1 --head 0 --top 0" + M, "bomb.png --layer 1 --head 0" + M),
     ),
+    "circuit": (
+        *("", "lens" + M, "lens photo.png" + M, "lens photo.png --text a --neuron 1:2" + M),
+        *("lens photo.png --rather-than a --neuron 1:2" + M, "lens photo.png --text a" + M),
+        *("lens nowhere.png --text a --against photos" + M, "lens photo.png --neuron x" + M),
+        *("nowhere photo.png --text a --against photos" + M, "lens photo.png --neuron 9:1" + M),
+        "lens photo.png --neuron 1:999 --against photos" + M,
+        "lens photo.png --text a --against nowhere" + M,
+        "lens photo.png --text a --against photos --page no/page.html" + M,
+        "lens photo.png --text a --against photos --nodes 0" + M,
+        "lens photo.png --text a --against photos --gain none" + M,
+        "lens bomb.png --text a --against photos" + M,
+    ),
     "attack": (
         *("lens --draw cow --out new" + M, "lens --draw ant --mistake-for ant --out new" + M),
         *("lens --pairs some --out new" + M, "lens --draw ant --mistake-for bee --out new" + M),

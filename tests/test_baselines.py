@@ -1,17 +1,28 @@
 """Every baseline against its formula, written out with loops over tokens, heads and units."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import sequence_first, tiny_images, tiny_model
+from models import sequence_first, tiny_images, tiny_model, tiny_tokenizer
 from oracle import Run, split_heads
+from PIL import Image
 
 from secondlens.applications.segmentation.baselines import baselines
 from secondlens.applications.segmentation.baselines.attention import raw_attention, rollout
 from secondlens.applications.segmentation.baselines.first_order import textspan
-from secondlens.applications.segmentation.baselines.gradients import chefer, grad_cam
+from secondlens.applications.segmentation.baselines.gradients import chefer, grad_cam, legrad
+from secondlens.applications.segmentation.baselines.last_block import (
+    clear_clip,
+    mask_clip,
+    nac_clip,
+    proxy_clip,
+    sclip,
+    seen_by,
+)
 from secondlens.applications.segmentation.baselines.relevance import lrp, partial_lrp
 from secondlens.applications.segmentation.baselines.similarity import patch_similarity
+from secondlens.applications.segmentation.baselines.surgery import clip_surgery
 from secondlens.applications.segmentation.baselines.tower import run
 from secondlens.errors import SecondLensError
 from secondlens.models.open_clip.views import from_open_clip
@@ -262,6 +273,184 @@ def test_patch_similarity(clip, literal, images, texts):
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
+def looked_at(step, scores):
+    """What the block's attention writes where token i looks at token t by `scores`, one by one."""
+    block, value = step["block"], step["value"]
+    images, heads, tokens, width = value.shape
+    mixed = torch.zeros_like(value)
+    for b in range(images):
+        for h in range(heads):
+            for i in range(tokens):
+                weights = scores(b, h, i)
+                for t in range(tokens):
+                    mixed[b, h, i] += weights[t] * value[b, h, t]
+    joined = mixed.transpose(1, 2).reshape(images, tokens, heads * width)
+    return block.ls_1(block.attn.out_proj(joined))
+
+
+def like_one_another(*vectors):
+    """The sum over kinds of vectors of softmax(<v_i, v_t> / sqrt(width))."""
+
+    def scores(b, h, i):
+        total = 0
+        for each in vectors:
+            products = [each[b, h, i] @ each[b, h, t] for t in range(each.shape[2])]
+            total = total + (torch.stack(products) / each.shape[3] ** 0.5).softmax(0)
+        return total
+
+    return scores
+
+
+def own_values(b, h, i):
+    return torch.eye(5, dtype=torch.float64)[i]
+
+
+def near_and_alike(key, std):
+    def scores(b, h, i):
+        products = (
+            torch.stack([key[b, h, i] @ key[b, h, t] for t in range(5)]) / key.shape[3] ** 0.5
+        )
+        if i > 0:
+            for t in range(1, 5):
+                rows, columns = (i - 1) // 2 - (t - 1) // 2, (i - 1) % 2 - (t - 1) % 2
+                products[t] += torch.tensor(-(rows**2 + columns**2) / (2 * std**2)).exp()
+        return products.softmax(0)
+
+    return scores
+
+
+def read_off(literal, states, texts):
+    tower = literal.tower
+    embedded = tower.ln_post(states[:, 1:]) @ tower.proj
+    return F.cosine_similarity(embedded, texts[:, None], dim=-1).detach()
+
+
+@pytest.mark.parametrize(
+    ("method", "residual", "block"),
+    [
+        *((each, each in (mask_clip, sclip), -1) for each in (mask_clip, sclip, clear_clip)),
+        *((nac_clip, residual, block) for residual in (False, True) for block in (-1, 1)),
+    ],
+)
+@torch.no_grad()
+def test_last_block(clip, literal, images, texts, method, residual, block):
+    step = literal.steps[block % 3]
+    scores = {
+        mask_clip: own_values,
+        sclip: like_one_another(step["query"], step["key"]),
+        clear_clip: like_one_another(step["query"]),
+        nac_clip: near_and_alike(step["key"], 5),
+    }[method]
+    states = looked_at(step, scores)
+    if residual:
+        middle = step["x"] + states
+        states = middle + step["block"].ls_2(step["block"].mlp(step["block"].ln_2(middle)))
+    options = {} if method is not nac_clip else {"residual": residual, "block": block}
+    found = method(clip, images, texts, **options).flatten(1)
+    torch.testing.assert_close(found, read_off(literal, states, texts), **CLOSE)
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+@torch.no_grad()
+def test_clip_surgery(clip, literal, images, texts, blocks):
+    steps = literal.steps[-(blocks or 1) :]
+    path = steps[0]["x"]
+    for step in steps:
+        path = path + looked_at(step, like_one_another(step["value"]))
+    found = clip_surgery(clip, images, texts, blocks=blocks).flatten(1)
+    torch.testing.assert_close(found, read_off(literal, path, texts), **CLOSE)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_legrad(clip, literal, images, texts, layers):
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    for step in literal.steps[-layers:]:
+        block, size = step["block"], 1e-5
+
+        def score(added, step=step, block=block):
+            mixed = ((step["maps"] + added) @ step["value"]).transpose(1, 2).flatten(2)
+            middle = step["x"] + block.ls_1(block.attn.out_proj(mixed))
+            end = middle + block.ls_2(block.mlp(block.ln_2(middle)))
+            read = literal.tower.ln_post(end.mean(1)) @ literal.tower.proj
+            return F.cosine_similarity(read, texts, dim=-1)
+
+        with torch.no_grad():
+            for h in range(3):
+                for i in range(5):
+                    for t in range(1, 5):
+                        moved = torch.zeros_like(step["maps"])
+                        moved[:, h, i, t] = size
+                        slope = (score(moved) - score(-moved)) / (2 * size)
+                        expected[:, t - 1] += slope.clamp(min=0) / 15
+    found = legrad(clip, images, texts, layers=layers).flatten(1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@torch.no_grad()
+def test_proxy_clip(clip, literal, images, texts):
+    other_model = tiny_model(seed=3, dtype=torch.float64)
+    other = from_open_clip(other_model)
+    features = other_model.visual.ln_post(Literal(other_model, images).steps[-1]["end"][:, 1:])
+    step = literal.steps[-1]
+
+    def scores(b, h, i):
+        cosines = torch.zeros(4, 4, dtype=torch.float64)
+        for p in range(4):
+            for q in range(4):
+                cosines[p, q] = F.cosine_similarity(features[b, p], features[b, q], dim=0)
+        weights = torch.zeros(5, dtype=torch.float64)
+        if i == 0:
+            return weights
+        level = 1.2 * cosines.mean()
+        kept = [t for t in range(4) if cosines[i - 1, t] >= level or t == i - 1]
+        for t in kept:
+            weights[t + 1] = (3 * (cosines[i - 1, t] - level)).exp()
+        return weights / weights.sum()
+
+    expected = read_off(literal, looked_at(step, scores), texts)
+    found = proxy_clip(clip, images, texts, second=other).flatten(1)
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_second_model_has_its_own_size_colours_and_grid(texts):
+    def prepared(size, mean, std):
+        def preprocess(picture):
+            pixels = np.asarray(picture.resize((size, size), Image.Resampling.BOX)) / 255
+            return (torch.from_numpy(pixels).permute(2, 0, 1).double() - mean) / std
+
+        return preprocess
+
+    sizes = {16: prepared(16, 0.5, 0.25), 32: prepared(32, 0.1, 0.7)}
+    clip, other = (
+        from_open_clip(tiny_model(dtype=torch.float64, image_size=size), each, tiny_tokenizer)
+        for size, each in sizes.items()
+    )
+    squares = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    picture = Image.fromarray(squares.repeat(8, 0).repeat(8, 1))
+    found = seen_by(clip, other, clip.prepare([picture]))
+    coarse = F.interpolate(sizes[32](picture)[None], (16, 16), mode="area")
+    expected = F.interpolate(coarse, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(seen_by(clip, clip, found[..., :16, :16]), found[..., :16, :16])
+    maps = proxy_clip(clip, [picture], texts[:1], second=other)
+    assert maps.shape == (1, *other.grid) != (1, *clip.grid)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(textspan, patch_similarity, mask_clip, sclip),
+        *(clear_clip, nac_clip, clip_surgery, proxy_clip),
+    ],
+)
+def test_several_texts_at_once(clip, images, texts, method):
+    found = method(clip, images, texts.expand(2, 2, -1))
+    for number, text in enumerate(texts):
+        one = method(clip, images, text.expand(2, -1))
+        torch.testing.assert_close(found[:, number], one, **CLOSE)
+
+
 @pytest.mark.parametrize("relevance", [None, "plus", "zero"])
 def test_the_spelt_out_tower_computes_the_same_and_leaves_no_hooks(clip, images, relevance):
     before = clip.encode_image(images)
@@ -291,6 +480,10 @@ def test_images_of_a_batch_do_not_touch_one_another(clip, images, texts, method)
         (chefer, {"first": -1}, "no layer -1"),
         (grad_cam, {"layer": 3}, "no layer 3"),
         (grad_cam, {"layer": -4}, "no layer -1"),
+        (legrad, {"layers": 4}, "4 blocks cannot be read: give from 1 to 3"),
+        (clip_surgery, {"blocks": 0}, "0 blocks cannot be read"),
+        (nac_clip, {"block": 3}, "no layer 3"),
+        (nac_clip, {"std": 0.0}, "a standard deviation of 0.0 patches is none"),
     ],
 )
 def test_blocks_that_do_not_exist(method, options, message):

@@ -75,6 +75,10 @@ COMMANDS = {
         *("tiny:noise", "other:noise", "--images", "photos", "--classes", "classes.txt"),
         *("--out", "compared", "--json", "--device", DEVICE),
     ),
+    "circuit": (
+        *("lens", "photo.png", "--text", "a ship", "--against", "photos", "--nodes", 8, "--json"),
+        *("--model", "tiny:noise", "--device", "fake:0"),
+    ),
     "discover": ("lens", "photo.png", "--top", 3, "--json", *TINY),
     "explore": ("lens", "--images", "photos", "--port", 0, *TINY),
     "export": ("lens", "site", "--images", "photos", *TINY),
@@ -239,6 +243,7 @@ def test_the_demo(float64, tmp_path):
 SMALLEST = {
     "table3": ("--seeds", 1, "--images-a-run", 2, "--fit-images", 50, "--effect-images", 2),
     "table4": ("--fit-images", 50, "--test-images", 4, "--dev", 4),
+    "multiclass": ("--fit-images", 50, "--test-images", 2, "--dev", 2),
 }
 STUDY = ("--neurons", 2, "--fit-images", 50, "--effect-images", 10)
 

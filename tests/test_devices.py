@@ -342,6 +342,16 @@ CASES = {
         str(n): each
         for n, each in sl.stability(kit.clip, kit.lens, kit.words, PICTURES).cosine.items()
     },
+    "circuit": lambda kit: {
+        edge.source + edge.receiver + edge.kind: torch.tensor(edge.weight)
+        for edge in sl.circuit(kit.clip, kit.lens, X[:1], "a ship", X, nodes=4, heads=1).edges
+        if edge.kind == "value"
+    },
+    "connections": lambda kit: {
+        each.name: torch.tensor([each.weight, each.coactivation])
+        for each in sl.connections(kit.clip, kit.lens, LAYER, 3, X, top=3).inputs
+    },
+    "mean_of": lambda kit: sl.mean_of(kit.clip, X).embedding,
     "why_attention": lambda kit: sl.why_attention(kit.clip, X[:1], LAYER, 1, 3).by_key,
 }
 """What each public name computes, by name; a second word tells cases of one name apart."""
@@ -349,6 +359,7 @@ CASES = {
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
 HERE |= {"accuracy_by_group", "diff", "shift", "steer"}
+HERE |= {"circuit", "connections", "mean_of"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -365,13 +376,14 @@ THERE |= {"edit", "why_attention"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
 GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
-GRADIENTS |= {"why_attention"}
+GRADIENTS |= {"circuit", "why_attention"}
 GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "fit", "name")}
 """Names that need gradients, which the fake computes on its first device alone."""
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
 NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
 NOTHING_TO_RUN |= {"Attacked", "Hardened", "Training", "attacked"}
+NOTHING_TO_RUN |= {"Circuit", "Connections"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""

@@ -19,13 +19,18 @@ from secondlens.applications.segmentation.heat_maps import label_map
 from secondlens.applications.segmentation.photo_masks import (
     MaskSettings,
     box_of,
+    packed,
     polygons_of,
     run_lengths,
     write_masks,
 )
+from secondlens.applications.segmentation.presence import read_presence
 from secondlens.commands.group import main
+from secondlens.data.embedding import embed_texts
 from secondlens.data.sources import as_source
+from secondlens.data.vocabularies import world_vocabulary
 from secondlens.demo.scenes import Scenes, World
+from secondlens.demo.world import NAMES
 from secondlens.engine.local import Local
 from secondlens.errors import SecondLensError
 
@@ -74,17 +79,23 @@ def blobs(seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_run_lengths_and_boxes_are_those_of_pycocotools(seed):
     mask = blobs(seed)
-    counts = run_lengths(mask)
-    assert sum(counts["counts"]) == mask.size
-    packed = coco_masks.frPyObjects(counts, *mask.shape)
-    assert np.array_equal(coco_masks.decode(packed).astype(bool), mask)
-    assert box_of(mask) == coco_masks.toBbox(packed).tolist()
+    found = run_lengths(mask)
+    assert np.array_equal(coco_masks.decode(found).astype(bool), mask)
+    expected = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert found == {"size": [40, 50], "counts": expected["counts"].decode()}
+    assert box_of(mask) == coco_masks.toBbox(expected).tolist()
+
+
+def test_run_lengths_of_any_size_are_packed():
+    counts = [0, 1, 15, 16, 31, 32, 33, 1023, 1024, 5, 100_000, 3, 2]
+    packed_by_them = coco_masks.frPyObjects({"size": [1, sum(counts)], "counts": counts}, 1, 1)
+    assert packed(counts) == packed_by_them["counts"].decode()
 
 
 def test_masks_that_hold_all_or_nothing():
     full, empty = np.ones((3, 4), dtype=bool), np.zeros((3, 4), dtype=bool)
-    assert run_lengths(full) == {"size": [3, 4], "counts": [0, 12]}
-    assert run_lengths(empty) == {"size": [3, 4], "counts": [12]}
+    assert run_lengths(full) == {"size": [3, 4], "counts": packed([0, 12])}
+    assert run_lengths(empty) == {"size": [3, 4], "counts": packed([12])}
     assert box_of(full) == [0, 0, 4, 3]
     assert box_of(empty) == [0, 0, 0, 0]
     assert polygons_of(empty) == []
@@ -152,6 +163,31 @@ def test_a_score_tells_photos_with_the_thing_from_others(clip, lens, tmp_path):
     scores = [each["texts"][0]["score"] for each in records]
     higher = sum(a > b for a in scores[:8] for b in scores[8:])
     assert higher >= 0.8 * 64
+
+
+def test_what_is_not_there_gets_no_mask(clip, lens, tmp_path):
+    """Maps of what is there are those without a decision, and the table tells its log-odds."""
+    words = world_vocabulary()
+    scenes = [World().scene(i) for i in range(40)]
+    told = [(each.image, {*each.objects, each.background}) for each in scenes]
+    presence = sl.tune_presence(clip, told, words, windows=1)
+    presence.save(tmp_path / "presence.json")
+    pictures = [World().scene(90 + i, objects=["ship"], background="red").image for i in range(6)]
+    source, among = as_source(pictures), tuple(NAMES)
+    settings = MaskSettings(texts=("ship", "apple"), presence=presence, among=among)
+    records = write_masks(clip, lens, source, settings, tmp_path / "some")
+    plain = write_masks(clip, lens, source, MaskSettings(texts=("ship", "apple")), tmp_path / "all")
+    read = read_presence(
+        *(clip, pictures, embed_texts(clip, ["ship", "apple"]), embed_texts(clip, among), 1)
+    )
+    for record, other, odds in zip(records, plain, presence.scores(read).tolist(), strict=True):
+        for each, before, odd in zip(record["texts"], other["texts"], odds, strict=True):
+            assert each["score"] == pytest.approx(odd, abs=1e-4)
+            assert each["share"] == (before["share"] if odd >= presence.level else 0)
+    shares = {text: [r["texts"][i]["share"] for r in records] for i, text in enumerate(("s", "a"))}
+    assert sum(map(bool, shares["s"])) >= 5 and not sum(map(bool, shares["a"])) > 1
+    with pytest.raises(SecondLensError, match="among other words"):
+        MaskSettings(texts=("ship",), presence=presence)
 
 
 def test_polygons_are_written_where_they_are_wanted(clip, lens, photos, tmp_path):
@@ -277,6 +313,9 @@ def test_the_commands_take_folders(saved, photos, tmp_path):
         ("discover LENS PHOTOS --out OUT --texts world --top 999", "top must lie between"),
         ("discover LENS PHOTOS --out OUT --texts world --layers 3", "layer 3 is not in this lens"),
         ("segment LENS PHOTOS --out OUT", "nothing to find"),
+        ("segment LENS PHOTOS --out OUT --text dog --presence x.json", "needs words"),
+        ("segment LENS PHOTOS --out OUT --text dog --among x.txt", "of --presence: name it"),
+        ("segment LENS PHOTOS --out OUT --text x --presence LENS/lens.json --among TEXTS", "does"),
         ("segment LENS PHOTOS/0.png --out OUT --text dog --polygons", "of several photos"),
         ("segment LENS PHOTOS --out OUT --texts PHOTOS/none.txt", "none.txt"),
         ("segment LENS PHOTOS/nowhere --out OUT --text dog", "nowhere"),
@@ -284,7 +323,13 @@ def test_the_commands_take_folders(saved, photos, tmp_path):
     ],
 )
 def test_mistakes_are_one_sentence(saved, photos, tmp_path, arguments, message):
-    places = {"LENS": saved, "PHOTOS": photos, "OUT": tmp_path / "out"}
+    (tmp_path / "words.txt").write_text("a cat\na cow\n")
+    places = {
+        "TEXTS": tmp_path / "words.txt",
+        "LENS": saved,
+        "PHOTOS": photos,
+        "OUT": tmp_path / "out",
+    }
     for name, place in places.items():
         arguments = arguments.replace(name, str(place))
     result = run(*arguments.split())

@@ -460,14 +460,14 @@ def test_the_whole_table(clip, lens, tmp_path):
     with (tmp_path / "said.txt").open("w") as said:
         publish(result, out, Console(file=said, width=80))
     methods = [method.name for method in table4_methods(clip, lens)]
-    assert len(methods) == 10 and {OURS, CEILING} <= set(methods)
+    assert len(methods) == 18 and {OURS, CEILING} <= set(methods)
     found = json.loads((out / "table4.json").read_text())
     for place in (found["facts"], found):  # where they are, and were
         assert (place["test images"], place["maps"]) == (6, 9)
         assert set(place["choices"]) == set(methods)
     with (out / "table4.csv").open() as file:
         flat = list(csv.DictReader(file))
-    assert len(flat) == len(found["rows"]) == 2 * 3 * len(methods)
+    assert len(flat) == len(found["rows"]) == 3 * 3 * len(methods)
     ours = next(row for row in found["rows"] if row["method"] == OURS)
     assert ours["ahead"] is None and ours["paper"] == [78.1, 59.0, 84.9]
     for row, cells in zip(found["rows"], flat, strict=True):
@@ -487,7 +487,7 @@ def test_the_whole_table(clip, lens, tmp_path):
         assert grid.width == (2 + len(methods)) * 116
     text = (tmp_path / "said.txt").read_text()
     assert "several objects" in text and "78.1 59.0" in text and "…" in text
-    assert text.count("│ Neurons ") == 2 * 3
+    assert text.count("│ Neurons ") == 3 * 3
     assert not list(out.glob("*.partial"))
 
 

@@ -9,6 +9,7 @@ from secondlens.models import loading
 OWN = ("--model", "ViT-B-32", "--pretrained", "openai")
 ATTACK = ("attack", "lens", "--out", "out")
 TWO = ("--draw", "cow", "--mistake-for", "owl")
+MULTICLASS = ("reproduce", "multiclass", "--out", "out")
 TABLE4 = ("reproduce", "table4", "--out", "out")
 TABLE3 = ("reproduce", "table3", "--out", "out")
 FIG3 = ("reproduce", "fig3", "--out", "out")
@@ -80,6 +81,17 @@ WRONG = {
     "table4, demo": (
         (*TABLE4, "--demo", *OWN, "--classes", "names.txt"),
         ("drop --model and --images", "--classes is of images with masks"),
+    ),
+    "multiclass": (
+        (*MULTICLASS, "--images", "data", "--set", "world", "--single", "--second-pretrained", "x"),
+        (
+            *("name data with --images and a lens", "name what the folder holds with"),
+            *("--single is of --demo", "--second-pretrained is of a second model"),
+        ),
+    ),
+    "multiclass, demo": (
+        (*MULTICLASS, "--demo", "--set", "voc20", "--classes", "names.txt", "--scale", "2"),
+        ("voc20 is a set in a folder", "--classes and --scale are of a folder"),
     ),
     "table3": (
         (*TABLE3, *OWN, "--images", "photos", "--effect-images", "0", "--guidance", "2"),

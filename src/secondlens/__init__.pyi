@@ -14,6 +14,9 @@ from .applications.auditing.audits import audit as audit
 from .applications.auditing.defence import Defence as Defence
 from .applications.auditing.defence import defend as defend
 from .applications.auditing.groups import accuracy_by_group as accuracy_by_group
+from .applications.circuits.graph import Circuit as Circuit
+from .applications.circuits.tracing import circuit as circuit
+from .applications.circuits.tracing import mean_of as mean_of
 from .applications.comparing.checkpoints import Difference as Difference
 from .applications.comparing.checkpoints import diff as diff
 from .applications.comparing.pictures import Shift as Shift
@@ -26,6 +29,11 @@ from .applications.hardening.resistance import resistance as resistance
 from .applications.hardening.training import Hardened as Hardened
 from .applications.hardening.training import Training as Training
 from .applications.hardening.training import harden as harden
+from .applications.segmentation.locating import Located as Located
+from .applications.segmentation.locating import locate as locate
+from .applications.segmentation.mixture import Mixture as Mixture
+from .applications.segmentation.presence import Presence as Presence
+from .applications.segmentation.presence import tune_presence as tune_presence
 from .applications.segmentation.segmenter import segment as segment
 from .applications.steering import Steered as Steered
 from .applications.steering import steer as steer
@@ -60,6 +68,8 @@ from .models.timm.views import from_timm as from_timm
 from .models.transformers.views import from_transformers as from_transformers
 from .models.view import Clip as Clip
 from .words.causes import confirm as confirm
+from .words.connections import Connections as Connections
+from .words.connections import connections as connections
 from .words.describing import describe as describe
 from .words.dissection import dissect as dissect
 from .words.halves import stability as stability

@@ -9,7 +9,7 @@ from rich.table import Table
 from ..formatting import counted, fixed
 from ..groundtruth.registry import contestants, networks
 from ..groundtruth.settings import LEAST_NAMED, NAMED, TESTED
-from .options import PATH, Group, console, hold_new, json_option, print_json
+from .options import PATH, Group, console, hold_new, json_option, note, print_json
 from .together import check_together, when
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ def run(
         with whole_folder(out) as folder:
             save_json(folder / "results.json", document)
             write_results(folder / "page.html", results)
+    times = ", ".join(f"{name} {fixed(each, 1)}" for name, each in results.seconds.items())
+    note(f"seconds by method, over all networks: {times}")
     if as_json:
         print_json(document | {"page": None if out is None else out / "page.html"})
         return

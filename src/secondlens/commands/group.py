@@ -15,6 +15,7 @@ from .attack import attack
 from .audit import audit
 from .bench import bench
 from .budget import budget
+from .circuit import circuit
 from .defend import defend
 from .demo import demo
 from .describe import describe
@@ -139,20 +140,8 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(
-        audit,
-        defend,
-        edit,
-        harden,
-        diff,
-        ablate,
-        budget,
-        steer,
-        why_attention,
-        pool,
-        reproduce,
-        groundtruth,
-    ),
+    *(audit, defend, edit, harden, diff, ablate, budget, steer, why_attention, circuit, pool),
+    *(reproduce, groundtruth),
     *(explore, export, share, pull, list_members),
 )
 for command in COMMANDS:

@@ -19,6 +19,7 @@ REGISTRIES = {
     "vocabularies": "data:named_vocabularies",
     "labelled-sets": "data:labelled_sets",
     "masked-sets": "data:masked_sets",
+    "label-sets": "data:label_sets",
     "baselines": "applications.segmentation.baselines:baselines",
     "captioners": "applications.adversarial:captioners",
     "image-generators": "applications.adversarial:image_generators",

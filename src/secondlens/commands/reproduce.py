@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..data import masked_sets
+from ..applications.segmentation.baselines import baselines
+from ..data import label_sets, masked_sets
 from ..errors import SecondLensError, SecondLensWarning
 from ..naming import shown_model, shown_place
 from ..paper.registry import results
@@ -247,6 +248,7 @@ def _called(model: ChosenModel) -> str:
 
 
 if TYPE_CHECKING:
+    from ..models.view import Clip
     from ..paper.results import Result
     from ..paper.study import SecondModel, Study
     from ..registry import Member
@@ -331,6 +333,21 @@ def _with_own_options(function: Callable[..., None]) -> click.Command:
     return reproduce.command(name, help=f"{results[name].help}\n\n{more}")(function)
 
 
+def _of_second(name: str | None, pretrained: str | None) -> str | None:
+    """What is wrong with the options of ProxyCLIP's second model."""
+    if name is None:
+        given = {"--second-pretrained": pretrained is not None}
+        return idle(given, "of a second model: name it", unless=False)
+    return said_by(check_trained, model=name, pretrained=pretrained, option="--second-pretrained")
+
+
+def _second(first: ChosenModel, name: str | None, pretrained: str | None) -> "Clip | None":
+    """ProxyCLIP's second model, on the device of the first and in its precision."""
+    if name is None:
+        return None
+    return replace(first, model=name, pretrained=pretrained, activation=None).load()
+
+
 @_with_own_options
 @click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
 @click.option("--lens", type=PATH, help="Of the model; with --demo, one is fitted if not given.")
@@ -362,6 +379,20 @@ def _with_own_options(function: Callable[..., None]) -> click.Command:
     "--test-images", type=click.IntRange(1), default=600, show_default=True, help="To test on."
 )
 @click.option("--dev", type=click.IntRange(1), default=200, show_default=True, help="To tune on.")
+@click.option("--single", is_flag=True, help="With --demo: test on scenes of one object each.")
+@click.option(
+    "--baseline",
+    "only",
+    multiple=True,
+    type=click.Choice(baselines.names),
+    help="Measure this one, beside neurons; repeatable. By default all.",
+)
+@click.option(
+    "--second-model",
+    help="By whose patches ProxyCLIP says what is alike, such as a DINO; by default the twin of an "
+    "embedded model, and else the model itself.",
+)
+@click.option("--second-pretrained", help="Its open_clip tag, or the path of a checkpoint.")
 @json_option
 @with_model
 def table4(
@@ -378,6 +409,10 @@ def table4(
     fit_images: int,
     test_images: int,
     dev: int,
+    single: bool,
+    only: tuple[str, ...],
+    second_model: str | None,
+    second_pretrained: str | None,
     as_json: bool,
     model: ChosenModel,
 ) -> None:
@@ -401,9 +436,11 @@ def table4(
     check_together(
         said_by(check_sources, demo=demo, model=model.model, data=images, lens=lens),
         idle(of_data, "of images with masks: name those with --images", unless=images is not None),
+        when(single and not demo, "--single is of --demo: drop it"),
+        _of_second(second_model, second_pretrained),
     )
     if images is None:
-        work = demo_work(images=test_images, dev=dev)
+        work = demo_work(images=test_images, dev=dev, single=single)
     else:
         work = data_work(
             images,
@@ -422,10 +459,123 @@ def table4(
     called = published_as(model.model, model.pretrained) or _called(model)
     as_code = follow == "code"
     found = compare(
-        clip, fitted, work, model=called, predicted=predicted or as_code, cropped=as_code
+        *(clip, fitted, work),
+        model=called,
+        predicted=predicted or as_code,
+        cropped=as_code,
+        second=_second(model, second_model, second_pretrained),
+        only=only,
     )
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)
+
+
+WORLDS = ("world", "world-objects")
+"""The embedded world as a set of label maps: with background as a class, and without."""
+
+
+@_with_own_options
+@click.option("--demo", is_flag=True, help="On the embedded world: no data needed.")
+@click.option("--lens", type=PATH, help="Of the model; with --demo, one is fitted if not given.")
+@click.option("--images", type=PATH, help="The folder of images with label maps.")
+@click.option(
+    "--set",
+    "label_set",
+    type=click.Choice((*label_sets.names, *WORLDS)),
+    help="What the folder holds, see `list label-sets`; with --demo, world or world-objects, which "
+    "ignores what is behind objects; by default world.",
+)
+@click.option("--single", is_flag=True, help="With --demo: test on scenes of one object each.")
+@click.option(
+    "--classes",
+    type=PATH,
+    help="A file with a line for each class, in the set's order: names for it, between commas.",
+)
+@click.option(
+    "--scale",
+    type=click.FloatRange(1),
+    help="The short side of a picture, in that of the model, which sees it through overlapping "
+    "windows; by default 1.5, for cityscapes 2.5. Scenes are seen whole.",
+)
+@click.option("--out", type=PATH, default=Path("secondlens-multiclass"), show_default=True)
+@click.option("--fit-images", type=click.IntRange(50), default=1500, show_default=True)
+@click.option(
+    "--test-images", type=click.IntRange(1), default=500, show_default=True, help="To test on."
+)
+@click.option("--dev", type=click.IntRange(1), default=50, show_default=True, help="To tune on.")
+@click.option(
+    "--second-model",
+    help="By whose patches ProxyCLIP says what is alike, such as a DINO; by default the twin of an "
+    "embedded model, and else the model itself.",
+)
+@click.option("--second-pretrained", help="Its open_clip tag, or the path of a checkpoint.")
+@json_option
+@with_model
+def multiclass(
+    demo: bool,
+    lens: Path | None,
+    images: Path | None,
+    label_set: str | None,
+    single: bool,
+    classes: Path | None,
+    scale: float | None,
+    out: Path,
+    fit_images: int,
+    test_images: int,
+    dev: int,
+    second_model: str | None,
+    second_pretrained: str | None,
+    as_json: bool,
+    model: ChosenModel,
+) -> None:
+    """Each pixel gets the class whose texts say most there. Every method is tuned alike on --dev
+    pictures, and measured on --test-images others, among all classes and among those in the
+    picture, beside what its own paper makes of its maps. A run that was interrupted goes on when
+    the same command is given again.
+
+    Example: secondlens reproduce multiclass --demo
+    """
+    check_lens(lens)
+    hold_new(out)
+    from ..paper.table4 import check_sources, demo_lens
+
+    of_folder = {"--classes": classes is not None, "--scale": scale is not None}
+    worlds = label_set in (None, *WORLDS)
+    check_together(
+        said_by(check_sources, demo=demo, model=model.model, data=images, lens=lens),
+        idle(of_folder, "of a folder: name it with --images", unless=images is not None),
+        when(demo and not worlds, f"{label_set} is a set in a folder: drop --demo, or --set"),
+        when(
+            not demo and worlds,
+            f"name what the folder holds with --set: one of {', '.join(label_sets.names)}",
+        ),
+        when(single and not demo, "--single is of --demo: drop it"),
+        _of_second(second_model, second_pretrained),
+    )
+    from ..lens.lens import Lens
+    from ..models.recognition import published_as
+    from ..paper.multiclass import data_labels, demo_labels
+    from ..storage.files import unfinished
+
+    if images is None:
+        background = label_set != "world-objects"
+        task = demo_labels(images=test_images, dev=dev, background=background, single=single)
+    else:
+        assert label_set is not None
+        task = data_labels(
+            images, label_set, images=test_images, dev=dev, expansions=classes, scale=scale
+        )
+    fitted = None if lens is None else Lens.load(lens)
+    clip = model.load()
+    if fitted is None:
+        fitted = demo_lens(clip, fit_images)
+    result = results["multiclass"](
+        *(clip, fitted, task),
+        model=published_as(model.model, model.pretrained) or _called(model),
+        second=_second(model, second_model, second_pretrained),
+        work=unfinished(out),
+    )
+    _publish(result, out, as_json)
 
 
 @_with_own_options

@@ -27,7 +27,7 @@ from .options import (
     with_engine,
     with_model,
 )
-from .together import check_together, when
+from .together import check_together, idle, when
 
 
 @click.command()
@@ -88,6 +88,14 @@ from .together import check_together, when
     help="As the paper does: fewer neurons, averaged as they are, whatever the last four say.",
 )
 @click.option(
+    "--presence",
+    type=PATH,
+    help="Of several photos: a file of sl.tune_presence; texts that are not there get no mask.",
+)
+@click.option(
+    "--among", "among", type=PATH, help="Of --presence: a file with other words, one a line."
+)
+@click.option(
     "--polygons",
     is_flag=True,
     help="Of several photos: polygons without holes in masks.json, in place of run lengths.",
@@ -113,6 +121,8 @@ def segment(
     windows: int,
     positive: bool,
     paper: bool,
+    presence: Path | None,
+    among: Path | None,
     polygons: bool,
     as_json: bool,
     choice: PictureChoice,
@@ -132,6 +142,9 @@ def segment(
     check_together(
         when(not given and file is None, "nothing to find: name texts with --text or --texts"),
         when(single and polygons, "--polygons is of several photos: drop it"),
+        when(single and presence is not None, "--presence is of several photos: drop it"),
+        when(presence is not None and among is None, "--presence needs words to compare: --among"),
+        idle({"--among": among is not None}, "of --presence: name it", unless=presence is not None),
     )
     check_lens(lens)
     if single:
@@ -161,6 +174,7 @@ def segment(
         clip = resized(clip, size)
     if source is not None:
         from ..applications.segmentation.photo_masks import MaskSettings, write_masks
+        from ..applications.segmentation.presence import Presence
 
         settings = MaskSettings(
             texts=texts,
@@ -168,6 +182,8 @@ def segment(
             recipe=recipe,
             threshold=threshold,
             windows=windows,
+            presence=None if presence is None else Presence.load(presence),
+            among=() if among is None else tuple(texts_in(among).ids),
             polygons=polygons,
         )
         found = write_masks(

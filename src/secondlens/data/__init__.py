@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from ..registry import Registry
 
 if TYPE_CHECKING:
+    from .label_maps import LabelledImages
     from .labelled import LabelledSet
     from .masked import MaskedSet
     from .vocabularies import Vocabulary
@@ -43,6 +44,9 @@ last one registered is asked first."""
 masked_sets: Registry["MaskedSet | None"] = Registry("masked set", "masked-sets")
 """Factories of `(path, *, names, ignore)`, see `masked`, that give None where the layout is another
 one and refuse an option that means nothing for theirs. The last one registered is asked first."""
+
+label_sets: Registry["LabelledImages | None"] = Registry("label set", "label-sets")
+"""Factories of `(path)`, which is absolute, that give None where the layout is another one."""
 
 for _registry, _module, _members in (
     (
@@ -117,6 +121,20 @@ for _registry, _module, _members in (
         (
             ("coco-panoptic", "coco_panoptic", "COCO panoptic: its .json, and a PNG a picture"),
             ("coco", "coco", "COCO instances: annotations/instances_*.json and its pictures"),
+        ),
+    ),
+    (
+        label_sets,
+        "label_maps",
+        (
+            ("voc20", "voc20", "Pascal VOC: SegmentationClass, background ignored"),
+            ("voc21", "voc21", "Pascal VOC: background is a class"),
+            ("context59", "context59", "Pascal Context: SegmentationClassContext in VOC2010"),
+            ("context60", "context60", "Pascal Context: background is a class"),
+            ("ade20k", "ade20k", "ADEChallengeData2016: images and annotations, validation"),
+            ("cityscapes", "cityscapes", "leftImg8bit/val and gtFine/val, ids of either kind"),
+            ("coco-object", "coco_object", "COCO: *_instanceTrainIds.png, background first"),
+            ("coco-stuff", "coco_stuff", "COCO-Stuff: PNGs as handed out, or *_labelTrainIds"),
         ),
     ),
 ):

@@ -204,12 +204,14 @@ class WorldMasks:
     world: World
     seed: int
     count: int
+    single: bool = False
+    """Whether every scene shows one object only."""
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Example:
-        scene = self.world.scene(self.seed, index)
+        scene = self.world.scene(self.seed, index, count=1 if self.single else None)
         visible = [i for i, mask in enumerate(scene.masks) if mask.any()]
         return Example(
             id=f"scene-{self.seed}-{index}",
@@ -285,7 +287,7 @@ class VOC:
         listing = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listing.is_file():
             raise SecondLensError(f"{root} has no {listing.relative_to(root)}: name a VOC folder")
-        self.ids = _text(listing).split()
+        self.ids = text_of(listing).split()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -478,7 +480,8 @@ LARGEST_LIST = 2**26
 """Bytes of a list of images or names."""
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a list of images or names, in UTF-8."""
     try:
         return read_bounded(path, LARGEST_LIST).decode()
     except (OSError, ValueError) as error:
@@ -486,7 +489,7 @@ def _text(path: Path) -> str:
 
 
 def _wnid_names(path: Path, wnids: list[str]) -> dict[str, str]:
-    lines = [line.split(maxsplit=1) for line in _text(path).splitlines() if line.strip()]
+    lines = [line.split(maxsplit=1) for line in text_of(path).splitlines() if line.strip()]
     names = {line[0]: line[-1].split(",")[0].strip() for line in lines}
     if missing := [wnid for wnid in wnids if wnid not in names]:
         raise SecondLensError(f"{path} has no name for {missing[0]}: add a line for it")

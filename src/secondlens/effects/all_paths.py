@@ -312,8 +312,8 @@ class Gradients:
 
     def take_back(self, block: LinearBlock, worth: Tensor) -> None:
         """From after a block to before it; `worth` is that of the block's own neurons."""
-        _through_mlp(block, self.streams, worth)
-        _through_attention(block, self.streams)
+        through_mlp(block, self.streams, worth)
+        through_attention(block, self.streams)
         self.once.see(block)
 
 
@@ -332,14 +332,14 @@ def backward(
             gradients.take_back(block, worth)
 
 
-def _through_mlp(block: LinearBlock, streams: Tensor, worth: Tensor) -> None:
+def through_mlp(block: LinearBlock, streams: Tensor, worth: Tensor) -> None:
     """Take gradients from after a block's MLP to before it, in place."""
     read = block.neurons_back(worth)
     streams[MLPS] += block.norm_2.linear_back(read)
     streams[NORMS] += block.norm_2.through_scale_back(read)
 
 
-def _through_attention(block: LinearBlock, streams: Tensor) -> None:
+def through_attention(block: LinearBlock, streams: Tensor) -> None:
     """Take gradients from after a block's attention to before it, in place."""
     directions = streams.shape[3]
     stacked = streams.permute(1, 2, 0, 3, 4).flatten(2, 3)

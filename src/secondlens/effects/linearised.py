@@ -187,16 +187,29 @@ class LinearBlock:
 
     def value_back(self, heads: Tensor) -> Stack:
         """The transpose of `value`, from `heads_back`."""
-        return self._joined(self._mixed(self.attention.mT, heads)) @ self.value_rows
+        return self._joined(self.values_back(heads)) @ self.value_rows
+
+    def values_back(self, heads: Tensor) -> Float[Tensor, "images heads stacked tokens head_width"]:
+        """From what each head writes to its values."""
+        return self._mixed(self.attention.mT, heads)
 
     def patterns_back(self, heads: Tensor) -> tuple[Stack, Stack]:
         """The transposes of `query` and `key`, from `heads_back`."""
+        queries, keys = self.scores_back(heads)
+        return self._joined(queries) @ self.query_rows, self._joined(keys) @ self.key_rows
+
+    def scores_back(
+        self, heads: Tensor
+    ) -> tuple[
+        Float[Tensor, "images heads stacked tokens head_width"],
+        Float[Tensor, "images heads stacked tokens head_width"],
+    ]:
+        """From what each head writes to its queries and keys."""
         attention = self.attention[:, :, None]
         wanted = heads @ self.values[:, :, None].mT
         scores = attention * (wanted - (attention * wanted).sum(dim=-1, keepdim=True))
         queries = scores @ self.keys[:, :, None] * self.head_width**-0.5
-        keys = scores.mT @ self.queries[:, :, None]
-        return self._joined(queries) @ self.query_rows, self._joined(keys) @ self.key_rows
+        return queries, scores.mT @ self.queries[:, :, None]
 
     def neurons_back(self, worth: Float[Tensor, "images tokens stacked neurons"]) -> Stack:
         """The transpose of `mlp`, from the worth of one unit of each activation."""

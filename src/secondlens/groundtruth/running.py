@@ -187,7 +187,7 @@ def _score(items: list[Item], asked: Question) -> Score:
 
 
 def as_document(results: Results) -> dict[str, Any]:
-    """All that a run found, as JSON holds it."""
+    """All that a run found, as JSON holds it: the same for the same seed, so without the time."""
     return {
         "seed": results.seed,
         "networks": {
@@ -211,5 +211,4 @@ def as_document(results: Results) -> dict[str, Any]:
             }
             for name, each in results.calibrations.items()
         },
-        "seconds": results.seconds,
     }

@@ -151,6 +151,11 @@ class Lens(Contents):
         all_paths = None if self.all_paths is None else self.all_paths.to(place)
         return replace(self, by_layer=by_layer, codes=codes, all_paths=all_paths)
 
+    def late_layers(self, clip: Clip, quarters: int = 1) -> list[int]:
+        """The last fitted layers, as many as a quarter of the model's depth or several: the paper
+        reads three of twelve."""
+        return self.layers[-quarters * max(1, round(clip.layers / 4)) :]
+
     def token_means(
         self, clip: Clip, layers: Iterable[int]
     ) -> dict[int, Float[Tensor, "tokens neurons"]]:

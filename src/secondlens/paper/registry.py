@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 results: "Registry[Result]" = Registry("result", "results")
 """In the order of the paper, then what is not in it. Each is made from a `Study`, or raises
-`SecondLensError` if the study has no data for it; `table3` has a run and arguments of its own."""
+`SecondLensError` if the study has no data for it; `table3` and `multiclass` have runs and arguments
+of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class Apart:
 APART: dict[str, Apart] = {
     "table3": Apart(
         how="attacks take a run of their own, which resumes: secondlens reproduce table3 --demo",
+        by_second=False,
+    ),
+    "multiclass": Apart(
+        how="label maps have a run of their own: secondlens reproduce multiclass --demo",
         by_second=False,
     ),
     "fig9": Apart(
@@ -70,6 +75,11 @@ for _name, _function, _help in (
         "budget",
         "effect_budget:effect_budget",
         "How much of total effects is direct, second-order, and neither.",
+    ),
+    (
+        "multiclass",
+        "multiclass:compare_labels",
+        "Multi-class mIoU of neurons and of newer methods, on label maps of eight sets.",
     ),
 ):
     results.register(_name, f"secondlens.paper.{_function}", help=_help)

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..applications.segmentation.baselines import baselines
 from ..applications.segmentation.heat_maps import grey, overlay
 from ..applications.segmentation.metrics import paired_differences, score
 from ..applications.segmentation.protocol import (
+    MIXED,
     OURS,
     Classes,
     MapBatch,
@@ -35,11 +37,13 @@ from ..data.masked import (
 )
 from ..data.reader import FEW_IMAGES
 from ..data.vocabularies import Vocabulary, class_names, object_names, vocabulary
+from ..demo.model import TWIN
 from ..demo.scenes import FIT_SEED, Scenes, World
 from ..errors import SecondLensError
 from ..formatting import counted
 from ..lens.fitting import fit
 from ..lens.lens import Lens
+from ..models.loading import load
 from ..models.view import Clip
 from ..progress import tracked
 from .results import Result, Row, Setting
@@ -60,11 +64,16 @@ PAPER: dict[str, tuple[float, float, float]] = {
 METRICS = ("pixel accuracy", "mIoU", "mAP")
 
 NOTE = (
-    "In %; below, ours − theirs, 95 % interval; paper: accuracy, mIoU and mAP, of each paper's own "
-    "masks; cut: threshold, x in means of the map, + if heat below 0 became 0."
+    "In %; below, neurons − theirs, then neurons, patches, heads − theirs, 95 % intervals; paper: "
+    "accuracy, mIoU and mAP, of each paper's own masks; cut: threshold, x in means of the map, + "
+    "if heat below 0 became 0."
 )
 
-MASKS = {"same": "tuned, same post-processing", "own": "each paper's own"}
+MASKS = {
+    "same": "tuned, same post-processing",
+    "refined": "tuned, and refined by colours",
+    "own": "each paper's own",
+}
 """Ways to make masks from maps."""
 
 PREDICTED = "predicted, as the published code does"
@@ -97,6 +106,8 @@ class MaskRow:
     map: float
     ahead: tuple[tuple[float, float], ...] | None
     """95 % intervals of ours minus this method, in the order of `METRICS`; None for ours."""
+    mixed_ahead: tuple[tuple[float, float], ...] | None
+    """The same of ours with what patches and heads read."""
     paper: tuple[float, float, float] | None
     variant: str
     form: str
@@ -116,14 +127,15 @@ def _group(comparison: MethodComparison, group: str, way: str) -> Iterator[MaskR
         return
     images = [comparison.images[i] for i in mine]
     ours = next(each for each in comparison.methods if each.name == OURS)
+    mixed = next((each for each in comparison.methods if each.name == MIXED), None)
     for measured in comparison.methods:
         found = score(getattr(measured, way)[mine])
-        ahead = None
-        if measured is not ours:
-            intervals = paired_differences(
-                getattr(ours, way)[mine], getattr(measured, way)[mine], images
-            )
-            ahead = tuple((100 * low, 100 * high) for low, high in intervals.tolist())
+        ahead, mixed_ahead = (
+            _ahead(getattr(each, way)[mine], getattr(measured, way)[mine], images)
+            if each is not None and each is not measured
+            else None
+            for each in (ours, mixed)
+        )
         yield MaskRow(
             group=group,
             protocol=way,
@@ -132,14 +144,26 @@ def _group(comparison: MethodComparison, group: str, way: str) -> Iterator[MaskR
             miou=100 * found.miou,
             map=100 * found.map,
             ahead=ahead,
+            mixed_ahead=mixed_ahead,
             paper=PAPER.get(measured.name),
             **_settings(measured, way),
         )
 
 
+def _ahead(
+    ours: Float[Tensor, "maps statistics"],
+    theirs: Float[Tensor, "maps statistics"],
+    images: list[str],
+) -> tuple[tuple[float, float], ...]:
+    intervals = paired_differences(ours, theirs, images)
+    return tuple((100 * low, 100 * high) for low, high in intervals.tolist())
+
+
 def _settings(measured: Measured, way: str) -> dict[str, Any]:
     choice = measured.choice
-    tuned = way == "same"
+    if way == "refined" and choice.refined is not None:
+        choice = choice.refined
+    tuned = way != "own"
     return {
         "variant": choice.variant if tuned else "as published",
         "form": choice.form if tuned else measured.own_form,
@@ -157,12 +181,14 @@ def _threshold(choice: Tuned) -> str:
 def _flat(row: MaskRow) -> Row:
     """With a column for each number."""
     plain: Row = asdict(row)
-    ahead, paper = plain.pop("ahead"), plain.pop("paper")
+    paper = plain.pop("paper")
     for i, name in enumerate(METRICS):
-        low, high = (None, None) if ahead is None else ahead[i]
-        plain[f"ours minus this, {name}, low"] = low
-        plain[f"ours minus this, {name}, high"] = high
+        for whose, key in (("ours", "ahead"), ("mixed", "mixed_ahead")):
+            low, high = (None, None) if plain[key] is None else plain[key][i]
+            plain[f"{whose} minus this, {name}, low"] = low
+            plain[f"{whose} minus this, {name}, high"] = high
         plain[f"paper, {name}"] = None if paper is None else paper[i]
+    del plain["ahead"], plain["mixed_ahead"]
     return plain
 
 
@@ -185,9 +211,10 @@ def _compact(row: MaskRow) -> Row:
 
 def _cell(row: MaskRow, metric: int, value: float) -> str:
     cell = f"{value:.1f}"
-    if row.ahead is not None:
-        low, high = row.ahead[metric]
-        cell += f"\n{low:+.1f}…{high:+.1f}"
+    for ahead in (row.ahead, row.mixed_ahead if row.method != OURS else None):
+        if ahead is not None:
+            low, high = ahead[metric]
+            cell += f"\n{low:+.1f}…{high:+.1f}"
     return cell
 
 
@@ -220,13 +247,16 @@ def check_sources(*, demo: bool, model: str, data: Path | None, lens: Path | Non
         raise SecondLensError("name data with --images and a lens with --lens, or take --demo")
 
 
-def demo_work(*, images: int, dev: int) -> Task:
-    """Scenes of the embedded world, a mask for every visible object."""
+def demo_work(*, images: int, dev: int, single: bool = False) -> Task:
+    """Scenes of the embedded world, a mask for every visible object.
+
+    With `single`, those that are tested on show one object each.
+    """
     world = World()
     return Task(
-        name="embedded world",
+        name="embedded world, one object each" if single else "embedded world",
         dev=WorldMasks(world, DEV_SEED, dev),
-        test=WorldMasks(world, TEST_SEED, images),
+        test=WorldMasks(world, TEST_SEED, images, single),
         classes=object_names(),
     )
 
@@ -278,6 +308,11 @@ def data_work(
     )
 
 
+def second_of(clip: Clip) -> Clip | None:
+    """The twin of an embedded model."""
+    return load(TWIN[clip.name], device=clip.device) if clip.name in TWIN else None
+
+
 def compare(
     clip: Clip,
     lens: Lens,
@@ -286,6 +321,8 @@ def compare(
     model: str,
     predicted: bool,
     cropped: bool = False,
+    second: Clip | None = None,
+    only: Sequence[str] = (),
 ) -> Result:
     """Tune all methods on some images and measure them on others.
 
@@ -297,8 +334,18 @@ def compare(
         Whether the class that CLIP predicts is segmented, and not the one that is given.
     cropped
         Whether images are cropped while masks are squeezed, see `batches`.
+    second
+        The model that ProxyCLIP compares patches by; by default the twin of an embedded model, and
+        else the model itself.
+    only
+        Baselines to measure, by name; by default all.
     """
-    methods = table4_methods(clip, lens)
+    second = second_of(clip) if second is None else second
+    methods = [
+        each
+        for each in table4_methods(clip, lens, second)
+        if not only or each.name in only or each.name not in baselines
+    ]
     classes = Classes(clip, work.classes, predicted)
     tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
     seen = batches(clip, work.dev, classes, cropped=cropped)
@@ -316,10 +363,13 @@ def compare(
         "maps": len(comparison.images),
         "predicted classes": predicted,
         "cropped": cropped,
+        "second model": None if second is None else second.name,
         "choices": {name: asdict(choice) for name, choice in choices.items()},
     }
     flat = [_flat(row) for row in found]
-    nested = [{"ahead": row.ahead, "paper": row.paper} for row in found]
+    nested = [
+        {"ahead": row.ahead, "mixed_ahead": row.mixed_ahead, "paper": row.paper} for row in found
+    ]
     return Result(
         name="table4",
         title=f"zero-shot segmentation ({counted(images, 'picture')})",
@@ -400,6 +450,7 @@ def table4(study: Study) -> Result:
         model=study.known_model,
         predicted=as_code,
         cropped=as_code,
+        second=None if study.second_model is None else study.second_model.load(),
     )
     more = "`secondlens reproduce table4` measures more pictures."
     return replace(found, notes=[*found.notes, more])

@@ -24,6 +24,7 @@ from ..lens.moments import HISTOGRAM_EDGES
 from ..lens.names import Name
 from ..lens.pictures import pictures_at
 from ..models.view import Clip
+from ..words.connections import Connections, connections
 from ..words.summary import NeuronSummary
 from .page import data_uri, heat_map, model_view, write_page
 
@@ -32,6 +33,9 @@ PICTURES = 8
 
 PER_NAME = 4
 """Pictures under each name."""
+
+CONNECTED = 3
+"""Neurons that a card names as read from, and as many as written to."""
 
 BIN_WIDTH = HISTOGRAM_EDGES[1].item()
 """Of `LayerLens.histogram`, in root mean squares of the neuron's norms."""
@@ -93,6 +97,8 @@ class NeuronCard:
     """In bins of the histogram."""
     bars: tuple[str, str]
     """The histogram as SVG paths, below and above the threshold."""
+    connections: Connections | None
+    """Other neurons that it reads from and writes to; None for a model without such weights."""
 
 
 def choose(lens: Lens, neuron: NeuronSummary, with_names: bool, seed: int) -> ShownImages:
@@ -118,7 +124,12 @@ def _holding(lens: Lens, neuron: NeuronSummary) -> list[list[int]]:
 
 
 def card(
-    lens: Lens, codes: Codes, neuron: NeuronSummary, choice: ShownImages, seen: Seen
+    clip: Clip,
+    lens: Lens,
+    codes: Codes,
+    neuron: NeuronSummary,
+    choice: ShownImages,
+    seen: Seen,
 ) -> NeuronCard:
     """Everything that is known of a neuron, and what was seen on its images."""
     layer, n = lens[neuron.layer], neuron.neuron
@@ -155,7 +166,15 @@ def card(
         counts=counts,
         threshold=threshold,
         bars=(_bars(counts, 0.0, threshold), _bars(counts, threshold, end)),
+        connections=_connections(clip, lens, neuron),
     )
+
+
+def _connections(clip: Clip, lens: Lens, neuron: NeuronSummary) -> Connections | None:
+    try:
+        return connections(clip, lens, neuron.layer, neuron.neuron, top=CONNECTED)
+    except SecondLensError:  # of a model whose edges are not known: all else on the card is
+        return None
 
 
 def _bars(counts: list[int], start: float, end: float) -> str:
@@ -233,7 +252,7 @@ def write_report(
         raise SecondLensError("there are no neurons to report: give at least one")
     shown = {each: choose(lens, each, named_on is not None, seed) for each in neurons}
     pictures, seen = _look(clip, lens, source, named_on, shown, progress)
-    cards = [card(lens, codes, each, choice, seen) for each, choice in shown.items()]
+    cards = [card(clip, lens, codes, each, choice, seen) for each, choice in shown.items()]
     write_page(
         path,
         "report.html",

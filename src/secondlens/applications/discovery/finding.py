@@ -50,7 +50,6 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from ...progress import tracked
 from ...words.describing import described
-from ..segmentation.segmenter import quarter
 from .paper_sum import PaperSum, Summed
 from .words import SYNONYM, FoundWord, carried, group
 
@@ -206,7 +205,7 @@ class Discoverer:
         lens.check_exact()
         lens = lens.to(clip.device)
         self.clip, self.lens, self.paper = clip, lens, paper
-        default = lens.layers if paper else lens.layers[-quarter(clip) :]
+        default = lens.layers if paper else lens.late_layers(clip)
         self.layers = list(layers or default)
         self.source: PaperSum | TokenReader | TotalTokenReader
         if texts is None or paper:

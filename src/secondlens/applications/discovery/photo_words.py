@@ -119,7 +119,7 @@ class _Words:
                     record["words"] = [entry(word) for word in of[position]]
                     if position < SHOWN:
                         small = thumbnail(pictures[position])
-                        record["thumbnail"] = data_uri(small, "webp", quality=80)
+                        record["thumbnail"] = data_uri(small, "jpeg", quality=85)
                 found.append(record)
         return found
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...errors import SecondLensError
@@ -32,7 +32,9 @@ def standardise(
     everywhere becomes 0.
     """
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    resized = F.interpolate(flat, size=size, mode="bilinear", align_corners=False).flatten(1)
+    if maps.shape[-2:] != size:
+        flat = F.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+    resized = flat.flatten(1)
     if positive:
         resized = resized.clamp(min=0)
     low, high = resized.aminmax(dim=1, keepdim=True)
@@ -109,21 +111,20 @@ def outlined(image: Image.Image, labels: Int[Tensor, "height width"]) -> Image.I
         `labels` have another size than the picture.
     """
     _check_size(image, labels)
-    picture = image.convert("RGB")
     width = max(1, round(min(image.size) / 150))
-    for label in labels.unique().tolist():
-        if label == 0:
-            continue
-        inside = Image.fromarray((labels == label).byte().mul(255).cpu().numpy())
-        edge = ImageChops.subtract(inside, inside.filter(ImageFilter.MinFilter(2 * width + 1)))
-        colour = Image.new("RGB", image.size, colour_of(label - 1))
-        picture = Image.composite(colour, picture, ImageChops.lighter(inside.point(_tint), edge))
-    return picture
+    found = labels[None].float()
+    most = F.max_pool2d(found, 2 * width + 1, 1, width)[0]
+    least = -F.max_pool2d(-found, 2 * width + 1, 1, width)[0]
+    edge = (most != labels) | (least != labels)
+    opacity = torch.where(edge, 1.0, TINT) * (labels > 0)
+    colours = torch.tensor([PALETTE[0], *(colour_of(text) for text in range(int(labels.max())))])
+    mask = Image.fromarray((255 * opacity).byte().cpu().numpy())
+    drawn = Image.fromarray(colours.byte()[labels.cpu()].numpy())
+    return Image.composite(drawn, image.convert("RGB"), mask)
 
 
-def _tint(value: int) -> int:
-    return round(0.3 * value)
-
+TINT = 0.3
+"""Opacity inside of an outline."""
 
 LEGEND = 22
 """Pixels of a line of a legend."""

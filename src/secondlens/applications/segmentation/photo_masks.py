@@ -1,5 +1,6 @@
 """Masks of a whole folder in files: label maps, a COCO file, a table and a contact sheet."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,6 +10,8 @@ from typing import Any
 import contourpy
 import msgspec
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
@@ -17,10 +20,11 @@ from ...data.embedding import embed_texts
 from ...data.sources import ImageSource
 from ...engine.local import Local
 from ...engine.pool import Engine
+from ...errors import SecondLensError
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...report.page import data_uri, write_page
-from ...storage.files import save_csv, save_json, save_picture
+from ...storage.files import save_csv, save_picture, save_text
 from ..photo_files import (
     PHOTOS_PER_PASS,
     SHOWN,
@@ -33,6 +37,7 @@ from ..photo_files import (
     work_through,
 )
 from .heat_maps import colour_of, label_map, label_picture, outlined
+from .presence import Presence, read_presence
 from .segmenter import BEST, Recipe, Segmenter, segmented
 
 
@@ -48,8 +53,17 @@ class MaskSettings:
     """The heat from which on a pixel is part of the object."""
     windows: int = 1
     """Along each side of a photo, see `segment`."""
+    presence: Presence | None = None
+    """Decides which texts are in a photo: the others have no mask there, and the score is the
+    log-odds that a text is there."""
+    among: tuple[str, ...] = ()
+    """Other words for what photos may show, with which `presence` compares texts."""
     polygons: bool = False
     """Whether the COCO file holds polygons, which have no holes, in place of run lengths."""
+
+    def __post_init__(self) -> None:
+        if self.presence is not None and not self.among:
+            raise SecondLensError("whether a text is there is told among other words: give among")
 
 
 def write_masks(
@@ -90,11 +104,13 @@ def write_masks(
         What `segment` raises, or `out` holds other work.
     """
     rows = embed_texts(clip, list(settings.texts))
+    among = embed_texts(clip, list(settings.among)) if settings.among else rows[:0]
+    there = _There(clip=clip, presence=settings.presence, rows=rows, among=among)
     if settings.against:
         rows = rows - embed_texts(clip, list(settings.against)).mean(0)
     segmenter = Segmenter(clip, lens, settings.recipe)
     with photo_folder(out) as folder:
-        work = _Masks(segmenter, source, file_names(source.ids), rows, settings, folder)
+        work = _Masks(segmenter, source, file_names(source.ids), rows, there, settings, folder)
         records = work_through(
             source,
             out,
@@ -136,11 +152,12 @@ class _Masks:
         source: ImageSource,
         names: list[str],
         rows: Float[Tensor, "texts dim"],
+        there: "_There",
         settings: MaskSettings,
         folder: Path,
     ) -> None:
         self.segmenter, self.source, self.names = segmenter, source, names
-        self.rows, self.settings, self.folder = rows, settings, folder
+        self.rows, self.there, self.settings, self.folder = rows, there, settings, folder
 
     def __call__(self, some: range) -> list[Record]:
         found: list[Record] = []
@@ -149,7 +166,9 @@ class _Masks:
             positions = range(start, min(start + step, some.stop))
             pictures, unread = opened(self.source, positions)
             maps: Iterator[tuple[Tensor, Tensor]] = iter(())
+            odds: Iterator[list[float]] = iter(())
             if pictures:
+                odds = iter(self.there(list(pictures.values())))
                 maps = segmented(
                     self.segmenter, list(pictures.values()), self.rows, self.settings.windows
                 )
@@ -158,24 +177,31 @@ class _Masks:
                 if position in unread:
                     record["error"] = unread[position]
                 else:
-                    record |= self._record(position, pictures[position], *next(maps))
+                    heat, peaks = next(maps)
+                    scores = next(odds, peaks.tolist())
+                    record |= self._record(position, pictures[position], heat, scores)
                 found.append(record)
         return found
 
-    def _record(self, position: int, picture: Image.Image, heat: Tensor, peaks: Tensor) -> Record:
-        heat = heat.float().cpu()
+    def _record(
+        self, position: int, picture: Image.Image, heat: Tensor, scores: list[float]
+    ) -> Record:
+        heat, presence = heat.float().cpu(), self.settings.presence
+        if presence is not None:
+            here = torch.tensor([score >= presence.level for score in scores])
+            heat = heat * here[:, None, None]
         labels = label_map(heat, self.settings.threshold)
         name = f"labels/{self.names[position]}.png"
         save_picture(self.folder / name, label_picture(labels))
         texts = []
-        for text, one, peak in zip(self.settings.texts, heat, peaks.tolist(), strict=True):
+        for text, one, score in zip(self.settings.texts, heat, scores, strict=True):
             mask = (one >= self.settings.threshold).numpy()
             inside = int(mask.sum())
             texts.append(
                 {
                     "text": text,
                     "share": inside / mask.size,
-                    "score": peak,
+                    "score": score,
                     "area": inside,
                     "box": box_of(mask),
                     "mask": polygons_of(mask) if self.settings.polygons else run_lengths(mask),
@@ -188,19 +214,53 @@ class _Masks:
             "texts": texts,
         }
         if position < SHOWN:
-            small = thumbnail(outlined(picture, labels))
-            record["thumbnail"] = data_uri(small, "webp", quality=80)
+            small = thumbnail(picture)
+            seen = F.interpolate(labels[None, None].float(), small.size[::-1], mode="nearest")
+            record["thumbnail"] = data_uri(outlined(small, seen[0, 0].long()), "jpeg", quality=85)
         return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class _There:
+    """Says how likely texts are in photos; nothing, without a `Presence`."""
+
+    clip: Clip
+    presence: Presence | None
+    rows: Float[Tensor, "texts dim"]
+    among: Float[Tensor, "words dim"]
+
+    def __call__(self, pictures: list[Image.Image]) -> list[list[float]]:
+        if self.presence is None:
+            return []
+        windows = self.presence.windows
+        read = read_presence(self.clip, pictures, self.rows, self.among, windows)
+        found: list[list[float]] = self.presence.scores(read).tolist()
+        return found
 
 
 def run_lengths(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     """A mask as COCO writes it: how many pixels are outside, inside, outside, ..., column by
-    column."""
+    column, packed into a text."""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     ends = np.concatenate([[0], changes, [flat.size]])
     counts = np.diff(ends).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+    return {"size": list(mask.shape), "counts": packed([0, *counts] if flat[0] else counts)}
+
+
+def packed(counts: Sequence[int]) -> str:
+    """Run lengths as COCO packs them: from the fourth on what each has more than the one before the
+    last, in digits of 5 bits, the lowest first; bit 6 of a digit says that more follow."""
+    digits = []
+    for place, count in enumerate(counts):
+        rest = count - counts[place - 2] if place > 2 else count
+        more = True
+        while more:
+            digit = rest & 0x1F
+            rest >>= 5
+            more = rest != (-1 if digit & 0x10 else 0)
+            digits.append(chr(48 + (digit | 0x20 if more else digit)))
+    return "".join(digits)
 
 
 def polygons_of(mask: Bool[np.ndarray, "height width"]) -> list[list[float]]:
@@ -262,15 +322,13 @@ def _write(records: Sequence[Record], settings: MaskSettings, folder: Path, clip
                     }
                 )
     categories = [{"id": i, "name": text} for i, text in enumerate(settings.texts, start=1)]
-    save_json(
-        folder / "masks.json",
-        {
-            "info": {"description": f"by {clip.name}, secondlens {version('secondlens')}"},
-            "images": images,
-            "categories": categories,
-            "annotations": annotations,
-        },
-    )
+    found = {
+        "info": {"description": f"by {clip.name}, secondlens {version('secondlens')}"},
+        "images": images,
+        "categories": categories,
+        "annotations": annotations,
+    }
+    save_text(folder / "masks.json", json.dumps(found, ensure_ascii=False))
     if rows:
         save_csv(folder / "tags.csv", rows)
     texts = [

@@ -1,10 +1,12 @@
 """One protocol for all methods: tuned on some images, measured on others, compared in pairs.
 
-Two ways to make a mask of a heat-map are measured side by side:
+Three ways to make a mask of a heat-map are measured side by side:
 
 - `same`: every map is cut at 0 or not, resized bilinearly, scaled to [0, 1] and thresholded, at a
   fixed value or at a multiple of its mean. Which of these, the threshold, the variant and the form
   of the text are chosen for each method on development images, by mIoU.
+- `refined`: the same variant and form of the text, after the map has followed the colours of the
+  image (`refinement.pamr` at the model's size); cut and threshold are chosen anew.
 - `own`: each method as its paper published it, with its own post-processing (`Own`).
 
 Images are squeezed into the model's square and masks follow. The scripts that were published with
@@ -14,7 +16,7 @@ the two show the same thing only where the image is a square; `batches` does so 
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -33,7 +35,9 @@ from ...models.view import Clip
 from .baselines import baselines
 from .heat_maps import standardise
 from .metrics import scores, statistics
-from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode, quarter
+from .mixture import MixedMaps
+from .refinement import followed
+from .segmenter import PAPER, PAPER_SHARE, Recipe, Scale, Segmenter, Weigh, encode
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,6 +135,7 @@ Grids = dict[str, Float[Tensor, "maps rows columns"]]
 """Raw heat-maps at the patches, by variant."""
 
 OURS = "Neurons"
+MIXED = "Neurons, patches, heads"
 CEILING = "Patch ceiling"
 
 
@@ -219,6 +224,23 @@ class NeuronMaps:
         return {name: each.heat_maps(encoded, texts)[:, 0] for name, each in chosen.items()}
 
 
+class Mixed:
+    """Ours with what patches and heads read: `mixture.MixedMaps`."""
+
+    name = MIXED
+    own = Own(threshold="half", form="centred")
+    reads_text = True
+    variants: Sequence[str] = ("as published",)
+
+    def __init__(self, clip: Clip, lens: Lens) -> None:
+        self.maps = MixedMaps(clip, lens)
+
+    def grids(self, batch: MapBatch, form: str, variants: Sequence[str]) -> Grids:
+        """There is one variant."""
+        found = self.maps.heat_maps(batch.pixels, batch.texts[form][:, None])[:, 0]
+        return dict.fromkeys(variants, found)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CeilingMaps:
     """What a map with one value for each patch could reach: the share of the patch in the mask."""
@@ -245,7 +267,7 @@ def recipes(clip: Clip, lens: Lens) -> dict[str, Recipe]:
     for depth, share, weigh, scale in product((1, 2, 4), SHARES, get_args(Weigh), get_args(Scale)):
         if weigh == "equal" and share == 1:
             continue  # all neurons alike: the text would not be read
-        layers = lens.layers[-depth * quarter(clip) :]
+        layers = lens.late_layers(clip, depth)
         neurons = max(1, round(share * len(layers) * clip.neurons))
         name = f"layers {layers[0]} to {layers[-1]}, {neurons} neurons, {weigh}, {scale}"
         found[name] = Recipe(
@@ -262,8 +284,24 @@ TEXTSPAN_OWN = Own(positive=True, form="centred")
 """The published script takes the mean over all classes off the heat of one, and cuts at 0."""
 
 
-def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
-    """Every row of the paper's Table 4, patch similarity, and the ceiling."""
+MINMAX_OWN = Own(threshold="half")
+"""Methods that came after Table 4 scale maps to [0, 1] where they cut one map at all."""
+
+OWN = {
+    "TextSpan": TEXTSPAN_OWN,
+    "CLIP Surgery": Own(threshold="half", form="centred"),
+    **dict.fromkeys(
+        ("MaskCLIP", "SCLIP", "ClearCLIP", "LeGrad", "ProxyCLIP", "NACLIP"), MINMAX_OWN
+    ),
+}
+"""By name of a baseline, where it is not that of `Own`."""
+
+
+def table4_methods(clip: Clip, lens: Lens, second: Clip | None = None) -> list[Method]:
+    """Every row of the paper's Table 4, every other baseline, and the ceiling.
+
+    `second` is the model that ProxyCLIP compares patches by; without one, `clip` itself.
+    """
     half = clip.layers // 2
     late = max(1, round(clip.layers / 3))
     rules = {"as published": {}, "all contributions": {"rule": "zero"}}
@@ -279,6 +317,16 @@ def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
         },
         "Raw attention": {"as published": {}, "later half": {"layers": clip.layers - half}},
         "TextSpan": {"as published": {}, "last third": {"layers": late}, "last": {"layers": 1}},
+        "MaskCLIP": _of_last_block(residual=True),
+        "CLIP Surgery": {"as published": {}, "last third": {"blocks": late}},
+        "SCLIP": _of_last_block(residual=True),
+        "ClearCLIP": _of_last_block(residual=False),
+        "LeGrad": {"as published": {}, "later half": {"layers": clip.layers - half}},
+        "ProxyCLIP": {
+            "as published": {"second": second},
+            "block before the last": {"second": second, "block": -2},
+        },
+        "NACLIP": _of_last_block(residual=False),
     }
     blind = ("Rollout", "Raw attention")
     methods: list[Method] = [
@@ -286,13 +334,23 @@ def table4_methods(clip: Clip, lens: Lens) -> list[Method]:
             name=each.name,
             clip=clip,
             heat_maps=each,
-            own=TEXTSPAN_OWN if each.name == "TextSpan" else Own(),
+            own=OWN.get(each.name, Own()),
             reads_text=each.name not in blind,
             **({"options": options[each.name]} if each.name in options else {}),
         )
         for each in baselines
     ]
-    return [*methods, NeuronMaps(clip, lens, recipes(clip, lens)), CeilingMaps(grid=clip.grid)]
+    ours = (NeuronMaps(clip, lens, recipes(clip, lens)), Mixed(clip, lens))
+    return [*methods, *ours, CeilingMaps(grid=clip.grid)]
+
+
+def _of_last_block(*, residual: bool) -> dict[str, dict[str, Any]]:
+    """Variants of a method that was published with a residual stream, or without."""
+    return {
+        "as published": {},
+        "block before the last": {"block": -2},
+        "without residual" if residual else "with residual": {"residual": not residual},
+    }
 
 
 BINS = 20
@@ -319,6 +377,8 @@ class Tuned:
     threshold: float
     miou: float
     """On the development images."""
+    refined: "Tuned | None" = None
+    """What was chosen for the same maps after they followed the image's colours."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -330,6 +390,7 @@ class Measured:
     own_form: str
     """Of the text, in its own paper's form."""
     same: Float[Tensor, "maps statistics"]
+    refined: Float[Tensor, "maps statistics"]
     own: Float[Tensor, "maps statistics"]
     seconds: float
     """For one map, encoding and all, in the chosen variant."""
@@ -348,25 +409,53 @@ class MethodComparison:
 
 def tune(methods: Sequence[Method], work: Iterable[MapBatch]) -> dict[str, Tuned]:
     """The variant, form of text and threshold with the best mIoU, by name of the method."""
-    counts: dict[tuple[str, str, str, bool, bool], Tensor] = {}
+    kept: dict[tuple[str, str, str], list[Tensor]] = {}
+    pixels: list[Tensor] = []
+    masks: list[Tensor] = []
     for batch in work:
+        pixels.append(batch.pixels.cpu())
+        masks.append(batch.masks)
         for method in methods:
             for form in FORMS if method.reads_text else FORMS[:1]:
                 for variant, grid in method.grids(batch, form, method.variants).items():
-                    for positive in POSITIVE:
-                        heat = heat_of(grid.cpu(), _size(batch), positive)
-                        for relative in (False, True):
-                            key = (method.name, variant, form, positive, relative)
-                            levels = heat / (MEANS * mean(heat)) if relative else heat
-                            seen = counts_by_threshold(levels, batch.masks)
-                            counts[key] = counts.get(key, 0) + seen
+                    kept.setdefault((method.name, variant, form), []).append(grid.cpu())
+    if not kept:
+        raise SecondLensError("there are no development images with masks: give at least one")
     found: dict[str, Tuned] = {}
-    for (name, variant, form, positive, relative), confusion in counts.items():
+    for (name, variant, form), grids in kept.items():
+        best = _best_cut(variant, form, grids, masks)
+        if name not in found or best.miou > found[name].miou:
+            found[name] = best
+    for name, best in found.items():
+        grids = kept[name, best.variant, best.form]
+        refined = [_followed(*pair) for pair in zip(grids, pixels, strict=True)]
+        found[name] = replace(best, refined=_best_cut(best.variant, best.form, refined, masks))
+    return found
+
+
+def _followed(
+    grid: Float[Tensor, "maps rows columns"], pixels: Float[Tensor, "maps 3 height width"]
+) -> Float[Tensor, "maps height width"]:
+    return followed(grid[:, None], pixels)[:, 0]
+
+
+def _best_cut(variant: str, form: str, grids: Sequence[Tensor], masks: Sequence[Tensor]) -> Tuned:
+    """The cut and threshold with the best mIoU for maps of one variant and form."""
+    counts: dict[tuple[bool, bool], Tensor] = {}
+    for grid, mask in zip(grids, masks, strict=True):
+        for positive in POSITIVE:
+            heat = heat_of(grid, (mask.shape[1], mask.shape[2]), positive)
+            for relative in (False, True):
+                levels = heat / (MEANS * mean(heat)) if relative else heat
+                seen = counts_by_threshold(levels, mask)
+                counts[positive, relative] = counts.get((positive, relative), 0) + seen
+    found: Tuned | None = None
+    for (positive, relative), confusion in counts.items():
         # precision and maps are not needed for mIoU
         miou = scores(F.pad(confusion, (0, 2), value=1.0))[:, 1]
         best = int(miou.argmax())
-        if name not in found or float(miou[best]) > found[name].miou:
-            found[name] = Tuned(
+        if found is None or float(miou[best]) > found.miou:
+            found = Tuned(
                 variant=variant,
                 form=form,
                 positive=positive,
@@ -374,8 +463,7 @@ def tune(methods: Sequence[Method], work: Iterable[MapBatch]) -> dict[str, Tuned
                 threshold=best / BINS * (MEANS if relative else 1),
                 miou=float(miou[best]),
             )
-    if not found:
-        raise SecondLensError("there are no development images with masks: give at least one")
+    assert found is not None
     return found
 
 
@@ -395,6 +483,7 @@ def measure(
 ) -> MethodComparison:
     """Every method on every map, both ways, timed."""
     same: dict[str, list[Tensor]] = {method.name: [] for method in methods}
+    refined: dict[str, list[Tensor]] = {method.name: [] for method in methods}
     own: dict[str, list[Tensor]] = {method.name: [] for method in methods}
     seconds = dict.fromkeys(same, 0.0)
     forms = {method.name: method.own.form for method in methods}
@@ -409,9 +498,9 @@ def measure(
             start = time.perf_counter()
             grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
             seconds[method.name] += time.perf_counter() - start
-            heat = heat_of(grid.cpu(), _size(batch), choice.positive)
-            cut = choice.threshold * (mean(heat) if choice.relative else 1)
-            same[method.name].append(statistics(heat, heat >= cut, batch.masks))
+            same[method.name].append(_cut(grid.cpu(), choice, batch))
+            colours = _followed(grid.cpu(), batch.pixels.cpu())
+            refined[method.name].append(_cut(colours, choice.refined or choice, batch))
             if (choice.variant, choice.form) != (published, method.own.form):
                 grid = method.grids(batch, method.own.form, [published])[published]
             heat, predicted = own_mask(grid.cpu(), _size(batch), method.own)
@@ -424,12 +513,22 @@ def measure(
             choice=choices[name],
             own_form=forms[name],
             same=torch.cat(same[name]),
+            refined=torch.cat(refined[name]),
             own=torch.cat(own[name]),
             seconds=seconds[name] / len(images),
         )
         for name in same
     ]
     return MethodComparison(methods=measured, images=images, objects=objects)
+
+
+def _cut(
+    grid: Float[Tensor, "maps rows columns"], choice: Tuned, batch: MapBatch
+) -> Float[Tensor, "maps statistics"]:
+    """Statistics of masks as they were tuned."""
+    heat = heat_of(grid, _size(batch), choice.positive)
+    cut = choice.threshold * (mean(heat) if choice.relative else 1)
+    return statistics(heat, heat >= cut, batch.masks)
 
 
 def own_mask(

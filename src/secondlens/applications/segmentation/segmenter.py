@@ -122,11 +122,6 @@ def encode(clip: Clip, images: Images, layers: Iterable[int]) -> Encoded:
     )
 
 
-def quarter(clip: Clip) -> int:
-    """Layers to read where the paper reads three of twelve."""
-    return max(1, round(clip.layers / 4))
-
-
 class Segmenter:
     """Heat-maps of one model, lens and recipe; neurons' directions are put in place once.
 
@@ -140,7 +135,7 @@ class Segmenter:
         lens.check_model(clip)
         lens.check_value("segmentation")
         self.clip, self.recipe = clip, recipe
-        self.layers = list(recipe.layers or lens.layers[-quarter(clip) :])
+        self.layers = list(recipe.layers or lens.late_layers(clip))
         fitted = [lens[layer] for layer in self.layers]
         directions = torch.cat([each.directions for each in fitted])
         self.directions = directions.to(clip.device, clip.compute_dtype)

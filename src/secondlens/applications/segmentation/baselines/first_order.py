@@ -16,8 +16,12 @@ from .tower import first_of_last
 
 @torch.no_grad()
 def textspan(
-    clip: Clip, images: Images, texts: Float[Tensor, "images dim"], *, layers: int | None = None
-) -> Float[Tensor, "images rows columns"]:
+    clip: Clip,
+    images: Images,
+    texts: Float[Tensor, "images *texts dim"],
+    *,
+    layers: int | None = None,
+) -> Float[Tensor, "images *texts rows columns"]:
     """What attention to each patch adds to <image, text>, straight to the output.
 
     Summed over heads and over the last `layers` blocks, by default all of them. It is a part of
@@ -40,14 +44,16 @@ def textspan(
     with hooked([*hooks, (clip.ln_post, see_post)]):
         length = clip.encode_image(images).to(dtype).norm(dim=-1)
     _, sigma = norm_statistics(post[0], clip.post_eps)
-    target = (texts.to(dtype) @ output_map(clip, dtype, centred=True).T) / (sigma * length)[:, None]
-    total = torch.zeros(len(post[0]), clip.tokens, dtype=dtype, device=clip.device)
+    rows = texts.to(dtype).flatten(1, -2) if texts.dim() > 2 else texts.to(dtype)[:, None]
+    target = (rows @ output_map(clip, dtype, centred=True).T) / (sigma * length)[:, None, None]
+    total = torch.zeros(*rows.shape[:2], clip.tokens, dtype=dtype, device=clip.device)
     for j, states in normalised.items():
         block = clip.blocks[j]
         # the text carried back to each head's values, so that no value is ever computed
-        to_value = torch.einsum("hew,bw->bhe", block.output.to(dtype), target)
-        to_state = torch.einsum("bhe,hew->bhw", to_value, block.value.to(dtype))
-        added = torch.bmm(to_state, states.mT)
-        added = added + (to_value * block.value_bias.to(dtype)).sum(-1)[:, :, None]
-        total += (block.class_rows(states) * added).sum(1)
-    return on_grid(total[:, clip.prefix :], clip.grid)
+        to_value = torch.einsum("hew,bmw->bmhe", block.output.to(dtype), target)
+        to_state = torch.einsum("bmhe,hew->bmhw", to_value, block.value.to(dtype))
+        added = torch.bmm(to_state.flatten(1, 2), states.mT).unflatten(1, to_state.shape[1:3])
+        added = added + (to_value * block.value_bias.to(dtype)).sum(-1)[..., None]
+        total += (block.class_rows(states)[:, None] * added).sum(2)
+    maps = total[..., clip.prefix :].reshape(*texts.shape[:-1], -1)
+    return on_grid(maps, clip.grid)

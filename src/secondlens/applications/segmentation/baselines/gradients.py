@@ -9,7 +9,8 @@ from ....models.view import Clip, Images
 from ..heat_maps import on_grid
 from .attention import class_row
 from .relevance import attention_relevance
-from .tower import Pass, Rule, gradients, run
+from .similarity import at_output
+from .tower import Pass, Rule, first_of_last, gradients, run
 
 
 def grad_cam(
@@ -52,6 +53,27 @@ def chefer(
         identity = torch.eye(product.shape[-1], dtype=product.dtype, device=product.device)
         maps.append(product + identity)
     return on_grid(class_row(clip, maps), clip.grid)
+
+
+def legrad(
+    clip: Clip, images: Images, texts: Float[Tensor, "images dim"], *, layers: int = 2
+) -> Float[Tensor, "images rows columns"]:
+    """LeGrad (Bousselham et al. 2024): how each patch would be looked at more, in each block.
+
+    In each of the last `layers` blocks, the mean of its tokens is read as if it were the output.
+    The gradient of its similarity with the text with respect to the block's own attention maps is
+    cut at 0, and averaged over heads and over the tokens that look; blocks add up.
+    """
+    first = first_of_last(clip, layers)
+    seen = run(clip, images)
+    projection = clip.projection
+    maps = []
+    for attention, states in zip(seen.attention[first:], seen.streams[first:], strict=True):
+        read = at_output(clip, states.mean(1)) @ projection.to(states)
+        score = (F.normalize(read, dim=-1) * texts.to(states)).sum(-1)
+        slope = gradients(score, [attention], again=True)[0]
+        maps.append(slope.clamp(min=0).mean((1, 2))[:, clip.prefix :])
+    return on_grid(torch.stack(maps).sum(0), clip.grid)
 
 
 def _similarity(seen: Pass, texts: Tensor) -> Float[Tensor, " images"]:

@@ -28,6 +28,8 @@ class Pass:
     """What block 0 saw."""
     attention: list[Float[Tensor, "images heads tokens tokens"]]
     """By block; rows attend to columns."""
+    streams: list[Float[Tensor, "images tokens width"]]
+    """After each block."""
     representation: Float[Tensor, "images dim"]
 
 
@@ -51,6 +53,7 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
     normalised: dict[int, Tensor] = {}
     attention: list[Tensor] = []
     tokens: list[Tensor] = []
+    streams: list[Tensor] = []
 
     def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens.append(clip.batch_major(inputs[0]).detach().requires_grad_())
@@ -58,6 +61,11 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
 
     def see(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         normalised[j] = clip.batch_major(output)
+
+    def see_end(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        # some blocks return a tuple
+        states = output[0] if isinstance(output, tuple) else output
+        streams.append(clip.batch_major(states))
 
     def attend(j: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         block = clip.blocks[j]
@@ -72,9 +80,12 @@ def run(clip: Clip, images: Images, *, relevance: Rule | None = None) -> Pass:
         hooks += _linearising_hooks(clip, relevance)
     hooks += [(block.ln_1, partial(see, j)) for j, block in enumerate(clip.blocks)]
     hooks += [(block.attention_end, partial(attend, j)) for j, block in enumerate(clip.blocks)]
+    hooks += [(block.module, see_end) for block in clip.blocks]
     with torch.enable_grad(), hooked(hooks, before=[(clip.blocks[0].module, start)]):
         representation = clip.image_tower(prepared)
-    return Pass(tokens=tokens[0], attention=attention, representation=representation)
+    return Pass(
+        tokens=tokens[0], attention=attention, streams=streams, representation=representation
+    )
 
 
 def first_of_last(clip: Clip, count: int) -> int:
@@ -90,9 +101,14 @@ def first_of_last(clip: Clip, count: int) -> int:
     return clip.layers - count
 
 
-def gradients(of: Float[Tensor, " images"], to: list[Tensor]) -> list[Tensor]:
-    """Of each image's score; images do not depend on one another, so their sum will do."""
-    return list(torch.autograd.grad(of.sum(), to))
+def gradients(
+    of: Float[Tensor, " images"], to: list[Tensor], *, again: bool = False
+) -> list[Tensor]:
+    """Of each image's score; images do not depend on one another, so their sum will do.
+
+    With `again`, the graph is kept for other gradients.
+    """
+    return list(torch.autograd.grad(of.sum(), to, retain_graph=again or None))
 
 
 def attention_maps(

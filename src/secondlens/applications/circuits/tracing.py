@@ -1,0 +1,605 @@
+"""Find the circuit of a target: choose nodes, compute edges, prune them, and check what is left."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ...arguments import checked
+from ...data.reader import FEW_IMAGES, Reader
+from ...data.sources import as_source
+from ...devices import undisturbed
+from ...effects.ablated_runs import check_neurons
+from ...effects.edges import (
+    FLOWS,
+    Gradient,
+    Means,
+    Nodes,
+    Sources,
+    Unit,
+    frozen_worth,
+    gradient,
+    inputs_of,
+    means,
+)
+from ...effects.edges import edges as edges_between
+from ...effects.held_runs import held_inputs, held_run, with_secants
+from ...effects.linearised import Linearised, check_paths, linearise
+from ...errors import SecondLensError
+from ...lens.lens import Lens
+from ...models.view import Clip, hooked
+from ...progress import tracked
+from ...words.summary import label
+from .graph import ERROR, REST, TARGET, Carrier, Check, Circuit, Edge, Node
+
+CARRIERS = 3
+"""Heads that are named on an edge."""
+
+
+@checked
+@undisturbed
+@torch.no_grad()
+def circuit(
+    clip: Clip,
+    lens: Lens | None,
+    images: Any,
+    target: Any,
+    against: Any,
+    *,
+    minus: Any = None,
+    nodes: int = 64,
+    heads: int = 8,
+    edges: int = 400,
+    gain: Literal["secant", "tangent"] = "secant",
+    name: str = "",
+    progress: bool = False,
+) -> Circuit:
+    """Explain a score, or the activation of a neuron, as a graph of neurons, patches and heads.
+
+    What is explained is the difference to `against`: neurons and embeddings count by how far they
+    are from their means. The neurons are those that do most along values and MLPs; the edges are
+    the strongest between them, `edges` of the ones that `effects.edges` defines. What they leave
+    out is there as the nodes `REST` and `ERROR`, so that what goes into a neuron adds up to what it
+    does. One picture costs about 6 encodings, and a twelfth of one for each neuron.
+
+    Parameters
+    ----------
+    clip
+        The model.
+    lens
+        Which says what its neurons fire on; None for a graph of numbers alone.
+    images
+        What `fit` takes: one picture, or a set whose mean graph is wanted, and its spread.
+    target
+        A text; two texts, for the margin of the first above the second; the layer and number of a
+        neuron, for its activation at the token where it is strongest; or a row of the embedding.
+    against
+        Pictures whose mean is what edges are compared with, as `fit` takes them, or their `Means`.
+    minus
+        Pictures whose mean graph is subtracted: what is another way here than there.
+    nodes, heads, edges
+        How many neurons, heads and edges the graph has at most.
+    gain
+        Of a neuron: "secant" from what it gets with all edges held to what it gets, which suits
+        finite differences to a mean and leaves hardly anything to `ERROR`; or "tangent", the
+        derivative at the picture, with which edges are exactly those of `paths`.
+    name
+        What the target is called in the graph; by default its texts.
+
+    Raises
+    ------
+    SecondLensError
+        A target of another kind, no such neuron, no nodes or edges, a lens of another model, a
+        model of a kind that `linearise` refuses, or no picture that can be read.
+    """
+    check_paths(clip)
+    if lens is not None:
+        lens.check_model(clip)
+    if nodes < 1 or edges < 1 or heads < 0:
+        raise SecondLensError(
+            f"a graph needs at least 1 node and 1 edge, and no fewer than 0 heads, not {nodes}, "
+            f"{edges} and {heads}"
+        )
+    if gain not in ("secant", "tangent"):
+        raise SecondLensError(f'a gain is "secant" or "tangent", not {gain!r}')
+    aim = _aim(clip, target, name)
+    held = against if isinstance(against, Means) else mean_of(clip, against, progress)
+    like = clip.projection.to(clip.compute_dtype)
+    tracer = Tracer(clip=clip, aim=aim, means=held.to(like), secant=gain == "secant")
+    sets = [tracer.reader(images), *([] if minus is None else [tracer.reader(minus)])]
+    chosen = tracer.chosen(sets, nodes, heads, progress)
+    found = [tracer.traced(each, chosen, progress) for each in sets]
+    graph = found[0] if minus is None else found[0].minus(found[1])
+    return tracer.pruned(graph, chosen, edges, lens, sets)
+
+
+def mean_of(clip: Clip, images: Any, progress: bool = False) -> Means:
+    """Average neurons and embeddings over pictures, for `circuit`; raises what `fit` raises."""
+    return means(clip, Reader(source=as_source(images), clip=clip), progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What is explained."""
+
+    name: str
+    direction: Tensor | None = None
+    neuron: tuple[int, int] | None = None
+
+
+def _aim(clip: Clip, target: Any, name: str) -> Aim:
+    if isinstance(target, str):
+        return Aim(name=name or target, direction=clip.encode_text([target])[0])
+    if isinstance(target, Tensor):
+        if target.shape != (clip.dim,) or not target.isfinite().all():
+            raise SecondLensError(
+                f"a row of the embedding has {clip.dim} finite numbers, and this is "
+                f"{list(target.shape)}"
+            )
+        return Aim(name=name or "direction", direction=target.to(clip.device))
+    if isinstance(target, Sequence) and len(target) == 2:
+        one, other = target
+        if isinstance(one, str) and isinstance(other, str):
+            rows = clip.encode_text([one, other])
+            return Aim(name=name or f"{one} above {other}", direction=rows[0] - rows[1])
+        if isinstance(one, int) and isinstance(other, int):
+            clip.check_layer(one, last=True)
+            check_neurons(clip, one, [other])
+            return Aim(name=name or f"neuron {one}:{other}", neuron=(one, other))
+    raise SecondLensError(
+        "a circuit explains a text, a pair of texts, a neuron such as (9, 123), or a row of the "
+        f"embedding, not {type(target).__name__}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """One picture, run once."""
+
+    tower: Linearised
+    embedding: Float[Tensor, "1 tokens width"]
+    target: Unit | Tensor
+    means: Means
+    held: dict[int, Float[Tensor, "1 tokens neurons"]]
+    """Of `held_inputs`."""
+
+    @cached_property
+    def change(self) -> dict[int, Float[Tensor, "1 tokens neurons"]]:
+        """Of activations, from their means."""
+        found = self.tower.activations
+        return {layer: each - self.means.activations[layer] for layer, each in found.items()}
+
+    @cached_property
+    def gradient(self) -> Gradient:
+        """Of the target."""
+        return gradient(self.tower, self.target)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeanGraph:
+    """All edges between the chosen nodes, on average over pictures, and their variance."""
+
+    ids: tuple[str, ...]
+    minus_ids: tuple[str, ...]
+    score: float
+    held: float
+    moments: dict[str, tuple[Tensor, Tensor]]
+    """Means and variances of the numbers of each kind."""
+
+    def __getitem__(self, kind: str) -> Tensor:
+        return self.moments[kind][0]
+
+    def spread(self, kind: str) -> Tensor:
+        """Standard deviations of the numbers of a kind."""
+        return self.moments[kind][1].sqrt()
+
+    def minus(self, other: "MeanGraph") -> "MeanGraph":
+        """Return the difference of the means, whose variance is the sum of both."""
+        return replace(
+            self,
+            minus_ids=other.ids,
+            score=self.score - other.score,
+            held=self.held - other.held,
+            moments={
+                kind: (mean - other.moments[kind][0], variance + other.moments[kind][1])
+                for kind, (mean, variance) in self.moments.items()
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tracer:
+    """Finds the graph of one target, picture by picture."""
+
+    clip: Clip
+    aim: Aim
+    means: Means
+    secant: bool
+    alone: dict[int, tuple[Reader, int, Picture]] = field(default_factory=dict)
+    """The only picture of a reader, by the reader's id."""
+
+    def reader(self, images: Any) -> Reader:
+        """Pictures for the methods below."""
+        return Reader(source=as_source(images), clip=self.clip, batch_size=FEW_IMAGES)
+
+    def pictures(self, reader: Reader, what: str, progress: bool) -> Iterator[tuple[int, Picture]]:
+        """One after another, with their positions; a picture that is alone is run once."""
+        if id(reader) in self.alone:
+            yield self.alone[id(reader)][1:]
+            return
+        for batch in tracked(reader, what, progress):
+            pixels = batch.on(self.clip.device)
+            for position, each in zip(batch.positions, pixels.split(1), strict=True):
+                picture = self.picture(each)
+                if len(reader.source.ids) == 1:
+                    self.alone[id(reader)] = reader, position, picture
+                yield position, picture
+
+    def picture(self, pixels: Tensor) -> Picture:
+        """Run one preprocessed picture, [1, 3, height, width]."""
+        seen = Sources(self.clip)
+        with hooked([], seen.hooks()):
+            tower = linearise(self.clip, pixels)
+        if not tower.representation.isfinite().all():
+            raise SecondLensError(
+                f"{self.clip.name} gives NaN or infinity on a picture: use a wider precision"
+            )
+        held = held_inputs(tower, self.means)
+        return Picture(
+            tower=with_secants(tower, held) if self.secant else tower,
+            embedding=seen.embedding.to(self.clip.compute_dtype),
+            target=self._target(tower),
+            means=self.means,
+            held=held,
+        )
+
+    def _target(self, tower: Linearised) -> Unit | Tensor:
+        if self.aim.neuron is None:
+            assert self.aim.direction is not None
+            return self.aim.direction.to(tower.representation)
+        layer, neuron = self.aim.neuron
+        token = int(tower.activations[layer][0, :, neuron].argmax())
+        return Unit(layer=layer, neuron=neuron, token=token)
+
+    # -- nodes -------------------------------------------------------------------------------
+
+    def chosen(self, readers: Sequence[Reader], neurons: int, heads: int, progress: bool) -> Nodes:
+        """The neurons and heads that do most on average over all pictures, by size."""
+        size = torch.zeros(0)
+        looking = torch.zeros(0)
+        for reader in readers:
+            for _, each in self.pictures(reader, "nodes", progress):
+                worth = frozen_worth(each.tower, each.target)
+                layers = range(len(worth))
+                found = torch.cat([(worth[n] * each.change[n]).sum(1)[0] for n in layers] or [size])
+                size = (size.to(found) if len(size) else torch.zeros_like(found)) + found.abs()
+                of_heads = each.gradient.of_heads()[0].abs().flatten()
+                looking = of_heads + (looking if len(looking) else torch.zeros_like(of_heads))
+        if not len(looking):
+            raise SecondLensError("none of the pictures could be read")
+        return Nodes(
+            neurons=_largest(size, neurons, self.clip.neurons),
+            heads=_largest(looking, heads, self.clip.heads),
+        )
+
+    # -- edges -------------------------------------------------------------------------------
+
+    def traced(self, reader: Reader, nodes: Nodes, progress: bool) -> MeanGraph:
+        """All edges between the nodes, over the pictures of a set."""
+        sums: dict[str, tuple[Tensor, Tensor]] = {}
+        positions, score, held = [], 0.0, 0.0
+        for position, each in self.pictures(reader, "edges", progress):
+            positions.append(position)
+            found, base = self._numbers(each, nodes)
+            for kind, value in found.items():
+                mean, squares = sums.get(kind, (torch.zeros_like(value), torch.zeros_like(value)))
+                step = value - mean
+                mean = mean + step / len(positions)
+                sums[kind] = mean, squares + step * (value - mean)
+            score += self.score(each)
+            held += base
+        count = len(positions)
+        return MeanGraph(
+            ids=tuple(reader.source.ids[position] for position in positions),
+            minus_ids=(),
+            score=score / count,
+            held=held / count,
+            moments={
+                kind: (mean, squares / max(1, count - 1)) for kind, (mean, squares) in sums.items()
+            },
+        )
+
+    def score(self, picture: Picture) -> float:
+        """What is explained of a picture."""
+        tower = picture.tower
+        if isinstance(picture.target, Unit):
+            unit = picture.target
+            return float(tower.activations[unit.layer][0, unit.token, unit.neuron])
+        return float(tower.representation[0] @ picture.target / tower.length[0])
+
+    def _numbers(self, picture: Picture, nodes: Nodes) -> tuple[dict[str, Tensor], float]:
+        """Edges of a picture, what goes into neurons altogether, and the score with none."""
+        embedding = picture.embedding - self.means.embedding
+        found = edges_between(picture.gradient, nodes, picture.change, embedding, heads=True)
+        assert found.by_head is not None
+        inflow = [self._into_target(picture)]
+        activations = []
+        for layer in range(self.clip.layers):
+            some = nodes.of_layer(layer)
+            activations.append(picture.tower.activations[layer][0, :, some])
+            if layer not in picture.gradient.worth:
+                inflow.append(embedding.new_zeros(len(some)))
+                continue
+            worth = picture.gradient.worth[layer][:, :, some]
+            gain = picture.tower.blocks[layer].slope[:, :, some] * worth
+            moved = inputs_of(picture.tower, layer, some) - picture.held[layer][:, :, some]
+            inflow.append((gain * moved).sum(1)[0])
+        values = {
+            "weights": found.weights[0],
+            "flows": found.flows[0],
+            "effects": found.flows[0].sum(-1),
+            "inflow": torch.cat(inflow),
+            "by_head": found.by_head[0],
+            "activations": torch.cat(activations, dim=1),
+        }
+        return {kind: each.cpu() for kind, each in values.items()}, self.score(picture) - float(
+            inflow[0]
+        )
+
+    def _into_target(self, picture: Picture) -> Tensor:
+        """All that goes into the target, the rest of which is what it is with all edges held."""
+        if isinstance(picture.target, Tensor):
+            none, no_edge = Nodes(neurons=()), torch.zeros(self.clip.tokens, 1).bool()
+            base = held_run(picture.tower, picture.embedding, self.means, none, no_edge)
+            return (self.score(picture) - base.score(picture.target)[0])[None]
+        unit = picture.target
+        x = inputs_of(picture.tower, unit.layer, [unit.neuron])[0, unit.token, 0]
+        gain = picture.tower.blocks[unit.layer].slope[0, unit.token, unit.neuron]
+        found: Tensor = gain * (x - picture.held[unit.layer][0, unit.token, unit.neuron])
+        return found[None]
+
+    # -- the graph ---------------------------------------------------------------------------
+
+    def pruned(
+        self, graph: MeanGraph, nodes: Nodes, count: int, lens: Lens | None, sets: Sequence[Reader]
+    ) -> Circuit:
+        """The strongest edges, the nodes that they connect to the target, and what they leave."""
+        kept = connected(graph["weights"], len(nodes.neurons), count)
+        layers, neurons = self.clip.layers, self.clip.neurons
+        last = layers if self.aim.neuron is None else self.aim.neuron[0]
+        possible = (
+            neurons**2 * last * (last - 1) // 2
+            + last * neurons
+            + self.clip.tokens * (last * neurons + 1)
+        )
+        drawn = _Drawing(
+            clip=self.clip, graph=graph, nodes=nodes, kept=kept, lens=lens, target=self.aim.name
+        )
+        return Circuit(
+            model=self.clip.name,
+            target=self.aim.name,
+            image_ids=graph.ids,
+            minus_ids=graph.minus_ids,
+            score=graph.score,
+            held=graph.held,
+            nodes=drawn.nodes_of_graph(),
+            edges=tuple(drawn.edges_of_graph()),
+            possible=possible,
+            checks=self._checks(sets, nodes, kept),
+        )
+
+    def _checks(
+        self, sets: Sequence[Reader], nodes: Nodes, kept: Bool[Tensor, "sources receivers"]
+    ) -> tuple[Check, ...]:
+        """Run the network with the edges, where the target is a score of one set."""
+        if self.aim.neuron is not None or len(sets) > 1:
+            return ()
+        mask = kept[:, : 1 + len(nodes.neurons)]
+        sums = torch.zeros(2, 3, dtype=torch.float64)
+        count = 0
+        for _, each in self.pictures(sets[0], "check", False):
+            sums += torch.tensor(held_scores(each, nodes, mask, self.score(each)))
+            count += 1
+        found = []
+        for attention, (score, held, whole) in zip(
+            ("frozen", "free"), (sums / count).tolist(), strict=True
+        ):
+            share = (score - held) / (whole - held) if whole != held else 0.0
+            found.append(Check(attention=attention, score=score, held=held, share=share))  # type: ignore[arg-type]
+        return tuple(found)
+
+
+def held_scores(
+    picture: Picture, nodes: Nodes, mask: Bool[Tensor, "sources targets"], whole: float
+) -> list[list[float]]:
+    """With frozen and with free attention: the score with some edges, with none, and as it is."""
+    assert isinstance(picture.target, Tensor)
+    found = []
+    for free in (False, True):
+        scores = [
+            held_run(picture.tower, picture.embedding, picture.means, some, kept, free=free).score(
+                picture.target
+            )
+            for some, kept in (
+                (nodes, mask),
+                (Nodes(neurons=()), torch.zeros(mask.shape[0] - len(nodes.neurons), 1).bool()),
+            )
+        ]
+        found.append([*(float(each[0]) for each in scores), whole])
+    return found
+
+
+def _largest(size: Tensor, count: int, row: int) -> tuple[tuple[int, int], ...]:
+    """Places of the largest numbers, by layer and number in ascending order."""
+    places = size.argsort(descending=True, stable=True)[:count]
+    return tuple((int(each) // row, int(each) % row) for each in places.sort().values)
+
+
+def connected(
+    weights: Float[Tensor, "sources receivers"], neurons: int, count: int
+) -> Bool[Tensor, "sources receivers"]:
+    """The strongest edges, without those whose receiver does not lead on to the target.
+
+    Receivers are the target, `neurons` neurons and heads; heads lead on by definition.
+    """
+    order = weights.abs().flatten().argsort(descending=True, stable=True)[:count]
+    kept = torch.zeros(weights.numel(), dtype=torch.bool)
+    kept[order] = True
+    kept = kept.view_as(weights) & (weights != 0)
+    for _ in range(neurons):
+        lost = ~kept[:neurons].any(1)
+        lost &= kept[:, 1 : 1 + neurons].any(0)
+        if not lost.any():
+            break
+        kept[:, 1 : 1 + neurons][:, lost] = False
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Drawing:
+    """Names and numbers of what is kept."""
+
+    clip: Clip
+    graph: MeanGraph
+    nodes: Nodes
+    kept: Bool[Tensor, "sources receivers"]
+    lens: Lens | None
+    target: str
+
+    @cached_property
+    def sources(self) -> list[str]:
+        tokens = (f"patch {token}" for token in range(self.clip.tokens))
+        return [*(f"{layer}:{neuron}" for layer, neuron in self.nodes.neurons), *tokens]
+
+    @cached_property
+    def receivers(self) -> list[str]:
+        heads = [f"head {layer}:{head}" for layer, head in self.nodes.heads]
+        return [TARGET, *self.sources[: len(self.nodes.neurons)], *heads, *heads]
+
+    def nodes_of_graph(self) -> tuple[Node, ...]:
+        effects, spreads = self.graph["effects"], self.graph.spread("effects")
+        sent = (self.graph["weights"] * self.kept).sum(1)
+        count = len(self.nodes.neurons)
+        found = []
+        for row, id in enumerate(self.sources):
+            if not self.kept[row].any():
+                continue
+            is_neuron = row < count
+            layer, number = self.nodes.neurons[row] if is_neuron else (-1, row - count)
+            found.append(
+                Node(
+                    id=id,
+                    kind="neuron" if is_neuron else "patch",
+                    layer=layer,
+                    number=number,
+                    title=self._title(layer, number) if is_neuron else self._token(number),
+                    effect=float(effects[row]),
+                    spread=float(spreads[row]),
+                    flows=dict(zip(FLOWS, self.graph["flows"][row].tolist(), strict=True)),
+                    kept=float(sent[row]),
+                    activation=self.graph["activations"][:, row] if is_neuron else None,
+                )
+            )
+        heads = len(self.nodes.heads)
+        for at, (layer, head) in enumerate(self.nodes.heads):
+            columns = [1 + count + at, 1 + count + heads + at]
+            if self.kept[:, columns].any():
+                into = float((self.graph["weights"] * self.kept)[:, columns].sum())
+                found.append(_plain_node(f"head {layer}:{head}", "head", layer, head, into))
+        last = self.clip.layers
+        rest = [edge.weight for edge in self.left(REST)]
+        error = [edge.weight for edge in self.left(ERROR)]
+        explained = self.graph.score - self.graph.held
+        return (
+            *found,
+            _plain_node(TARGET, "target", last, 0, explained, self.target),
+            _plain_node(REST, "rest", last, 1, sum(rest), "what was pruned"),
+            _plain_node(ERROR, "error", last, 2, sum(error), "gains that are not linear"),
+        )
+
+    def _title(self, layer: int, neuron: int) -> str:
+        if self.lens is None or layer not in self.lens.layers:
+            return ""
+        return label(self.lens, layer, neuron)
+
+    def _token(self, token: int) -> str:
+        if token < self.clip.prefix:
+            return f"register {token}" if token else "class token"
+        row, column = divmod(token - self.clip.prefix, self.clip.grid[1])
+        return f"row {row + 1}, column {column + 1}"
+
+    def edges_of_graph(self) -> Iterator[Edge]:
+        weights, spread = self.graph["weights"], self.graph.spread("weights")
+        count, heads = len(self.nodes.neurons), len(self.nodes.heads)
+        for source, receiver in self.kept.nonzero().tolist():
+            kind = "value"
+            if receiver > count:
+                kind = "query" if receiver <= count + heads else "key"
+            weight = float(weights[source, receiver])
+            carried: list[Carrier] = []
+            identity = 0.0
+            if kind == "value":
+                by_head = self.graph["by_head"][:, :, source, receiver]
+                identity = weight - float(by_head.sum())
+                carried = self._carriers(by_head)
+            yield Edge(
+                source=self.sources[source],
+                receiver=self.receivers[receiver],
+                kind=kind,  # type: ignore[arg-type]
+                weight=weight,
+                spread=float(spread[source, receiver]),
+                identity=identity,
+                heads=tuple(carried),
+            )
+        yield from self.left(REST)
+        yield from self.left(ERROR)
+
+    def _carriers(self, by_head: Float[Tensor, "layers heads"]) -> list[Carrier]:
+        flat = by_head.flatten()
+        order = flat.abs().argsort(descending=True, stable=True)[:CARRIERS].tolist()
+        return [
+            Carrier(layer=at // self.clip.heads, head=at % self.clip.heads, weight=float(flat[at]))
+            for at in order
+            if flat[at] != 0
+        ]
+
+    def left(self, node: str) -> Iterator[Edge]:
+        """What goes into the target and into neurons of the graph and is not on its edges."""
+        count = len(self.nodes.neurons)
+        into = (self.graph["weights"] * self.kept)[:, : 1 + count].sum(0)
+        effects = self.graph["effects"][:count]
+        explained = torch.tensor([self.graph.score - self.graph.held]).to(effects)
+        done = torch.cat([explained, effects])
+        left = self.graph["inflow"] - into if node == REST else done - self.graph["inflow"]
+        for receiver in range(1 + count):
+            if receiver and not self.kept[receiver - 1].any():
+                continue
+            yield Edge(
+                source=node,
+                receiver=self.receivers[receiver],
+                kind="rest" if node == REST else "error",
+                weight=float(left[receiver]),
+                spread=0.0,
+                identity=0.0,
+                heads=(),
+            )
+
+
+def _plain_node(
+    id: str, kind: Any, layer: int, number: int, effect: float, title: str = ""
+) -> Node:
+    return Node(
+        id=id,
+        kind=kind,
+        layer=layer,
+        number=number,
+        title=title or id,
+        effect=effect,
+        spread=0.0,
+        flows={},
+        kept=0.0,
+    )

@@ -1,0 +1,241 @@
+"""Mixed maps, presence and `locate`, against their formulas and a logistic regression of others."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from models import tiny_images, tiny_model, tiny_tokenizer
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from torchvision.transforms.functional import to_tensor
+
+import secondlens as sl
+from secondlens.applications.segmentation.baselines.first_order import textspan
+from secondlens.applications.segmentation.baselines.last_block import nac_clip, sclip
+from secondlens.applications.segmentation.heat_maps import standardise
+from secondlens.applications.segmentation.mixture import MixedMaps, Mixture, even
+from secondlens.applications.segmentation.presence import (
+    _logistic,
+    presence_readings,
+    read_presence,
+    temperature,
+)
+from secondlens.applications.segmentation.refinement import fine_dilations, followed, pamr
+from secondlens.applications.segmentation.segmenter import Recipe, Segmenter, encode
+from secondlens.data.vocabularies import vocabulary
+from secondlens.errors import SecondLensError
+from secondlens.models.open_clip.views import from_open_clip
+
+ZEROS, ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+WORDS = ("cat", "dog", "sea", "owl", "sky")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return from_open_clip(tiny_model(layers=4), to_tensor, tiny_tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def lens(clip):
+    return sl.fit(clip, tiny_images(clip, 30, seed=9), top=4)
+
+
+def noise_picture(seed, width=20, height=18):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+# Mixtures
+
+
+def test_mixed_maps_are_the_sum_of_even_ones(clip, lens):
+    images, recipe = tiny_images(clip, 2), Recipe(share=0.5)
+    texts = clip.encode_text(["cat", "dog", "sea"])[None].expand(2, -1, -1)
+    mixture = Mixture(neurons=2.0, patches=0.25, heads=0.5, recipe=recipe)
+    segmenter = Segmenter(clip, lens, recipe)
+    readings = (
+        (2.0, segmenter.heat_maps(encode(clip, images, segmenter.layers), texts)),
+        (0.25, sclip(clip, images, texts, residual=False)),
+        (0.5, textspan(clip, images, texts)),
+    )
+    expected = torch.zeros(2, 3, 2, 2)
+    for weight, maps in readings:
+        for image in range(2):
+            for text in range(3):
+                cut = maps[image, text].clamp(min=0)
+                size = (sum(float(each) ** 2 for each in cut.flatten()) / 4) ** 0.5
+                expected[image, text] += weight * cut / (size or 1)
+    found = MixedMaps(clip, lens, mixture).heat_maps(images, texts)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    alone = MixedMaps(clip, lens, Mixture(patches=0.0, heads=0.0, recipe=recipe))
+    torch.testing.assert_close(alone.heat_maps(images, texts), even(readings[0][1]))
+
+
+def test_a_map_that_is_nowhere_above_0_is_0():
+    assert torch.equal(even(-torch.ones(1, 2, 2)), torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize("given", [{"patches": -1.0}, {"neurons": 0.0, "patches": 0.0, "heads": 0}])
+def test_weights_are_checked(given):
+    with pytest.raises(SecondLensError, match="give weights from 0 on, and one above it"):
+        Mixture(**{name: float(each) for name, each in given.items()})
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "expected"),
+    [
+        ((64, 64), (8, 8), (1, 2, 4, 8)),
+        ((224, 224), (7, 7), (1, 2, 4, 8, 16, 32)),
+        ((224, 224), (16, 16), (1, 2, 4, 8)),
+        ((5, 5), (5, 5), (1,)),
+    ],
+)
+def test_distances_go_down_to_pixels(size, grid, expected):
+    assert fine_dilations(size, grid) == expected
+
+
+def test_maps_follow_edges():
+    """A step in the picture that runs through patches is where the map steps in the end."""
+    pixels = torch.zeros(1, 3, 16, 16)
+    pixels[..., 6:] = 1
+    coarse = torch.zeros(1, 1, 4, 4)
+    coarse[..., 2:], coarse[..., 1] = 1, 0.5
+    found = followed(coarse, pixels)[0, 0]
+    assert found[:, :6].max() < found[:, 6:].min()
+    resized = F.interpolate(coarse, (16, 16), mode="bilinear")
+    step = resized[0, 0, 8, 6] - resized[0, 0, 8, 5]
+    assert found[8, 6] - found[8, 5] > 3 * step > 0
+    torch.testing.assert_close(found, pamr(pixels, resized, dilations=(1, 2, 4))[0, 0])
+
+
+# Presence
+
+
+@torch.no_grad()
+def test_readings_are_log_probabilities(clip):
+    pictures = [noise_picture(seed) for seed in range(2)]
+    rows = clip.encode_text(list(WORDS))
+    texts, among = rows[:2], rows[1:]
+    found = read_presence(clip, pictures, texts, among, windows=2)
+    scale = temperature(clip)
+    assert scale == pytest.approx(float(clip.model.logit_scale.exp()))
+
+    def log_probability(scale, vector, text):
+        rivals = [scale * float(vector @ row) for k, row in enumerate(rows) if k not in (0, text)]
+        own = scale * float(vector @ rows[text])
+        return own - float(torch.tensor([own, *rivals]).logsumexp(0))
+
+    for index, picture in enumerate(pictures):
+        square = picture.resize((16, 16), Image.Resampling.BICUBIC)
+        whole = F.normalize(clip.encode_image([square])[0], dim=0)
+        boxes = [(x, y, x + 13, y + 12) for y in (0, 6) for x in (0, 7)]
+        crops = [picture.crop(box).resize((16, 16), Image.Resampling.BICUBIC) for box in boxes]
+        seen = F.normalize(clip.encode_image(crops), dim=1)
+        maps = nac_clip(clip, [square], rows[None])[0].flatten(1)
+        for text in range(2):
+            expected = [
+                log_probability(scale, whole, text),
+                max(log_probability(scale, each, text) for each in seen),
+            ]
+            likely = []
+            for place in range(4):
+                logits = 40 * maps[:, place]
+                kept = [k for k in range(5) if k == text or k > 0]
+                likely.append(float(logits[text] - logits[kept].logsumexp(0)))
+            expected.append(max(likely))  # 8 % of four patches are one
+            assert found[index, text].tolist() == pytest.approx(expected, abs=2e-4)
+
+
+def test_weights_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    readings = generator.normal(size=(400, 3))
+    there = readings @ [2.0, 1.0, -0.5] + generator.normal(size=400) > 1
+    found = _logistic(torch.from_numpy(readings), torch.from_numpy(there))
+    # its C is that of a sum over cases: ours is a mean
+    fitted = LogisticRegression(C=1 / (2e-4 * 400), class_weight="balanced", tol=1e-8)
+    expected = fitted.fit(readings, there).coef_[0]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3)
+
+
+def told(count):
+    return [(noise_picture(seed), {WORDS[seed % 5]}) for seed in range(count)]
+
+
+def test_the_level_loses_the_share_that_may_be_lost(clip, tmp_path):
+    words = vocabulary(list(WORDS))
+    presence = sl.tune_presence(clip, told(20), words, lost=0.25)
+    readings, there = presence_readings(clip, told(20), words)
+    assert there.sum() == 20 and readings.shape == (20, 5, 3)
+    lost = (~presence.present(readings.double()) & there).sum()
+    assert lost == 5
+    presence.save(tmp_path / "presence.json")
+    assert sl.Presence.load(tmp_path / "presence.json") == presence
+
+
+@pytest.mark.parametrize(
+    ("pictures", "lost", "message"),
+    [
+        ([], 0.05, "no pictures to tune on"),
+        ([(noise_picture(0), {"cow"})], 0.05, "'cow' is in a picture and not among the words"),
+        ([(noise_picture(0), set())], 0.05, "some must be in pictures and some not"),
+        ([(noise_picture(0), {"cat"})], 1.0, "a share of 1.0 cannot be lost"),
+    ],
+)
+def test_what_presence_is_tuned_on_is_checked(clip, pictures, lost, message):
+    with pytest.raises(SecondLensError, match=message):
+        sl.tune_presence(clip, pictures, vocabulary(list(WORDS)), lost=lost)
+
+
+@pytest.mark.parametrize("content", [None, "{}", "[1]", '{"means": [1], "deviations": [1]}'])
+def test_another_file_is_no_presence(content, tmp_path):
+    path = tmp_path / "presence.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SecondLensError, match="does not say when a text is there"):
+        sl.Presence.load(path)
+
+
+# Both together
+
+
+def test_locate(clip, lens):
+    pictures = [noise_picture(0), noise_picture(1, 30, 17)]
+    among = list(WORDS[2:])
+    found = sl.locate(clip, lens, pictures, ["cat", "dog"], among=among)
+    assert [tuple(each.heat.shape) for each in found] == [(2, 18, 20), (2, 17, 30)]
+    rows = clip.encode_text(["cat", "dog"]) - clip.encode_text(among).mean(0)
+    square = [each.resize((16, 16), Image.Resampling.BICUBIC) for each in pictures]
+    pixels = clip.prepare(square)
+    raw = MixedMaps(clip, lens).heat_maps(pixels, F.normalize(rows, dim=1).expand(2, -1, -1))
+    expected = standardise(followed(raw, pixels)[1], (17, 30), positive=True)
+    torch.testing.assert_close(found[1].heat, expected)
+    assert found[0].present.all() and torch.equal(found[0].masks(0.7), found[0].heat >= 0.7)
+    plain = sl.locate(clip, lens, pictures[1], "cat", among=among, colours=False)
+    torch.testing.assert_close(plain[0].heat, standardise(raw[1, :1], (17, 30), positive=True))
+
+
+def test_what_is_not_there_has_no_mask(clip, lens):
+    presence = sl.tune_presence(clip, told(20), vocabulary(list(WORDS)), lost=0.25)
+    pictures = [noise_picture(seed) for seed in range(4)]
+    nothing, everything = (
+        sl.locate(
+            *(clip, lens, pictures, ["cat", "dog"]),
+            among=WORDS,
+            presence=replace(presence, level=level),
+        )
+        for level in (1e9, -1e9)
+    )
+    for none, each in zip(nothing, everything, strict=True):
+        assert not none.present.any() and not none.masks().any()
+        assert each.present.all() and torch.equal(each.heat, none.heat)
+    assert any(each.masks().any() for each in everything)
+
+
+def test_what_locate_is_given_is_checked(clip, lens):
+    presence = sl.Presence(means=ZEROS, deviations=ONES, weights=ONES, level=0.0)
+    with pytest.raises(SecondLensError, match="is told among other words: give among"):
+        sl.locate(clip, lens, noise_picture(0), "cat", presence=presence)
+    with pytest.raises(SecondLensError, match="give them, and not a tensor"):
+        sl.locate(clip, lens, tiny_images(clip, 1), "cat")

@@ -147,6 +147,7 @@ def write_given(folder):
     lens = sl.fit(demo, Scenes(World(), 31, 50), [5])
     sl.describe(demo, lens, world_vocabulary(), 12)
     lens.save(folder / "demo-lens")
+    sl.attack(demo, lens, "cow", "lion", folder / "attacks", images=2, captions=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +216,11 @@ CASES = {
     "edit": Case(
         command="edit lens --cut cut.json --usual classes --out edited ON",
         given=("lens", "classes", "cut.json"),
+        moments=1,
+    ),
+    "harden": Case(
+        command="harden attacks --drawn 4 --steps 1 --batch-size 2 --out hardened",
+        given=("attacks",),
         moments=1,
     ),
     "diff": Case(

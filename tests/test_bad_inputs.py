@@ -211,6 +211,20 @@ LINES = {
         "lens --cut cut.json --images nowhere --out new" + M,
         "lens --cut cut.json --out new --model hf:other",
     ),
+    "harden": (
+        *("", "attack", "nowhere --out new", "photos --out new", "attack --out photos"),
+        *("attack --out new --test attack", "attack --out new --usual nowhere"),
+        *(
+            "attack --out new --steps 0",
+            "attack --out new --blocks 0",
+            "attack --out new --keep -1",
+        ),
+        *("attack --out new --learning-rate 0", "attack --out new --batch-size 0"),
+        *("attack --out new --model hf:model", "attack --out new --template x"),
+        *("attack --out new --seed -1", "attack --out new --test nowhere --drawn 4"),
+        "attack --out new --drawn 4 --groups weather",
+        "attack --usual photos --out new" + M,
+    ),
     "diff": (
         *("", "hf:model", "hf:model hf:nowhere --images photos", "hf:model hf:other"),
         *("hf:model hf:other --images nowhere", "hf:model ViT-B-32 --images photos"),

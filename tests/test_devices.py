@@ -382,12 +382,13 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
 NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
+NOTHING_TO_RUN |= {"Attacked", "Hardened", "Training", "attacked"}
 NOTHING_TO_RUN |= {"Circuit", "Connections"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
-ELSEWHERE = {"load", "from_timm", "from_transformers"}
-"""Names with tests of their own, below or in `test_timm`."""
+ELSEWHERE = {"load", "from_timm", "from_transformers", "harden", "resistance"}
+"""Names with tests of their own, below, in `test_timm` or in `test_harden`."""
 
 
 def test_every_public_name_has_a_case():

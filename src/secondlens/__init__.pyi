@@ -6,6 +6,8 @@ from .applications.ablation.all_paths import ablate_paths as ablate_paths
 from .applications.ablation.attention import ablate_attention as ablate_attention
 from .applications.ablation.budget import budget as budget
 from .applications.adversarial.attacks import attack as attack
+from .applications.adversarial.runs import Attacked as Attacked
+from .applications.adversarial.runs import attacked as attacked
 from .applications.auditing.ablated_clip import AblatedClip as AblatedClip
 from .applications.auditing.audits import Audit as Audit
 from .applications.auditing.audits import audit as audit
@@ -23,6 +25,10 @@ from .applications.discovery.finding import discover as discover
 from .applications.editing.edits import Edit as Edit
 from .applications.editing.weights import Edited as Edited
 from .applications.editing.weights import edit as edit
+from .applications.hardening.resistance import resistance as resistance
+from .applications.hardening.training import Hardened as Hardened
+from .applications.hardening.training import Training as Training
+from .applications.hardening.training import harden as harden
 from .applications.segmentation.locating import Located as Located
 from .applications.segmentation.locating import locate as locate
 from .applications.segmentation.mixture import Mixture as Mixture

@@ -173,19 +173,9 @@ def _print(
         if number
     )
     if outcomes:
-        table = Table(title=f"Accuracy of the saved model, in per cent: {what} changed")
-        for name in ("pictures", "how many", "before", "after", "change, points"):
-            table.add_column(name, justify="left" if name == "pictures" else "right")
-        for each in [part for whole in outcomes for part in (whole, *whole.groups)]:
-            value, low, high = (100 * part for part in each.change)
-            table.add_row(
-                escape(each.pictures),
-                f"{each.count:,}",
-                f"{100 * each.before:.1f}",
-                f"{100 * each.after:.1f}",
-                f"{value:+.1f} [{low:+.1f}, {high:+.1f}]",
-            )
-        console.print(table)
+        console.print(
+            accuracies(f"Accuracy of the saved model, in per cent: {what} changed", outcomes)
+        )
     if distances:
         table = Table(title="How far unit embeddings are from what was wanted, root mean square")
         for name in ("wanted", "moves", "missed by"):
@@ -193,6 +183,28 @@ def _print(
         for distance in distances:
             table.add_row(distance.aim, f"{distance.moved:.4f}", f"{distance.missed:.4f}")
         console.print(table)
+    print_saved(content)
+
+
+def accuracies(title: str, outcomes: "list[Outcome]") -> Table:
+    """A row for each set of pictures and for each group."""
+    table = Table(title=title)
+    for name in ("pictures", "how many", "before", "after", "change, points"):
+        table.add_column(name, justify="left" if name == "pictures" else "right")
+    for each in [part for whole in outcomes for part in (whole, *whole.groups)]:
+        value, low, high = (100 * part for part in each.change)
+        table.add_row(
+            escape(each.pictures),
+            f"{each.count:,}",
+            f"{100 * each.before:.1f}",
+            f"{100 * each.after:.1f}",
+            f"{value:+.1f} [{low:+.1f}, {high:+.1f}]",
+        )
+    return table
+
+
+def print_saved(content: dict[str, Any]) -> None:
+    """Say how far the folders of a checkpoint are from the model in memory."""
     for saved in content["saved"]:
         equal = f"{saved['library']}: unit embeddings of pictures equal to {saved['images']:.1g}"
         texts = "" if saved["texts"] is None else f", of texts to {saved['texts']:.1g}"

@@ -26,6 +26,7 @@ from .explore import explore
 from .export import export
 from .fit import fit
 from .groundtruth import groundtruth
+from .harden import harden
 from .list import list_members
 from .name import name
 from .options import Group, note
@@ -139,7 +140,7 @@ def main(context: click.Context, quiet: bool, verbose: bool) -> None:
 
 COMMANDS = (
     *(demo, plan, fit, describe, name, score, search, bench, verify, segment, discover, attack),
-    *(audit, defend, edit, diff, ablate, budget, steer, why_attention, circuit, pool),
+    *(audit, defend, edit, harden, diff, ablate, budget, steer, why_attention, circuit, pool),
     *(reproduce, groundtruth),
     *(explore, export, share, pull, list_members),
 )

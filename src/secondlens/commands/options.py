@@ -484,6 +484,7 @@ FINISHED = {
     "audit.json": "audit",
     "defence.json": "defence",
     "edit.json": "edit",
+    "harden.json": "training on attacks",
     "diff.json": "comparison",
     "report.json": "attack",
     "masks.json": "set of masks",

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from ...arguments import checked
 from ...data.folder import Folder
 from ...data.labelled import Labelled
 from ...data.sources import Subset
@@ -428,6 +429,7 @@ def is_attack(folder: str | Path) -> bool:
     return next(Path(folder).rglob("report.json"), None) is not None
 
 
+@checked
 def attacked(folder: str | Path, classes: Vocabulary) -> Attacked:
     """The pictures of one attack, or of all attacks in the folders of a folder.
 

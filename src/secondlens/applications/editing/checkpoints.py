@@ -126,19 +126,24 @@ def _name(lens: Lens, layer: int, neuron: int) -> str:
 def save_card(folder: Path, content: Mapping[str, Any]) -> None:
     """Write `edit.json`, and the card `README.md` that says the same in words."""
     save_json(folder / "edit.json", dict(content))
+    neurons, paths = content["neurons"], content["paths"]
+    names = content["names"]
+    text = card(
+        *("secondlens.applications.editing", "edit-card.md", content),
+        changed_neurons=list(zip(neurons, content["means"], names, strict=False)),
+        changed_paths=list(zip(paths, content["explained"], names[len(neurons) :], strict=True)),
+    )
+    save_text(folder / "README.md", text)
+
+
+def card(package: str, template: str, content: Mapping[str, Any], **more: Any) -> str:
+    """The text of a card, from a template of a package and what it tells."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("secondlens.applications.editing"),
+        loader=jinja2.PackageLoader(package),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["cell"] = cell
-    neurons, paths = content["neurons"], content["paths"]
-    names = content["names"]
-    text = environment.get_template("edit-card.md").render(
-        content,
-        changed_neurons=list(zip(neurons, content["means"], names, strict=False)),
-        changed_paths=list(zip(paths, content["explained"], names[len(neurons) :], strict=True)),
-    )
-    save_text(folder / "README.md", text)
+    return environment.get_template(template).render(content, **more)

@@ -133,7 +133,7 @@ def edit(
             "an edit of paths through heads is fitted to images: give some, such as those of the "
             "lens"
         )
-    changed = _copy(clip)
+    changed = copied(clip)
     for layer, _ in changes.neurons:
         _output_of(changed, layer)
     for path in changes.paths:
@@ -165,7 +165,7 @@ def edit(
     )
 
 
-def _copy(clip: Clip) -> Clip:
+def copied(clip: Clip) -> Clip:
     """A model with weights of its own; what only reads inputs is shared."""
     shared = (clip.preprocess, clip.tokenizer)
     return copy.deepcopy(clip, {id(each): each for each in shared if each is not None})

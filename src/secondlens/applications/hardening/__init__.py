@@ -1,0 +1,1 @@
+"""Models trained on the pictures of attacks, and what attacks then still do."""

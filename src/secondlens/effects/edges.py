@@ -32,7 +32,7 @@ from ..errors import SecondLensError
 from ..models.view import Clip, hooked
 from ..progress import tracked
 from .all_paths import NORMS, VALUES, Gradients, through_attention, through_mlp
-from .linearised import LinearBlock, Linearised
+from .linearised import LinearBlock, Linearised, neuron_biases
 
 FLOWS = ("output", "query", "key", "mlp", "norm")
 """Classes of what a source does, in their order; `output` holds direct, value and higher paths."""
@@ -248,8 +248,7 @@ def inputs_of(
     block, linear = tower.clip.blocks[layer], tower.blocks[layer]
     norm, inputs = linear.norm_2, linear.neuron_inputs[list(neurons)]
     centred = (norm.centred / norm.sigma)[:, :, 0] * norm.gain
-    bias = inputs @ block.ln_2.bias.to(inputs) + block.mlp_input.bias.to(inputs)[list(neurons)]
-    return centred @ inputs.T + bias
+    return centred @ inputs.T + neuron_biases(block, inputs.dtype)[list(neurons)]
 
 
 def _of_unit(tower: Linearised, unit: Unit) -> tuple[Tensor, Tensor]:
@@ -339,8 +338,8 @@ def edges(
         if layer in gradient.after and some:
             moved, writes = change[layer][:, :, some], block.neuron_rows[some]
             found = torch.einsum("btn,btkn->bnk", moved, reading @ writes.T)
-            at = (torch.tensor(each, device=found.device) for each in (rows, columns))
-            weights[(slice(None), *torch.meshgrid(*at, indexing="ij"))] = found
+            at = torch.tensor(rows, device=found.device)[:, None]
+            weights[:, at, torch.tensor(columns, device=found.device)] = found
             flows[:, rows] = torch.einsum("btn,cbtn->bnc", moved, gradient.after[layer] @ writes.T)
             worth = block.slope[:, :, some] * gradient.worth[layer][:, :, some]
             read = block.norm_2.linear_back(worth[..., None] * block.neuron_inputs[some])

@@ -334,6 +334,13 @@ def neuron_inputs(block: Block) -> Float[Tensor, "neurons width"]:
     return weight
 
 
+def neuron_biases(block: Block, dtype: torch.dtype) -> Float[Tensor, " neurons"]:
+    """What each neuron gets where `ln_2` gives its bias alone."""
+    bias: Tensor = block.mlp_input.bias.detach()  # type: ignore[operator]
+    norm: Tensor = block.ln_2.bias.detach()  # type: ignore[operator]
+    return neuron_inputs(block).to(dtype) @ norm.to(dtype) + bias.to(dtype)
+
+
 def slope(activation: nn.Module, inputs: Tensor) -> Tensor:
     """The derivative of an activation function, number by number."""
     with torch.enable_grad():

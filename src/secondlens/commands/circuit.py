@@ -159,7 +159,7 @@ def edge_table(found: "Circuit", top: int) -> Table:
     names = {node.id: f"{node.id} {node.title}" for node in found.neurons}
     drawn = [each for each in found.edges if each.kind in ("value", "query", "key")]
     for each in sorted(drawn, key=lambda edge: -abs(edge.weight))[:top]:
-        by = each.kind if each.kind != "value" else ""
+        by: str = each.kind if each.kind != "value" else ""
         if each.heads:
             by = f"{each.heads[0].layer}:{each.heads[0].head} {each.heads[0].weight:+.4f}"
         ends = (escape(names.get(end, end)) for end in (each.source, each.receiver))

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..data.reader import Reader
 from ..devices import undisturbed, wide
 from ..errors import SecondLensError
+from ..models.blocks import Block
 from ..models.view import Clip, hooked
 from ..progress import tracked
 from .all_paths import NORMS, VALUES, Gradients, through_attention, through_mlp
@@ -248,8 +249,16 @@ def inputs_of(
     block, linear = tower.clip.blocks[layer], tower.blocks[layer]
     norm, inputs = linear.norm_2, linear.neuron_inputs[list(neurons)]
     centred = (norm.centred / norm.sigma)[:, :, 0] * norm.gain
-    bias = inputs @ block.ln_2.bias.to(inputs) + block.mlp_input.bias.to(inputs)[list(neurons)]
-    return centred @ inputs.T + bias
+    return centred @ inputs.T + input_bias(block, inputs, neurons)
+
+
+def input_bias(
+    block: Block, inputs: Float[Tensor, "chosen width"], neurons: Sequence[int]
+) -> Float[Tensor, " chosen"]:
+    """What some neurons, which read `inputs`, get of the biases of `ln_2` and of their own."""
+    of_norm, own = (each.bias.detach().to(inputs) for each in (block.ln_2, block.mlp_input))  # type: ignore[operator]
+    found: Tensor = inputs @ of_norm + own[list(neurons)]
+    return found
 
 
 def _of_unit(tower: Linearised, unit: Unit) -> tuple[Tensor, Tensor]:
@@ -339,8 +348,8 @@ def edges(
         if layer in gradient.after and some:
             moved, writes = change[layer][:, :, some], block.neuron_rows[some]
             found = torch.einsum("btn,btkn->bnk", moved, reading @ writes.T)
-            at = (torch.tensor(each, device=found.device) for each in (rows, columns))
-            weights[(slice(None), *torch.meshgrid(*at, indexing="ij"))] = found
+            down, across = (torch.tensor(each, device=found.device) for each in (rows, columns))
+            weights[:, down[:, None], across] = found
             flows[:, rows] = torch.einsum("btn,cbtn->bnc", moved, gradient.after[layer] @ writes.T)
             worth = block.slope[:, :, some] * gradient.worth[layer][:, :, some]
             read = block.norm_2.linear_back(worth[..., None] * block.neuron_inputs[some])

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models.blocks import Block
-from .edges import Means, Nodes, inputs_of
+from .edges import Means, Nodes, input_bias, inputs_of
 from .linearised import LinearBlock, Linearised, LinearNorm
 
 Streams = Float[Tensor, "images tokens streams width"]
@@ -197,5 +197,4 @@ def _read(
     inputs = linear.neuron_inputs[some]
     read = norm.linear(streams) @ inputs.T
     total = read[:, :, 0] + torch.einsum("btsn,sn->btn", read[:, :, 1:], kept.to(read))
-    bias = inputs @ block.ln_2.bias.to(inputs) + block.mlp_input.bias.to(inputs)[some]
-    return total + bias
+    return total + input_bias(block, inputs, some)

@@ -334,6 +334,17 @@ CASES = {
     "segment windows": lambda kit: sl.segment(
         kit.clip, kit.lens, PICTURES[:2], "a dog", windows=2, against=["a cat"]
     )[1],
+    "locate": lambda kit: sl.locate(kit.clip, kit.lens, PICTURES[:2], ["a dog", "a ship"])[1].heat,
+    "tune_presence": lambda kit: {
+        "weights": torch.tensor(
+            sl.tune_presence(
+                kit.clip,
+                [(each, {WORDS[i % 3]}) for i, each in enumerate(PICTURES[:9])],
+                kit.words,
+                windows=1,
+            ).weights
+        )
+    },
     "similar": lambda kit: matches(sl.similar(kit.lens, LAYER, 3)),
     "steer": lambda kit: sl.steer(kit.clip, X, LAYER, [0.0, 3.0], WORDS[:2], neurons=[0, 5]).after,
     "shift": shifting,
@@ -359,7 +370,7 @@ CASES = {
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
 HERE |= {"accuracy_by_group", "diff", "shift", "steer"}
-HERE |= {"circuit", "connections", "mean_of"}
+HERE |= {"circuit", "connections", "locate", "mean_of", "tune_presence"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -383,7 +394,7 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
 NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
 NOTHING_TO_RUN |= {"Attacked", "Hardened", "Training", "attacked"}
-NOTHING_TO_RUN |= {"Circuit", "Connections"}
+NOTHING_TO_RUN |= {"Circuit", "Connections", "Located", "Mixture", "Presence"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""
@@ -401,6 +412,7 @@ ROUGH |= {
     "budget by class",
     "diff",
     "shift",
+    "tune_presence",
     "fit all paths",
     "indirect",
     "name all paths",

@@ -86,6 +86,7 @@ def right():
         "reference": images,
         "referee": clip,
         "self": clip,
+        "target": "a",
         "targets": rows,
         "text": "a",
         "texts": words,
@@ -100,6 +101,8 @@ def right():
         "steer texts": ["a"],
         "times": [0.0],
         "segment texts": "a",
+        "locate texts": "a",
+        "tune_presence pictures": [],
     }
 
 

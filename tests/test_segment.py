@@ -10,10 +10,15 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from secondlens.applications.segmentation.heat_maps import (
+    LEGEND,
+    colour_of,
     label_map,
     label_picture,
+    outlined,
     overlay,
     standardise,
+    with_names,
+    with_scale,
 )
 from secondlens.applications.segmentation.segmenter import (
     BEST,
@@ -213,14 +218,33 @@ def test_label_map_takes_the_hottest_text_or_none():
         label_picture(torch.full((1, 1), 256))
 
 
-def test_overlay_reddens_and_checks_sizes():
+def test_overlay_colours_what_is_hot_and_checks_sizes():
     picture = Image.new("RGB", (2, 1), (0, 0, 255))
     found = overlay(picture, torch.tensor([[0.0, 1.0]]))
-    assert found.getpixel((0, 0)) == (29, 29, 29)
-    red, _, blue = found.getpixel((1, 0))
-    assert red > 180 > 30 > blue
+    assert found.getpixel((0, 0)) == (0, 0, 255)
+    # three quarters of the yellow at the end of the scale
+    assert found.getpixel((1, 0)) == pytest.approx((180, 187, 88), abs=3)
+    legend = with_scale(found, "a dog")
+    assert legend.size == (256, 1 + LEGEND) and legend.getpixel((1, 0)) == found.getpixel((1, 0))
     with pytest.raises(SecondLensError, match="1 x 2 pixels and the picture 2 x 1"):
         overlay(picture, torch.zeros(2, 1))
+
+
+def test_outlines_are_drawn_in_the_colours_of_texts():
+    labels = torch.zeros(40, 60, dtype=torch.int64)
+    labels[5:20, 5:30], labels[22:38, 31:58] = 1, 2
+    picture = Image.new("RGB", (60, 40), (100, 100, 100))
+    found = outlined(picture, labels)
+    assert found.getpixel((0, 0)) == (100, 100, 100)
+    for text, (left, top), middle in ((0, (5, 5), (17, 12)), (1, (31, 22), (44, 30))):
+        assert found.getpixel((left, top)) == colour_of(text)
+        mixed = [round(0.3 * c + 0.7 * 100) for c in colour_of(text)]
+        assert found.getpixel(middle) == pytest.approx(tuple(mixed), abs=2)
+    named = with_names(found, ["a dog", "the sea, " * 40])
+    assert named.size == (256, 40 + 2 * LEGEND)
+    assert named.getpixel((12, 40 + LEGEND // 2)) == colour_of(0)
+    with pytest.raises(SecondLensError, match="60 x 40 pixels and the picture 40 x 60"):
+        outlined(picture.rotate(90, expand=True), labels)
 
 
 @pytest.mark.parametrize(

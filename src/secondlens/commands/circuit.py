@@ -87,7 +87,7 @@ def circuit(
     The graph has neurons, patches and heads as nodes; an edge is what one does through another,
     exactly, compared with the mean over other pictures. What is pruned is there as the rest.
 
-    Example: secondlens circuit secondlens-demo/lens photo.png --text "a ship" --page circuit.html
+    Example: secondlens circuit secondlens-demo/lens photo.png --text "a ship"
     """
     unit = None if neuron is None else layer_and_neuron(neuron)
     check_together(

@@ -113,6 +113,8 @@ def circuit(
     return tracer.pruned(graph, chosen, edges, lens, sets)
 
 
+@checked
+@undisturbed
 def mean_of(clip: Clip, images: Any, progress: bool = False) -> Means:
     """Average neurons and embeddings over pictures, for `circuit`; raises what `fit` raises."""
     return means(clip, Reader(source=as_source(images), clip=clip), progress)

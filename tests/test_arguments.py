@@ -103,6 +103,8 @@ def right():
         "segment texts": "a",
         "locate texts": "a",
         "tune_presence pictures": [],
+        "tune_presence words": words,
+        "circuit against": images,
     }
 
 

@@ -349,7 +349,7 @@ def test_the_command_writes_heat_mask_overlay_and_labels(demo_lens, tmp_path):
     assert result.exit_code == 0, result.output
     names = {path.name for path in out.iterdir()}
     each = {f"{n}-{kind}.png" for n in (1, 2) for kind in ("heat", "mask", "overlay")}
-    assert names == each | {"labels.png"}
+    assert names == each | {"labels.png", "outlines.png"}
     heat, mask = (read(out / f"1-{kind}.png") for kind in ("heat", "mask"))
     assert heat.size == mask.size == (50, 30)
     assert heat.getextrema() == (0, 255)

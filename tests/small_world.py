@@ -248,7 +248,7 @@ CASES = {
     ),
     "circuit": Case(
         command="circuit lens photo.png --text sea --against classes --nodes 8 --page page.html ON",
-        given=("lens", "photo.png"),
+        given=("lens", "photo.png", "classes"),
     ),
     "ablate": Case(command="ablate lens classes --out ablation ON"),
     "budget": Case(command="budget lens classes --neurons 2 --out budget ON"),

@@ -112,8 +112,8 @@ def by_hand(clip, lens, method):
             both = torch.cat([active[layer][0, 1:] for layer in LAYERS], dim=1)
             grid = both[:, best].mean(1).reshape(1, 1, SIDE // PATCH, SIDE // PATCH)
         else:
-            every = [textspan(clip, pixels, text[None]) for text in classifier]
-            grid = (every[chosen] - torch.stack(every).mean(0))[None]
+            (every,) = textspan(clip, pixels, classifier[None])
+            grid = (every[chosen] - every.mean(0))[None, None]
         heat = F.interpolate(grid, scale_factor=PATCH, mode="bilinear")[0, 0]
         if method != OURS:
             heat = heat.clamp(min=0)

@@ -231,6 +231,8 @@ def test_mistakes(clip, lens, image):
         discover(clip, lens, image, 3, texts=TEXTS[1:], paper=True)
     with pytest.raises(SecondLensError, match="one word leaves nothing to choose from"):
         discover(clip, undescribed, image, 1, texts=TEXTS[:1])
+    with pytest.raises(SecondLensError, match="no layers have no neurons"):
+        discover(clip, lens, image, layers=[])
     official = fit(clip, tiny_images(clip, 20), top=3, convention="official")
     with pytest.raises(SecondLensError, match="convention exact"):
         discover(clip, official, image, 3, texts=TEXTS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from pyarrow import parquet
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
@@ -190,6 +191,20 @@ def test_what_is_not_there_gets_no_mask(clip, lens, tmp_path):
         MaskSettings(texts=("ship",), presence=presence)
 
 
+def test_one_odd_photo_does_not_stop_the_others(clip, lens, tmp_path):
+    """What has no room for windows, or is far too long, is named; at a threshold of 0, too."""
+    pictures = [World().scene(0).image, Image.new("RGB", (3, 9)), Image.new("RGB", (1, 5000))]
+    zeros, ones = (0.0,) * 3, (1.0,) * 3
+    presence = sl.Presence(means=zeros, deviations=ones, weights=ones, level=1e9)
+    settings = MaskSettings(texts=TEXTS, windows=4, threshold=0.0, presence=presence, among=TEXTS)
+    records = write_masks(clip, lens, as_source(pictures), settings, tmp_path / "out")
+    assert [("error" in each) for each in records] == [False, True, True]
+    assert "3 x 9 pixels" in records[1]["error"]
+    assert [each["share"] for each in records[0]["texts"]] == [0, 0, 0]
+    with pytest.raises(SecondLensError, match="at most 255 texts, and these are 256"):
+        MaskSettings(texts=("a",) * 256)
+
+
 def test_polygons_are_written_where_they_are_wanted(clip, lens, photos, tmp_path):
     out = tmp_path / "masks"
     write_masks(clip, lens, as_source(photos), MaskSettings(texts=TEXTS[:1], polygons=True), out)
@@ -256,7 +271,6 @@ def test_words_of_a_folder_are_those_of_each_photo(clip, lens, photos, tmp_path,
         with (out / "words.csv").open() as file:
             rows = list(csv.DictReader(file))
     else:
-        parquet = pytest.importorskip("pyarrow.parquet")
         rows = parquet.read_table(out / "words.parquet").to_pylist()
     for record in records:
         own = [row for row in rows if row["photo"] == record["photo"]]

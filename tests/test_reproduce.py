@@ -368,7 +368,6 @@ def test_all_takes_masks_and_a_second_model(tiny, only, tmp_path, monkeypatch):
 
     def compared(clip, lens, work, *, model, second, predicted, cropped):
         seen.update(dev=len(work.dev), test=len(work.test), given=(model, predicted, cropped))
-        assert second is None or second.model
         return result("table4")
 
     def result(name):

@@ -206,7 +206,9 @@ class Discoverer:
         lens = lens.to(clip.device)
         self.clip, self.lens, self.paper = clip, lens, paper
         default = lens.layers if paper else lens.late_layers(clip)
-        self.layers = list(layers or default)
+        self.layers = list(default if layers is None else layers)
+        if not self.layers:
+            raise SecondLensError("no layers have no neurons to ask: name at least one")
         self.source: PaperSum | TokenReader | TotalTokenReader
         if texts is None or paper:
             self.texts, codes = described(lens, texts)

@@ -40,6 +40,9 @@ from .heat_maps import colour_of, label_map, label_picture, outlined
 from .presence import Presence, read_presence
 from .segmenter import BEST, Recipe, Segmenter, segmented
 
+MOST_TEXTS = 255
+"""That the pixels of a label map tell apart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
@@ -62,6 +65,11 @@ class MaskSettings:
     """Whether the COCO file holds polygons, which have no holes, in place of run lengths."""
 
     def __post_init__(self) -> None:
+        if len(self.texts) > MOST_TEXTS:
+            raise SecondLensError(
+                f"a label map holds at most {MOST_TEXTS} texts, and these are {len(self.texts)}: "
+                "give fewer"
+            )
         if self.presence is not None and not self.among:
             raise SecondLensError("whether a text is there is told among other words: give among")
 
@@ -161,17 +169,19 @@ class _Masks:
 
     def __call__(self, some: range) -> list[Record]:
         found: list[Record] = []
-        step = max(1, PHOTOS_PER_PASS // self.settings.windows**2)
+        windows = self.settings.windows
+        step = max(1, PHOTOS_PER_PASS // windows**2)
         for start in range(some.start, some.stop, step):
             positions = range(start, min(start + step, some.stop))
             pictures, unread = opened(self.source, positions)
+            for position in [i for i, each in pictures.items() if min(each.size) < windows]:
+                width, height = pictures.pop(position).size
+                unread[position] = f"its {width} x {height} pixels have no room for the windows"
             maps: Iterator[tuple[Tensor, Tensor]] = iter(())
             odds: Iterator[list[float]] = iter(())
             if pictures:
                 odds = iter(self.there(list(pictures.values())))
-                maps = segmented(
-                    self.segmenter, list(pictures.values()), self.rows, self.settings.windows
-                )
+                maps = segmented(self.segmenter, list(pictures.values()), self.rows, windows)
             for position in positions:
                 record: Record = {"photo": self.source.ids[position]}
                 if position in unread:
@@ -189,7 +199,7 @@ class _Masks:
         heat, presence = heat.float().cpu(), self.settings.presence
         if presence is not None:
             here = torch.tensor([score >= presence.level for score in scores])
-            heat = heat * here[:, None, None]
+            heat = torch.where(here[:, None, None], heat, -1.0)  # below every threshold
         labels = label_map(heat, self.settings.threshold)
         name = f"labels/{self.names[position]}.png"
         save_picture(self.folder / name, label_picture(labels))

@@ -153,6 +153,7 @@ def test_masks_of_a_folder_are_those_of_each_photo(clip, lens, photos, tmp_path)
         own = told[row["photo"], row["text"]]
         assert float(row["share"]) == own["share"] and float(row["score"]) == own["score"]
     page = (out / "index.html").read_text()
+    assert "a photo: it has a hottest place in every one" in page
     assert page.count("<img") == 7 and "1 of\n8 photos could not be read" in page
 
 

@@ -21,6 +21,7 @@ from ...data.sources import ImageSource
 from ...engine.local import Local
 from ...engine.pool import Engine
 from ...errors import SecondLensError
+from ...formatting import counted
 from ...lens.lens import Lens
 from ...models.view import Clip
 from ...report.page import data_uri, write_page
@@ -348,7 +349,8 @@ def _write(records: Sequence[Record], settings: MaskSettings, folder: Path, clip
     write_page(
         folder / "index.html",
         "masks.html",
-        title=f"{len(images):,} photos, {len(texts)} texts" if len(texts) > 1 else texts[0]["text"],
+        title=f"{counted(len(images), 'photo')}, {counted(len(texts), 'text')}",
+        decided=settings.presence is not None,
         records=records[:SHOWN],
         total=len(records),
         unread=sum("error" in record for record in records),

@@ -339,6 +339,7 @@ CASES = {
         "weights": torch.tensor(
             sl.tune_presence(
                 kit.clip,
+                kit.lens,
                 [(each, {WORDS[i % 3]}) for i, each in enumerate(PICTURES[:9])],
                 kit.words,
                 windows=1,

@@ -17,18 +17,20 @@ from secondlens.applications.segmentation.baselines.last_block import nac_clip, 
 from secondlens.applications.segmentation.heat_maps import standardise
 from secondlens.applications.segmentation.mixture import MixedMaps, Mixture, even
 from secondlens.applications.segmentation.presence import (
+    PresenceReader,
     _logistic,
     presence_readings,
-    read_presence,
     temperature,
 )
 from secondlens.applications.segmentation.refinement import fine_dilations, followed, pamr
 from secondlens.applications.segmentation.segmenter import Recipe, Segmenter, encode
 from secondlens.data.vocabularies import vocabulary
+from secondlens.effects.capture import Capture
+from secondlens.effects.token_effects import TokenReader
 from secondlens.errors import SecondLensError
 from secondlens.models.open_clip.views import from_open_clip
 
-ZEROS, ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+ZEROS, ONES = (0.0,) * 5, (1.0,) * 5
 WORDS = ("cat", "dog", "sea", "owl", "sky")
 
 
@@ -63,10 +65,12 @@ def test_mixed_maps_are_the_sum_of_even_ones(clip, lens):
     expected = torch.zeros(2, 3, 2, 2)
     for weight, maps in readings:
         for image in range(2):
+            cut = [[max(float(each), 0) for each in one.flatten()] for one in maps[image]]
+            squares = [sum(each**2 for each in one) / 4 for one in cut]
+            together = (sum(squares) / 3) ** 0.5
             for text in range(3):
-                cut = maps[image, text].clamp(min=0)
-                size = (sum(float(each) ** 2 for each in cut.flatten()) / 4) ** 0.5
-                expected[image, text] += weight * cut / (size or 1)
+                size = (squares[text] ** 0.5) ** 0.75 * together**0.25
+                expected[image, text] += weight * torch.tensor(cut[text]).view(2, 2) / (size or 1)
     found = MixedMaps(clip, lens, mixture).heat_maps(images, texts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     alone = MixedMaps(clip, lens, Mixture(patches=0.0, heads=0.0, recipe=recipe))
@@ -74,7 +78,22 @@ def test_mixed_maps_are_the_sum_of_even_ones(clip, lens):
 
 
 def test_a_map_that_is_nowhere_above_0_is_0():
-    assert torch.equal(even(-torch.ones(1, 2, 2)), torch.zeros(1, 2, 2))
+    maps = torch.stack([-torch.ones(2, 2), torch.ones(2, 2)])[None]
+    assert torch.equal(even(maps)[0, 0], torch.zeros(2, 2))
+    assert float(even(maps)[0, 1].min()) > 0
+
+
+def test_one_map_is_divided_by_its_root_mean_square():
+    maps = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(1)) - 0.3
+    cut = maps.clamp(min=0)
+    expected = cut / cut.square().mean((-2, -1), keepdim=True).sqrt()
+    torch.testing.assert_close(even(maps), expected)
+
+
+def test_a_strong_map_stays_stronger():
+    maps = torch.ones(1, 2, 2, 2) * torch.tensor([1.0, 16.0])[None, :, None, None]
+    ratio = even(maps)[0, 1] / even(maps)[0, 0]
+    torch.testing.assert_close(ratio, torch.full((2, 2), 2.0))
 
 
 @pytest.mark.parametrize("given", [{"patches": -1.0}, {"neurons": 0.0, "patches": 0.0, "heads": 0}])
@@ -114,11 +133,11 @@ def test_maps_follow_edges():
 
 
 @torch.no_grad()
-def test_readings_are_log_probabilities(clip):
+def test_readings_are_log_probabilities_and_shares(clip, lens):
     pictures = [noise_picture(seed) for seed in range(2)]
     rows = clip.encode_text(list(WORDS))
     texts, among = rows[:2], rows[1:]
-    found = read_presence(clip, pictures, texts, among, windows=2)
+    found = PresenceReader(clip, lens)(pictures, texts, among, windows=2)
     scale = temperature(clip)
     assert scale == pytest.approx(float(clip.model.logit_scale.exp()))
 
@@ -127,6 +146,34 @@ def test_readings_are_log_probabilities(clip):
         own = scale * float(vector @ rows[text])
         return own - float(torch.tensor([own, *rivals]).logsumexp(0))
 
+    def shares(tokens, text):
+        """What the text has of the weights that tokens vote for, and of what they send."""
+        centre = among.mean(0)
+        unit = [F.normalize(row - centre, dim=0) for row in rows]
+        own_weight = own_sent = 0.0
+        weights, sent = [0.0] * 4, [0.0] * 4
+        for token in tokens:
+            along = [float(token @ each) for each in unit]
+            warmth = 0.35 * float(np.std(along[1:]))
+            rivals = sum(np.exp(along[k] / warmth) for k in range(1, 5) if k != text)
+            mine = np.exp(along[text] / warmth)
+            own_weight += mine / (mine + rivals) * along[text]
+            own_sent += max(along[text], 0)
+            for k in range(1, 5):
+                whole = sum(np.exp(each / warmth) for each in along[1:])
+                weights[k - 1] += np.exp(along[k] / warmth) / whole * along[k]
+                sent[k - 1] += max(along[k], 0)
+        total = sum(max(each, 0) for each in weights)
+        return [
+            float(np.log(max(max(own_weight, 0) / total, 1e-6))),
+            float(np.log(max(own_sent / sum(sent), 1e-6))),
+        ]
+
+    squares = [each.resize((16, 16), Image.Resampling.BICUBIC) for each in pictures]
+    layers = lens.late_layers(clip)
+    with Capture(clip, layers, keep_activations=True) as capture:
+        pooled = capture.pool(clip.encode_image(squares))
+    effects = TokenReader(clip, lens.token_means(clip, layers)).read(pooled).sent
     for index, picture in enumerate(pictures):
         square = picture.resize((16, 16), Image.Resampling.BICUBIC)
         whole = F.normalize(clip.encode_image([square])[0], dim=0)
@@ -145,6 +192,7 @@ def test_readings_are_log_probabilities(clip):
                 kept = [k for k in range(5) if k == text or k > 0]
                 likely.append(float(logits[text] - logits[kept].logsumexp(0)))
             expected.append(max(likely))  # 8 % of four patches are one
+            expected += shares(effects[index], text)
             assert found[index, text].tolist() == pytest.approx(expected, abs=2e-4)
 
 
@@ -163,11 +211,11 @@ def told(count):
     return [(noise_picture(seed), {WORDS[seed % 5]}) for seed in range(count)]
 
 
-def test_the_level_loses_the_share_that_may_be_lost(clip, tmp_path):
+def test_the_level_loses_the_share_that_may_be_lost(clip, lens, tmp_path):
     words = vocabulary(list(WORDS))
-    presence = sl.tune_presence(clip, told(20), words, lost=0.25)
-    readings, there = presence_readings(clip, told(20), words)
-    assert there.sum() == 20 and readings.shape == (20, 5, 3)
+    presence = sl.tune_presence(clip, lens, told(20), words, lost=0.25)
+    readings, there = presence_readings(clip, lens, told(20), words)
+    assert there.sum() == 20 and readings.shape == (20, 5, 5)
     lost = (~presence.present(readings.double()) & there).sum()
     assert lost == 5
     presence.save(tmp_path / "presence.json")
@@ -183,9 +231,9 @@ def test_the_level_loses_the_share_that_may_be_lost(clip, tmp_path):
         ([(noise_picture(0), {"cat"})], 1.0, "a share of 1.0 cannot be lost"),
     ],
 )
-def test_what_presence_is_tuned_on_is_checked(clip, pictures, lost, message):
+def test_what_presence_is_tuned_on_is_checked(clip, lens, pictures, lost, message):
     with pytest.raises(SecondLensError, match=message):
-        sl.tune_presence(clip, pictures, vocabulary(list(WORDS)), lost=lost)
+        sl.tune_presence(clip, lens, pictures, vocabulary(list(WORDS)), lost=lost)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "[1]", '{"means": [1], "deviations": [1]}'])
@@ -217,7 +265,7 @@ def test_locate(clip, lens):
 
 
 def test_what_is_not_there_has_no_mask(clip, lens):
-    presence = sl.tune_presence(clip, told(20), vocabulary(list(WORDS)), lost=0.25)
+    presence = sl.tune_presence(clip, lens, told(20), vocabulary(list(WORDS)), lost=0.25)
     pictures = [noise_picture(seed) for seed in range(4)]
     nothing, everything = (
         sl.locate(

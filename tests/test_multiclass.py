@@ -18,6 +18,7 @@ from torchvision.transforms.functional import to_tensor
 import secondlens as sl
 from secondlens.applications.segmentation.baselines.similarity import patch_similarity
 from secondlens.applications.segmentation.multiclass import (
+    PUBLISHED,
     ClassMethod,
     OwnLabels,
     Texts,
@@ -33,6 +34,7 @@ from secondlens.applications.segmentation.multiclass import (
     tuned_labels,
     windows_of,
 )
+from secondlens.applications.segmentation.presence import PresenceReader
 from secondlens.commands import main
 from secondlens.data.label_maps import Labelled, Queries, label_maps, named
 from secondlens.data.vocabularies import vocabulary
@@ -136,7 +138,7 @@ def similarity_of(clip):
     def maps(pixels, texts):
         return patch_similarity(clip, pixels, texts.expand(len(pixels), -1, -1))
 
-    return ClassMethod(name="Patch similarity", maps=maps)
+    return ClassMethod(name="Patch similarity", variants=maps)
 
 
 def slid(clip, picture, texts, scale=1.5):
@@ -157,12 +159,12 @@ def slid(clip, picture, texts, scale=1.5):
 
 def test_maps_equal_the_published_loop(clip):
     texts = clip.encode_text(["a cat", "a dog", "sky"])
-    found = text_maps(clip, similarity_of(clip).maps, noise_picture(0), texts, 1.5)
+    found = text_maps(clip, similarity_of(clip).variants[PUBLISHED], noise_picture(0), texts, 1.5)
     torch.testing.assert_close(found, slid(clip, noise_picture(0), texts), rtol=1e-4, atol=1e-6)
     squeezed = noise_picture(0).resize((16, 16), Image.Resampling.BICUBIC)
     whole = patch_similarity(clip, to_tensor(squeezed)[None], texts[None])
     expected = F.interpolate(whole, (30, 40), mode="bilinear")[0]
-    found = text_maps(clip, similarity_of(clip).maps, noise_picture(0), texts, None)
+    found = text_maps(clip, similarity_of(clip).variants[PUBLISHED], noise_picture(0), texts, None)
     torch.testing.assert_close(found, expected)
     with pytest.raises(SecondLensError, match=r"at a scale of 0.5 .* give 1 or more"):
         check_scale(0.5)
@@ -199,7 +201,7 @@ def test_twenty_pictures_equal_an_independent_computation(clip, tmp_path, name):
     for index in range(20):
         example = found[index]
         labels = torch.from_numpy(example.labels)
-        maps = text_maps(clip, method.maps, example.image, of, 1.5)
+        maps = text_maps(clip, method.variants[choice.variant], example.image, of, 1.5)
         mine = tuned_labels(maps, texts, choice)
         total += counts(mine, labels, len(found.classes))
 
@@ -228,6 +230,43 @@ def test_twenty_pictures_equal_an_independent_computation(clip, tmp_path, name):
         assert choice.level == -torch.inf
 
 
+def test_a_picture_keeps_the_texts_that_it_speaks_for(clip, lens):
+    """All others are faint: their maps keep their order among themselves."""
+    pixels = clip.prepare([noise_picture(seed, 16, 16) for seed in range(3)])
+    texts = clip.encode_text([f"a {word}" for word in ("cat", "dog", "ship", "owl", "tree", "fox")])
+    variants = class_methods(clip, lens)[1].variants
+    plain, spoken = (variants[name](pixels, texts) for name in variants)
+    there = PresenceReader(clip, lens).spoken(pixels, texts)
+    assert there.any() and not there.all()
+    for image in range(3):
+        for text in range(6):
+            share = 1 if there[image, text] else 1e-3
+            torch.testing.assert_close(spoken[image, text], share * plain[image, text])
+
+
+def test_tuning_takes_the_best_variant(clip, tmp_path):
+    """Maps of noise beside maps that hold the truth."""
+    found = label_maps(voc(tmp_path, 4), "voc20")
+    texts = Texts(clip, named(found.classes), found.classes)
+    dev = [found[i] for i in range(3)]
+    left = [torch.from_numpy(each.labels) for each in dev]
+
+    def truth(pixels, rows):
+        labels = left.pop(0)
+        left.append(labels)
+        maps = torch.stack([(labels == k).float() for k in range(len(rows))])[None]
+        return F.interpolate(maps, (16, 16), mode="nearest")
+
+    def noise(pixels, rows):
+        generator = torch.Generator().manual_seed(3)
+        return torch.randn(len(pixels), len(rows), 4, 4, generator=generator)
+
+    method = ClassMethod(name="two", variants={"noise": noise, "truth": truth})
+    assert {each.variant for each in tune(clip, method, dev, texts, scale=None).values()} == {
+        "truth"
+    }
+
+
 def test_tuning_takes_the_best(clip, tmp_path):
     found = label_maps(voc(tmp_path, 8), "voc21")
     texts = Texts(clip, named(found.classes), found.classes)
@@ -235,7 +274,9 @@ def test_tuning_takes_the_best(clip, tmp_path):
     for among in ("all", "present"):
         choice = tune(clip, method, dev, texts, scale=None)[among]
         rows = texts.plain if choice.form == "plain" else texts.centred
-        maps = [text_maps(clip, method.maps, each.image, rows, None) for each in dev]
+        maps = [
+            text_maps(clip, method.variants[choice.variant], each.image, rows, None) for each in dev
+        ]
 
         def miou(choice, among=among, maps=maps):
             total = 0
@@ -310,6 +351,8 @@ def test_the_whole_table(clip, lens, task):
         assert row["published"] == (64.07 if published and row["among"] == "all classes" else None)
         if row["method"] != "Neurons":
             assert row["neurons minus this, low"] <= row["neurons minus this, high"]
+        if row["method"] != "Neurons, patches, heads":
+            assert row["mixture minus this, low"] <= row["mixture minus this, high"]
     by = {(row["among"], row["labels"], row["method"]): row["mIoU"] for row in found.rows}
     assert by["classes in the picture", "tuned alike", "Neurons"] > 0
     assert found.facts["dev images"] == 3 and found.facts["test images"] == 6

@@ -25,7 +25,7 @@ from secondlens.applications.segmentation.photo_masks import (
     run_lengths,
     write_masks,
 )
-from secondlens.applications.segmentation.presence import read_presence
+from secondlens.applications.segmentation.presence import PresenceReader
 from secondlens.commands.group import main
 from secondlens.data.embedding import embed_texts
 from secondlens.data.sources import as_source
@@ -172,16 +172,15 @@ def test_what_is_not_there_gets_no_mask(clip, lens, tmp_path):
     words = world_vocabulary()
     scenes = [World().scene(i) for i in range(40)]
     told = [(each.image, {*each.objects, each.background}) for each in scenes]
-    presence = sl.tune_presence(clip, told, words, windows=1)
+    presence = sl.tune_presence(clip, lens, told, words, windows=1)
     presence.save(tmp_path / "presence.json")
     pictures = [World().scene(90 + i, objects=["ship"], background="red").image for i in range(6)]
     source, among = as_source(pictures), tuple(NAMES)
     settings = MaskSettings(texts=("ship", "apple"), presence=presence, among=among)
     records = write_masks(clip, lens, source, settings, tmp_path / "some")
     plain = write_masks(clip, lens, source, MaskSettings(texts=("ship", "apple")), tmp_path / "all")
-    read = read_presence(
-        *(clip, pictures, embed_texts(clip, ["ship", "apple"]), embed_texts(clip, among), 1)
-    )
+    texts, rivals = embed_texts(clip, ["ship", "apple"]), embed_texts(clip, among)
+    read = PresenceReader(clip, lens)(pictures, texts, rivals, 1)
     for record, other, odds in zip(records, plain, presence.scores(read).tolist(), strict=True):
         for each, before, odd in zip(record["texts"], other["texts"], odds, strict=True):
             assert each["score"] == pytest.approx(odd, abs=1e-4)
@@ -195,7 +194,7 @@ def test_what_is_not_there_gets_no_mask(clip, lens, tmp_path):
 def test_one_odd_photo_does_not_stop_the_others(clip, lens, tmp_path):
     """What has no room for windows, or is far too long, is named; at a threshold of 0, too."""
     pictures = [World().scene(0).image, Image.new("RGB", (3, 9)), Image.new("RGB", (1, 5000))]
-    zeros, ones = (0.0,) * 3, (1.0,) * 3
+    zeros, ones = (0.0,) * 5, (1.0,) * 5
     presence = sl.Presence(means=zeros, deviations=ones, weights=ones, level=1e9)
     settings = MaskSettings(texts=TEXTS, windows=4, threshold=0.0, presence=presence, among=TEXTS)
     records = write_masks(clip, lens, as_source(pictures), settings, tmp_path / "out")

@@ -25,7 +25,7 @@ from ..applications.segmentation.multiclass import (
     tune,
     tuned_labels,
 )
-from ..applications.segmentation.protocol import OURS
+from ..applications.segmentation.protocol import MIXED, OURS
 from ..data.label_maps import (
     BACKGROUND,
     Labelled,
@@ -238,12 +238,17 @@ def _choices(
                 tensors[f"{among}/mean"] = choice.mean.clone()
                 tensors[f"{among}/deviation"] = choice.deviation.clone()
                 tensors[f"{among}/level"] = torch.tensor([choice.level], dtype=torch.float64)
-                infos[among] = {"form": choice.form, "miou": choice.miou}
+                infos[among] = {
+                    "variant": choice.variant,
+                    "form": choice.form,
+                    "miou": choice.miou,
+                }
             parts.save(name, tensors, infos)
         for among in AMONG:
             info = parts.info(name)[among]
             kept = parts.tensors(name, f"{among}/")
             found[method.name, among] = TunedLabels(
+                variant=info["variant"],
                 form=info["form"],
                 level=float(kept["level"]),
                 miou=info["miou"],
@@ -268,23 +273,23 @@ def _counted(
         for method in methods:
             own = None
             if method.own is not None:
-                read = method.own_maps or method.maps
+                read = method.own_maps or next(iter(method.variants.values()))
                 own = text_maps(clip, read, example.image, texts.plain, task.scale).cpu()
-            tuned: dict[bool, Tensor] = {}
+            tuned: dict[tuple[str, bool], Tensor] = {}
             for among in AMONG:
                 there = true if among == "present" else None
                 choice = choices[method.name, among]
-                plain = choice.form == "plain"
-                if plain not in tuned:
-                    rows = texts.plain if plain else texts.centred
-                    maps = text_maps(clip, method.maps, example.image, rows, task.scale)
-                    tuned[plain] = maps.cpu()
-                labels = {"tuned": tuned_labels(tuned[plain], texts, choice, there)}
+                key = (choice.variant, choice.form == "plain")
+                if key not in tuned:
+                    rows = texts.plain if choice.form == "plain" else texts.centred
+                    read = method.variants[choice.variant]
+                    tuned[key] = text_maps(clip, read, example.image, rows, task.scale).cpu()
+                labels = {"tuned": tuned_labels(tuned[key], texts, choice, there)}
                 if method.own is not None and own is not None:
                     labels["own"] = published_labels(own, example.image, texts, method.own, there)
                 for way, said in labels.items():
-                    key = f"{method.name}|{way}|{among}"
-                    found.setdefault(key, []).append(counts(said, true, texts.classes))
+                    counted_as = f"{method.name}|{way}|{among}"
+                    found.setdefault(counted_as, []).append(counts(said, true, texts.classes))
     return {key: torch.stack(each) for key, each in found.items()}
 
 
@@ -302,16 +307,19 @@ def _result(
 ) -> Result:
     rows: list[Row] = []
     for among in AMONG:
-        ours = totals[f"{OURS}|tuned|{among}"]
+        ahead = {name: totals[f"{name}|tuned|{among}"] for name in (OURS, MIXED)}
         for way in WAYS:
             for method in methods:
                 key = f"{method.name}|{way}|{among}"
                 if key not in totals:
                     continue
                 found = score(totals[key])
-                low, high = (None, None)
-                if method.name != OURS:
-                    low, high = (100 * each for each in paired_difference(ours, totals[key]))
+                less: dict[str, tuple[float | None, float | None]] = {}
+                for name, ours in ahead.items():
+                    less[name] = (None, None)
+                    if method.name != name:
+                        low, high = paired_difference(ours, totals[key])
+                        less[name] = (100 * low, 100 * high)
                 choice = choices[method.name, among]
                 rows.append(
                     {
@@ -321,8 +329,10 @@ def _result(
                         "mIoU": 100 * found.miou,
                         "accuracy": 100 * found.accuracy,
                         "class accuracy": 100 * found.class_accuracy,
-                        "neurons minus this, low": low,
-                        "neurons minus this, high": high,
+                        "neurons minus this, low": less[OURS][0],
+                        "neurons minus this, high": less[OURS][1],
+                        "mixture minus this, low": less[MIXED][0],
+                        "mixture minus this, high": less[MIXED][1],
                         "texts": choice.form if way == "tuned" else "plain",
                         "published": _published(task, method.name, way, among),
                     }
@@ -335,8 +345,9 @@ def _result(
         divided_by=["among", "labels"],
         settings=_settings(task, model),
         notes=[
-            "In %; mIoU over classes as MMSegmentation counts it; neurons minus this: 95 % "
-            "interval of tuned neurons less the row, in mIoU; published: by NACLIP's authors."
+            "In %; mIoU over classes as MMSegmentation counts it; neurons and mixture minus this: "
+            "95 % interval of tuned neurons, and of neurons with patches and heads, less the row, "
+            "in mIoU; published: by NACLIP's authors."
         ],
         facts={
             "set": task.name,
@@ -348,6 +359,7 @@ def _result(
             "second model": None if second is None else second.name,
             "choices": {
                 f"{name}, {among}": {
+                    "variant": choice.variant,
                     "form": choice.form,
                     "level": choice.level if choice.level > -torch.inf else None,
                     "dev mIoU": choice.miou,

@@ -21,7 +21,7 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from .heat_maps import standardise
 from .mixture import MixedMaps, Mixture
-from .presence import Presence, read_presence
+from .presence import Presence, PresenceReader
 from .refinement import followed
 
 PICTURES_PER_PASS = 8
@@ -97,6 +97,7 @@ def locate(
     others = embed_texts(clip, among) if among else rows[:0]
     centred = F.normalize(rows - others.mean(0), dim=-1) if among else rows
     maps = MixedMaps(clip, lens, mixture)
+    reader = None if presence is None else PresenceReader(clip, lens)
     found: list[Located] = []
     for some in chunks(len(pictures), PICTURES_PER_PASS):
         batch = [upright_rgb(picture) for picture in pictures[some]]
@@ -105,9 +106,8 @@ def locate(
         if colours:
             heat = followed(heat, pixels)
         there = torch.ones(len(batch), len(names), dtype=torch.bool)
-        if presence is not None:
-            read = read_presence(clip, batch, rows, others, presence.windows)
-            there = presence.present(read).cpu()
+        if presence is not None and reader is not None:
+            there = presence.present(reader(batch, rows, others, presence.windows)).cpu()
         for picture, own, present in zip(batch, heat, there, strict=True):
             size = (picture.height, picture.width)
             scaled = standardise(own, size, positive=True).float().cpu()

@@ -5,17 +5,19 @@ mIoU is the mean over classes that are anywhere, in label maps or in predictions
 
 Two ways to get labels from maps are measured side by side:
 
-- `tuned`: the form of the texts, and below which value a pixel is background, are chosen for every
-  method alike on development images, by mIoU. Forms are texts as they are; minus the mean of all
-  texts; and heat in units of its own mean and deviation over development images, text by text.
+- `tuned`: the variant, the form of the texts, and below which value a pixel is background, are
+  chosen for every method alike on development images, by mIoU. Forms are texts as they are; minus
+  the mean of all texts; and heat in units of its own mean and deviation over development images,
+  text by text.
 - `own`: each method as its paper published it, with its own post-processing (`OWN`).
 
 A picture is resized so that its short side is `scale` times the model's, and seen through windows
 of the model's size that overlap by half. Where a class has several texts, the best counts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,7 +33,9 @@ from ...errors import SecondLensError
 from ...lens.lens import Lens
 from ...models.view import Clip
 from .baselines import baselines
-from .protocol import OURS
+from .mixture import MixedMaps, Mixture
+from .presence import PresenceReader
+from .protocol import MIXED, OURS
 from .refinement import denoise_prompts, pamr, remove_redundance, smooth_by_keys
 from .segmenter import BEST, Box, Recipe, Segmenter, encode, joined
 
@@ -125,8 +129,9 @@ class ClassMethod:
     """Maps of several texts at once, and what its paper does to them."""
 
     name: str
-    maps: Callable[[Tensor, Tensor], Maps]
-    """Of preprocessed images [images, 3, height, width] and texts [texts, dim]."""
+    variants: Mapping[str, Callable[[Tensor, Tensor], Maps]]
+    """Maps of preprocessed images [images, 3, height, width] and texts [texts, dim], by name; the
+    first are those of the method as published."""
     own_maps: Callable[[Tensor, Tensor], Maps] | None = None
     """The same after the paper's own refinement at the patches, if it has one."""
     own: "OwnLabels | None" = None
@@ -166,25 +171,46 @@ READ = (
 """Baselines whose maps of several texts can be compared: the others scale each map by itself."""
 
 
+PUBLISHED = "as published"
+FAINT = 1e-3
+"""What is left of maps of texts that a picture does not speak for: where no other text is, they
+still tell the likelier one."""
+
+
 def class_methods(
     clip: Clip, lens: Lens, second: Clip | None = None, recipe: Recipe = BEST
 ) -> list[ClassMethod]:
-    """Our method and all baselines whose maps of several texts can be compared.
+    """Our methods and all baselines whose maps of several texts can be compared.
 
     `second` is the model that ProxyCLIP compares patches by; without one, `clip` itself.
     """
     segmenter = Segmenter(clip, lens, recipe)
+    mixed = MixedMaps(clip, lens, Mixture(recipe=recipe))
+    reader = PresenceReader(clip, lens)
 
-    def ours(pixels: Tensor, texts: Tensor) -> Tensor:
+    def neurons(pixels: Tensor, texts: Tensor) -> Tensor:
         encoded = encode(clip, pixels, segmenter.layers)
         return segmenter.heat_maps(encoded, texts.expand(len(pixels), -1, -1))
 
-    methods = [ClassMethod(name=OURS, maps=ours)]
+    def mixture(pixels: Tensor, texts: Tensor) -> Tensor:
+        return mixed.heat_maps(pixels, texts.expand(len(pixels), -1, -1))
+
+    def spoken(pixels: Tensor, texts: Tensor) -> Tensor:
+        there = reader.spoken(pixels, texts)[..., None, None]
+        return mixture(pixels, texts) * torch.where(there, 1, FAINT)
+
+    methods = [
+        ClassMethod(name=OURS, variants={PUBLISHED: neurons}),
+        ClassMethod(name=MIXED, variants={PUBLISHED: mixture, "texts that are spoken for": spoken}),
+    ]
     for name in READ:
         maps = _baseline(clip, name, second)
         methods.append(
             ClassMethod(
-                name=name, maps=maps, own_maps=_refined(clip, name, maps), own=OWN.get(name)
+                name=name,
+                variants={PUBLISHED: maps},
+                own_maps=_refined(clip, name, maps),
+                own=OWN.get(name),
             )
         )
     return methods
@@ -317,6 +343,7 @@ LEVELS = 20
 class TunedLabels:
     """What was chosen for a method on development images."""
 
+    variant: str
     form: str
     """Of the text: `plain`, `centred`, or `standard`."""
     level: float
@@ -339,7 +366,7 @@ def tune(
     *,
     scale: float | None,
 ) -> dict[Among, TunedLabels]:
-    """The form of the texts and the level of background with the best mIoU on some images.
+    """The variant, form of texts and level of background with the best mIoU on some images.
 
     Both are chosen among all classes, and among those of each picture.
 
@@ -352,15 +379,23 @@ def tune(
     if not seen:
         raise SecondLensError("there are no development images with label maps: give at least one")
     best: dict[Among, TunedLabels] = {}
-    for standard_too, rows in ((False, texts.plain), (True, texts.centred)):
-        maps = [text_maps(clip, method.maps, each.image, rows, scale).cpu() for each, _ in seen]
+    given = ((False, texts.plain), (True, texts.centred))
+    for (variant, read), (standard_too, rows) in product(method.variants.items(), given):
+        maps = [text_maps(clip, read, each.image, rows, scale).cpu() for each, _ in seen]
         flat = [each.flatten(1) for each in maps]
         count = sum(each.shape[1] for each in flat)
         mean = torch.stack([each.sum(1) for each in flat]).sum(0) / count
         spread = torch.stack([(each - mean[:, None]).square().sum(1) for each in flat]).sum(0)
         deviation = (spread / count).sqrt().clamp(min=torch.finfo(mean.dtype).eps)
         for form in FORMS[1:] if standard_too else FORMS[:1]:
-            of = TunedLabels(form=form, level=-torch.inf, miou=0.0, mean=mean, deviation=deviation)
+            of = TunedLabels(
+                variant=variant,
+                form=form,
+                level=-torch.inf,
+                miou=0.0,
+                mean=mean,
+                deviation=deviation,
+            )
             for among in AMONG:
                 found = _with_level(of, maps, [labels for _, labels in seen], texts, among)
                 if among not in best or found.miou > best[among].miou:
@@ -398,13 +433,7 @@ def _with_level(
         assert isinstance(total, Tensor)
         found.append(float(scores(total)[0]))
     best = max(range(len(levels)), key=found.__getitem__)
-    return TunedLabels(
-        form=choice.form,
-        level=levels[best],
-        miou=found[best],
-        mean=choice.mean,
-        deviation=choice.deviation,
-    )
+    return replace(choice, level=levels[best], miou=found[best])
 
 
 def _standardised(maps: Tensor, choice: TunedLabels) -> Tensor:

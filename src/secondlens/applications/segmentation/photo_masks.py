@@ -38,7 +38,7 @@ from ..photo_files import (
     work_through,
 )
 from .heat_maps import colour_of, label_map, label_picture, outlined
-from .presence import Presence, read_presence
+from .presence import Presence, PresenceReader
 from .segmenter import BEST, Recipe, Segmenter, segmented
 
 MOST_TEXTS = 255
@@ -114,7 +114,9 @@ def write_masks(
     """
     rows = embed_texts(clip, list(settings.texts))
     among = embed_texts(clip, list(settings.among)) if settings.among else rows[:0]
-    there = _There(clip=clip, presence=settings.presence, rows=rows, among=among)
+    presence = settings.presence
+    reader = None if presence is None else PresenceReader(clip, lens)
+    there = _There(presence=presence, reader=reader, rows=rows, among=among)
     if settings.against:
         rows = rows - embed_texts(clip, list(settings.against)).mean(0)
     segmenter = Segmenter(clip, lens, settings.recipe)
@@ -235,16 +237,15 @@ class _Masks:
 class _There:
     """Says how likely texts are in photos; nothing, without a `Presence`."""
 
-    clip: Clip
     presence: Presence | None
+    reader: PresenceReader | None
     rows: Float[Tensor, "texts dim"]
     among: Float[Tensor, "words dim"]
 
     def __call__(self, pictures: list[Image.Image]) -> list[list[float]]:
-        if self.presence is None:
+        if self.presence is None or self.reader is None:
             return []
-        windows = self.presence.windows
-        read = read_presence(self.clip, pictures, self.rows, self.among, windows)
+        read = self.reader(pictures, self.rows, self.among, self.presence.windows)
         found: list[list[float]] = self.presence.scores(read).tolist()
         return found
 

@@ -1,10 +1,14 @@
 """Whether a text is in a picture at all: a heat-map always has a maximum, and a mask need not be.
 
-Three readings say how likely the text is among other words, by softmax of cosines: for the picture
-as a whole; in the best of overlapping windows, where a small thing is large; and at the patches
-that say most for it. A logistic regression on development pictures weighs them, and its level is
-where a given share of what is there would be lost. Nothing else is learnt, and no word has weights
-of its own, so that the decision holds for words that were not among those it was tuned on.
+Five readings compare the text with other words. Three are log-probabilities, by softmax of cosines:
+for the picture as a whole; in the best of overlapping windows, where a small thing is large; and at
+the patches that say most for it. Two are of the second-order effects of the picture's tokens, as
+`discovery` reads them: the text's share of all weights that tokens vote for, and its share of what
+tokens send along words at all, both as logarithms.
+
+A logistic regression on development pictures weighs them, and its level is where a given share of
+what is there would be lost. Nothing else is learnt, and no word has weights of its own, so that the
+decision holds for words that were not among those it was tuned on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,13 +25,17 @@ from ...arguments import checked
 from ...data.decoding import whole
 from ...data.vocabularies import Vocabulary
 from ...devices import undisturbed
+from ...effects.capture import Capture
+from ...effects.token_effects import TokenReader
 from ...errors import SecondLensError
+from ...lens.lens import Lens
 from ...models.view import Clip
 from ...storage.files import read_json, save_json
+from ..discovery.finding import WARMTH
 from .baselines.last_block import nac_clip
 from .segmenter import boxes_of, cut
 
-READINGS = ("whole", "window", "patches")
+READINGS = ("whole", "window", "patches", "votes", "sent")
 WINDOWS = 2
 """Along each side, each overlapping half of the next."""
 PATCH_SCALE = 40.0
@@ -100,63 +108,128 @@ class Presence:
             ) from error
 
 
-@torch.no_grad()
-def read_presence(
-    clip: Clip,
-    pictures: Sequence[Image.Image],
-    texts: Float[Tensor, "texts dim"],
-    among: Float[Tensor, "words dim"],
-    windows: int = WINDOWS,
-) -> Float[Tensor, "images texts readings"]:
-    """Log-probabilities of texts among other words, see `READINGS`.
+WHOLE_WEIGHT, SPOKEN = 0.25, -3.5
+"""How much "whole" counts beside "votes", and the level of their sum from which on a picture speaks
+for a text. Chosen on development scenes of the embedded world, by multi-class mIoU."""
+LEAST = 1e-6
+"""Of what all words have, from which on a share has a logarithm."""
 
-    Each text is compared with the words alone, not with the other texts. A word that is the text
-    itself does not count. The price is 2 + windows^2 encodings a picture.
+
+class PresenceReader:
+    """Reads pictures for one model and lens.
+
+    Raises
+    ------
+    SecondLensError
+        Another model's lens.
     """
-    pixels = clip.prepare(whole(clip, pictures))
-    boxes = [boxes_of(each.height, each.width, windows) for each in pictures]
-    seen = clip.prepare(whole(clip, cut(list(pictures), boxes, clip.image_size)))
-    scale = temperature(clip)
 
-    in_whole, in_windows = (
-        likely(scale, F.normalize(clip.encode_image(images).to(texts), dim=-1), texts, among)
-        for images in (pixels, seen)
-    )
-    rows = torch.cat([texts, among]).expand(len(pixels), -1, -1)
-    cosines = nac_clip(clip, pixels, rows).flatten(2)
-    own, others = cosines.split([len(texts), len(among)], dim=1)
-    at_patches = _compared(PATCH_SCALE, own.mT, others.mT, texts, among).mT
-    most = max(1, round(MOST * at_patches.shape[-1]))
-    readings = (
-        in_whole,
-        in_windows.unflatten(0, (len(pixels), -1)).amax(1),
-        at_patches.topk(most, dim=-1).values.mean(-1),
-    )
-    return torch.stack(readings, dim=-1)
+    def __init__(self, clip: Clip, lens: Lens) -> None:
+        lens.check_model(clip)
+        self.clip = clip
+        self._layers = lens.late_layers(clip)
+        self._tokens = TokenReader(clip, lens.token_means(clip, self._layers))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        pictures: Sequence[Image.Image],
+        texts: Float[Tensor, "texts dim"],
+        among: Float[Tensor, "words dim"],
+        windows: int = WINDOWS,
+    ) -> Float[Tensor, "images texts readings"]:
+        """Readings of texts among other words, see `READINGS`.
+
+        Each text is compared with the words alone, not with the other texts. A word that is the
+        text itself does not count. The price is 2 + windows^2 encodings a picture.
+        """
+        clip = self.clip
+        pixels = clip.prepare(whole(clip, pictures))
+        boxes = [boxes_of(each.height, each.width, windows) for each in pictures]
+        seen = clip.prepare(whole(clip, cut(list(pictures), boxes, clip.image_size)))
+        in_whole, votes, sent = self._of_whole(pixels, texts, among)
+        same = texts @ among.T >= SAME
+        scaled = temperature(clip) * F.normalize(clip.encode_image(seen).to(texts), dim=-1)
+        in_windows = _likely(scaled @ texts.T, scaled @ among.T, same)
+        rows = torch.cat([texts, among]).expand(len(pixels), -1, -1)
+        cosines = PATCH_SCALE * nac_clip(clip, pixels, rows).flatten(2)
+        own, others = cosines.split([len(texts), len(among)], dim=1)
+        at_patches = _likely(own.mT, others.mT, same).mT
+        most = max(1, round(MOST * at_patches.shape[-1]))
+        readings = (
+            in_whole,
+            in_windows.unflatten(0, (len(pixels), -1)).amax(1),
+            at_patches.topk(most, dim=-1).values.mean(-1),
+            votes,
+            sent,
+        )
+        return torch.stack(readings, dim=-1)
+
+    @torch.no_grad()
+    def spoken(
+        self, pixels: Float[Tensor, "images 3 height width"], texts: Float[Tensor, "texts dim"]
+    ) -> Bool[Tensor, "images texts"]:
+        """Texts that preprocessed pictures as a whole speak for, among each other.
+
+        Nothing is tuned for that, and one encoding is enough: it is less sure than a `Presence`.
+        """
+        whole, votes, _ = self._of_whole(pixels, texts, texts)
+        return votes + WHOLE_WEIGHT * whole >= SPOKEN
+
+    def _of_whole(
+        self,
+        pixels: Float[Tensor, "images 3 height width"],
+        texts: Float[Tensor, "texts dim"],
+        among: Float[Tensor, "words dim"],
+    ) -> tuple[Float[Tensor, "images texts"], ...]:
+        """The readings that need one encoding: "whole", "votes" and "sent"."""
+        same = texts @ among.T >= SAME
+        reading = Capture(self.clip, self._layers, keep_activations=True)
+        with self.clip.class_token_only(), reading as capture:
+            representation = self.clip.encode_image(pixels)
+            sent = self._tokens.read(capture.pool(representation)).sent
+        scaled = temperature(self.clip) * F.normalize(representation.to(texts), dim=-1)
+        in_whole = _likely(scaled @ texts.T, scaled @ among.T, same)
+        return in_whole, *_shares(sent, texts, among, same)
 
 
-def likely(
-    scale: float,
-    images: Float[Tensor, "*images dim"],
-    texts: Float[Tensor, "texts dim"],
-    among: Float[Tensor, "words dim"],
-) -> Float[Tensor, "*images texts"]:
-    """Log-probability of each text among itself and the words, from unit rows."""
-    return _compared(scale, images @ texts.T, images @ among.T, texts, among)
-
-
-def _compared(
-    scale: float,
-    own: Float[Tensor, "*images texts"],
-    others: Float[Tensor, "*images words"],
-    texts: Float[Tensor, "texts dim"],
-    among: Float[Tensor, "words dim"],
-) -> Float[Tensor, "*images texts"]:
-    same = texts @ among.T >= SAME
-    rivals = scale * others[..., None, :].expand(*own.shape, -1)
+def _likely(
+    own: Float[Tensor, "*places texts"],
+    others: Float[Tensor, "*places words"],
+    same: Bool[Tensor, "texts words"],
+) -> Float[Tensor, "*places texts"]:
+    """Log-probability of each text among itself and the words that are not the `same`, from logits
+    of both."""
+    rivals = others[..., None, :].expand(*own.shape, -1)
     rest = rivals.masked_fill(same, -torch.inf).logsumexp(-1)
-    found: Tensor = scale * own - torch.logaddexp(scale * own, rest)
+    found: Tensor = own - torch.logaddexp(own, rest)
     return found
+
+
+def _shares(
+    sent: Float[Tensor, "images tokens dim"],
+    texts: Float[Tensor, "texts dim"],
+    among: Float[Tensor, "words dim"],
+    same: Bool[Tensor, "texts words"],
+) -> tuple[Float[Tensor, "images texts"], Float[Tensor, "images texts"]]:
+    """Logarithms of what texts have of the words' weights by vote, and of what is sent along words.
+
+    Votes are those of `discovery.finding.vote`, where the words are those of `among` and the text.
+    """
+    centre = among.mean(0)
+    own, others = (sent @ F.normalize(each - centre, dim=1).T for each in (texts, among))
+    spread = others.std(dim=2, correction=0, keepdim=True).clamp(min=torch.finfo(sent.dtype).tiny)
+    own_votes = _likely(own / (WARMTH * spread), others / (WARMTH * spread), same).exp()
+    votes = (others / (WARMTH * spread)).softmax(-1)
+    pairs = (own_votes * own).sum(1), (votes * others).sum(1)
+    sums = own.clamp(min=0).sum(1), others.clamp(min=0).sum(1)
+    by_vote, along = (
+        (mine.clamp(min=0) / all_.clamp(min=0).sum(1, keepdim=True).clamp(min=LEAST**2))
+        .clamp(min=LEAST)
+        .log()
+        for mine, all_ in (pairs, sums)
+    )
+    return by_vote, along
 
 
 def temperature(clip: Clip) -> float:
@@ -175,6 +248,7 @@ PICTURES_PER_PASS = 8
 @undisturbed
 def tune_presence(
     clip: Clip,
+    lens: Lens,
     pictures: "Iterable[Told]",
     words: Vocabulary,
     *,
@@ -185,8 +259,8 @@ def tune_presence(
 
     Parameters
     ----------
-    clip
-        The model.
+    clip, lens
+        A model and a lens fitted on it.
     pictures
         Pairs of a picture and the labels of what is in it; all other labels are not.
     words
@@ -200,9 +274,10 @@ def tune_presence(
     Raises
     ------
     SecondLensError
-        No pictures, a label that is not among the words, or nothing that is there or not there.
+        Another model's lens, no pictures, a label that is not among the words, or nothing that is
+        there or not there.
     """
-    readings, there = presence_readings(clip, pictures, words, windows)
+    readings, there = presence_readings(clip, lens, pictures, words, windows)
     if not 0 < lost < 1:
         raise SecondLensError(f"a share of {lost} cannot be lost: give more than 0 and less than 1")
     if not there.any() or there.all():
@@ -222,10 +297,10 @@ def tune_presence(
 
 
 def presence_readings(
-    clip: Clip, pictures: Iterable[Told], words: Vocabulary, windows: int = WINDOWS
+    clip: Clip, lens: Lens, pictures: Iterable[Told], words: Vocabulary, windows: int = WINDOWS
 ) -> tuple[Float[Tensor, "images texts readings"], Bool[Tensor, "images texts"]]:
     """Readings of every word in every picture, and whether it is there."""
-    rows = words.embed(clip)
+    read, rows = PresenceReader(clip, lens), words.embed(clip)
     position = {label: number for number, label in enumerate(words.labels)}
     told = list(pictures)
     if not told:
@@ -236,12 +311,8 @@ def presence_readings(
     for number, (_, labels) in enumerate(told):
         there[number, [position[label] for label in labels]] = True
     found = [
-        read_presence(
-            clip,
-            [picture for picture, _ in told[start : start + PICTURES_PER_PASS]],
-            rows,
-            rows,
-            windows,
+        read(
+            [picture for picture, _ in told[start : start + PICTURES_PER_PASS]], rows, rows, windows
         ).cpu()
         for start in range(0, len(told), PICTURES_PER_PASS)
     ]

@@ -138,7 +138,7 @@ def similarity_of(clip):
     def maps(pixels, texts):
         return patch_similarity(clip, pixels, texts.expand(len(pixels), -1, -1))
 
-    return ClassMethod(name="Patch similarity", variants=maps)
+    return ClassMethod(name="Patch similarity", variants={PUBLISHED: maps})
 
 
 def slid(clip, picture, texts, scale=1.5):

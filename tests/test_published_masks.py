@@ -157,7 +157,7 @@ def test_follow_code_switches_pictures_classes_and_prompts(lens, tmp_path, monke
     lens.save(tmp_path / "lens")
     seen = []
 
-    def compared(clip, lens, work, *, model, predicted, cropped, second, only):
+    def compared(clip, lens, work, *, model, predicted, cropped, second, only, kept):
         seen.append((work.classes, predicted, cropped))
         raise sl.SecondLensError("that is all")
 

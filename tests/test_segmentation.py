@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from itertools import product
 
 import h5py
@@ -43,6 +44,7 @@ from secondlens.applications.segmentation.protocol import (
     batches,
     counts_by_threshold,
     measure,
+    measure_batch,
     own_mask,
     table4_methods,
     tune,
@@ -63,6 +65,7 @@ from secondlens.demo.scenes import World
 from secondlens.errors import SecondLensError
 from secondlens.lens.fitting import fit
 from secondlens.models.open_clip.views import from_open_clip
+from secondlens.paper import table4 as reproduction
 from secondlens.paper.results import publish
 from secondlens.paper.table4 import METRICS, Task, check_sources, compare, data_work, rows
 
@@ -501,6 +504,39 @@ def test_groups_add_up(clip, lens, classes):
     expected = score(ours[single]).miou
     assert found["one object", "same", OURS].miou == pytest.approx(100 * expected)
     assert found["all images", "same", OURS].miou == pytest.approx(100 * score(ours).miou)
+
+
+def test_a_comparison_that_was_stopped_goes_on(clip, lens, tmp_path, monkeypatch):
+    few = [m for m in table4_methods(clip, lens) if m.name in (OURS, "TextSpan", CEILING)]
+    monkeypatch.setattr(reproduction, "table4_methods", lambda *_: few)
+    monkeypatch.setattr(reproduction, "FEW_IMAGES", 2)
+    work = Task(name="toys", dev=Toys(3, 1), test=Toys(5, 2), classes=vocabulary(["dog", "cat"]))
+    given, options = (clip, lens, work), {"model": "tiny", "predicted": False}
+    whole = compare(*given, **options)
+    measured = []
+
+    def stopped(methods, choices, batch):
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append(batch.images)
+        return measure_batch(methods, choices, batch)
+
+    monkeypatch.setattr(reproduction, "measure_batch", stopped)
+    kept = tmp_path / "work"
+    with pytest.raises(KeyboardInterrupt):
+        compare(*given, **options, kept=kept)
+    more = replace(work, test=Toys(4, 2))
+    with pytest.raises(SecondLensError, match="holds unfinished work with"):
+        compare(clip, lens, more, **options, kept=kept)
+    monkeypatch.setattr(reproduction, "tune", None)
+    monkeypatch.setattr(reproduction, "measure_batch", measure_batch)
+    again = compare(*given, **options, kept=kept)
+    timed = ("maps_per_second", "maps per second", "maps/s")
+    for row, expected in zip(again.rows, whole.rows, strict=True):
+        for key, value in expected.items():
+            assert key in timed or row[key] == value, key
+    assert again.facts == whole.facts
+    assert not kept.exists()
 
 
 def test_work_from_files(tmp_path):

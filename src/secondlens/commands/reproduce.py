@@ -417,7 +417,7 @@ def table4(
     model: ChosenModel,
 ) -> None:
     """Variants and thresholds of every method are tuned on --dev images and measured on
-    --test-images others.
+    --test-images others. A run that was interrupted goes on when the same command is given again.
 
     Example: secondlens reproduce table4 --demo
     """
@@ -426,6 +426,7 @@ def table4(
     from ..lens.lens import Lens
     from ..models.recognition import published_as
     from ..paper.table4 import check_sources, compare, data_work, demo_lens, demo_work
+    from ..storage.files import unfinished
 
     of_data = {
         "--layout": layout is not None,
@@ -465,6 +466,7 @@ def table4(
         cropped=as_code,
         second=_second(model, second_model, second_pretrained),
         only=only,
+        kept=unfinished(out),
     )
     found = replace(found, earlier={**found.earlier, "files": str(out)})
     _publish(found, out, as_json)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..applications.photo_files import tensor_hash
 from ..applications.segmentation.multiclass import (
     AMONG,
     Among,
@@ -188,7 +189,7 @@ def compare_labels(
         {
             "model": clip.weights_hash,
             "second": None if second is None else second.weights_hash,
-            "lens": {"layers": lens.layers, "images": lens.model},
+            "lens": tensor_hash(*(lens[layer].directions for layer in lens.layers)),
             "set": task.name,
             "texts": list(task.queries.vocabulary.labels),
             "dev": len(task.dev),

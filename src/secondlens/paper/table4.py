@@ -10,12 +10,14 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..applications.photo_files import tensor_hash
 from ..applications.segmentation.baselines import baselines
 from ..applications.segmentation.heat_maps import grey, overlay
 from ..applications.segmentation.metrics import paired_differences, score
 from ..applications.segmentation.protocol import (
     MIXED,
     OURS,
+    BatchStatistics,
     Classes,
     MapBatch,
     Measured,
@@ -23,8 +25,9 @@ from ..applications.segmentation.protocol import (
     MethodComparison,
     Tuned,
     batches,
+    comparison_of,
     heat_of,
-    measure,
+    measure_batch,
     table4_methods,
     tune,
 )
@@ -46,6 +49,7 @@ from ..lens.lens import Lens
 from ..models.loading import load
 from ..models.view import Clip
 from ..progress import tracked
+from ..storage.checkpoints import Checkpoints
 from .results import Result, Row, Setting
 from .study import PAPER_MODEL, Study
 
@@ -323,6 +327,7 @@ def compare(
     cropped: bool = False,
     second: Clip | None = None,
     only: Sequence[str] = (),
+    kept: str | Path | None = None,
 ) -> Result:
     """Tune all methods on some images and measure them on others.
 
@@ -339,6 +344,8 @@ def compare(
         else the model itself.
     only
         Baselines to measure, by name; by default all.
+    kept
+        A folder of what was measured so far, from which an interrupted run goes on.
     """
     second = second_of(clip) if second is None else second
     methods = [
@@ -347,11 +354,31 @@ def compare(
         if not only or each.name in only or each.name not in baselines
     ]
     classes = Classes(clip, work.classes, predicted)
-    tuning, testing = (-(-len(each) // FEW_IMAGES) for each in (work.dev, work.test))
-    seen = batches(clip, work.dev, classes, cropped=cropped)
-    choices = tune(methods, tracked(seen, "tuning", shown=True, total=tuning))
-    seen = batches(clip, work.test, classes, cropped=cropped)
-    comparison = measure(methods, choices, tracked(seen, "testing", shown=True, total=testing))
+    parts = Checkpoints(kept)
+    parts.claim(
+        {
+            "model": clip.weights_hash,
+            "second": None if second is None else second.weights_hash,
+            "lens": tensor_hash(*(lens[layer].directions for layer in lens.layers)),
+            "methods": [method.name for method in methods],
+            "data": work.name,
+            "classes": list(work.classes.labels),
+            "dev": len(work.dev),
+            "test": len(work.test),
+            "predicted": predicted,
+            "cropped": cropped,
+        },
+        {},
+    )
+    choices = _choices(clip, methods, work, classes, parts, cropped=cropped)
+    starts = range(0, len(work.test), FEW_IMAGES)
+    for start in tracked(starts, "testing", shown=True):
+        if _part(start) not in parts.names():
+            some = Part(work.test, range(start, min(start + FEW_IMAGES, len(work.test))))
+            (batch,) = batches(clip, some, classes, cropped=cropped)
+            _save(parts, start, measure_batch(methods, choices, batch))
+    comparison = comparison_of(methods, choices, (_saved(parts, start) for start in starts))
+    parts.drop()
     first = Part(work.test, range(min(SHOWN, len(work.test))))
     shown = next(batches(clip, first, classes, size=SHOWN, cropped=cropped))
     images, found = len(set(comparison.images)), rows(comparison)
@@ -382,6 +409,41 @@ def compare(
         facts=facts,
         earlier=facts | {"rows": [new | old for new, old in zip(flat, nested, strict=True)]},
     )
+
+
+def _choices(
+    clip: Clip,
+    methods: Sequence[Method],
+    work: Task,
+    classes: Classes,
+    parts: Checkpoints,
+    *,
+    cropped: bool,
+) -> dict[str, Tuned]:
+    """What was tuned for each method, kept once it is known."""
+    if "choices" not in parts.names():
+        seen = batches(clip, work.dev, classes, cropped=cropped)
+        count = -(-len(work.dev) // FEW_IMAGES)
+        found = tune(methods, tracked(seen, "tuning", shown=True, total=count))
+        parts.save("choices", {}, {name: asdict(choice) for name, choice in found.items()})
+    return {name: _tuned(**choice) for name, choice in parts.info("choices").items()}
+
+
+def _tuned(*, refined: dict[str, Any] | None, **choice: Any) -> Tuned:
+    return Tuned(**choice, refined=None if refined is None else _tuned(**refined))
+
+
+def _part(start: int) -> str:
+    return f"images-{start:06}"
+
+
+def _save(parts: Checkpoints, start: int, found: BatchStatistics) -> None:
+    told = {"images": found.images, "objects": found.objects, "seconds": found.seconds}
+    parts.save(_part(start), found.maps, told)
+
+
+def _saved(parts: Checkpoints, start: int) -> BatchStatistics:
+    return BatchStatistics(**parts.info(_part(start)), maps=parts.tensors(_part(start)))
 
 
 def _task_settings(work: Task, model: str, *, predicted: bool, cropped: bool) -> list[Setting]:

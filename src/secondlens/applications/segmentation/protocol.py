@@ -478,48 +478,90 @@ def counts_by_threshold(
     return torch.stack([found, found[0] - found, invented, invented[0] - invented], dim=-1)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchStatistics:
+    """What all methods did on a batch, before it is summed up."""
+
+    images: list[str]
+    """The image of each map."""
+    objects: list[int]
+    """How many things that image has masks for."""
+    maps: dict[str, Float[Tensor, "maps statistics"]]
+    """By name of a method and way to make masks, see `statistics_key`."""
+    seconds: dict[str, float]
+    """By name of a method: encoding and all, in the chosen variant."""
+
+
+def statistics_key(method: str, way: str) -> str:
+    """Of `BatchStatistics.maps`; ways are "same", "refined" and "own"."""
+    return f"{method}|{way}"
+
+
 def measure(
     methods: Sequence[Method], choices: dict[str, Tuned], work: Iterable[MapBatch]
 ) -> MethodComparison:
-    """Every method on every map, both ways, timed."""
-    same: dict[str, list[Tensor]] = {method.name: [] for method in methods}
-    refined: dict[str, list[Tensor]] = {method.name: [] for method in methods}
-    own: dict[str, list[Tensor]] = {method.name: [] for method in methods}
-    seconds = dict.fromkeys(same, 0.0)
-    forms = {method.name: method.own.form for method in methods}
-    images: list[str] = []
-    objects: list[int] = []
-    for batch in work:
-        images += batch.images
-        objects += batch.objects
-        for method in methods:
-            choice = choices[method.name]
-            published = method.variants[0]
-            start = time.perf_counter()
-            grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
-            seconds[method.name] += time.perf_counter() - start
-            same[method.name].append(_cut(grid.cpu(), choice, batch))
-            colours = _followed(grid.cpu(), batch.pixels.cpu())
-            refined[method.name].append(_cut(colours, choice.refined or choice, batch))
-            if (choice.variant, choice.form) != (published, method.own.form):
-                grid = method.grids(batch, method.own.form, [published])[published]
-            heat, predicted = own_mask(grid.cpu(), _size(batch), method.own)
-            own[method.name].append(statistics(heat, predicted, batch.masks))
+    """Every method on every map, all ways, timed."""
+    return comparison_of(methods, choices, (measure_batch(methods, choices, each) for each in work))
+
+
+def measure_batch(
+    methods: Sequence[Method], choices: Mapping[str, Tuned], batch: MapBatch
+) -> BatchStatistics:
+    """Every method on the maps of one batch."""
+    maps: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
+    for method in methods:
+        choice = choices[method.name]
+        published = method.variants[0]
+        start = time.perf_counter()
+        grid = method.grids(batch, choice.form, [choice.variant])[choice.variant]
+        seconds[method.name] = time.perf_counter() - start
+        maps[statistics_key(method.name, "same")] = _cut(grid.cpu(), choice, batch)
+        colours = _followed(grid.cpu(), batch.pixels.cpu())
+        refined = _cut(colours, choice.refined or choice, batch)
+        maps[statistics_key(method.name, "refined")] = refined
+        if (choice.variant, choice.form) != (published, method.own.form):
+            grid = method.grids(batch, method.own.form, [published])[published]
+        heat, predicted = own_mask(grid.cpu(), _size(batch), method.own)
+        maps[statistics_key(method.name, "own")] = statistics(heat, predicted, batch.masks)
+    return BatchStatistics(images=batch.images, objects=batch.objects, maps=maps, seconds=seconds)
+
+
+def comparison_of(
+    methods: Sequence[Method], choices: Mapping[str, Tuned], parts: Iterable[BatchStatistics]
+) -> MethodComparison:
+    """All batches together.
+
+    Raises
+    ------
+    SecondLensError
+        There are none.
+    """
+    found = list(parts)
+    images = [image for part in found for image in part.images]
     if not images:
         raise SecondLensError("there are no test images with masks: give at least one")
+
+    def joined(method: Method, way: str) -> Tensor:
+        return torch.cat([part.maps[statistics_key(method.name, way)] for part in found])
+
     measured = [
         Measured(
-            name=name,
-            choice=choices[name],
-            own_form=forms[name],
-            same=torch.cat(same[name]),
-            refined=torch.cat(refined[name]),
-            own=torch.cat(own[name]),
-            seconds=seconds[name] / len(images),
+            name=method.name,
+            choice=choices[method.name],
+            own_form=method.own.form,
+            same=joined(method, "same"),
+            refined=joined(method, "refined"),
+            own=joined(method, "own"),
+            seconds=sum(part.seconds[method.name] for part in found) / len(images),
         )
-        for name in same
+        for method in methods
     ]
-    return MethodComparison(methods=measured, images=images, objects=objects)
+    return MethodComparison(
+        methods=measured,
+        images=images,
+        objects=[count for part in found for count in part.objects],
+    )
 
 
 def _cut(

@@ -101,7 +101,6 @@ def right():
         "steer texts": ["a"],
         "times": [0.0],
         "segment texts": "a",
-        "locate texts": "a",
         "tune_presence pictures": [],
         "tune_presence words": words,
         "circuit against": images,

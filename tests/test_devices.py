@@ -334,7 +334,9 @@ CASES = {
     "segment windows": lambda kit: sl.segment(
         kit.clip, kit.lens, PICTURES[:2], "a dog", windows=2, against=["a cat"]
     )[1],
-    "locate": lambda kit: sl.locate(kit.clip, kit.lens, PICTURES[:2], ["a dog", "a ship"])[1].heat,
+    "segment mixture": lambda kit: sl.segment(
+        kit.clip, kit.lens, PICTURES[:2], ["a dog", "a ship"], recipe=sl.Mixture(), colours=True
+    )[1],
     "tune_presence": lambda kit: {
         "weights": torch.tensor(
             sl.tune_presence(
@@ -371,7 +373,7 @@ CASES = {
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
 HERE |= {"accuracy_by_group", "diff", "shift", "steer"}
-HERE |= {"circuit", "connections", "locate", "mean_of", "tune_presence"}
+HERE |= {"circuit", "connections", "mean_of", "tune_presence"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
     "AblatedClip",
@@ -395,7 +397,7 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
 NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
 NOTHING_TO_RUN |= {"Attacked", "Hardened", "Training", "attacked"}
-NOTHING_TO_RUN |= {"Circuit", "Connections", "Located", "Mixture", "Presence"}
+NOTHING_TO_RUN |= {"Circuit", "Connections", "Mixture", "Presence"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""

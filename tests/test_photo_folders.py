@@ -140,11 +140,17 @@ def test_masks_of_a_folder_are_those_of_each_photo(clip, lens, photos, tmp_path)
             assert (image["width"], image["height"]) == picture.size
             (heat,) = sl.segment(clip, lens, [picture.copy()], list(TEXTS))
         with Image.open(out / image["labels"]) as labels:
-            assert np.array_equal(np.asarray(labels), label_map(heat).numpy())
+            # where two texts are as hot, rounding decides, which depends on who shares the batch
+            first, second = heat.topk(2, dim=0).values
+            sure = (first - second > 1e-5).numpy()
+            assert sure.mean() > 0.3
+            assert np.array_equal(np.asarray(labels)[sure], label_map(heat).numpy()[sure])
         for each in coco.loadAnns(coco.getAnnIds(imgIds=image["id"])):
             mask = heat[each["category_id"] - 1].numpy() >= 0.5
-            assert np.array_equal(coco.annToMask(each).astype(bool), mask)
-            assert each["area"] == mask.sum()
+            written = coco.annToMask(each).astype(bool)
+            near = (heat[each["category_id"] - 1] - 0.5).abs().numpy() < 1e-5
+            assert np.array_equal(written | near, mask | near)
+            assert each["area"] == written.sum()
     with (out / "tags.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 * len(TEXTS)

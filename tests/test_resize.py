@@ -9,7 +9,8 @@ from open_clip.model import resize_pos_embed
 from PIL import Image
 
 import secondlens as sl
-from secondlens.applications.segmentation.segmenter import boxes_of, cut, joined, segment
+from secondlens.applications.segmentation.segmenting import segment
+from secondlens.applications.segmentation.windows import boxes_of, cut, joined
 from secondlens.errors import SecondLensError
 from secondlens.models.loading import load
 from secondlens.models.open_clip.views import from_open_clip

@@ -26,8 +26,8 @@ from secondlens.applications.segmentation.segmenter import (
     Recipe,
     Segmenter,
     encode,
-    segment,
 )
+from secondlens.applications.segmentation.segmenting import segment
 from secondlens.commands.group import main
 from secondlens.data.embedding import embed_texts
 from secondlens.demo.scenes import World

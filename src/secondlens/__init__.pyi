@@ -29,12 +29,10 @@ from .applications.hardening.resistance import resistance as resistance
 from .applications.hardening.training import Hardened as Hardened
 from .applications.hardening.training import Training as Training
 from .applications.hardening.training import harden as harden
-from .applications.segmentation.locating import Located as Located
-from .applications.segmentation.locating import locate as locate
 from .applications.segmentation.mixture import Mixture as Mixture
 from .applications.segmentation.presence import Presence as Presence
 from .applications.segmentation.presence import tune_presence as tune_presence
-from .applications.segmentation.segmenter import segment as segment
+from .applications.segmentation.segmenting import segment as segment
 from .applications.steering import Steered as Steered
 from .applications.steering import steer as steer
 from .data.folder import Folder as Folder

@@ -88,6 +88,14 @@ from .together import check_together, idle, when
     help="As the paper does: fewer neurons, averaged as they are, whatever the last four say.",
 )
 @click.option(
+    "--mixture",
+    is_flag=True,
+    help="Neurons together with what patches and heads say: better masks, for three encodings.",
+)
+@click.option(
+    "--colours", is_flag=True, help="Maps follow the colours of the photo, as the model sees it."
+)
+@click.option(
     "--presence",
     type=PATH,
     help="Of several photos: a file of sl.tune_presence; texts that are not there get no mask.",
@@ -121,6 +129,8 @@ def segment(
     windows: int,
     positive: bool,
     paper: bool,
+    mixture: bool,
+    colours: bool,
     presence: Path | None,
     among: Path | None,
     polygons: bool,
@@ -141,6 +151,7 @@ def segment(
     single = is_one_photo(photos)
     check_together(
         when(not given and file is None, "nothing to find: name texts with --text or --texts"),
+        when(paper and mixture, "--paper takes neurons alone: drop it, or --mixture"),
         when(single and polygons, "--polygons is of several photos: drop it"),
         when(single and presence is not None, "--presence is of several photos: drop it"),
         when(presence is not None and among is None, "--presence needs words to compare: --among"),
@@ -153,6 +164,7 @@ def segment(
     check_pictures(photos)
     chosen = None if layers is None else layer_numbers(layers)
     hold_new(out)
+    from ..applications.segmentation.mixture import Mixture
     from ..applications.segmentation.segmenter import PAPER, Recipe
     from ..data.texts import texts_in
     from ..lens.lens import Lens
@@ -168,6 +180,7 @@ def segment(
         layers=None if chosen is None else tuple(fitted.layers if chosen == "all" else chosen),
         neurons=neurons,
     )
+    chosen_maps = Mixture(recipe=recipe) if mixture else recipe
     source = None if single else choice.source(photos)
     clip = model.load()
     if size is not None:
@@ -179,7 +192,8 @@ def segment(
         settings = MaskSettings(
             texts=texts,
             against=against,
-            recipe=recipe,
+            recipe=chosen_maps,
+            colours=colours,
             threshold=threshold,
             windows=windows,
             presence=None if presence is None else Presence.load(presence),
@@ -202,13 +216,19 @@ def segment(
         with_names,
         with_scale,
     )
-    from ..applications.segmentation.segmenter import segment as find
+    from ..applications.segmentation.segmenting import segment as find
     from ..data.decoding import open_picture
     from ..lens.lens import Lens
     from ..models.resizing import resized
 
     picture = open_picture(photos)
-    (heat,) = find(clip, fitted, [picture], texts, against=against, recipe=recipe, windows=windows)
+    (heat,) = find(
+        *(clip, fitted, [picture], texts),
+        against=against,
+        recipe=chosen_maps,
+        colours=colours,
+        windows=windows,
+    )
     heat = heat.float().cpu()
     note_photo(model.model, picture)
     labels = label_map(heat, threshold)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..applications.adversarial.attacks import attack as attack_lens
 from ..applications.discovery.finding import Discoverer
 from ..applications.discovery.words import FoundWord
-from ..applications.segmentation.segmenter import segment
+from ..applications.segmentation.segmenting import segment
 from ..data.sources import UNREADABLE, ImageSource, with_ids
 from ..demo.world import NAMES
 from ..effects.ablated_runs import indirect

@@ -60,9 +60,10 @@ class MixedMaps:
     def __init__(self, clip: Clip, lens: Lens, mixture: Mixture | None = None) -> None:
         self.clip, self.mixture = clip, Mixture() if mixture is None else mixture
         self.segmenter = Segmenter(clip, lens, self.mixture.recipe)
+        self.layers = self.segmenter.layers
 
     @torch.no_grad()
-    def heat_maps(
+    def maps(
         self, images: Images, texts: Float[Tensor, "images texts dim"]
     ) -> Float[Tensor, "images texts rows columns"]:
         """Maps at the patches, 0 and above: the larger, the more, also between texts."""
@@ -109,3 +110,16 @@ def even(
     own = positive.square().mean((-2, -1), keepdim=True).sqrt().clamp(min=least)
     of_image = positive.square().mean((-3, -2, -1), keepdim=True).sqrt().clamp(min=least)
     return positive / own.pow(EVENNESS) / of_image.pow(1 - EVENNESS)
+
+
+def maps_of(clip: Clip, lens: Lens, recipe: Recipe | Mixture) -> Segmenter | MixedMaps:
+    """What makes the maps of a recipe, or of a mixture; it is put in place once.
+
+    Raises
+    ------
+    SecondLensError
+        What `Segmenter` refuses.
+    """
+    if isinstance(recipe, Mixture):
+        return MixedMaps(clip, lens, recipe)
+    return Segmenter(clip, lens, recipe)

@@ -37,7 +37,8 @@ from .mixture import MixedMaps, Mixture
 from .presence import PresenceReader
 from .protocol import MIXED, OURS
 from .refinement import denoise_prompts, pamr, remove_redundance, smooth_by_keys
-from .segmenter import BEST, Box, Recipe, Segmenter, encode, joined
+from .segmenter import BEST, Recipe, Segmenter, encode
+from .windows import Box, joined
 
 Maps = Float[Tensor, "images texts rows columns"]
 
@@ -193,7 +194,7 @@ def class_methods(
         return segmenter.heat_maps(encoded, texts.expand(len(pixels), -1, -1))
 
     def mixture(pixels: Tensor, texts: Tensor) -> Tensor:
-        return mixed.heat_maps(pixels, texts.expand(len(pixels), -1, -1))
+        return mixed.maps(pixels, texts.expand(len(pixels), -1, -1))
 
     def spoken(pixels: Tensor, texts: Tensor) -> Tensor:
         there = reader.spoken(pixels, texts)[..., None, None]

@@ -38,8 +38,10 @@ from ..photo_files import (
     work_through,
 )
 from .heat_maps import colour_of, label_map, label_picture, outlined
+from .mixture import MixedMaps, Mixture, maps_of
 from .presence import Presence, PresenceReader
-from .segmenter import BEST, Recipe, Segmenter, segmented
+from .segmenter import BEST, Recipe, Segmenter
+from .segmenting import segmented
 
 MOST_TEXTS = 255
 """That the pixels of a label map tell apart."""
@@ -52,7 +54,9 @@ class MaskSettings:
     texts: tuple[str, ...]
     against: tuple[str, ...] = ()
     """Texts whose mean embedding is taken off that of each text."""
-    recipe: Recipe = BEST
+    recipe: Recipe | Mixture = BEST
+    colours: bool = False
+    """Whether masks follow the colours of a photo, as the model sees it."""
     threshold: float = 0.5
     """The heat from which on a pixel is part of the object."""
     windows: int = 1
@@ -119,15 +123,15 @@ def write_masks(
     there = _There(presence=presence, reader=reader, rows=rows, among=among)
     if settings.against:
         rows = rows - embed_texts(clip, list(settings.against)).mean(0)
-    segmenter = Segmenter(clip, lens, settings.recipe)
+    maps = maps_of(clip, lens, settings.recipe)
     with photo_folder(out) as folder:
-        work = _Masks(segmenter, source, file_names(source.ids), rows, there, settings, folder)
+        work = _Masks(maps, source, file_names(source.ids), rows, there, settings, folder)
         records = work_through(
             source,
             out,
             {
                 "model": [clip.weights_hash, list(clip.image_size)],
-                "lens": _used(lens, segmenter.layers),
+                "lens": _used(lens, maps.layers),
                 **msgspec.json.decode(msgspec.json.encode(settings)),
             },
             work,
@@ -159,7 +163,7 @@ class _Masks:
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        maps: Segmenter | MixedMaps,
         source: ImageSource,
         names: list[str],
         rows: Float[Tensor, "texts dim"],
@@ -167,7 +171,7 @@ class _Masks:
         settings: MaskSettings,
         folder: Path,
     ) -> None:
-        self.segmenter, self.source, self.names = segmenter, source, names
+        self.maps, self.source, self.names = maps, source, names
         self.rows, self.there, self.settings, self.folder = rows, there, settings, folder
 
     def __call__(self, some: range) -> list[Record]:
@@ -184,7 +188,11 @@ class _Masks:
             odds: Iterator[list[float]] = iter(())
             if pictures:
                 odds = iter(self.there(list(pictures.values())))
-                maps = segmented(self.segmenter, list(pictures.values()), self.rows, windows)
+                maps = segmented(
+                    *(self.maps, list(pictures.values()), self.rows),
+                    windows,
+                    self.settings.colours,
+                )
             for position in positions:
                 record: Record = {"photo": self.source.ids[position]}
                 if position in unread:

@@ -11,7 +11,7 @@ what is there would be lost. Nothing else is learnt, and no word has weights of 
 decision holds for words that were not among those it was tuned on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,11 +29,11 @@ from ...effects.capture import Capture
 from ...effects.token_effects import TokenReader
 from ...errors import SecondLensError
 from ...lens.lens import Lens
-from ...models.view import Clip
+from ...models.view import Clip, Images
 from ...storage.files import read_json, save_json
 from ..discovery.finding import WARMTH
 from .baselines.last_block import nac_clip
-from .segmenter import boxes_of, cut
+from .windows import boxes_of, cut, size_of
 
 READINGS = ("whole", "window", "patches", "votes", "sent")
 WINDOWS = 2
@@ -133,7 +133,7 @@ class PresenceReader:
     @torch.no_grad()
     def __call__(
         self,
-        pictures: Sequence[Image.Image],
+        pictures: Images,
         texts: Float[Tensor, "texts dim"],
         among: Float[Tensor, "words dim"],
         windows: int = WINDOWS,
@@ -145,8 +145,8 @@ class PresenceReader:
         """
         clip = self.clip
         pixels = clip.prepare(whole(clip, pictures))
-        boxes = [boxes_of(each.height, each.width, windows) for each in pictures]
-        seen = clip.prepare(whole(clip, cut(list(pictures), boxes, clip.image_size)))
+        boxes = [boxes_of(*size_of(each), windows) for each in pictures]
+        seen = clip.prepare(whole(clip, cut(pictures, boxes, clip.image_size)))
         in_whole, votes, sent = self._of_whole(pixels, texts, among)
         same = texts @ among.T >= SAME
         scaled = temperature(clip) * F.normalize(clip.encode_image(seen).to(texts), dim=-1)

@@ -237,7 +237,7 @@ class Mixed:
 
     def grids(self, batch: MapBatch, form: str, variants: Sequence[str]) -> Grids:
         """There is one variant."""
-        found = self.maps.heat_maps(batch.pixels, batch.texts[form][:, None])[:, 0]
+        found = self.maps.maps(batch.pixels, batch.texts[form][:, None])[:, 0]
         return dict.fromkeys(variants, found)
 
 

@@ -4,27 +4,21 @@ The neurons whose directions agree most with a text are read at every patch, and
 where the text is. An image is encoded once; one more text costs a few small products.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
-from ...arguments import checked
-from ...data.decoding import whole
-from ...data.embedding import embed_texts
-from ...data.sources import pictures_of
-from ...devices import undisturbed
 from ...effects.capture import Capture
-from ...effects.value_paths import PathFactors, chunks, path_factors
+from ...effects.value_paths import PathFactors, path_factors
 from ...errors import SecondLensError
 from ...lens.lens import Lens
 from ...models.view import Clip, Images
-from .heat_maps import on_grid, standardise
+from .heat_maps import on_grid
 
 PAPER_SHARE = 200 / (3 * 3072)
 """Of the neurons of the layers read: the paper takes 200 of three layers of 3,072."""
@@ -153,6 +147,13 @@ class Segmenter:
             else {}
         )
 
+    def maps(
+        self, images: Images, texts: Float[Tensor, "images texts dim"]
+    ) -> Float[Tensor, "images texts rows columns"]:
+        """`heat_maps` of images that `Clip.prepare` takes, cut at 0 if the recipe says so."""
+        found = self.heat_maps(encode(self.clip, images, self.layers), texts)
+        return found.clamp(min=0) if self.recipe.positive else found
+
     @torch.no_grad()
     def heat_maps(
         self, encoded: Encoded, texts: Float[Tensor, "images texts dim"]
@@ -240,159 +241,3 @@ class Segmenter:
         if self.recipe.scale != "standard":
             return mean.new_ones(mean.shape[1])
         return mean.square().mean(0).sqrt().clamp(min=torch.finfo(mean.dtype).eps)
-
-
-Box = tuple[int, int, int, int]
-"""Left, upper, right and lower end of a window, in pixels, as PIL crops."""
-
-
-def boxes_of(height: int, width: int, count: int) -> list[Box]:
-    """`count` windows along each side, each overlapping half of the next, row by row.
-
-    Raises
-    ------
-    SecondLensError
-        More windows along a side than it has pixels.
-    """
-    if min(height, width) < count:
-        raise SecondLensError(
-            f"a picture of {width} x {height} pixels has no room for {count} windows along a side: "
-            "take fewer"
-        )
-
-    def ends(pixels: int) -> list[tuple[int, int]]:
-        length = max(1, round(2 * pixels / (count + 1)))
-        starts = [round(i * (pixels - length) / max(1, count - 1)) for i in range(count)]
-        return [(start, start + length) for start in starts]
-
-    return [
-        (left, upper, right, lower) for upper, lower in ends(height) for left, right in ends(width)
-    ]
-
-
-def cut(pictures: Images, boxes: Sequence[Sequence[Box]], size: tuple[int, int]) -> Images:
-    """What each picture's windows show, all of one picture's before those of the next.
-
-    Windows on preprocessed images are resized to `size`, windows on PIL images are not.
-    """
-    pairs = [(picture, box) for picture, own in zip(pictures, boxes, strict=True) for box in own]
-    if not isinstance(pictures, Tensor):
-        return [picture.crop(box) for picture, box in pairs]
-    cuts = [
-        picture[None, :, upper:lower, left:right] for picture, (left, upper, right, lower) in pairs
-    ]
-    return torch.cat([F.interpolate(c, size, mode="bicubic", antialias=True) for c in cuts])
-
-
-def joined(
-    maps: Float[Tensor, "windows texts rows columns"],
-    boxes: Sequence[Box],
-    size: tuple[int, int],
-) -> Float[Tensor, "texts height width"]:
-    """Windows in their places, averaged where they overlap."""
-    total = maps.new_zeros(maps.shape[1], *size)
-    count = maps.new_zeros(size)
-    for each, (left, upper, right, lower) in zip(maps, boxes, strict=True):
-        place = (..., slice(upper, lower), slice(left, right))
-        inside = (lower - upper, right - left)
-        total[place] += F.interpolate(each[None], inside, mode="bilinear", align_corners=False)[0]
-        count[place] += 1
-    return total / count
-
-
-IMAGES_PER_PASS = 32
-
-
-@checked
-@undisturbed
-def segment(
-    clip: Clip,
-    lens: Lens,
-    images: Any,
-    texts: str | Sequence[str],
-    *,
-    against: str | Sequence[str] = (),
-    recipe: Recipe = BEST,
-    windows: int = 1,
-) -> "Float[Tensor, '*_maps height width'] | list[Float[Tensor, '*_maps height width']]":
-    """Where a text is in an image: a heat-map in [0, 1] at the image's own resolution.
-
-    The paper calls a pixel part of the object from 0.5 on. The model sees the whole picture,
-    squeezed into its square whatever the picture's shape, as the benchmarks do; give a model from
-    `resized` to let it see more pixels. A map that is the same everywhere becomes 0.
-
-    Parameters
-    ----------
-    clip, lens
-        A model and a lens fitted on it.
-    images
-        A PIL image, or preprocessed images [3, height, width] or [images, 3, height, width]; or
-        what `Clip.prepare` takes.
-    texts
-        One text, such as "a dog", or several.
-    against
-        One text or several, whose mean embedding is subtracted from that of each text.
-    recipe
-        Which neurons, and how they are combined; by default `BEST`. `PAPER` is the
-        form of the paper.
-    windows
-        With more than one, the model sees each picture through so many overlapping windows along
-        each side, and maps are averaged where windows overlap.
-
-    Returns
-    -------
-    [height, width] for one text, [texts, height, width] for several; in a list for several images,
-    since these may differ in size, and for what a path names; stacked for a tensor of images.
-
-    Raises
-    ------
-    SecondLensError
-        No images or texts, an empty text or one longer than the model's context, a picture that
-        `whole` refuses, another model's lens, a recipe that the lens cannot follow, or windows
-        on a picture with fewer pixels than windows.
-    """
-    if windows < 1:
-        raise SecondLensError(f"{windows} windows show nothing: take at least one")
-    single = isinstance(images, Image.Image) or (isinstance(images, Tensor) and images.dim() == 3)
-    batch = pictures_of(images[None] if single and isinstance(images, Tensor) else images)
-    rows = embed_texts(clip, texts)
-    if against:
-        rows = rows - embed_texts(clip, against).mean(0)
-    segmenter = Segmenter(clip, lens, recipe)
-    maps: list[Tensor] = []
-    for some in chunks(len(batch), max(1, IMAGES_PER_PASS // windows**2)):
-        for heat, _ in segmented(segmenter, batch[some], rows, windows):
-            maps.append(heat[0] if isinstance(texts, str) else heat)
-    if single:
-        return maps[0]
-    return torch.stack(maps) if isinstance(images, Tensor) else maps
-
-
-@torch.no_grad()
-def segmented(
-    segmenter: Segmenter, pictures: Images, rows: Float[Tensor, "texts dim"], windows: int = 1
-) -> Iterator[tuple[Float[Tensor, "texts height width"], Float[Tensor, " texts"]]]:
-    """For each of a few pictures, heat-maps as `segment` gives them, and the largest raw heat of
-    each text, which is comparable between pictures.
-
-    Raises
-    ------
-    SecondLensError
-        A picture that `whole` refuses, or windows on a picture with fewer pixels than windows.
-    """
-    clip = segmenter.clip
-    sizes = [_size(picture) for picture in pictures]
-    boxes = [boxes_of(*size, windows) for size in sizes]
-    seen = whole(clip, cut(pictures, boxes, clip.image_size) if windows > 1 else pictures)
-    encoded = encode(clip, seen, segmenter.layers)
-    raw = segmenter.heat_maps(encoded, rows.expand(len(seen), -1, -1))
-    if segmenter.recipe.positive:
-        raw = raw.clamp(min=0)
-    for mine, own, size in zip(raw.split(windows**2), boxes, sizes, strict=True):
-        yield standardise(joined(mine, own, size), size), mine.amax((0, 2, 3))
-
-
-def _size(picture: Image.Image | Tensor) -> tuple[int, int]:
-    if isinstance(picture, Tensor):
-        return picture.shape[-2], picture.shape[-1]
-    return picture.height, picture.width

@@ -1,4 +1,4 @@
-"""Mixed maps, presence and `locate`, against their formulas and a logistic regression of others."""
+"""Mixed maps and presence, against their formulas and a logistic regression of others."""
 
 from dataclasses import replace
 
@@ -24,6 +24,7 @@ from secondlens.applications.segmentation.presence import (
 )
 from secondlens.applications.segmentation.refinement import fine_dilations, followed, pamr
 from secondlens.applications.segmentation.segmenter import Recipe, Segmenter, encode
+from secondlens.applications.segmentation.windows import boxes_of, joined
 from secondlens.data.vocabularies import vocabulary
 from secondlens.effects.capture import Capture
 from secondlens.effects.token_effects import TokenReader
@@ -71,10 +72,10 @@ def test_mixed_maps_are_the_sum_of_even_ones(clip, lens):
             for text in range(3):
                 size = (squares[text] ** 0.5) ** 0.75 * together**0.25
                 expected[image, text] += weight * torch.tensor(cut[text]).view(2, 2) / (size or 1)
-    found = MixedMaps(clip, lens, mixture).heat_maps(images, texts)
+    found = MixedMaps(clip, lens, mixture).maps(images, texts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     alone = MixedMaps(clip, lens, Mixture(patches=0.0, heads=0.0, recipe=recipe))
-    torch.testing.assert_close(alone.heat_maps(images, texts), even(readings[0][1]))
+    torch.testing.assert_close(alone.maps(images, texts), even(readings[0][1]))
 
 
 def test_a_map_that_is_nowhere_above_0_is_0():
@@ -245,45 +246,57 @@ def test_another_file_is_no_presence(content, tmp_path):
         sl.Presence.load(path)
 
 
-# Both together
+# Both in pictures
 
 
-def test_locate(clip, lens):
+def test_a_mixture_in_pictures(clip, lens):
     pictures = [noise_picture(0), noise_picture(1, 30, 17)]
-    among = list(WORDS[2:])
-    found = sl.locate(clip, lens, pictures, ["cat", "dog"], among=among)
-    assert [tuple(each.heat.shape) for each in found] == [(2, 18, 20), (2, 17, 30)]
-    rows = clip.encode_text(["cat", "dog"]) - clip.encode_text(among).mean(0)
+    texts, others = ["cat", "dog"], list(WORDS[2:])
+    given = (clip, lens, pictures, texts)
+    found = sl.segment(*given, against=others, recipe=Mixture(), colours=True)
+    assert [tuple(each.shape) for each in found] == [(2, 18, 20), (2, 17, 30)]
+    rows = clip.encode_text(texts) - clip.encode_text(others).mean(0)
     square = [each.resize((16, 16), Image.Resampling.BICUBIC) for each in pictures]
     pixels = clip.prepare(square)
-    raw = MixedMaps(clip, lens).heat_maps(pixels, F.normalize(rows, dim=1).expand(2, -1, -1))
+    raw = MixedMaps(clip, lens).maps(pixels, F.normalize(rows, dim=1).expand(2, -1, -1))
     expected = standardise(followed(raw, pixels)[1], (17, 30), positive=True)
-    torch.testing.assert_close(found[1].heat, expected)
-    assert found[0].present.all() and torch.equal(found[0].masks(0.7), found[0].heat >= 0.7)
-    plain = sl.locate(clip, lens, pictures[1], "cat", among=among, colours=False)
-    torch.testing.assert_close(plain[0].heat, standardise(raw[1, :1], (17, 30), positive=True))
+    torch.testing.assert_close(found[1], expected)
+    plain = sl.segment(*given[:2], pictures[1], "cat", against=others, recipe=Mixture())
+    torch.testing.assert_close(plain, standardise(raw[1, 0], (17, 30), positive=True))
 
 
-def test_what_is_not_there_has_no_mask(clip, lens):
+def test_colours_are_followed_in_each_window(clip, lens):
+    picture = noise_picture(0, 24, 24)
+    recipe = Recipe(positive=False)
+    found = sl.segment(clip, lens, picture, "cat", recipe=recipe, colours=True, windows=2)
+    boxes = boxes_of(24, 24, 2)
+    seen = [picture.crop(box).resize((16, 16), Image.Resampling.BICUBIC) for box in boxes]
+    pixels = clip.prepare(seen)
+    texts = clip.encode_text(["cat"]).expand(4, 1, -1)
+    maps = followed(Segmenter(clip, lens, recipe).maps(pixels, texts), pixels)
+    torch.testing.assert_close(found, standardise(joined(maps, boxes, (24, 24)), (24, 24))[0])
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_the_map_of_what_is_not_there_is_0(clip, lens, as_tensor):
     presence = sl.tune_presence(clip, lens, told(20), vocabulary(list(WORDS)), lost=0.25)
-    pictures = [noise_picture(seed) for seed in range(4)]
-    nothing, everything = (
-        sl.locate(
-            *(clip, lens, pictures, ["cat", "dog"]),
-            among=WORDS,
-            presence=replace(presence, level=level),
-        )
-        for level in (1e9, -1e9)
+    pictures = tiny_images(clip, 4) if as_tensor else [noise_picture(seed) for seed in range(4)]
+    given = (clip, lens, pictures, ["cat", "dog"])
+    nothing, everything, some = (
+        sl.segment(*given, among=WORDS, presence=replace(presence, level=level))
+        for level in (1e9, -1e9, presence.level)
     )
-    for none, each in zip(nothing, everything, strict=True):
-        assert not none.present.any() and not none.masks().any()
-        assert each.present.all() and torch.equal(each.heat, none.heat)
-    assert any(each.masks().any() for each in everything)
+    read = PresenceReader(clip, lens)(
+        pictures, clip.encode_text(["cat", "dog"]), clip.encode_text(list(WORDS))
+    )
+    for index, plain in enumerate(sl.segment(*given)):
+        assert not nothing[index].any()
+        assert torch.equal(everything[index], plain)
+        for text, here in enumerate(presence.present(read)[index]):
+            assert torch.equal(some[index][text], plain[text] * here)
 
 
-def test_what_locate_is_given_is_checked(clip, lens):
+def test_presence_needs_other_words(clip, lens):
     presence = sl.Presence(means=ZEROS, deviations=ONES, weights=ONES, level=0.0)
     with pytest.raises(SecondLensError, match="is told among other words: give among"):
-        sl.locate(clip, lens, noise_picture(0), "cat", presence=presence)
-    with pytest.raises(SecondLensError, match="give them, and not a tensor"):
-        sl.locate(clip, lens, tiny_images(clip, 1), "cat")
+        sl.segment(clip, lens, noise_picture(0), "cat", presence=presence)

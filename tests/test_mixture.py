@@ -19,6 +19,7 @@ from secondlens.applications.segmentation.mixture import MixedMaps, Mixture, eve
 from secondlens.applications.segmentation.presence import (
     PresenceReader,
     _logistic,
+    most_lost,
     presence_readings,
     temperature,
 )
@@ -218,9 +219,25 @@ def test_the_level_loses_the_share_that_may_be_lost(clip, lens, tmp_path):
     readings, there = presence_readings(clip, lens, told(20), words)
     assert there.sum() == 20 and readings.shape == (20, 5, 5)
     lost = (~presence.present(readings.double()) & there).sum()
-    assert lost == 5
+    assert lost == most_lost(20, 0.25) == 1
     presence.save(tmp_path / "presence.json")
     assert sl.Presence.load(tmp_path / "presence.json") == presence
+
+
+@pytest.mark.parametrize(
+    ("there", "lost", "expected"), [(650, 0.05, 21), (20, 0.25, 1), (20, 0.05, 0), (1, 0.99, 0)]
+)
+def test_chance_is_allowed_for(there, lost, expected):
+    """With one more, the interval, written out, would reach beyond the share."""
+    found = most_lost(there, lost)
+    assert found == expected
+    z = 1.959963984540054
+    ends = []
+    for k in (found, found + 1):
+        centre, spread = k + z * z / 2, z * (k * (there - k) / there + z * z / 4) ** 0.5
+        ends.append((centre + spread) / (there + z * z))
+    assert ends[1] > lost
+    assert ends[0] <= lost or found == 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from ...devices import undisturbed
 from ...effects.capture import Capture
 from ...effects.token_effects import TokenReader
 from ...errors import SecondLensError
+from ...intervals import wilson
 from ...lens.lens import Lens
 from ...models.view import Clip, Images
 from ...storage.files import read_json, save_json
@@ -267,7 +268,8 @@ def tune_presence(
         All labels and their prompts: each is a text, and all others are the words it is compared
         with.
     lost
-        The share of what is there that may be missed.
+        The share of what is there that other pictures may miss: the level is lower than where these
+        pictures miss as many, so that chance is allowed for, see `most_lost`.
     windows
         Along each side.
 
@@ -292,8 +294,16 @@ def tune_presence(
         level=0.0,
         windows=windows,
     )
-    level = found.scores(readings.double())[there].quantile(lost)
-    return Presence(**{**asdict(found), "level": float(level)})
+    scores = found.scores(readings.double())[there].sort().values
+    return Presence(**{**asdict(found), "level": float(scores[most_lost(len(scores), lost)])})
+
+
+def most_lost(there: int, lost: float) -> int:
+    """How many of `there` may be lost so that other pictures lose a share of at most `lost`.
+
+    The largest number whose 95 % Wilson interval ends at `lost`, or before; else none.
+    """
+    return max((k for k in range(there) if wilson(k, there)[1] <= lost), default=0)
 
 
 def presence_readings(

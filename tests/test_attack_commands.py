@@ -200,6 +200,7 @@ def test_table3_compares_every_method(lenses, tmp_path):
     assert fmean(row["indirect effect"] for row in PAPER.values()) == pytest.approx(2.02)
 
 
+@pytest.mark.long
 def test_table3_fits_a_lens_if_none_is_named(tmp_path, monkeypatch):
     module = import_module("secondlens.paper.table3")
     monkeypatch.setattr(module, "ATTACK_PAIRS", ATTACK_PAIRS[:1])

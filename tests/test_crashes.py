@@ -78,7 +78,14 @@ def another_lens(clip, folder):
 
 
 @pytest.mark.parametrize(
-    "change", [other_words, one_more, one_less, words_over_all_paths, another_lens]
+    "change",
+    [
+        one_less,
+        other_words,
+        pytest.param(one_more, marks=pytest.mark.long),
+        pytest.param(words_over_all_paths, marks=pytest.mark.long),
+        pytest.param(another_lens, marks=pytest.mark.long),
+    ],
 )
 def test_a_lens_is_the_old_or_the_new_one(clip, described, tmp_path, change):
     place = tmp_path / "work" / "lens"

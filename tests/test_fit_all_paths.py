@@ -383,6 +383,7 @@ def test_discovered_words_are_those_of_total_effects(clip, images, own):
         assert not word.heads.numel()
 
 
+@pytest.mark.long
 def test_commands_take_either_kind_of_effects(tmp_path, monkeypatch):
     for few in ("PILOT_IMAGES", "PROBED_IMAGES"):
         monkeypatch.setattr(total_shards, few, 2)

@@ -95,6 +95,7 @@ def test_few_cues_are_compared_with_the_words_of_a_description(clip, source, emb
     assert found == (gone,)
 
 
+@pytest.mark.long
 def test_shares_are_their_definition():
     generator = torch.Generator().manual_seed(3)
     words = F.normalize(torch.randn(9, 6, generator=generator), dim=1)
@@ -151,6 +152,7 @@ def test_labels_and_referees_are_counted(clip, source, embeddings):
     assert "judged by their labels and demo itself" in said
 
 
+@pytest.mark.long
 def test_a_referee_is_counted(clip, source, embeddings):
     few, twin, cues = Subset(source, range(300)), load("demo-twin"), object_names()
     found, said = unshown_cues(

@@ -113,6 +113,7 @@ def test_no_actor_outlives_its_driver(tmp_path):
     assert fitting.orphans(PATIENCE) == []
 
 
+@pytest.mark.long
 def test_of_two_fits_one_is_refused(tmp_path):
     first = Fitting(tmp_path, seconds=5)
     deadline = time.monotonic() + PATIENCE

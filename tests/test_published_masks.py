@@ -131,7 +131,7 @@ def by_hand(clip, lens, method):
     return [100 * accuracy, 100 * np.mean(overlap), 100 * np.mean(precisions)]
 
 
-@pytest.mark.parametrize("method", [OURS, "TextSpan"])
+@pytest.mark.parametrize("method", ["TextSpan", pytest.param(OURS, marks=pytest.mark.long)])
 def test_the_published_form_is_crop_squeeze_and_each_script_s_own_mask(
     clip, lens, measured, method
 ):

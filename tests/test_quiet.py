@@ -56,6 +56,7 @@ def test_every_command_is_asked():
     assert asked | ELSEWHERE == {command.name for command in COMMANDS}
 
 
+@pytest.mark.long
 def test_nothing_but_mistakes_is_said(tmp_path):
     found = said(tmp_path, dict.fromkeys(OFTEN) | SILENT | MISTAKEN)
     for name in MISTAKEN:

@@ -280,6 +280,7 @@ def test_local_addresses(clip, encoded, expected, tmp_path):
     assert Folder(tmp_path / "photos").ids == StoredFolder(f"file://{tmp_path}/photos").ids
 
 
+@pytest.mark.long
 def test_processes_share_a_folder_in_a_store(server, clip, expected):
     engine = Local(workers=2)
     close(fit(clip, "s3://lab/photos", out="s3://lab/many", engine=engine, **OPTIONS), expected)

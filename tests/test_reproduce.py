@@ -228,6 +228,7 @@ def test_one_layer_is_fitted_where_one_is_shown(tiny, tmp_path):
     assert "lens" not in vars(made) and "lens" not in vars(again)
 
 
+@pytest.mark.long
 def test_fig4_has_a_line_for_each_vocabulary_and_control(tiny):
     few = vocabulary(["ship", "sea", "snow", "red", "owl"], name="few")
     both = replace(tiny)
@@ -283,6 +284,7 @@ def test_shifted_pictures_and_the_layer_by_accuracy(tiny):
             getattr(nothing, name)
 
 
+@pytest.mark.long
 def test_table4_is_a_result_like_the_others(tiny, monkeypatch):
     monkeypatch.setattr(table4, "DEV_IMAGES", 1)
     monkeypatch.setattr(table4, "TEST_IMAGES", 1)
@@ -348,6 +350,7 @@ def test_all_makes_a_page_and_says_what_is_left_out(lens, few, tmp_path, only):
     assert (out / "fig11.csv").is_file()
 
 
+@pytest.mark.long
 def test_the_second_model_of_photographs_is_a_study_of_its_own(tiny, only, tmp_path):
     """The embedded world has a second model, photographs have one only where it is named."""
     only("fig9", "fig12")
@@ -518,6 +521,7 @@ def test_pictures_follow_the_paper_or_its_code(tiny, monkeypatch):
     assert replace(code).fit_source.ids == few.ids
 
 
+@pytest.mark.long
 def test_official_effects_reach_a_result_or_are_refused_before_the_fit(tiny, clip, tmp_path):
     def loaded():
         raise AssertionError("the model was loaded")

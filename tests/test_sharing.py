@@ -246,6 +246,7 @@ def test_an_exported_explorer_tells_nothing(of, request, home, tmp_path):
     assert list((tmp_path / "site").rglob("*.webp")) or of == "old"
 
 
+@pytest.mark.long
 def test_runs_tell_nothing(home, lens, tmp_path):
     model = f"hf:{home / 'models' / 'clip-of-mine'}"
     photographs, out = home / "photographs", home / "runs"

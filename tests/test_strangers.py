@@ -834,12 +834,18 @@ else:
 @pytest.mark.parametrize(
     ("kind", "make"),
     [
-        ("tokenizer", lambda s: (s.own_tokenizer(), s.folder)[1]),
-        ("model", lambda s: s.own_model()),
-        ("open_clip", tokenizer_that_trusts_itself),
         ("torch", lambda s: s.pickled("a.pt")),
-        ("torch", lambda s: s.pickled("a.pt", _use_new_zipfile_serialization=False)),
-        ("numpy", numpy_archive),
+        pytest.param(
+            "tokenizer", lambda s: (s.own_tokenizer(), s.folder)[1], marks=pytest.mark.long
+        ),
+        pytest.param("model", lambda s: s.own_model(), marks=pytest.mark.long),
+        pytest.param("open_clip", tokenizer_that_trusts_itself, marks=pytest.mark.long),
+        pytest.param(
+            "torch",
+            lambda s: s.pickled("a.pt", _use_new_zipfile_serialization=False),
+            marks=pytest.mark.long,
+        ),
+        pytest.param("numpy", numpy_archive, marks=pytest.mark.long),
     ],
 )
 def test_they_are_armed(tmp_path, kind, make):

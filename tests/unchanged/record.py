@@ -159,6 +159,10 @@ def differences(name, found, known, *, same_machine):
     if not same_machine:
         for each in (values, old_values):
             _largest(each, "", scales)
+        for column, size in scales.items():
+            whole = REST_OF.get(column.rpartition("/")[2])
+            if whole is not None:
+                scales[column] = max(size, scales[f"{column.rpartition('/')[0]}/{whole}"])
     said = list(_differ(values, old_values, "", scales, same_machine))
     for place in sorted(tensors.keys() | old_tensors.keys()):
         if place not in tensors or place not in old_tensors:
@@ -167,6 +171,9 @@ def differences(name, found, known, *, same_machine):
             said.append(f"{place}: {_shown(tensors[place], old_tensors[place])}")
     return said
 
+
+REST_OF = {"others": "weight"}
+"""What is left of a number after others were taken off: rounding errors are those of the number."""
 
 NEWER = {
     "along",

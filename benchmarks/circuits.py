@@ -4,9 +4,11 @@
     python benchmarks/circuits.py cues --lens secondlens-demo/lens  # planted cues
     python benchmarks/circuits.py cost              # random weights of ViT-B/32
 
-`keep`: of the neurons that do most, the strongest edges stay, as a share of all that are not zero;
-all others are held at their means over other scenes. Told is how far the margin of the right object
-over the next best comes from where it is with every edge held to where it is.
+`keep`: of the neurons that do most, some edges stay, as a share of all that the network has; all
+others are held at their means over other scenes. Told is how far the margin of the right object
+over the next best comes from where it is with every edge held to where it is. The edges are those
+that `circuit` takes for a share; beside them, with attention frozen, as many that are the strongest
+alone, and as many drawn at random that add up to the same for each neuron.
 
 `cues`: the graph of an object's score, on its planted place minus before plain gray, has a route if
 an edge leaves a neuron that is named by the place, reaches the target, and what goes along it is
@@ -28,11 +30,12 @@ from rich.console import Console
 from rich.progress import track
 
 import secondlens as sl
+from secondlens.applications.circuits.pruning import balanced, leading_on, strongest
 from secondlens.applications.circuits.tracing import Aim, Tracer, held_scores
 from secondlens.data.vocabularies import object_names
 from secondlens.demo.scenes import FIT_SEED, TEST_SEED, Scenes, World, object_on
 from secondlens.demo.world import PLACES, PREFERENCE
-from secondlens.effects.edges import edges
+from secondlens.effects.held_runs import held_run
 from secondlens.effects.linearised import linearise
 
 
@@ -55,11 +58,20 @@ def margin(clip: sl.Clip, rows: torch.Tensor, image: Any, right: int) -> tuple[t
 @click.option("--model", type=click.Choice(["demo", "demo-twin"]), default="demo")
 @click.option("--pictures", default=100, show_default=True, help="That are classified rightly.")
 @click.option("--nodes", default=1500, show_default=True)
-@click.option("--share", default=0.01, show_default=True, help="Of the edges that are not zero.")
+@click.option("--share", default=0.01, show_default=True, help="Of all edges that the network has.")
+@click.option("--beside", default=100, show_default=True, help="With what else, on how many.")
 @click.option("--gain", type=click.Choice(["secant", "tangent"]), default="secant")
 @click.option("--json", "out", type=Path)
-def keep(model: str, pictures: int, nodes: int, share: float, gain: str, out: Path | None) -> None:
-    """Hold all edges at their means but the strongest, and look at the margin."""
+def keep(
+    model: str,
+    pictures: int,
+    nodes: int,
+    share: float,
+    beside: int,
+    gain: str,
+    out: Path | None,
+) -> None:
+    """Hold all edges at their means but some, and look at the margin."""
     clip, world = sl.load(model), World(planted=model == "demo")
     means = sl.mean_of(clip, Scenes(world, FIT_SEED, 300))
     scenes = Scenes(world, TEST_SEED, 4 * pictures, single=True)
@@ -74,29 +86,46 @@ def keep(model: str, pictures: int, nodes: int, share: float, gain: str, out: Pa
         if ahead <= 0:
             continue
         tracer = tracer_of(clip, direction, means, gain)
-        (picture,) = [p for _, p in tracer.pictures(tracer.reader([scene.image]), "", False)]
-        chosen = tracer.chosen([tracer.reader([scene.image])], nodes, 0, False)
-        between = edges(
-            picture.gradient, chosen, picture.change, picture.embedding - means.embedding.float()
-        )
-        weights = between.weights[0]
+        reader = tracer.reader([scene.image])
+        (picture,) = [p for _, p in tracer.pictures(reader, "", False)]
+        chosen = tracer.chosen([reader], nodes, 0, False)
+        weights, wanted = tracer.frozen_edges(picture, chosen)
         n, last = clip.neurons, clip.layers
-        possible = n**2 * last * (last - 1) // 2 + last * n + (clip.tokens - 1) * (last * n + 1)
-        count = min(int(share * possible), int((weights != 0).sum()))
-        least = weights.abs().flatten().topk(count).values[-1]
-        kept = (weights.abs() >= least) & (weights != 0)
+        possible = n**2 * last * (last - 1) // 2 + last * n + clip.tokens * (last * n + 1)
+        count = int(share * possible)
+        kept = leading_on(balanced(weights, wanted, count), len(chosen.neurons))
         row: dict[str, float] = {"margin": ahead, "edges": int(kept.sum()) / possible}
+        row["neurons"] = int(kept[: len(chosen.neurons)].any(1).sum())
         scores = held_scores(picture, chosen, kept, ahead)
         for attention, (score, held, whole) in zip(("frozen", "free"), scores, strict=True):
             row[attention] = (score - held) / (whole - held)
+            row[f"{attention}, off by"] = abs(1 - row[attention])
             row[f"{attention}, of the margin"] = score / whole
+        if len(found) < beside:
+            for name, mask in (
+                ("frozen, strongest alone", strongest(weights, int(kept.sum()))),
+                ("frozen, random", random_balanced(weights, wanted, int(kept.sum()))),
+            ):
+                mask = leading_on(mask, len(chosen.neurons))
+                score = float(held_run(*picture.run, chosen, mask).score(direction)[0])
+                row[name] = (score - picture.without[0]) / (ahead - picture.without[0])
         found.append(row)
         if out:
             out.write_text(json.dumps(found, indent=1))
     for name in found[0]:
-        values = np.array([row[name] for row in found])
+        values = np.array([row[name] for row in found if name in row])
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
         print(f"{name}: median {middle:.3f}, quartiles {low:.3f} to {high:.3f}, n {len(values)}")
+
+
+def random_balanced(weights: torch.Tensor, wanted: torch.Tensor, count: int) -> torch.Tensor:
+    """Edges at random, more of one sign than of the other so that they bring what is wanted."""
+    drawn = torch.rand(weights.shape, generator=torch.Generator().manual_seed(0))
+    up, down = weights.clamp(min=0).sum(0), (-weights).clamp(min=0).sum(0)
+    rate = count / int((weights != 0).sum())
+    tilt = (wanted - rate * (up - down)) / (2 * up * down).clamp(min=1e-30)
+    rates = torch.where(weights > 0, rate + tilt * down, rate - tilt * up)
+    return (drawn < rates) & (weights != 0)
 
 
 def tracer_of(clip: sl.Clip, direction: torch.Tensor, means: Any, gain: str) -> Any:

@@ -432,7 +432,8 @@ def literally_held(clip, images, embedding, means, nodes, kept, free):
         return (x + p @ clip.blocks[-1].neuron_rows + clip.blocks[-1].mlp_bias)[:, 0]
 
     post = end(None) if free else given[2]
-    return literal.norm(clip.ln_post, post, end(0)) @ clip.projection
+    found = literal.norm(clip.ln_post, post, end(0)) @ clip.projection
+    return found if clip.read_offset is None else found + clip.read_offset()
 
 
 @pytest.mark.parametrize("free", [False, True])

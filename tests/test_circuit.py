@@ -201,7 +201,9 @@ def test_the_fewest_edges_that_keep_a_share(clip, pictures, means):
     whole = sl.circuit(*asked, **EVERYTHING)
     every = len([each for each in whole.edges if each.kind == "value"])
     assert 0 < sizes[0] < sizes[1] <= every and sizes[0] < every / 2
-    with pytest.raises(sl.SecondLensError, match=r"between the 1 neurons keep at most .* more nodes"):
+    with pytest.raises(
+        sl.SecondLensError, match=r"between the 1 neurons keep at most .* more nodes"
+    ):
         sl.circuit(*asked, nodes=1, share=1.0)
 
 

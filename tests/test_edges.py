@@ -2,8 +2,8 @@
 run in which every receiver has a stream of its own."""
 
 import pytest
-import torch
 import timm
+import torch
 from models import randomise, sequence_first, tiny_model, tiny_transformers_model
 
 import secondlens as sl

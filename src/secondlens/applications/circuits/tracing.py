@@ -83,8 +83,8 @@ def circuit(
     share
         In place of `edges`: the fewest edges with which the network keeps this share of what is
         explained, such as 0.9, where attention is frozen and all other edges are held at their
-        means; as much above 1 counts as much below. What a neuron then keeps of its edges adds up to what it gets, see
-        `pruning.balanced`. For a score and one set.
+        means; as much too far counts as not far enough. What a neuron then keeps of its edges adds
+        up to what it gets, see `pruning.balanced`. For a score and one set.
     gain
         Of a neuron: "secant" from what it gets with all edges held to what it gets, which suits
         finite differences to a mean and leaves hardly anything to `ERROR`; or "tangent", the
@@ -96,8 +96,8 @@ def circuit(
     ------
     SecondLensError
         A target of another kind, no such neuron, no nodes or edges, a share that no number of
-        edges keeps, a lens of another model, a model of a kind that `linearise` refuses, or no picture
-        that can be read.
+        edges keeps, a lens of another model, a model of a kind that `linearise` refuses, or no
+        picture that can be read.
     """
     check_paths(clip)
     if lens is not None:
@@ -344,9 +344,7 @@ class Tracer:
         embedding = picture.embedding - self.means.embedding
         found = edges_between(picture.gradient, nodes, picture.change, embedding, heads=True)
         assert found.by_head is not None
-        inflow = torch.cat(
-            [self._into_target(picture), picture.inflow(picture.gradient, nodes)]
-        )
+        inflow = torch.cat([self._into_target(picture), picture.inflow(picture.gradient, nodes)])
         activations = [
             picture.tower.activations[layer][0, :, nodes.of_layer(layer)]
             for layer in range(self.clip.layers)
@@ -498,7 +496,11 @@ def held_scores(
     """With frozen and with free attention: the score with some edges, with none, and as it is."""
     assert isinstance(picture.target, Tensor)
     return [
-        [float(held_run(*picture.run, nodes, mask, free=free).score(picture.target)[0]), none, whole]
+        [
+            float(held_run(*picture.run, nodes, mask, free=free).score(picture.target)[0]),
+            none,
+            whole,
+        ]
         for free, none in zip((False, True), picture.without, strict=True)
     ]
 

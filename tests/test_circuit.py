@@ -274,7 +274,7 @@ def test_command(folder, clip, pictures, means):
     assert "Why sea above road" in page and "http://www.w3.org/2000/svg" in page
     # nothing is fetched: the only address is a name space
     assert page.count("http:") == 1 and "https:" not in page
-    result = run(folder, *asked, "--top", 3)
+    result = run(folder, *asked, "--top", 3, "--share", 0.5)
     assert result.exit_code == 0, result.output
     assert "sea above road" in result.output and "attention free" in " ".join(result.output.split())
 
@@ -300,6 +300,7 @@ def test_mistakes_of_the_command(folder):
         ((folder / "photo.png",), "either --text or --neuron"),
         ((folder / "photo.png", "--neuron", "1:2", "--rather-than", "a"), "needs a --text"),
         ((folder / "photo.png", "--text", "a"), "--against"),
+        ((folder / "photo.png", "--neuron", "1:2", "--share", 0.5), "--share is of a --text"),
         ((folder / "no.png", "--text", "a", "--against", folder / "photos"), "no folder or file"),
     ):
         result = run(folder, *arguments)

@@ -94,7 +94,8 @@ def balanced(
     # over the last no edge has a chance, however far bars are moved
     ends = largest * 1e-6, largest / (1 - TILT)
     for _ in range(2):
-        bars = torch.logspace(*(math.log10(end) for end in ends), BARS, dtype=torch.float64)
+        low_end, high_end = (math.log10(end) for end in ends)
+        bars = torch.logspace(low_end, high_end, BARS, dtype=torch.float64)
         bars[-1] = ends[1]
         high = (TILT * bars).repeat(len(wanted), 1)
         low = -high
@@ -108,7 +109,8 @@ def balanced(
         at = int((number <= count).nonzero()[0])
         ends = float(bars[max(0, at - 1)]), float(bars[at])
     shift = shift[:, at]
-    return (weights > bars[at] - shift) | (weights < -bars[at] - shift)
+    kept: Tensor = (weights > bars[at] - shift) | (weights < -bars[at] - shift)
+    return kept
 
 
 def leading_on(

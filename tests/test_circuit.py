@@ -10,7 +10,7 @@ from models import Unreadable
 from small_world import noise, small, tiny
 
 import secondlens as sl
-from secondlens.applications.circuits.pruning import connected
+from secondlens.applications.circuits.pruning import balanced, leading_on, strongest
 from secondlens.applications.circuits.tracing import Aim, Tracer
 from secondlens.commands.group import main
 from secondlens.effects.edges import frozen_worth
@@ -159,11 +159,52 @@ def test_pruning_keeps_the_strongest_that_lead_on():
             [3.0, 4.0, 0.5, 0.2, 0.0],
         ]
     )
-    kept = connected(weights, 2, 3)
+    kept = leading_on(strongest(weights, 3), 2)
     # 5, 4 and 3 are the strongest; neuron 1 has no way on, and then neuron 0 has none
     assert kept.nonzero().tolist() == [[2, 0]]
-    kept = connected(weights, 2, 99)
+    kept = leading_on(strongest(weights, 99), 2)
     assert torch.equal(kept, weights != 0)
+
+
+def test_balanced_edges_bring_what_is_wanted():
+    """What is lost by bars alone is of one sign; with shifted bars nothing is, for as few edges."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(400, 50, generator=generator) ** 3 + 0.1
+    weights[torch.rand(400, 50, generator=generator) < 0.1] = 0
+    wanted = weights.sum(0)
+    count = 2000
+    kept = balanced(weights, wanted, count)
+    assert 0.9 * count < kept.sum() <= count and not kept[weights == 0].any()
+    off = ((weights * kept).sum(0) - wanted).abs().mean()
+    plain = ((weights * strongest(weights, count)).sum(0) - wanted).abs().mean()
+    assert off < 0.1 * plain
+    # of each receiver and sign, the strongest
+    for column, over in zip(weights.T, kept.T, strict=True):
+        for sign in (1, -1):
+            size = column * sign
+            if over[size > 0].any():
+                assert size[over & (size > 0)].min() >= size[~over & (size > 0)].max()
+    assert torch.equal(balanced(weights, wanted, 10**6), weights != 0)
+    assert balanced(weights, wanted, 1).sum() <= 1
+
+
+def test_the_fewest_edges_that_keep_a_share(clip, pictures, means):
+    asked = (clip, None, pictures[:2], ("sea", "road"), means)
+    sizes = []
+    for share in (0.5, 0.99):
+        found = sl.circuit(*asked, nodes=LAYERS * NEURONS, share=share)
+        check = found.checks[0]
+        assert check.attention == "frozen" and abs(1 - check.share) <= 1 - share + 1e-6
+        drawn = [each for each in found.edges if each.kind in ("value", "query", "key")]
+        assert {each.kind for each in drawn} == {"value"}
+        sizes.append(len(drawn))
+    whole = sl.circuit(*asked, **EVERYTHING)
+    every = len([each for each in whole.edges if each.kind == "value"])
+    assert 0 < sizes[0] < sizes[1] <= every and sizes[0] < every / 2
+    with pytest.raises(
+        sl.SecondLensError, match=r"between the 1 neurons keep at most .* more nodes"
+    ):
+        sl.circuit(*asked, nodes=1, share=1.0)
 
 
 def test_the_page_of_numbers_is_plain(clip, pictures, means):
@@ -187,6 +228,9 @@ def test_mistakes(clip, pictures, means):
         ("sea", {"nodes": 0}, "at least 1 node"),
         ("sea", {"edges": 0}, "at least 1 node and 1 edge"),
         ("sea", {"gain": "none"}, "secant"),
+        ("sea", {"share": 0.0}, "above 0 and at most 1"),
+        ((0, 1), {"share": 0.5}, "leave out `share`"),
+        ("sea", {"share": 0.5, "minus": pictures}, "leave out `share`"),
     ):
         with pytest.raises(sl.SecondLensError, match=message):
             sl.circuit(clip, None, pictures[:1], target, means, **options)
@@ -230,7 +274,7 @@ def test_command(folder, clip, pictures, means):
     assert "Why sea above road" in page and "http://www.w3.org/2000/svg" in page
     # nothing is fetched: the only address is a name space
     assert page.count("http:") == 1 and "https:" not in page
-    result = run(folder, *asked, "--top", 3)
+    result = run(folder, *asked, "--top", 3, "--share", 0.5)
     assert result.exit_code == 0, result.output
     assert "sea above road" in result.output and "attention free" in " ".join(result.output.split())
 
@@ -256,6 +300,7 @@ def test_mistakes_of_the_command(folder):
         ((folder / "photo.png",), "either --text or --neuron"),
         ((folder / "photo.png", "--neuron", "1:2", "--rather-than", "a"), "needs a --text"),
         ((folder / "photo.png", "--text", "a"), "--against"),
+        ((folder / "photo.png", "--neuron", "1:2", "--share", 0.5), "--share is of a --text"),
         ((folder / "no.png", "--text", "a", "--against", folder / "photos"), "no folder or file"),
     ):
         result = run(folder, *arguments)

@@ -2,8 +2,9 @@
 run in which every receiver has a stream of its own."""
 
 import pytest
+import timm
 import torch
-from models import sequence_first, tiny_model, tiny_transformers_model
+from models import randomise, sequence_first, tiny_model, tiny_transformers_model
 
 import secondlens as sl
 from secondlens.data.reader import Reader
@@ -23,10 +24,25 @@ from secondlens.effects.edges import (
 from secondlens.effects.held_runs import held_run
 from secondlens.effects.linearised import linearise
 from secondlens.models.open_clip.views import from_open_clip
+from secondlens.models.timm.views import from_timm
 from secondlens.models.transformers.views import from_transformers
 from secondlens.models.view import hooked
 
 HEADS, LAYERS, NEURONS, TOKENS = 3, 3, 48, 5
+
+
+def tiny_timm_tower():
+    """A plain tower of timm with the shape of `tiny_model`, always the same."""
+    shape = {"embed_dim": 24, "depth": LAYERS, "num_heads": HEADS, "mlp_ratio": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tower = timm.create_model(
+            "vit_tiny_patch16_224", img_size=16, patch_size=8, num_classes=12, **shape
+        )
+        randomise(tower)
+    return tower.double().eval()
+
+
 FAMILIES = {
     "open_clip": lambda: from_open_clip(tiny_model(dtype=torch.float64)),
     "open_clip, sequence first": lambda: from_open_clip(
@@ -36,6 +52,7 @@ FAMILIES = {
         tiny_model(dtype=torch.float64, ls_init_value=0.5, quick_gelu=True)
     ),
     "transformers": lambda: from_transformers(tiny_transformers_model().double()),
+    "timm": lambda: from_timm(tiny_timm_tower()),
 }
 EVERY_NEURON = tuple((layer, n) for layer in range(LAYERS) for n in range(NEURONS))
 EVERY_HEAD = tuple((layer, h) for layer in range(LAYERS) for h in range(HEADS))
@@ -415,7 +432,8 @@ def literally_held(clip, images, embedding, means, nodes, kept, free):
         return (x + p @ clip.blocks[-1].neuron_rows + clip.blocks[-1].mlp_bias)[:, 0]
 
     post = end(None) if free else given[2]
-    return literal.norm(clip.ln_post, post, end(0)) @ clip.projection
+    found = literal.norm(clip.ln_post, post, end(0)) @ clip.projection
+    return found if clip.read_offset is None else found + clip.read_offset()
 
 
 @pytest.mark.parametrize("free", [False, True])

@@ -55,6 +55,11 @@ SCENES = 256
     "--edges", type=click.IntRange(1), default=400, show_default=True, help="Edges at most."
 )
 @click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="In place of --edges: the fewest that keep this share of what is explained, such as 0.9.",
+)
+@click.option(
     "--gain",
     type=click.Choice(["secant", "tangent"]),
     default="secant",
@@ -76,6 +81,7 @@ def circuit(
     nodes: int,
     heads: int,
     edges: int,
+    share: float | None,
     gain: Any,
     top: int,
     page: Path | None,
@@ -93,6 +99,10 @@ def circuit(
     check_together(
         when((text is None) == (unit is None), "give either --text or --neuron, not both or none"),
         when(rather_than is not None and text is None, "--rather-than needs a --text"),
+        when(
+            share is not None and (neuron is not None or minus is not None),
+            "--share is of a --text and one set of pictures, without --neuron or --minus",
+        ),
         missing(model.model, "a circuit of", {"--against": against}),
     )
     check_parents(page)
@@ -118,6 +128,7 @@ def circuit(
         nodes=nodes,
         heads=heads,
         edges=edges,
+        share=share,
         gain=gain,
         progress=True,
     )
@@ -129,6 +140,7 @@ def circuit(
         return
     console.print(node_table(found, top))
     console.print(edge_table(found, top))
+    console.print(f"The graph has {len(found.neurons):,} neurons.", highlight=False)
     for each in found.checks:
         console.print(
             f"With attention {each.attention}, the network with all other edges at their means "

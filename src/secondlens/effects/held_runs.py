@@ -72,13 +72,14 @@ def held_run(
     """
     clip, means = tower.clip, means.to(embedding)
     count, tokens = len(nodes.neurons), clip.tokens
-    groups, masks = grouped(torch.cat([kept[count:], kept[:count]]))
-    masks = masks.to(embedding.device)
+    kept = kept.to(embedding.device)
     change = embedding - means.embedding
-    some = groups[:tokens]
-    streams = change.new_zeros(*change.shape[:2], 1 + max(some) + 1, change.shape[2])
+    groups, first = grouped(kept[count:])
+    streams = change.new_zeros(*change.shape[:2], 1 + len(first), change.shape[2])
     streams[:, :, 0] = means.embedding
-    streams[:, list(range(tokens)), [1 + group for group in some]] = change
+    streams[:, list(range(tokens)), [1 + group for group in groups]] = change
+    # of each stream but the first, which edges to the output and to neurons still ahead are kept
+    masks = kept[count:][first]
     inputs = {}
     done = 0
     for layer, block in enumerate(clip.blocks):
@@ -91,36 +92,41 @@ def held_run(
         if free:
             norm = LinearNorm.at(streams.sum(2), block.ln_2, linear.dtype)
         neurons = nodes.of_layer(layer)
-        here = slice(1 + done, 1 + done + len(neurons))
-        mask = masks[: streams.shape[2] - 1, here]
-        inputs[layer] = _read(block, linear, norm, streams, neurons, mask)
+        here = slice(1, 1 + len(neurons))
+        inputs[layer] = _read(block, linear, norm, streams, neurons, masks[:, here])
         moved = block.activation(inputs[layer]) - means.activations[layer][:, neurons]
         mean = means.activations[layer] @ linear.neuron_rows + block.mlp_bias.to(embedding)
         streams[:, :, 0] += mean
-        some = groups[tokens + done : tokens + done + len(neurons)]
-        new = max([0, *(group + 2 - streams.shape[2] for group in some)])
-        streams = torch.cat([streams, streams.new_zeros(*change.shape[:2], new, clip.width)], dim=2)
-        places = torch.tensor([1 + group for group in some], device=streams.device)
-        writes = moved[..., None] * linear.neuron_rows[neurons]
-        streams.index_add_(2, places.long(), writes)
         done += len(neurons)
+        ahead = [0, *range(1 + done, 1 + count)]
+        new = kept[done - len(neurons) : done, ahead]
+        masks = torch.cat([masks[:, [0, *range(1 + len(neurons), masks.shape[1])]], new])
+        groups, first = grouped(masks)
+        masks = masks[first]
+        places = 1 + torch.tensor(groups, device=streams.device).long()
+        before = streams
+        streams = before.new_zeros(*change.shape[:2], 1 + len(first), clip.width)
+        streams[:, :, 0] = before[:, :, 0]
+        old = before.shape[2] - 1
+        streams.index_add_(2, places[:old], before[:, :, 1:])
+        streams.index_add_(2, places[old:], moved[..., None] * linear.neuron_rows[neurons])
     at_class = streams[:, 0]
     norm = tower.norm_post
     if free:
         norm = LinearNorm.at(at_class.sum(1), clip.ln_post, at_class.dtype)
-    chosen = masks[: at_class.shape[1] - 1, 0].to(at_class)
+    chosen = masks[:, 0].to(at_class)
     output = at_class[:, 0] + torch.einsum("bsw,s->bw", at_class[:, 1:], chosen)
     normalised = norm.linear(output[:, None])[:, 0] + clip.post_bias.to(output)
     representation = normalised @ clip.projection.to(output)
+    if clip.read_offset is not None:
+        representation = representation + clip.read_offset().to(output)
     length = representation.norm(dim=-1) if free else tower.length
     return HeldRun(representation=representation, length=length, inputs=inputs)
 
 
-def grouped(
-    kept: Bool[Tensor, "sources targets"],
-) -> tuple[list[int], Bool[Tensor, "groups targets"]]:
+def grouped(kept: Bool[Tensor, "sources targets"]) -> tuple[list[int], list[int]]:
     """Sources whose edges lead to the same targets can share a stream: the group of each, numbered
-    as they come, and the targets of each group."""
+    as they come, and the first source of each group."""
     numbers: dict[bytes, int] = {}
     groups = []
     first = []
@@ -130,7 +136,7 @@ def grouped(
             numbers[key] = len(numbers)
             first.append(place)
         groups.append(numbers[key])
-    return groups, kept[first]
+    return groups, first
 
 
 @torch.no_grad()
@@ -173,6 +179,10 @@ def with_secants(tower: Linearised, held: dict[int, Tensor]) -> Linearised:
     return replace(tower, blocks=blocks)
 
 
+PIECE = 64
+"""Neurons whose inputs are added up at once."""
+
+
 def _past_attention(block: Block, linear: LinearBlock, streams: Streams) -> Streams:
     """Streams after a block's attention; the first one, to which biases belong, comes with them."""
     read = linear.norm_1.linear(streams)
@@ -195,6 +205,13 @@ def _read(
 ) -> Float[Tensor, "images tokens chosen"]:
     """What some neurons read of the first stream, and of those of the others that are kept."""
     inputs = linear.neuron_inputs[some]
-    read = norm.linear(streams) @ inputs.T
-    total = read[:, :, 0] + torch.einsum("btsn,sn->btn", read[:, :, 1:], kept.to(read))
-    return total + neuron_biases(block, inputs.dtype)[some]
+    read = norm.linear(streams)
+    # some neurons at a time: all streams of all neurons would take too much memory
+    others = torch.cat(
+        [
+            (read[:, :, 1:] @ rows.T).mul_(mask).sum(2)
+            for rows, mask in zip(inputs.split(PIECE), kept.to(read).split(PIECE, 1), strict=True)
+        ],
+        dim=-1,
+    )
+    return read[:, :, 0] @ inputs.T + others + neuron_biases(block, inputs.dtype)[some]

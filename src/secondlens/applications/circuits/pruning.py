@@ -1,5 +1,6 @@
 """Prune a graph: the strongest edges, the nodes that they connect, and what they leave."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,17 +52,75 @@ class MeanGraph:
         )
 
 
-def connected(
-    weights: Float[Tensor, "sources receivers"], neurons: int, count: int
+def strongest(
+    weights: Float[Tensor, "sources receivers"], count: int
 ) -> Bool[Tensor, "sources receivers"]:
-    """The strongest edges, without those whose receiver does not lead on to the target.
-
-    Receivers are the target, `neurons` neurons and heads; heads lead on by definition.
-    """
+    """Return which edges are the strongest, `count` of them at most and none that are zero."""
     order = weights.abs().flatten().argsort(descending=True, stable=True)[:count]
     kept = torch.zeros(weights.numel(), dtype=torch.bool)
     kept[order] = True
-    kept = kept.view_as(weights) & (weights != 0)
+    return kept.view_as(weights) & (weights != 0)
+
+
+TILT = 0.9
+"""How far bars may be moved apart, as a share of what they are with none."""
+BARS = 64
+"""That are tried at once; twice, the second time between two of the first ones."""
+HALVINGS = 16
+"""Of the range in which shifts are looked for."""
+
+
+def balanced(
+    weights: Float[Tensor, "sources receivers"], wanted: Float[Tensor, " receivers"], count: int
+) -> Bool[Tensor, "sources receivers"]:
+    """Return which edges are strong, and add up to what their receiver gets.
+
+    What is pruned of a receiver is very many weak edges, most of them of one sign. That is lost
+    from layer to layer, and little arrives at the end. So each receiver has two bars, one for each
+    sign, moved by one shift to where the edges over them bring what is wanted, as nearly as `TILT`
+    allows:
+
+        kept if  E > bar - shift_m  or  E < -bar - shift_m,    |shift_m| <= TILT bar
+
+    The bar is one for all, and the lowest that keeps no more than `count` edges.
+    """
+    if count >= int((weights != 0).sum()):
+        return weights != 0
+    # [receivers, sources], ascending, and what the first ones of them add up to
+    ordered = weights.double().T.sort(dim=1).values.contiguous()
+    sums = torch.nn.functional.pad(ordered.cumsum(1), (1, 0))
+    wanted = wanted.double()[:, None]
+    largest = float(ordered.abs().max())
+    # over the last no edge has a chance, however far bars are moved
+    ends = largest * 1e-6, largest / (1 - TILT)
+    for _ in range(2):
+        low_end, high_end = (math.log10(end) for end in ends)
+        bars = torch.logspace(low_end, high_end, BARS, dtype=torch.float64)
+        bars[-1] = ends[1]
+        high = (TILT * bars).repeat(len(wanted), 1)
+        low = -high
+        for _ in range(HALVINGS):
+            shift = (low + high) / 2
+            below = torch.searchsorted(ordered, -bars - shift)
+            above = torch.searchsorted(ordered, bars - shift, right=True)
+            few = sums.gather(1, below) + sums[:, -1:] - sums.gather(1, above) < wanted
+            low, high = torch.where(few, shift, low), torch.where(few, high, shift)
+        number = (below + ordered.shape[1] - above).sum(0)
+        at = int((number <= count).nonzero()[0])
+        ends = float(bars[max(0, at - 1)]), float(bars[at])
+    shift = shift[:, at]
+    kept: Tensor = (weights > bars[at] - shift) | (weights < -bars[at] - shift)
+    return kept
+
+
+def leading_on(
+    kept: Bool[Tensor, "sources receivers"], neurons: int
+) -> Bool[Tensor, "sources receivers"]:
+    """Return edges without those whose receiver does not lead on to the target.
+
+    Receivers are the target, `neurons` neurons and heads; heads lead on by definition.
+    """
+    kept = kept.clone()
     for _ in range(neurons):
         lost = ~kept[:neurons].any(1)
         lost &= kept[:, 1 : 1 + neurons].any(0)

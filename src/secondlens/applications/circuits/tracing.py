@@ -1,7 +1,7 @@
 """Find the circuit of a target: choose nodes, compute edges, prune them, and check what is left."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from ...lens.lens import Lens
 from ...models.view import Clip, hooked
 from ...progress import tracked
 from .graph import Check, Circuit
-from .pruning import Drawing, MeanGraph, connected
+from .pruning import Drawing, MeanGraph, balanced, leading_on, strongest
 
 
 @checked
@@ -50,6 +50,7 @@ def circuit(
     nodes: int = 64,
     heads: int = 8,
     edges: int = 400,
+    share: float | None = None,
     gain: Literal["secant", "tangent"] = "secant",
     name: str = "",
     progress: bool = False,
@@ -79,6 +80,11 @@ def circuit(
         Pictures whose mean graph is subtracted: what is another way here than there.
     nodes, heads, edges
         How many neurons, heads and edges the graph has at most.
+    share
+        In place of `edges`: the fewest edges with which the network keeps this share of what is
+        explained, such as 0.9, where attention is frozen and all other edges are held at their
+        means; as much too far counts as not far enough. What a neuron then keeps of its edges adds
+        up to what it gets, see `pruning.balanced`. For a score and one set.
     gain
         Of a neuron: "secant" from what it gets with all edges held to what it gets, which suits
         finite differences to a mean and leaves hardly anything to `ERROR`; or "tangent", the
@@ -89,8 +95,9 @@ def circuit(
     Raises
     ------
     SecondLensError
-        A target of another kind, no such neuron, no nodes or edges, a lens of another model, a
-        model of a kind that `linearise` refuses, or no picture that can be read.
+        A target of another kind, no such neuron, no nodes or edges, a share that no number of
+        edges keeps, a lens of another model, a model of a kind that `linearise` refuses, or no
+        picture that can be read.
     """
     check_paths(clip)
     if lens is not None:
@@ -102,7 +109,14 @@ def circuit(
         )
     if gain not in ("secant", "tangent"):
         raise SecondLensError(f'a gain is "secant" or "tangent", not {gain!r}')
+    if share is not None and not 0 < share <= 1:
+        raise SecondLensError(f"a share to keep is above 0 and at most 1, not {share:g}")
     aim = _aim(clip, target, name)
+    if share is not None and (aim.neuron is not None or minus is not None):
+        raise SecondLensError(
+            "a share is kept of a score and on one set of pictures, not of a neuron or a "
+            "difference: leave out `share`"
+        )
     held = against if isinstance(against, Means) else mean_of(clip, against, progress)
     like = clip.projection.to(clip.compute_dtype)
     tracer = Tracer(clip=clip, aim=aim, means=held.to(like), secant=gain == "secant")
@@ -110,7 +124,11 @@ def circuit(
     chosen = tracer.chosen(sets, nodes, heads, progress)
     found = [tracer.traced(each, chosen, progress) for each in sets]
     graph = found[0] if minus is None else found[0].minus(found[1])
-    return tracer.pruned(graph, chosen, edges, lens, sets)
+    if share is None:
+        kept = leading_on(strongest(graph["weights"], edges), len(chosen.neurons))
+    else:
+        kept = tracer.fewest(sets[0], chosen, share, progress)
+    return tracer.pruned(graph, chosen, kept, lens, sets)
 
 
 @checked
@@ -175,6 +193,40 @@ class Picture:
     def gradient(self) -> Gradient:
         """Of the target."""
         return gradient(self.tower, self.target)
+
+    @cached_property
+    def frozen(self) -> Gradient:
+        """The same where activations are worth what they do with attention and scales frozen."""
+        return replace(self.gradient, worth=frozen_worth(self.tower, self.target))
+
+    def inflow(self, gradient: Gradient, nodes: Nodes) -> Float[Tensor, " neurons"]:
+        """All that goes into neurons over edges, whether these are in a graph or not."""
+        found = [self.embedding.new_zeros(0)]
+        for layer in range(self.tower.clip.layers):
+            some = nodes.of_layer(layer)
+            if layer not in gradient.worth:
+                found.append(self.embedding.new_zeros(len(some)))
+                continue
+            gain = self.tower.blocks[layer].slope[:, :, some] * gradient.worth[layer][:, :, some]
+            moved = inputs_of(self.tower, layer, some) - self.held[layer][:, :, some]
+            found.append((gain * moved).sum(1)[0])
+        return torch.cat(found)
+
+    @cached_property
+    def without(self) -> tuple[float, float]:
+        """The score with no edge, with attention frozen and free, where the target is a score."""
+        assert isinstance(self.target, Tensor)
+        none = Nodes(neurons=()), torch.zeros(self.embedding.shape[1], 1).bool()
+        frozen, free = (
+            float(held_run(*self.run, *none, free=free).score(self.target)[0])
+            for free in (False, True)
+        )
+        return frozen, free
+
+    @property
+    def run(self) -> tuple[Linearised, Tensor, Means]:
+        """What `held_run` takes first."""
+        return self.tower, self.embedding, self.means
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -292,23 +344,16 @@ class Tracer:
         embedding = picture.embedding - self.means.embedding
         found = edges_between(picture.gradient, nodes, picture.change, embedding, heads=True)
         assert found.by_head is not None
-        inflow = [self._into_target(picture)]
-        activations = []
-        for layer in range(self.clip.layers):
-            some = nodes.of_layer(layer)
-            activations.append(picture.tower.activations[layer][0, :, some])
-            if layer not in picture.gradient.worth:
-                inflow.append(embedding.new_zeros(len(some)))
-                continue
-            worth = picture.gradient.worth[layer][:, :, some]
-            gain = picture.tower.blocks[layer].slope[:, :, some] * worth
-            moved = inputs_of(picture.tower, layer, some) - picture.held[layer][:, :, some]
-            inflow.append((gain * moved).sum(1)[0])
+        inflow = torch.cat([self._into_target(picture), picture.inflow(picture.gradient, nodes)])
+        activations = [
+            picture.tower.activations[layer][0, :, nodes.of_layer(layer)]
+            for layer in range(self.clip.layers)
+        ]
         values = {
             "weights": found.weights[0],
             "flows": found.flows[0],
             "effects": found.flows[0].sum(-1),
-            "inflow": torch.cat(inflow),
+            "inflow": inflow,
             "by_head": found.by_head[0],
             "activations": torch.cat(activations, dim=1),
         }
@@ -319,22 +364,83 @@ class Tracer:
     def _into_target(self, picture: Picture) -> Tensor:
         """All that goes into the target, the rest of which is what it is with all edges held."""
         if isinstance(picture.target, Tensor):
-            none, no_edge = Nodes(neurons=()), torch.zeros(self.clip.tokens, 1).bool()
-            base = held_run(picture.tower, picture.embedding, self.means, none, no_edge)
-            return (self.score(picture) - base.score(picture.target)[0])[None]
+            return picture.embedding.new_tensor([self.score(picture) - picture.without[0]])
         unit = picture.target
         x = inputs_of(picture.tower, unit.layer, [unit.neuron])[0, unit.token, 0]
         gain = picture.tower.blocks[unit.layer].slope[0, unit.token, unit.neuron]
         found: Tensor = gain * (x - picture.held[unit.layer][0, unit.token, unit.neuron])
         return found[None]
 
+    # -- the fewest edges that do a share ------------------------------------------------------
+
+    def frozen_edges(self, picture: Picture, nodes: Nodes) -> tuple[Tensor, Tensor]:
+        """Edges as they are with attention and scales frozen, [sources, targets], and all that
+        goes into the target and the neurons."""
+        embedding = picture.embedding - self.means.embedding
+        found = edges_between(picture.frozen, replace(nodes, heads=()), picture.change, embedding)
+        into = [self._into_target(picture), picture.inflow(picture.frozen, nodes)]
+        return found.weights[0].cpu(), torch.cat(into).cpu()
+
+    def fewest(
+        self, reader: Reader, nodes: Nodes, share: float, progress: bool
+    ) -> Bool[Tensor, "sources receivers"]:
+        """The fewest balanced edges with which the network, attention frozen, keeps a share.
+
+        Twice as many are tried until they do, and then what lies between.
+
+        Raises
+        ------
+        SecondLensError
+            However many edges between the nodes are taken, they keep less.
+        """
+        found = [
+            self.frozen_edges(each, nodes) for _, each in self.pictures(reader, "share", progress)
+        ]
+        weights, wanted = (torch.stack(each).mean(0) for each in zip(*found, strict=True))
+
+        def tried(count: int) -> tuple[Bool[Tensor, "sources targets"], float]:
+            mask = leading_on(balanced(weights, wanted, count), len(nodes.neurons))
+            sums = torch.zeros(3, dtype=torch.float64)
+            for _, each in self.pictures(reader, "share", False):
+                score = float(held_run(*each.run, nodes, mask).score(each.target)[0])  # type: ignore[arg-type]
+                sums += torch.tensor([score, each.without[0], self.score(each)])
+            # as much too far is as bad as not far enough
+            return mask, 1 - abs(1 - share_of(*(sums / len(found)).tolist()))
+
+        every = int((weights != 0).sum())
+        few, enough = 0, 1
+        kept, near = tried(enough)
+        best = near
+        while near < share and enough < every:
+            few, enough = enough, min(2 * enough, every)
+            kept, near = tried(enough)
+            best = max(best, near)
+        if near < share:
+            raise SecondLensError(
+                f"edges between the {len(nodes.neurons)} neurons keep at most {100 * best:.1f} % "
+                f"of what is explained, not {100 * share:g} %: take more nodes, or a smaller share"
+            )
+        while few + max(1, few // 20) < enough:
+            middle = (few + enough) // 2
+            mask, near = tried(middle)
+            if near >= share:
+                kept, enough = mask, middle
+            else:
+                few = middle
+        none = torch.zeros(len(kept), 2 * len(nodes.heads)).bool()
+        return torch.cat([kept, none], dim=1)
+
     # -- the graph ---------------------------------------------------------------------------
 
     def pruned(
-        self, graph: MeanGraph, nodes: Nodes, count: int, lens: Lens | None, sets: Sequence[Reader]
+        self,
+        graph: MeanGraph,
+        nodes: Nodes,
+        kept: Bool[Tensor, "sources receivers"],
+        lens: Lens | None,
+        sets: Sequence[Reader],
     ) -> Circuit:
-        """The strongest edges, the nodes that they connect to the target, and what they leave."""
-        kept = connected(graph["weights"], len(nodes.neurons), count)
+        """The edges that are kept, the nodes that they connect to the target, and what is left."""
         layers, neurons = self.clip.layers, self.clip.neurons
         last = layers if self.aim.neuron is None else self.aim.neuron[0]
         possible = (
@@ -374,9 +480,14 @@ class Tracer:
         for attention, (score, held, whole) in zip(
             ("frozen", "free"), (sums / count).tolist(), strict=True
         ):
-            share = (score - held) / (whole - held) if whole != held else 0.0
+            share = share_of(score, held, whole)
             found.append(Check(attention=attention, score=score, held=held, share=share))  # type: ignore[arg-type]
         return tuple(found)
+
+
+def share_of(score: float, held: float, whole: float) -> float:
+    """How far a score is on the way from the one with no edge to the whole one."""
+    return (score - held) / (whole - held) if whole != held else 0.0
 
 
 def held_scores(
@@ -384,19 +495,14 @@ def held_scores(
 ) -> list[list[float]]:
     """With frozen and with free attention: the score with some edges, with none, and as it is."""
     assert isinstance(picture.target, Tensor)
-    found = []
-    for free in (False, True):
-        scores = [
-            held_run(picture.tower, picture.embedding, picture.means, some, kept, free=free).score(
-                picture.target
-            )
-            for some, kept in (
-                (nodes, mask),
-                (Nodes(neurons=()), torch.zeros(mask.shape[0] - len(nodes.neurons), 1).bool()),
-            )
+    return [
+        [
+            float(held_run(*picture.run, nodes, mask, free=free).score(picture.target)[0]),
+            none,
+            whole,
         ]
-        found.append([*(float(each[0]) for each in scores), whole])
-    return found
+        for free, none in zip((False, True), picture.without, strict=True)
+    ]
 
 
 def _largest(size: Tensor, count: int, row: int) -> tuple[tuple[int, int], ...]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import secondlens as sl
 from secondlens.applications.discovery import finding
-from secondlens.applications.discovery.finding import Discoverer, discover, vote
+from secondlens.applications.discovery.finding import Discoverer, discover
 from secondlens.commands.group import main
 from secondlens.demo.scenes import Scenes, World
 from secondlens.effects.capture import Capture
@@ -20,6 +20,7 @@ from secondlens.lens.fitting import fit
 from secondlens.lens.lens import Lens
 from secondlens.models.open_clip.views import from_open_clip
 from secondlens.words.describing import describe
+from secondlens.words.voting import vote
 
 TEXTS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kiwi", "lynx"]
 

@@ -18,7 +18,6 @@ from test_resume import Fragile, Interrupted
 import secondlens as sl
 from secondlens.applications.ablation.readings import Total
 from secondlens.applications.auditing.ablated_clip import group_effects
-from secondlens.applications.discovery.finding import vote
 from secondlens.commands.group import main
 from secondlens.data.reader import Reader
 from secondlens.data.sources import InMemory, as_source
@@ -32,6 +31,7 @@ from secondlens.errors import SecondLensError, SecondLensWarning
 from secondlens.lens import total_shards
 from secondlens.lens.lens import Lens
 from secondlens.models.open_clip.views import from_open_clip
+from secondlens.words.voting import vote
 
 pytestmark = pytest.mark.filterwarnings("ignore:the .* axes leave out")
 AXES, TOP, LAYER = 4, 6, 1

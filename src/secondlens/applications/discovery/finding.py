@@ -1,12 +1,8 @@
 """What an image shows, in words, and the neurons, heads and patches that say so.
 
 The paper adds up the codes of the active neurons (appendix A.5 of arXiv 2406.04341; `paper=True`).
-Here the tokens of the image vote. With c[t] the second-order effects of all neurons at token t,
-minus what is usual at that token (see `token_effects`), and a[w] the unit text embedding of a word,
-the mean over words subtracted,
-
-    weight[w] = sum over tokens t of  share[t,w] * <c[t], a[w]>
-    share[t,.] = softmax over words of  cos(c[t], a[w]) / (WARMTH * their standard deviation)
+Here the tokens of the image vote (`words.voting`): c[t] are the second-order effects of all neurons
+at token t, minus what is usual at that token (see `token_effects`).
 
 A token speaks for the few words it is nearest to, so that a small object is not drowned in the
 sum, and a word that is a little like everything gets little. Once the shares are given, a weight is
@@ -17,7 +13,6 @@ and tokens alone.
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,12 +45,9 @@ from ...lens.lens import Lens
 from ...models.view import Clip
 from ...progress import tracked
 from ...words.describing import described
+from ...words.voting import Votes, vote
 from .paper_sum import PaperSum, Summed
 from .words import SYNONYM, FoundWord, carried, group
-
-WARMTH = 0.35
-"""How evenly a token votes, in standard deviations of its cosines with the words. From 0.15 to 0.5
-the embedded world's words hardly change."""
 
 CANDIDATES = 2
 """Words that are looked at for each that is wanted: some are synonyms of others."""
@@ -140,46 +132,6 @@ def _is_one_file(image: Any) -> bool:
     path = Path(image)
     return (
         path.suffix.lower() in SUFFIXES and not path.is_dir() and not set(str(image)) & set("*?{")
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Votes:
-    """The heaviest words of an image, heaviest first, and which tokens speak for them."""
-
-    indices: Int[Tensor, " words"]
-    weights: Float[Tensor, " words"]
-    shares: Float[Tensor, "words tokens"]
-    """Of each token's vote; over all words, not only these, they add up to 1."""
-    tokens: Float[Tensor, "words tokens"]
-    """What each token adds to a weight."""
-
-    def of(self, places: Sequence[int]) -> "Votes":
-        """Some of the words."""
-        return Votes(**{name: each[list(places)] for name, each in vars(self).items()})
-
-
-def vote(sent: Float[Tensor, "tokens dim"], atoms: Float[Tensor, "texts dim"], top: int) -> Votes:
-    """The words that the tokens of one image speak for.
-
-    Parameters
-    ----------
-    sent
-        What each token sends, c.
-    atoms
-        Unit text embeddings around their mean, a.
-    top
-        Words, at most; those with a weight that is not above 0 are none.
-    """
-    along = sent @ atoms.T
-    spread = along.std(dim=1, correction=0, keepdim=True)
-    # the standard deviation has the length of c in it, as the cosines have not
-    shares = (along / (WARMTH * spread.clamp(min=torch.finfo(along.dtype).tiny))).softmax(dim=1)
-    weights, indices = (shares * along).sum(0).topk(top)
-    indices, weights = indices[weights > 0], weights[weights > 0]
-    chosen = shares[:, indices].T
-    return Votes(
-        indices=indices, weights=weights, shares=chosen, tokens=chosen * along[:, indices].T
     )
 
 

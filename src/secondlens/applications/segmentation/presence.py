@@ -32,7 +32,7 @@ from ...intervals import wilson
 from ...lens.lens import Lens
 from ...models.view import Clip, Images
 from ...storage.files import read_json, save_json
-from ..discovery.finding import WARMTH
+from ...words.voting import WARMTH
 from .baselines.last_block import nac_clip
 from .windows import boxes_of, cut, size_of
 
@@ -215,7 +215,7 @@ def _shares(
 ) -> tuple[Float[Tensor, "images texts"], Float[Tensor, "images texts"]]:
     """Logarithms of what texts have of the words' weights by vote, and of what is sent along words.
 
-    Votes are those of `discovery.finding.vote`, where the words are those of `among` and the text.
+    Votes are those of `words.voting.vote`, where the words are those of `among` and the text.
     """
     centre = among.mean(0)
     own, others = (sent @ F.normalize(each - centre, dim=1).T for each in (texts, among))

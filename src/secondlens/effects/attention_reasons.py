@@ -11,6 +11,7 @@ patches, and biases. So the score is a sum over pairs of parts,
 where the product in brackets is a virtual weight between two neurons, which no image changes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,15 @@ class Pair:
     """What the token that looks holds."""
     key: tuple[int, int]
     """What the token that is looked at holds."""
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """A neuron of one side, and what it adds to a score with everything on the other side."""
+
+    neuron: tuple[int, int]
+    """By layer and number."""
     score: float
 
 
@@ -108,6 +118,14 @@ class AttentionReasons:
         query, key = (self._grouped(parts) for parts in (self.query_parts, self.key_parts))
         return query @ key.T
 
+    @property
+    def by_kind(self) -> Float[Tensor, "kinds kinds"]:
+        """The score by `rests`, and by all neurons together, which come last, of the query (rows)
+        and of the key; they add up to it."""
+        rows, kinds = self.by_group, len(self.rests)
+        rows = torch.cat([rows[:kinds], rows[kinds:].sum(0, keepdim=True)])
+        return torch.cat([rows[:, :kinds], rows[:, kinds:].sum(1, keepdim=True)], dim=1)
+
     def pairs(self, top: int = 20) -> list[Pair]:
         """The pairs of neurons that count most, by the size of their product.
 
@@ -124,6 +142,17 @@ class AttentionReasons:
             Pair(query=self._name(query), key=self._name(key), score=score)
             for score, query, key in zip(*(each.tolist() for each in found), strict=True)
         ]
+
+    def other_pairs(self, pairs: Sequence[Pair]) -> float:
+        """What all pairs of neurons but these add to the score."""
+        return float(self.by_kind[-1, -1]) - sum(pair.score for pair in pairs)
+
+    def single(self, by_part: Float[Tensor, " parts"], top: int = 20) -> list[Single]:
+        """The neurons of one side that count most, by the size of their part of `by_query` or
+        `by_key`."""
+        neurons = by_part[: self.layer * self.neurons]
+        order = neurons.abs().argsort(descending=True, stable=True)[:top].tolist()
+        return [Single(neuron=self._name(each), score=float(neurons[each])) for each in order]
 
     def over_tokens(self, pair: Pair) -> Float[Tensor, " tokens"]:
         """What a pair of neurons adds to the score with each token."""

@@ -296,7 +296,7 @@ def test_image_page_patches_concepts_and_segmentation(page, live_url):
 
 
 def test_why_a_head_looked_there_by_keys_alone(page, live_url, explored):
-    clip, pictures, lens, *_ = explored
+    clip, pictures, *_ = explored
     go(page, live_url + "image/?at=3")
     card = page.locator("#looked")
     card.get_by_label("Layer of the head").select_option("2")

@@ -17,7 +17,7 @@ PAIRS, RESTS = 6, 6
 """Terms of each kind that are listed; what the others add is a number."""
 SINGLE = 4
 """Neurons of each side that are listed with all that is on the other side."""
-NEURONS = "neurons"
+NEURONS = "all neurons"
 Name = Callable[[int, int], str | None]
 
 

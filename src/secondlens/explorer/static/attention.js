@@ -7,17 +7,17 @@ const side = (role, part) => h("span", {class: "side"}, h("small", {}, role), " 
 const term = (query, key, value) => h("li", {}, h("span", {class: "pair-of"}, side("looking", query), side("looked at", key)), signed(value));
 const others = ([count, value], one, many) => count ? h("li", {}, h("span", {class: "quiet"}, `${number(count)} other ${count === 1 ? one : many}`), signed(value)) : null;
 
-const single = (role, list) => h("div", {}, h("small", {}, role), h("ul", {class: "rows"}, list.map(each => h("li", {}, neuron(each), signed(each[3])))));
+const single = (role, list) => h("div", {}, h("h3", {class: "gap"}, "Single neurons, ", h("small", {}, `${role}, with all that is on the other side`)), h("ul", {class: "rows"}, list.map(each => h("li", {}, neuron(each), signed(each[3])))));
 
 function sum(found, chosen) {
   const what = chosen === null ? "Scores are higher where it looks, by" : "The score adds up to";
-  return [h("h3", {class: "gap"}, "Pairs of neurons"),
-    found.pairs.length ? h("ul", {class: "rows"}, found.pairs.map(pair => term(neuron(pair[0]), neuron(pair[1]), pair[2])), others(found.other_pairs, "pair", "pairs")) : h("p", {class: "quiet"}, "The first layer reads no neurons, only the embedding."),
-    h("h3", {class: "gap"}, "Everything else"),
-    h("ul", {class: "rows"}, found.rests.map(rest => term(...rest)), others(found.other_rests, "term", "terms")),
+  return [h("div", {class: "sides"},
+    h("div", {}, h("h3", {}, "Pairs of neurons"),
+      found.pairs.length ? h("ul", {class: "rows"}, found.pairs.map(pair => term(neuron(pair[0]), neuron(pair[1]), pair[2])), others(found.other_pairs, "pair", "pairs")) : h("p", {class: "quiet"}, "The first layer reads no neurons, only the embedding.")),
+    h("div", {}, h("h3", {}, "Everything else"),
+      h("ul", {class: "rows"}, found.rests.map(rest => term(...rest)), others(found.other_rests, "term", "terms")))),
     h("p", {class: "total"}, what, h("b", {class: "value", id: "score"}, number(found.score))),
-    found.looking.length ? [h("h3", {class: "gap"}, "Single neurons, with all that is on the other side"),
-      h("div", {class: "sides"}, single("looking", found.looking), single("looked at", found.looked_at))] : null];
+    found.looking.length ? h("div", {class: "sides"}, single("looking", found.looking), single("looked at", found.looked_at)) : null];
 }
 
 /** The card, and what to call when a patch of the picture is chosen. */
@@ -42,11 +42,11 @@ export function attentionCard(post, model, refused, {heat, patches}) {
     heat(found.heat);
     found.patches.forEach((share, i) => { patches.children[i].title = percent(share); });
     const row = Math.floor(chosen / model.grid[1]) + 1, column = chosen % model.grid[1] + 1;
-    const where = chosen === null ? "Click a patch to see why the head looks there." : `${percent(found.patches[chosen])} of its attention is at row ${row}, column ${column}.`;
+    const where = chosen === null ? "Choose a patch to see why the head looks there." : `${percent(found.patches[chosen])} of its attention is at row ${row}, column ${column}.`;
     answer.replaceChildren(h("div", {}, h("p", {class: "quiet"}, `The class token keeps ${percent(found.elsewhere)} and takes the rest from the lit patches. ${where}`),
-      chosen === null ? null : h("button", {type: "button", onclick: () => { chosen = null; for (const each of patches.children) each.setAttribute("aria-pressed", "false"); look(); }}, "The whole row"), sum(found, chosen)));
+      chosen === null ? null : h("p", {}, h("button", {type: "button", onclick: () => { chosen = null; for (const each of patches.children) each.setAttribute("aria-pressed", "false"); look(); }}, "The whole row")), sum(found, chosen)));
   }
   for (const each of [layer, head, contrast]) each.addEventListener("change", () => { if (shown) look(); });
   const form = h("form", {class: "bar-of-tools", onsubmit: event => { event.preventDefault(); look(); }}, h("label", {}, "layer", layer), h("label", {}, "head", head), h("button", {type: "submit"}, "Look"), against);
-  return {card: h("section", {class: "card", id: "looked"}, title, form, answer), choose: patch => { chosen = patch; if (shown) look(); }};
+  return {card: h("section", {class: "card wide", id: "looked"}, title, form, answer), choose: patch => { chosen = patch; if (shown) look(); }};
 }

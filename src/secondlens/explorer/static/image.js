@@ -84,8 +84,8 @@ async function analyse(url, about) {
     aboutWord.hidden = false;
     aboutWord.replaceChildren(h("h2", {}, how("concepts", `Why “${word.text}”`)), h("h3", {}, "Neurons"), rows(word.neurons), h("h3", {}, "Heads"), h("ul", {class: "rows"}, flat.map(([block, head, weight]) => h("li", {}, `${block === model.depth ? "the pool" : `layer ${block}`}, head ${head}`, h("span", {class: "value"}, number(weight))))));
   }
-  cards.replaceWith(h("div", {class: "cards"}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), aboutWord, looked.card,
-    h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(answer.neurons.slice(0, 12)))));
+  cards.replaceWith(h("div", {class: "cards"}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), aboutWord,
+    h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(answer.neurons.slice(0, 12))), looked.card));
   document.getElementById("left").append(segmentCard(figure));
 }
 

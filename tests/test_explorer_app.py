@@ -256,10 +256,12 @@ def test_neurons_without_a_page_have_no_name_and_pictures_may_be_ones_own(made):
 def test_a_model_whose_attention_is_not_divided_says_so(client, made):
     assert refusal(made[0]) is None and client.post("/live/image?at=3").json()["undivided"] is None
     pooled = from_transformers(transformers_model("SiglipVisionModel"))
-    said = refusal(pooled)
-    assert said is not None and "is read from other tokens" in said
+    assert refusal(pooled) == f"{pooled.name} has no class token, whose attention could be shown"
+    turned = from_transformers(transformers_model("DINOv3ViTModel"))
+    said = refusal(turned)
+    assert said is not None and "turns or normalises" in said
     with pytest.raises(SecondLensError, match=re.escape(said)):
-        why_attention(pooled, torch.zeros(1, 3, *pooled.image_size), 1, 0)
+        why_attention(turned, torch.zeros(1, 3, *turned.image_size), 1, 0)
 
 
 def bomb():

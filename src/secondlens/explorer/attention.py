@@ -7,8 +7,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..effects.attention_reasons import AttentionReasons, why_attention
-from ..effects.linearised import check_paths
+from ..effects.attention_reasons import AttentionReasons, check_scores, why_attention
 from ..errors import SecondLensError
 from ..models.view import Clip
 from .numbers import hex_digits, short, shortened
@@ -23,8 +22,10 @@ Name = Callable[[int, int], str | None]
 
 def refusal(clip: Clip) -> str | None:
     """Why attention of a model cannot be divided, in a sentence; None where it can."""
+    if not clip.prefix:
+        return f"{clip.name} has no class token, whose attention could be shown"
     try:
-        check_paths(clip)
+        check_scores(clip)
     except SecondLensError as error:
         return str(error)
     return None

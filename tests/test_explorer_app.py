@@ -17,6 +17,7 @@ from importlib.resources import files
 import click
 import pytest
 import schemathesis
+import torch
 import uvicorn
 from click.testing import CliRunner
 from explored import HOSTILE, LAYERS, make, write_runs
@@ -26,17 +27,24 @@ from hypothesis import given, settings
 from PIL import Image
 from scale import TIMES
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from towers import transformers_model
 
 from secondlens.commands.group import main
+from secondlens.effects.attention_maps import attention
+from secondlens.effects.attention_reasons import why_attention
 from secondlens.errors import SecondLensError
 from secondlens.explorer import page_kinds, safety
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
+from secondlens.explorer.attention import refusal
 from secondlens.explorer.export import export
 from secondlens.explorer.live import Live
 from secondlens.explorer.pages import SECURITY, Pages, static_files
 from secondlens.explorer.runs import load_runs
 from secondlens.explorer.safety import LARGEST_UPLOAD, LOOPBACK, MOST_PIXELS, UPLOADS, Uploads
+from secondlens.lens.fitting import fit
+from secondlens.models.transformers.views import from_transformers
+from secondlens.words.summary import label
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +192,76 @@ def test_live_answers(client):
     assert client.post("/live/image?at=3").json()["neurons"]
     found = client.post("/live/segment?text=a&text=b&at=3").json()
     assert found["texts"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("contrast", [True, False])
+@pytest.mark.parametrize("patch", [None, 4])
+def test_why_a_head_looked_there_is_a_sum(client, made, patch, contrast):
+    clip, pictures, lens, *_ = made
+    asked = {"layer": 2, "head": 1, "at": 3, "contrast": contrast}
+    answer = client.post("/live/attention", params=asked | ({"patch": patch} if patch else {}))
+    found = answer.json()
+    token = None if patch is None else patch + 1
+    contrasted = contrast and token is not None
+    reasons = why_attention(clip, [pictures.load(3)], 2, 1, token, contrast=contrasted)
+    assert found["score"] == pytest.approx(reasons.score, rel=0.01)
+    terms = (*found["pairs"], *found["rests"], found["other_pairs"], found["other_rests"])
+    listed = [each[-1] for each in terms]
+    assert len(found["pairs"]) + found["other_pairs"][0] == (2 * clip.neurons) ** 2
+    assert sum(listed) == pytest.approx(reasons.score, abs=0.005 * sum(map(abs, listed)))
+    row = attention(clip, [pictures.load(3)])[0, 2, 1, 0]
+    assert found["patches"] == pytest.approx(row[1:].tolist(), rel=0.01)
+    assert found["elsewhere"] == pytest.approx(float(row[0]), rel=0.01)
+    brightest = int(row[1:].argmax())
+    assert found["heat"][brightest] == "f" and len(found["heat"]) == 6
+    query, key, _ = found["pairs"][0]
+    assert query == [*reasons.pairs(1)[0].query, label(lens, *query[:2])]
+    assert key[2] == label(lens, *key[:2])
+    assert found["looked_at"][0][:2] == list(reasons.single(reasons.by_key, 1)[0].neuron)
+
+
+def test_the_first_layer_reads_no_neurons(client):
+    found = client.post("/live/attention?layer=0&head=0&patch=0&at=3").json()
+    assert found["pairs"] == found["looking"] == [] and found["other_pairs"] == [0, 0.0]
+    listed = [each[-1] for each in (*found["rests"], found["other_rests"])]
+    assert sum(listed) == pytest.approx(found["score"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("layer=3&head=0", "layer"),
+        ("layer=1&head=3", "head"),
+        ("layer=1&head=0&patch=6", "there is no patch 6: choose one of 0 to 5"),
+    ],
+)
+def test_attention_that_is_not_there_is_told_in_one_sentence(client, asked, message):
+    answer = client.post(f"/live/attention?at=3&{asked}")
+    assert answer.status_code == 400 and message in answer.json()["detail"]
+
+
+def test_neurons_without_a_page_have_no_name_and_pictures_may_be_ones_own(made):
+    clip, pictures, *_ = made
+    atlas = Atlas(fit(clip, pictures, layers=[1], top=6))
+    app = make_app(Pages(atlas), Live(clip=clip, atlas=atlas))
+    buffer = io.BytesIO()
+    Image.new("RGB", (70, 40), "red").save(buffer, "png")
+    client = TestClient(app, base_url="http://127.0.0.1")
+    found = client.post("/live/attention?layer=2&head=1", content=buffer.getvalue()).json()
+    sides = [side for pair in found["pairs"] for side in pair[:2]] + found["looked_at"]
+    assert {side[0] for side in sides} == {0, 1}
+    assert all((side[2] is None) == (side[0] == 0) for side in sides)
+
+
+def test_a_model_whose_attention_is_not_divided_says_so(client, made):
+    assert refusal(made[0]) is None and client.post("/live/image?at=3").json()["undivided"] is None
+    pooled = from_transformers(transformers_model("SiglipVisionModel"))
+    assert refusal(pooled) == f"{pooled.name} has no class token, whose attention could be shown"
+    turned = from_transformers(transformers_model("DINOv3ViTModel"))
+    said = refusal(turned)
+    assert said is not None and "turns or normalises" in said
+    with pytest.raises(SecondLensError, match=re.escape(said)):
+        why_attention(turned, torch.zeros(1, 3, *turned.image_size), 1, 0)
 
 
 def bomb():

@@ -11,6 +11,7 @@ from conftest import serve
 from explored import TWO, WORDS
 from playwright.sync_api import expect
 
+from secondlens.effects.attention_reasons import why_attention
 from secondlens.explorer.app import make_app
 from secondlens.explorer.atlas import Atlas
 from secondlens.explorer.pages import Pages
@@ -292,6 +293,49 @@ def test_image_page_patches_concepts_and_segmentation(page, live_url):
     before = status.inner_text()
     page.locator("#threshold").fill("99")
     expect(status).not_to_have_text(before)
+
+
+def test_why_a_head_looked_there_by_keys_alone(page, live_url, explored):
+    clip, pictures, *_ = explored
+    go(page, live_url + "image/?at=3")
+    card = page.locator("#looked")
+    card.get_by_label("Layer of the head").select_option("2")
+    card.get_by_label("Head", exact=True).select_option("1")
+    card.get_by_role("button", name="Look", exact=True).press("Enter")
+    row = why_attention(clip, [pictures.load(3)], 2, 1)
+    score = card.locator("#score")
+    expect(score).to_have_text(number(row.score))
+    expect(page.locator(".picture canvas.heat")).to_have_count(1)
+    patches = page.locator(".patches button")
+    patches.nth(0).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(patches.nth(3)).to_have_attribute("aria-pressed", "true")
+    there = why_attention(clip, [pictures.load(3)], 2, 1, 4, contrast=True)
+    expect(score).to_have_text(number(there.score))
+    expect(card.get_by_text("at row 2, column 1.")).to_be_visible()
+    first = there.pairs(1)[0]
+    expect(card.locator(".rows a").first).to_have_attribute(
+        "href", f"../neuron/{first.query[0]}/{first.query[1]}/"
+    )
+    card.get_by_label("and not elsewhere").press("Space")
+    plain = why_attention(clip, [pictures.load(3)], 2, 1, 4)
+    expect(score).to_have_text(number(plain.score))
+    card.get_by_label("Layer of the head").select_option("0")
+    expect(card.get_by_text("reads no neurons")).to_be_visible()
+    card.get_by_role("button", name="The whole row").press("Enter")
+    expect(card.get_by_label("and not elsewhere")).to_be_hidden()
+    expect(page.locator(".patches [aria-pressed=true]")).to_have_count(0)
+    width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(width) <= 0
+    found = AXE.run(page).response["violations"]
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
+
+
+def test_without_a_model_it_is_said_once_that_attention_is_not_shown(page, static_url):
+    go(page, static_url + "image/?at=3")
+    expect(page.get_by_text("not where heads look in them")).to_have_count(1)
+    expect(page.locator("#looked")).to_have_count(0)
 
 
 def test_a_picture_of_ones_own(page, live_url, tmp_path):

@@ -1,5 +1,6 @@
 """`secondlens plan`."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ..lens.plan import Plan
     from ..models.view import Clip
 
-TIMED_BATCHES = 3
 UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -44,6 +44,16 @@ UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
 @batch_option
 @click.option(
     "--out", type=click.Path(), default="lens", show_default=True, help="Where it will be."
+)
+@click.option(
+    "--paths",
+    type=click.Choice(("value", "all")),
+    default="value",
+    show_default=True,
+    help="Whose effects, as fit takes it.",
+)
+@click.option(
+    "--axes", type=click.IntRange(1), help="Of the embedding, along which total effects are read."
 )
 @click.option("--gpus", type=click.IntRange(1), help="Workers of a cluster, with a GPU each.")
 @click.option("--tflops", type=POSITIVE, help="Of a GPU; by default those of --device here.")
@@ -76,6 +86,9 @@ def plan(
     Example: secondlens plan 50000 --model ViT-B-32 --layers 8,9,10
 
     
+    Example: secondlens plan photos --paths all
+
+    
     Example: secondlens plan --model ViT-L-14 --images 400M --gpus 64 --tflops 100
     """
     wanted = how_many or images
@@ -86,6 +99,10 @@ def plan(
             "plans are of fits on pictures: texts are short, so fit with --tower text at once"
         )
     layer_numbers(settings["layers"])
+    if settings["gpus"] is not None and settings["paths"] == "all":
+        raise SecondLensError(
+            "a cluster is simulated for value paths only: leave out --gpus or --paths all"
+        )
     count = count_of(wanted, choice)
     if settings["gpus"] is None:
         _here(count, model, **settings)
@@ -103,22 +120,22 @@ def count_of(images: str, choice: PictureChoice) -> int:
 
 
 def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> None:
-    import torch
-
     from ..data.reader import default_batch
-    from ..lens.fitting import fit
+    from ..lens.fitting import checked_axes
     from ..lens.moments import top_count
-    from ..lens.plan import make_plan
-    from ..timing import seconds_on
+    from ..lens.plan import make_plan, together
+    from ..lens.plan import size as bytes_as_text
+    from ..lens.rehearsal import seconds_for_axes, total_pace, value_pace
 
     with shape_alone(model.model, model.pretrained):
         clip = model.load(untrained=True)
     convention, batch_size = settings["convention"], settings["batch_size"] or default_batch(clip)
-    numbers = clip.chosen_layers(layer_numbers(settings["layers"]))
-    found = make_plan(
+    axes = checked_axes(clip, settings["paths"], settings["axes"], convention)
+    planned = partial(
+        make_plan,
         clip,
         count,
-        numbers,
+        clip.chosen_layers(layer_numbers(settings["layers"])),
         top=top_count(settings["top"], count),
         convention=convention,
         batch_size=batch_size,
@@ -126,36 +143,46 @@ def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> Non
         out=settings["out"],
         shard_size=settings["shard_size"],
     )
-    tables(as_json).print(str(found), highlight=False)
-    noise = torch.randn(batch_size, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
-    seconds = []
-    for batches in (1, 1 + TIMED_BATCHES):
-        pictures = noise.repeat(batches, 1, 1, 1)
-        began = seconds_on(clip.device)
-        fit(
-            clip,
-            pictures,
-            numbers,
-            top=2,
-            convention=convention,
-            store="never",
-            batch_size=batch_size,
-        )
-        seconds.append(seconds_on(clip.device) - began)
-    # "never" makes two passes, and what both fits have in common drops out
-    per_image = (seconds[1] - seconds[0]) / (2 * TIMED_BATCHES * batch_size)
-    fixed = max(0.0, seconds[0] - 2 * batch_size * per_image)
-    reads = found.passes * count + (len(found.groups) * found.sample if found.sampled else 0)
-    total = fixed + reads * per_image
+    plans = [planned()] if axes is None else [planned(), planned(axes=axes)]
+    for plan in plans:
+        tables(as_json).print(str(plan), highlight=False)
+    paces = [value_pace(clip, plans[0], batch_size, convention)]
+    seconds = [paces[0].seconds(plans[0])]
+    need = together(plans)
+    if axes is not None:
+        paces.append(total_pace(clip, plans[1], batch_size))
+        finding = seconds_for_axes(clip, plans[1], *paces)
+        seconds.append(finding + paces[1].seconds(plans[1]))
     if as_json:
-        times = {"seconds_per_image_and_pass": per_image, "seconds": total}
-        print_json(_as_document(found) | times)
+        documents = [
+            _as_document(plan) | {"seconds_per_image_and_pass": pace.per_image, "seconds": taken}
+            for plan, pace, taken in zip(plans, paces, seconds, strict=True)
+        ]
+        if axes is not None:
+            documents[0] |= {
+                "all_paths": documents[1] | {"seconds_for_axes": finding},
+                "together": vars(need) | {"seconds": sum(seconds)},
+            }
+        print_json(documents[0])
         return
-    console.print(
-        f"about {duration(total)} in all: {duration(fixed)} however many images there are, and "
-        f"{1000 * per_image:.3g} ms an image{' and pass' if found.passes > 1 else ''}",
-        highlight=False,
-    )
+    for plan, pace, taken in zip(plans, paces, seconds, strict=True):
+        whose, more = "", ""
+        if axes is not None:
+            whose = "value paths: " if plan.axes is None else "all paths: "
+            more = "" if plan.axes is None else f"{duration(finding)} for the axes, "
+        console.print(
+            f"{whose}about {duration(taken)} in all: {more}{duration(pace.fixed)} however many "
+            f"images there are, and {1000 * pace.per_image:.3g} ms an image"
+            f"{' and pass' if plan.passes > 1 else ''}",
+            highlight=False,
+        )
+    if axes is not None:
+        console.print(
+            f"together about {duration(sum(seconds))}, up to {bytes_as_text(need.memory)} of "
+            f"memory besides the model, {bytes_as_text(need.disk)} of work files, "
+            f"{bytes_as_text(need.lens)} for the lens",
+            highlight=False,
+        )
 
 
 def _cluster(count: int, model: ChosenModel, gpus: int, as_json: bool, **settings: Any) -> None:

@@ -169,11 +169,12 @@ def as_document(
     sides = zip(found.groups, grouped.sum(1), grouped.sum(0), strict=True)
     neurons = {
         side: [
-            {"neuron": neuron, "words": words(neuron), "score": score}
-            for neuron, score in strongest_neurons(found, by_part, top)
+            {"neuron": each.neuron, "words": words(each.neuron), "score": each.score}
+            for each in found.single(by_part, top)
         ]
         for side, by_part in (("looking", found.by_query), ("looked_at", found.by_key))
     }
+    strongest = found.pairs(top)
     pairs = [
         {
             "query": pair.query,
@@ -183,7 +184,7 @@ def as_document(
             "score": pair.score,
             "over_tokens": found.over_tokens(pair),
         }
-        for pair in found.pairs(top)
+        for pair in strongest
     ]
     return {
         "layer": found.layer,
@@ -197,6 +198,7 @@ def as_document(
         "groups": [{"name": n, "as_query": q, "as_key": k} for n, q, k in sides],
         "neurons": neurons,
         "pairs": pairs,
+        "other_pairs": found.other_pairs(strongest),
     }
 
 
@@ -214,23 +216,14 @@ def group_table(found: "AttentionReasons", title: str) -> Table:
     return table
 
 
-def strongest_neurons(
-    found: "AttentionReasons", by_part: "Tensor", top: int
-) -> list[tuple[tuple[int, int], float]]:
-    """The neurons that count most on one side, whatever is on the other, with their scores."""
-    neurons = by_part[: found.layer * found.neurons]
-    order = neurons.abs().argsort(descending=True, stable=True)[:top].tolist()
-    return [(divmod(place, found.neurons), float(neurons[place])) for place in order]
-
-
 def neuron_table(found: "AttentionReasons", top: int, words: Any) -> Table:
     """The strongest neurons on each side."""
     table = Table(title="Strongest neurons, whatever is on the other side")
     for name in ("looking", "score", "looked at", "score"):
         table.add_column(name, justify="right" if name == "score" else "left")
-    sides = [strongest_neurons(found, each, top) for each in (found.by_query, found.by_key)]
+    sides = [found.single(each, top) for each in (found.by_query, found.by_key)]
     for row in zip(*sides, strict=True):
-        cells = ((_called(neuron, words), f"{score:+.4f}") for neuron, score in row)
+        cells = ((_called(each.neuron, words), f"{each.score:+.4f}") for each in row)
         table.add_row(*chain.from_iterable(cells))
     return table
 
@@ -244,8 +237,13 @@ def pair_table(clip: "Clip", found: "AttentionReasons", top: int, words: Any) ->
     table = Table(title="Strongest pairs of neurons")
     for name in ("looking", "looked at", "score", "most with"):
         table.add_column(name, justify="right" if name == "score" else "left")
-    for pair in found.pairs(top):
+    pairs = found.pairs(top)
+    for pair in pairs:
         sides = (_called(each, words) for each in (pair.query, pair.key))
         most = token_name(clip, int(found.over_tokens(pair).argmax()))
         table.add_row(*sides, f"{pair.score:+.4f}", most)
+    count = (found.layer * found.neurons) ** 2 - len(pairs)
+    if count:
+        table.add_section()
+        table.add_row(f"{count:,} other pairs", "", f"{found.other_pairs(pairs):+.4f}", "")
     return table

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..arguments import checked
 from ..devices import undisturbed
 from ..models.view import Clip
-from .linearised import linearise
+from .block_inputs import attention_of, block_inputs, queries_and_keys
+from .linearised import LinearNorm
 
 
 @checked
@@ -18,9 +19,10 @@ from .linearised import linearise
 def attention(clip: Clip, images: Any) -> Float[Tensor, "images layers heads tokens tokens"]:
     """Attention of every block and head, on the model's device.
 
-    Token 0 is the class token and the others are the patches row by row, see `Clip.grid`. So
-    `attention(clip, images)[:, layer, head, 0, 1:]` is what a head's class token takes from each
-    patch.
+    Patches are the last tokens, row by row, see `Clip.grid`. Before them, in a model that has them,
+    are the class token and registers, `Clip.prefix` tokens. So `attention(clip, images)[:, layer,
+    head, 0, clip.prefix:]` is what a head's class token takes from each patch. A pool that reads
+    all tokens at the end is not a block, and its attention is not here.
 
     Parameters
     ----------
@@ -36,7 +38,11 @@ def attention(clip: Clip, images: Any) -> Float[Tensor, "images layers heads tok
     Raises
     ------
     SecondLensError
-        A model of a kind that `linearise` refuses, or images that `Clip.prepare` refuses.
+        A network without attention blocks, or images that `Clip.prepare` refuses.
     """
-    blocks = linearise(clip, images).blocks
-    return torch.stack([blocks[layer].attention for layer in range(clip.layers)], dim=1)
+    before = block_inputs(clip, images, range(clip.layers)).before
+    found = []
+    for number, block in enumerate(clip.blocks):
+        norm = LinearNorm.at(before.pop(number), block.ln_1, clip.compute_dtype)
+        found.append(attention_of(clip, *queries_and_keys(block, norm)))
+    return torch.stack(found, dim=1)

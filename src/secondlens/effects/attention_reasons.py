@@ -11,6 +11,7 @@ patches, and biases. So the score is a sum over pairs of parts,
 where the product in brackets is a virtual weight between two neurons, which no image changes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from ..arguments import checked
 from ..devices import undisturbed
-from ..errors import SecondLensError
+from ..errors import SecondLensError, UnsupportedModel
 from ..models.blocks import Block
 from ..models.view import Clip
-from .linearised import Linearised, linearise
+from .block_inputs import BlockInputs, attention_of, block_inputs, queries_and_keys
+from .linearised import LinearNorm
 from .patching import check_head, check_token
 from .value_paths import chunks
 
@@ -43,6 +45,15 @@ class Pair:
     """What the token that looks holds."""
     key: tuple[int, int]
     """What the token that is looked at holds."""
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """A neuron of one side, and what it adds to a score with everything on the other side."""
+
+    neuron: tuple[int, int]
+    """By layer and number."""
     score: float
 
 
@@ -108,6 +119,14 @@ class AttentionReasons:
         query, key = (self._grouped(parts) for parts in (self.query_parts, self.key_parts))
         return query @ key.T
 
+    @property
+    def by_kind(self) -> Float[Tensor, "kinds kinds"]:
+        """The score by `rests`, and by all neurons together, which come last, of the query (rows)
+        and of the key; they add up to it."""
+        rows, kinds = self.by_group, len(self.rests)
+        rows = torch.cat([rows[:kinds], rows[kinds:].sum(0, keepdim=True)])
+        return torch.cat([rows[:, :kinds], rows[:, kinds:].sum(1, keepdim=True)], dim=1)
+
     def pairs(self, top: int = 20) -> list[Pair]:
         """The pairs of neurons that count most, by the size of their product.
 
@@ -124,6 +143,17 @@ class AttentionReasons:
             Pair(query=self._name(query), key=self._name(key), score=score)
             for score, query, key in zip(*(each.tolist() for each in found), strict=True)
         ]
+
+    def other_pairs(self, pairs: Sequence[Pair]) -> float:
+        """What all pairs of neurons but these add to the score."""
+        return float(self.by_kind[-1, -1]) - sum(pair.score for pair in pairs)
+
+    def single(self, by_part: Float[Tensor, " parts"], top: int = 20) -> list[Single]:
+        """The neurons of one side that count most, by the size of their part of `by_query` or
+        `by_key`."""
+        neurons = by_part[: self.layer * self.neurons]
+        order = neurons.abs().argsort(descending=True, stable=True)[:top].tolist()
+        return [Single(neuron=self._name(each), score=float(neurons[each])) for each in order]
 
     def over_tokens(self, pair: Pair) -> Float[Tensor, " tokens"]:
         """What a pair of neurons adds to the score with each token."""
@@ -180,7 +210,8 @@ def why_attention(
 ) -> AttentionReasons:
     """Divide an attention score over pairs of what the two tokens are made of.
 
-    Tokens are numbered as in `attention`: the class token is 0, and patches follow row by row.
+    Tokens are numbered as in `attention`: the class token is 0, where there is one, and patches are
+    the last, row by row.
     Memory grows with tokens times neurons, never with pairs of neurons.
 
     Parameters
@@ -196,7 +227,7 @@ def why_attention(
         head looks than over all tokens, which is the mean of the scores weighted by attention minus
         their plain mean.
     query
-        The token that looks, by default the class token.
+        The token that looks, by default the class token; without one, the first patch.
     contrast
         Subtract from the score with the token the mean over all tokens, weighted by attention: why
         there and not elsewhere. What is the same at every token, such as a key's bias, then drops
@@ -205,8 +236,9 @@ def why_attention(
     Raises
     ------
     SecondLensError
-        No such layer, head or token; a contrast without a token; not exactly one image; a model of
-        a kind that `linearise` refuses; or an image that `Clip.prepare` refuses.
+        No such layer, head or token; a contrast without a token; not exactly one image; a model
+        that turns or normalises queries and keys before it compares them; or an image that
+        `Clip.prepare` refuses.
     """
     clip.check_layer(layer, last=True)
     check_head(clip, layer, head)
@@ -217,9 +249,15 @@ def why_attention(
     pixels = clip.prepare(image)
     if len(pixels) != 1:
         raise SecondLensError(f"a score is divided for one image at a time, not {len(pixels)}")
-    tower = linearise(clip, pixels)
-    block, linear, dtype = clip.blocks[layer], tower.blocks[layer], clip.compute_dtype
-    attention = linear.attention[0, head, query]
+    check_scores(clip)
+    read, block, dtype = (
+        block_inputs(clip, pixels, range(layer + 1)),
+        clip.blocks[layer],
+        clip.compute_dtype,
+    )
+    norm = LinearNorm.at(read.before[layer], block.ln_1, dtype)
+    queries, keys = queries_and_keys(block, norm)
+    attention = attention_of(clip, queries, keys)[0, head, query]
     if token is None:
         weights = attention - 1 / clip.tokens
     else:
@@ -230,10 +268,10 @@ def why_attention(
     gain = block.gain.to(dtype)
     read_query = block.query[head].to(dtype) * gain * block.query.shape[1] ** -0.5
     read_key = block.key[head].to(dtype) * gain
-    sigma = linear.norm_1.sigma[0, :, 0, 0]
+    sigma = norm.sigma[0, :, 0, 0]
     rows = _centred(_neuron_rows(clip.blocks[:layer], clip.width).to(sigma))
-    activations = _activations(tower, layer) / sigma[:, None]
-    rests = _rests(tower, layer) / sigma[:, None, None]
+    activations = _activations(clip, read, layer).to(sigma) / sigma[:, None]
+    rests = _rests(clip, read, layer).to(sigma) / sigma[:, None, None]
     query_rests, key_rests = rests[query] @ read_query.T, rests @ read_key.T
     # the last of the rests are biases, of which some come after the scale
     own = block.query[head].to(dtype) @ block.bias.to(dtype) + block.query_bias[head].to(dtype)
@@ -244,7 +282,7 @@ def why_attention(
         layer=layer,
         head=head,
         query=query,
-        scores=linear.queries[0, head, query] @ linear.keys[0, head].T,
+        scores=queries[0, head, query] @ keys[0, head].T,
         attention=attention,
         weights=weights,
         rests=(EMBEDDING, *(f"attention of layer {each}" for each in range(layer)), BIASES),
@@ -256,28 +294,38 @@ def why_attention(
     )
 
 
+def check_scores(clip: Clip) -> None:
+    """Raise `UnsupportedModel` if scores are more than products of queries and keys."""
+    for number, block in enumerate(clip.blocks):
+        if not block.plain_scores:
+            raise UnsupportedModel(
+                f"attention scores of {clip.name} are not divided: block {number} turns or "
+                "normalises queries and keys before it compares them"
+            )
+
+
 def _neuron_rows(blocks: tuple[Block, ...], width: int) -> Float[Tensor, "neurons width"]:
     """What the neurons of some layers write, one layer after another."""
     return torch.cat([block.neuron_rows for block in blocks]) if blocks else torch.zeros(0, width)
 
 
-def _activations(tower: Linearised, layer: int) -> Float[Tensor, "tokens neurons"]:
+def _activations(clip: Clip, read: BlockInputs, layer: int) -> Float[Tensor, "tokens neurons"]:
     """Of the neurons of all layers before this one, in one image."""
-    found = [tower.activations[each][0] for each in range(layer)]
-    return torch.cat(found, dim=1) if found else tower.length.new_zeros(tower.clip.tokens, 0)
+    found = [read.activations[each][0] for each in range(layer)]
+    return torch.cat(found, dim=1) if found else read.before[0].new_zeros(clip.tokens, 0)
 
 
-def _rests(tower: Linearised, layer: int) -> Float[Tensor, "tokens rests width"]:
+def _rests(clip: Clip, read: BlockInputs, layer: int) -> Float[Tensor, "tokens rests width"]:
     """What else the stream before a block is made of, centred: embedding, attention, biases."""
-    clip = tower.clip
-    embedding = tower.blocks[0].norm_1.centred[0, :, 0]
+    dtype = clip.compute_dtype
+    embedding = _centred(read.before[0][0].to(dtype))
     biases = torch.zeros_like(embedding)
     attended = []
     for each in range(layer):
-        block, linear = clip.blocks[each], tower.blocks[each]
+        block = clip.blocks[each]
         bias = _centred(block.output_bias.to(embedding))
-        written = linear.norm_2.centred - linear.norm_1.centred
-        attended.append(written[0, :, 0] - bias)
+        written = read.between[each][0].to(dtype) - read.before[each][0].to(dtype)
+        attended.append(_centred(written) - bias)
         biases = biases + bias + _centred(block.mlp_bias.to(embedding))
     return torch.stack([embedding, *attended, biases], dim=1)
 

@@ -172,14 +172,15 @@ def _of_one_axis(clip: Clip) -> int:
     return clip.tokens * (5 * width + 2 * clip.neurons) + 2 * clip.heads * clip.tokens**2
 
 
-def pass_numbers(clip: Clip, batch_size: int) -> int:
-    """Numbers that a batch takes besides its effects: gradients, and what each block did."""
+def pass_numbers(clip: Clip, batch_size: int, axes: int) -> int:
+    """Numbers that a batch takes besides its effects along some axes: gradients, and what each
+    block did."""
     on_cpu = clip.device.type == "cpu"
     images = min(batch_size, IMAGES_PER_PASS) if on_cpu else batch_size
     width = clip.projection.shape[0]
     of_block = clip.tokens * (3 * clip.neurons + 9 * width) + clip.heads * clip.tokens**2
     weights = width * (2 * clip.neurons + 4 * width)
-    gradients = axes_per_pass(clip, images) * images * _of_one_axis(clip)
+    gradients = min(axes, axes_per_pass(clip, images)) * images * _of_one_axis(clip)
     return clip.layers * (images * of_block + weights) + gradients
 
 

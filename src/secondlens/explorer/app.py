@@ -93,6 +93,8 @@ BIG = 2**31 - 1
 
 Number = Annotated[int, Path(ge=0, le=BIG)]
 Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"\S")]
+Chosen = Annotated[int, Query(ge=0, le=BIG)]
+Patch = Annotated[int | None, Query(ge=0, le=BIG, description="Row by row; without, the row.")]
 At = Annotated[int | None, Query(ge=0, le=BIG, description="An image of the fit, by position.")]
 
 GZIP = "application/gzip"
@@ -287,6 +289,20 @@ def _add_live(app: FastAPI, live: Live) -> None:
     @app.post("/live/image", openapi_extra=_UPLOAD, **_JSON)
     async def image(request: Request, at: At = None) -> Response:
         return await answered(request, at, live.image)
+
+    @app.post("/live/attention", openapi_extra=_UPLOAD, **_JSON)
+    async def attention(
+        request: Request,
+        layer: Chosen,
+        head: Chosen,
+        patch: Patch = None,
+        contrast: bool = True,
+        at: At = None,
+    ) -> Response:
+        def divided(picture: Image.Image) -> dict[str, Any]:
+            return live.attention(picture, layer, head, patch, contrast=contrast)
+
+        return await answered(request, at, divided)
 
     @app.post("/live/segment", openapi_extra=_UPLOAD, **_JSON)
     async def segment(

@@ -37,6 +37,7 @@ from ..models.view import Clip
 from ..report.page import data_uri
 from ..words.searching import text_direction
 from .atlas import Atlas
+from .attention import looked, refusal
 from .numbers import hex_digits, json_ready, short
 from .projections import Projections
 
@@ -281,11 +282,29 @@ class Live:
         }
 
     def image(self, picture: Image.Image) -> dict[str, Any]:
-        """A picture's concepts, neurons, heads and patches."""
+        """A picture's concepts, neurons, heads and patches, and why its attention cannot be
+        divided, where it cannot."""
         with self._lock:
             explainer = self._explainer
             pooled, words = explainer.look(picture)
-        return explainer.answer(pooled, words)
+        return explainer.answer(pooled, words) | {"undivided": refusal(self.clip)}
+
+    def attention(
+        self,
+        picture: Image.Image,
+        layer: int,
+        head: int,
+        patch: int | None = None,
+        *,
+        contrast: bool = True,
+    ) -> dict[str, Any]:
+        """Where a head looks in a picture, and why, see `looked`."""
+
+        def name(layer: int, neuron: int) -> str | None:
+            return self.atlas.name(layer, neuron) if layer in self.atlas.sizes else None
+
+        with self._lock:
+            return looked(self.clip, picture, layer, head, patch, contrast=contrast, name=name)
 
     def segment(self, picture: Image.Image, texts: Sequence[str]) -> dict[str, Any]:
         """Heat in [0, 1] at the patches' resolution times four, 0 to 255, for each text."""

@@ -315,7 +315,7 @@ def fit(
         store="float32" if keep_coordinates else store, keep_coordinates=keep_coordinates
     )
     total_plan = None
-    if (count := _checked_axes(clip, paths, axes, convention)) is not None:
+    if (count := checked_axes(clip, paths, axes, convention)) is not None:
         total_plan = planned(store=store, axes=count)
     reader = Reader(source=source, clip=clip, batch_size=size, workers=workers)
     model = describe_model(clip)
@@ -427,8 +427,15 @@ def default_axes(clip: Clip) -> int:
     return max(1, min(MOST_AXES, clip.dim // 4))
 
 
-def _checked_axes(clip: Clip, paths: str, axes: int | None, convention: str) -> int | None:
-    """How many axes a fit over all paths takes; None if the value path alone is fitted."""
+def checked_axes(clip: Clip, paths: str, axes: int | None, convention: str) -> int | None:
+    """How many axes a fit over all paths takes; None if the value path alone is fitted.
+
+    Raises
+    ------
+    SecondLensError
+        No such paths, axes without all paths or out of range, another convention than "exact", or a
+        model that `linearise` refuses.
+    """
     if paths not in PATHS:
         raise SecondLensError(f"no paths {paths!r}: choose {' or '.join(PATHS)}")
     if paths == "value":

@@ -25,6 +25,7 @@ from ..formatting import counted
 from ..models.view import Clip
 from ..storage.remote import is_remote
 from ..storage.validation import Position, convert
+from .moments import HISTOGRAM_EDGES
 
 STORES = ("auto", "float32", "float16", "never")
 """How coordinates may be stored between the passes."""
@@ -39,6 +40,9 @@ SAMPLE = 8192
 millions."""
 SPARE = 2
 """Images that a neuron keeps around the mean of a sample, for each of its top images."""
+PILOT_BATCH = 4
+"""Images whose total effects are in memory at a time, in the whole embedding, where axes are
+found."""
 MAX_SHARDS = 256
 MAX_PARTIALS = 4 * 2**30
 """Bytes that the partial statistics of all shards of a group may take together."""
@@ -219,6 +223,10 @@ def make_plan(
     kept = min(BUFFER, int(scale * z_bytes)) if store != "never" else 0
     if keep_coordinates:
         kept += z_bytes + sum(shape.basis for shape in shapes.values())
+    used = working + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
+    used += kept if clip.device.type == "cpu" else 0
+    number = torch.finfo(clip.compute_dtype).bits // 8
+    centres = sum(shape.z + clip.neurons * number for shape in shapes.values())
     return Plan(
         images=images,
         sample=sample,
@@ -228,14 +236,40 @@ def make_plan(
         shards=shards,
         store=None if store == "never" else store,
         keep_basis=keep_basis,
-        memory=working
-        + (sum(shapes[n].basis for n in largest) if keep_basis else 0)
-        + (kept if clip.device.type == "cpu" else 0),
-        disk=int(scale * z_bytes) + partials,
+        memory=used if axes is None else max(used, _finding_axes(clip, len(layers))),
+        disk=int(scale * z_bytes) + partials + centres + (axes or 0) * clip.dim * number,
         lens=sum(shape.lens for shape in shapes.values()),
         coordinates_per_image={layer: shape.z for layer, shape in shapes.items()},
         axes=axes,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What plans take that are carried out one after another, in bytes as in `Plan`."""
+
+    memory: int
+    disk: int
+    lens: int
+
+
+def together(plans: Sequence[Plan]) -> Need:
+    """Of a fit with all of its plans: what the earlier ones found and wrote stays until the end."""
+    before = [sum(plan.lens for plan in plans[:place]) for place in range(len(plans))]
+    return Need(
+        memory=max(plan.memory + held for plan, held in zip(plans, before, strict=True)),
+        disk=sum(plan.disk for plan in plans),
+        lens=sum(plan.lens for plan in plans),
+    )
+
+
+def _finding_axes(clip: Clip, layers: int) -> int:
+    """Bytes at the peak while axes are found: effects of a batch in the whole embedding and what
+    they are put together from, with the means of the first batch; and those of a layer, centred."""
+    effects = clip.neurons * clip.dim
+    numbers = layers * effects * (2 * PILOT_BATCH + 1) + 3 * PILOT_BATCH * effects
+    numbers += pass_numbers(clip, PILOT_BATCH, clip.dim)
+    return numbers * torch.finfo(clip.compute_dtype).bits // 8
 
 
 def size(count: float | int) -> str:
@@ -287,12 +321,13 @@ class _Shape:
         transform, scatter = neurons * rank * (extended + 1) * pooled, neurons * rank**2 * number
         moments = scatter + z + clip.tokens * neurons * number
         ranked = neurons * (SPARE * top if sampled else top) * (rank * pooled + 16)
+        ranked += neurons * (8 * len(HISTOGRAM_EDGES) + (rank + 2) * number)  # histograms and sums
         activations = batch_size * clip.tokens * neurons * torch.finfo(clip.dtype).bits // 8
         products = batch_size * neurons * rank * pooled
         if axes is not None:
             # effects come as coordinates, out of a pass that holds all layers
             transform, basis = 0, clip.dim * rank * number
-            through = pass_numbers(clip, batch_size) * number
+            through = pass_numbers(clip, batch_size, axes) * number
         else:
             # coefficients and coordinates of one layer, centred in the wide precision
             through = batch_size * neurons * (extended * pooled + 2 * rank * number)

@@ -26,13 +26,11 @@ from .layer import Axes
 from .moments import Centre
 from .nodes import Node
 from .passes import CoordinateSums, RankingPass, TotalMeansPass, TotalRankingPass
-from .plan import Plan
+from .plan import PILOT_BATCH, Plan
 from .shards import ShardWork
 
 PILOT_IMAGES, PROBED_IMAGES = 32, 32
 """Chosen at random, for the axes and for what they leave out."""
-PILOT_BATCH = 4
-"""Images whose whole effects are in memory at a time."""
 PROBES = 16
 """Random directions outside of the axes."""
 

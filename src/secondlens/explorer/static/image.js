@@ -1,4 +1,5 @@
 import {ask, h, how, heatCanvas, imageData, live, message, model as loadModel, neuronLink, number, overlayOn, params, picturePath, root, setParams} from "./common.js";
+import {attentionCard} from "./attention.js";
 
 const place = document.getElementById("image");
 let source = null;  // what requests are made with: ?at=… or the bytes of a file
@@ -55,12 +56,14 @@ async function analyse(url, about) {
   const patchCard = h("section", {class: "card", id: "patch", hidden: true, "aria-live": "polite"});
   const patches = h("div", {class: "patches", role: "group", "aria-label": "Patches"});
   patches.style.gridTemplate = `repeat(${gridRows}, 1fr) / repeat(${gridColumns}, 1fr)`;
+  const looked = attentionCard(post, model, answer.undivided, {heat, patches});
   answer.patches.forEach((list, i) => {
     const row = Math.floor(i / gridColumns) + 1, column = i % gridColumns + 1;
     patches.append(h("button", {type: "button", tabindex: i ? -1 : 0, "aria-pressed": "false", "aria-label": `patch in row ${row}, column ${column}`, onclick: event => {
       for (const other of patches.children) other.setAttribute("aria-pressed", String(other === event.currentTarget));
       patchCard.hidden = false;
       patchCard.replaceChildren(h("h2", {}, how("patch", "Neurons of this patch"), h("small", {}, `row ${row}, column ${column}`)), rows(list));
+      looked.choose(i);
     }}));
   });
   patches.addEventListener("keydown", event => {
@@ -82,7 +85,7 @@ async function analyse(url, about) {
     aboutWord.replaceChildren(h("h2", {}, how("concepts", `Why “${word.text}”`)), h("h3", {}, "Neurons"), rows(word.neurons), h("h3", {}, "Heads"), h("ul", {class: "rows"}, flat.map(([block, head, weight]) => h("li", {}, `${block === model.depth ? "the pool" : `layer ${block}`}, head ${head}`, h("span", {class: "value"}, number(weight))))));
   }
   cards.replaceWith(h("div", {class: "cards"}, patchCard, h("section", {class: "card", id: "words"}, h("h2", {}, how("concepts", "Concepts")), answer.words.length ? words : h("p", {class: "quiet"}, "No neuron is above its threshold here.")), aboutWord,
-    h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(answer.neurons.slice(0, 12)))));
+    h("section", {class: "card"}, h("h2", {}, how("response", "Neurons")), rows(answer.neurons.slice(0, 12))), looked.card));
   document.getElementById("left").append(segmentCard(figure));
 }
 
@@ -94,7 +97,7 @@ function chooser() {
     for (const kind of ["dragenter", "dragover"]) box.addEventListener(kind, event => { event.preventDefault(); box.classList.add("over"); });
     box.addEventListener("dragleave", () => box.classList.remove("over"));
     box.addEventListener("drop", event => { event.preventDefault(); box.classList.remove("over"); take(event.dataTransfer.files[0]); });
-  } else box.append(h("p", {}, "No model is running here, so only the pictures of the fit can be shown."));
+  } else box.append(h("p", {}, "No model is running here, so only the pictures of the fit can be shown, and not where heads look in them."));
   const gallery = h("div", {class: "gallery"});
   loadModel().then(model => gallery.append(...model.pictures.map(position => h("a", {href: `${root}image/?at=${position}`}, h("img", {src: picturePath(position), alt: `image ${position}`, loading: "lazy"})))));
   return h("section", {}, box, gallery);

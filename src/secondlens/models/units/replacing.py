@@ -75,27 +75,30 @@ def units(
         )
     for layer, each in latents.items():
         _check(clip, clip.check_layer(layer, last=True), each, error)
-    model = copy.deepcopy(clip.model)
-    inner = clip.view_of(model)
+    # what only reads inputs is shared; the text tower goes with the model that it is part of
+    shared = (clip.preprocess, clip.tokenizer)
+    copied = copy.deepcopy(clip, {id(each): each for each in shared if each is not None})
+    blocks = list(copied.blocks)
     for layer, each in latents.items():
-        _replace(model, inner.blocks[layer], each, error, clip)
+        blocks[layer] = _replaced(copied.model, blocks[layer], each, error=error)
     layers = tuple(sorted(latents))
     called = name or f"{clip.name} with {' and '.join({each.name: 0 for each in latents.values()})}"
-    return _view(clip.view_of, layers, called, clip, model)
-
-
-def _view(view_of: Any, layers: tuple[int, ...], name: str, like: Clip, model: nn.Module) -> Clip:
-    """The view of a model that has units, with what is not in its weights taken from another."""
-    seen: Clip = view_of(model.eval())
     return replace(
-        seen,
-        name=name,
-        origin=like.origin,
-        activation=like.activation,
-        preprocess=like.preprocess,
+        copied,
+        name=called,
+        blocks=tuple(blocks),
         unit_layers=layers,
-        view_of=partial(_view, view_of, layers, name, like),
+        view_of=partial(_view, clip.view_of, layers, called, clip.activation),
     )
+
+
+def _view(
+    view_of: Any, layers: tuple[int, ...], name: str, activation: str, model: nn.Module
+) -> Clip:
+    """The view of a copy of a model that has units."""
+    again = partial(_view, view_of, layers, name, activation)
+    seen: Clip = view_of(model)
+    return replace(seen, name=name, activation=activation, unit_layers=layers, view_of=again)
 
 
 def _check(clip: Clip, layer: int, latents: Latents, error: bool) -> None:
@@ -120,7 +123,8 @@ def _check(clip: Clip, layer: int, latents: Latents, error: bool) -> None:
         )
 
 
-def _replace(model: nn.Module, block: Block, latents: Latents, error: bool, clip: Clip) -> None:
+def _replaced(model: nn.Module, block: Block, latents: Latents, *, error: bool) -> Block:
+    """The view of a block of the model, whose modules are replaced."""
     output: Any = block.mlp_output
     weight = output.weight
     tensors = latents.tensors(weight.dtype, weight.device)
@@ -135,11 +139,13 @@ def _replace(model: nn.Module, block: Block, latents: Latents, error: bool, clip
     )
     rows = [tensors["decoder"]]
     if error:
-        rows.append(torch.eye(clip.width, dtype=weight.dtype, device=weight.device))
+        rows.append(torch.eye(len(weight), dtype=weight.dtype, device=weight.device))
     decoder = _linear(torch.cat(rows), tensors["decoder_bias"])
     block.ln_2.register_forward_hook(unit.see_norm)
     _put(model, block.activation, unit)
     _put(model, output, decoder, but=unit)
+    model.eval()  # new modules come as if they were trained
+    return replace(block, activation=unit, mlp_output=decoder)
 
 
 def _linear(rows: Tensor, bias: Tensor) -> nn.Linear:

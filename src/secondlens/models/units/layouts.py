@@ -231,7 +231,7 @@ def overcomplete(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> 
     threshold; of a JumpSAE, thresholds are among the tensors.
     """
     jumps = "thresholds" in tensors
-    kind = "jumprelu" if jumps else settings.get("kind")
+    kind: Any = "jumprelu" if jumps else settings.get("kind")
     if kind is None:
         raise SecondLensError(
             "a state dict of overcomplete does not say its activation function: pass settings= "

@@ -64,6 +64,12 @@ from .models.open_clip.views import from_open_clip as from_open_clip
 from .models.resizing import resized as resized
 from .models.timm.views import from_timm as from_timm
 from .models.transformers.views import from_transformers as from_transformers
+from .models.units.folders import save_units as save_units
+from .models.units.latents import Latents as Latents
+from .models.units.latents import directions as directions
+from .models.units.latents import singular_vectors as singular_vectors
+from .models.units.layouts import read_latents as read_latents
+from .models.units.replacing import units as units
 from .models.view import Clip as Clip
 from .words.causes import confirm as confirm
 from .words.connections import Connections as Connections

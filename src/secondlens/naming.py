@@ -36,7 +36,7 @@ def shown_place(name: str) -> str:
 def shown_model(name: str) -> str:
     """The name that a model is loaded by, as others may see it."""
     kind, _, place = name.partition(":")
-    return f"{kind}:{shown_place(place)}" if kind in ("hf", "timm") else shown(name)
+    return f"{kind}:{shown_place(place)}" if kind in ("hf", "timm", "units") else shown(name)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REGISTRIES = {
     "models": "models:named_models",
+    "unit-layouts": "models.units:unit_layouts",
     "vocabularies": "data:named_vocabularies",
     "labelled-sets": "data:labelled_sets",
     "masked-sets": "data:masked_sets",

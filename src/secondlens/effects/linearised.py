@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import SecondLensError, UnsupportedModel
 from ..models.blocks import Block, is_affine
+from ..models.units.activation import UnitActivation
 from ..models.view import Clip, hooked
 
 Stack = Float[Tensor, "images tokens stacked width"]
@@ -359,6 +360,8 @@ def check_paths(clip: Clip) -> None:
 def _refusals(block: Block) -> Iterator[str]:
     if block.gated:
         yield "has gated neurons"
+    if isinstance(block.activation, UnitActivation):
+        yield "has units in place of its neurons"
     if not block.plain_scores:
         yield "turns or normalises queries and keys before it compares them"
     if block.inner_norm is not None:

@@ -36,6 +36,7 @@ for _name, _function, _help in (
     ("demo", "loading:demo", "the embedded model: drawn scenes"),
     ("demo-twin", "loading:demo", "the same without planted cues: the referee of demo"),
     ("hf", "loading:hugging_face", "hf:MODEL, a model of transformers by hub name or folder"),
+    ("units", "units.folders:by_units", "units:FOLDER, a model with units that save_units wrote"),
     ("timm", "timm.loading:by_timm", "timm:MODEL, a vision transformer of timm by name or folder"),
     (
         "open_clip",

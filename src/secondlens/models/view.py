@@ -89,6 +89,8 @@ class Clip:
     """Tokens of a text, with the marks of start and end; the tokenizer cuts what is longer."""
     tokenizer: Any = None
     """What makes tokens of texts, where there is one."""
+    unit_layers: tuple[int, ...] = ()
+    """MLP layers whose neurons are units, see `units`; where there are some, no others are read."""
     origin: str = ""
     """The name with its folders where that was a path, to tell models apart on this machine;
     never written where others may read it."""
@@ -174,8 +176,8 @@ class Clip:
 
     @property
     def neurons(self) -> int:
-        """Of one MLP layer."""
-        return self.blocks[0].neuron_rows.shape[0]
+        """Of one MLP layer; units, where it has some."""
+        return self.blocks[self.unit_layers[0] if self.unit_layers else 0].neuron_rows.shape[0]
 
     @property
     def width(self) -> int:
@@ -235,6 +237,11 @@ class Clip:
         if not isinstance(layer, Integral):
             raise SecondLensError(f"a layer is a whole number, and this is {layer!r}")
         top = self.layers - 1 if last else self.last_effect_layer
+        if self.unit_layers and layer not in self.unit_layers and 0 <= layer < self.layers:
+            raise SecondLensError(
+                f"layer {layer} of {self.name} has no units: choose one of "
+                f"{', '.join(map(str, self.unit_layers))}, or load the model without units"
+            )
         if 0 <= layer <= top:
             return layer
         if top < 0 and not self.heads:
@@ -258,7 +265,9 @@ class Clip:
             raise SecondLensError(
                 f'layers are a list such as [8, 9, 10], or "all", and these are {layers!r}'
             )
-        every = range(self.layers if last else self.last_effect_layer + 1)
+        every: Iterable[int] = range(self.layers if last else self.last_effect_layer + 1)
+        if self.unit_layers:
+            every = [layer for layer in every if layer in self.unit_layers]
         given = every if isinstance(layers, str) else layers
         chosen = sorted({self.check_layer(layer, last=last) for layer in given})
         if not chosen and isinstance(layers, str) and not self.heads:

@@ -170,9 +170,11 @@ def _here(count: int, model: ChosenModel, as_json: bool, **settings: Any) -> Non
         if axes is not None:
             whose = "value paths: " if plan.axes is None else "all paths: "
             more = "" if plan.axes is None else f"{duration(finding)} for the axes, "
+        each = pace.per_image
+        an_image = f"{each:.3g} s" if each >= 1 else f"{1000 * each:.3g} ms"
         console.print(
             f"{whose}about {duration(taken)} in all: {more}{duration(pace.fixed)} however many "
-            f"images there are, and {1000 * pace.per_image:.3g} ms an image"
+            f"images there are, and {an_image} an image"
             f"{' and pass' if plan.passes > 1 else ''}",
             highlight=False,
         )

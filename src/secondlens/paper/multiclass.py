@@ -339,16 +339,18 @@ def _result(
                     }
                 )
     tested = len(next(iter(totals.values())))
+    compact: list[Row] = [_compact(row) for row in rows]
     return Result(
         name="multiclass",
         title=f"{task.name}, {len(task.classes)} classes ({counted(tested, 'picture')})",
         rows=rows,
+        compact=compact,
         divided_by=["among", "labels"],
         settings=_settings(task, model),
         notes=[
-            "In %; mIoU over classes as MMSegmentation counts it; neurons and mixture minus this: "
-            "95 % interval of tuned neurons, and of neurons with patches and heads, less the row, "
-            "in mIoU; published: by NACLIP's authors."
+            "In %; mIoU over classes as MMSegmentation counts it; neurons − and mixture −: 95 % "
+            "interval of tuned neurons, and of neurons with patches and heads, minus the row, in "
+            "mIoU; published: by NACLIP's authors."
         ],
         facts={
             "set": task.name,
@@ -369,6 +371,22 @@ def _result(
             },
         },
     )
+
+
+def _compact(row: Row) -> Row:
+    """With both intervals in a cell each, so that the names of methods have room."""
+
+    def interval(whose: str) -> str | None:
+        low, high = (row[f"{whose} minus this, {end}"] for end in ("low", "high"))
+        return None if low is None else f"{low:+.1f}…{high:+.1f}"
+
+    kept = ("among", "labels", "method", "mIoU", "accuracy")
+    return {
+        **{key: row[key] for key in kept},
+        "neurons −": interval("neurons"),
+        "mixture −": interval("mixture"),
+        "published": row["published"],
+    }
 
 
 def _published(task: LabelTask, method: str, way: str, among: Among) -> float | None:

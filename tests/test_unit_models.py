@@ -26,11 +26,15 @@ def some_latents():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The name of a model whose units are in a folder."""
+def tiny_is_known(monkeypatch):
     members = registry("models")
     monkeypatch.setattr(members, "_members", dict(members._members))
     members.register("tiny", tiny, help="random weights")
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_is_known):
+    """The name of a model whose units are in a folder."""
     return sl.save_units(tmp_path / "units", {1: some_latents()}, "tiny")
 
 
@@ -67,6 +71,16 @@ def test_a_folder_gives_the_model_that_was_saved(folder):
     assert again.weights_hash == made.weights_hash
     assert again.name == made.name
     assert registry("models")["units"].help.startswith("units:FOLDER")
+
+
+def test_what_fails_leaves_no_folder(tmp_path, tiny_is_known, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("secondlens.models.units.folders.save_json", full)
+    with pytest.raises(sl.SecondLensError, match="No space left"):
+        sl.save_units(tmp_path / "units", {1: some_latents()}, "tiny")
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_folders_are_refused_in_a_sentence(folder, tmp_path):

@@ -4,17 +4,17 @@ The folder names the model whose neurons the units replace, and does not hold it
 is still the same is told by the digest of all weights, which is checked when the folder is loaded.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ...arguments import checked
 from ...errors import SecondLensError
+from ...storage.checkpoints import load_tensors, save_tensors
+from ...storage.files import read_json, save_json, whole_folder
 from .. import named_models
 from ..view import Clip
 from .latents import Latents
@@ -62,10 +62,6 @@ def save_units(
     if (folder / MANIFEST).exists():
         raise SecondLensError(f"{folder} holds units already: name another folder")
     clip = units(load(model, pretrained, activation=activation), latents, error=error)
-    folder.mkdir(parents=True, exist_ok=True)
-    for layer, each in latents.items():
-        tensors = each.tensors(torch.float64, "cpu")
-        save_file({key: own.contiguous() for key, own in tensors.items()}, folder / _file(layer))
     manifest = {
         "format": FORMAT,
         "model": model,
@@ -78,8 +74,10 @@ def save_units(
             for layer, each in latents.items()
         },
     }
-    # the manifest comes last: without it the folder holds no units
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    with whole_folder(folder) as partial:
+        for layer, each in latents.items():
+            save_tensors(partial / _file(layer), each.tensors(torch.float64, "cpu"))
+        save_json(partial / MANIFEST, manifest)
     return f"units:{folder}"
 
 
@@ -100,13 +98,13 @@ def by_units(
     if not (folder / MANIFEST).is_file():
         raise SecondLensError(f"{folder} holds no units: there is no {MANIFEST} in it")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / MANIFEST)
         if manifest["format"] != FORMAT:
             raise SecondLensError(f"the units in {folder} have format {manifest['format']}, not 1")
         base = str(manifest["model"])
         latents = {
             int(layer): Latents(
-                **load_file(folder / _file(int(layer))),
+                **load_tensors(folder / _file(int(layer))),
                 kind=each["kind"],
                 k=each["k"],
                 site=each["site"],

@@ -48,6 +48,7 @@ def right():
     words = sl.vocabulary(["a", "b", "c", "d"])
     sl.describe(clip, lens, words, 2)
     rows = torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(0))
+    latents = sl.singular_vectors(clip, 0, 2)
     return {
         "atoms": rows,
         "after": clip,
@@ -104,6 +105,14 @@ def right():
         "tune_presence pictures": [],
         "tune_presence words": words,
         "circuit against": images,
+        "count": 2,
+        "error": True,
+        "latents": {0: latents},
+        "layout": "saelens",
+        "units name": "units",
+        "directions rows": latents.decoder,
+        "directions name": "probe",
+        "save_units model": "demo",
     }
 
 

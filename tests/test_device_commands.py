@@ -278,9 +278,13 @@ ROUTES = {
     "/live/wall/{layer}/{neuron}": ("get", f"/live/wall/{LAYER}/3?text=a%20ship", None),
     "/live/budget/{layer}/{neuron}": ("get", f"/live/budget/{LAYER}/3", None),
     "/live/image": ("post", "/live/image", png()),
+    "/live/attention": ("post", f"/live/attention?layer={LAYER}&head=0&patch=3&at=2", None),
     "/live/segment": ("post", "/live/segment?text=a%20ship&at=2", None),
 }
 """Requests that the model answers, by route; attacks have a test of their own below."""
+
+GRADIENTS = {"/live/attention"}
+"""Routes that need gradients, which the fake computes on its first device alone."""
 
 
 def client_of(made, place, precision, device, name):
@@ -297,9 +301,11 @@ def check_routes(made, place, precision):
     on_cpu, _, expected = client_of(made, place, precision, "cpu", "here")
     paths = [each.path for each in app.routes]
     assert {each for each in paths if each.startswith("/live/")} == ROUTES.keys()
-    for method, path, body in ROUTES.values():
+    first, *_ = client_of(made, place, precision, "fake:0", "first")
+    for route, (method, path, body) in ROUTES.items():
         content = {} if body is None else {"content": body}
-        answers = [getattr(each, method)(path, **content) for each in (client, on_cpu)]
+        on_device = first if route in GRADIENTS else client
+        answers = [getattr(each, method)(path, **content) for each in (on_device, on_cpu)]
         assert [each.status_code for each in answers] == [200, 200], path
         found, wanted = (torch.tensor(numbers(each.json())) for each in answers)
         if precision == "fp32":  # pages round, and heat is in whole steps

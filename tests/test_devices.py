@@ -328,6 +328,11 @@ CASES = {
     "score": partial(scored, referee=[{WORDS[label]} for label in LABELS]),
     "score itself": lambda kit: scored(kit, kit.clip),
     "search": lambda kit: matches(sl.search(kit.clip, kit.lens, "a ship")),
+    "singular_vectors": lambda kit: sl.singular_vectors(kit.clip, LAYER, 4).encoder.abs(),
+    "directions": lambda kit: sl.directions(kit.clip.blocks[LAYER].neuron_rows[:4]).encoder,
+    "units": lambda kit: sl.second_order(
+        sl.units(kit.clip, {LAYER: sl.singular_vectors(kit.clip, LAYER, 4)}), X, LAYER
+    ),
     "second_order": lambda kit: sl.second_order(kit.clip, X, LAYER),
     "second_order official": lambda kit: sl.second_order(kit.clip, X, LAYER, "official"),
     "segment": lambda kit: sl.segment(kit.clip, kit.lens, X, ["a dog", "a ship"]),
@@ -373,6 +378,7 @@ CASES = {
 HERE = {"Audit", "Lens", "ablate", "ablate_attention", "audit", "budget", "describe", "discover"}
 HERE |= {"ablate_paths", "confirm", "dissect", "fit", "name", "paths", "score", "stability"}
 HERE |= {"accuracy_by_group", "diff", "shift", "steer"}
+HERE |= {"directions", "singular_vectors"}
 HERE |= {"circuit", "connections", "mean_of", "tune_presence"}
 """Names whose results are tables or lenses, which come back on the CPU."""
 THERE = {
@@ -386,7 +392,7 @@ THERE = {
     "indirect",
 }
 THERE |= {"finite_paths", "patch", "paths_of", "resized", "second_order", "segment", "sparse"}
-THERE |= {"edit", "why_attention"}
+THERE |= {"edit", "units", "why_attention"}
 """Names whose results are tensors on the device of the model; others give numbers and words."""
 
 GRADIENTS = {"ablate_paths", "attention", "budget by class", "finite_paths", "paths", "paths_of"}
@@ -397,7 +403,8 @@ GRADIENTS |= {f"{name} all paths" for name in ("ablate", "audit", "discover", "f
 NOTHING_TO_RUN = {"Folder", "ImageSource", "Match", "SecondLensError", "UnsupportedModel"}
 NOTHING_TO_RUN |= {"Difference", "Edit", "Edited", "Shift"}
 NOTHING_TO_RUN |= {"Attacked", "Hardened", "Training", "attacked"}
-NOTHING_TO_RUN |= {"Circuit", "Connections", "Mixture", "Presence"}
+NOTHING_TO_RUN |= {"Circuit", "Connections", "Latents", "Mixture", "Presence"}
+NOTHING_TO_RUN |= {"read_latents", "save_units"}
 NOTHING_TO_RUN |= {"AttentionReasons", "FinitePaths", "Kind", "Names", "Patched", "Paths"}
 NOTHING_TO_RUN |= {"SecondLensWarning", "Steered", "vocabulary"}
 """Names that no model and no tensor has to do with."""

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...arguments import checked
+from ...devices import undisturbed
 from ...errors import SecondLensError
 from ..view import Clip
 
@@ -109,6 +111,8 @@ def _or_zeros(given: Tensor | None, size: int) -> Tensor:
     return torch.zeros(size) if given is None else given
 
 
+@checked
+@undisturbed
 def singular_vectors(clip: Clip, layer: int, count: int | None = None) -> Latents:
     """Return the right singular vectors of an MLP's output matrix as units.
 
@@ -147,6 +151,8 @@ def singular_vectors(clip: Clip, layer: int, count: int | None = None) -> Latent
     )
 
 
+@checked
+@undisturbed
 def directions(rows: Float[Tensor, "rows width"], name: str = "directions") -> Latents:
     """Return own rows as units, such as those of a linear probe on an MLP's output.
 

@@ -22,7 +22,7 @@ TOTAL_BATCH_ON_CPU = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What a fit takes."""
+    """The time that a fit takes."""
 
     per_image: float
     """Seconds for each image and pass."""
@@ -30,14 +30,14 @@ class Pace:
     """Seconds however many images there are."""
 
     def seconds(self, plan: Plan) -> float:
-        """Of a whole fit, without the search for axes."""
+        """Return how many a whole fit takes, without the search for axes."""
         reads = plan.passes * plan.images
         reads += len(plan.groups) * plan.sample if plan.sampled else 0
         return self.fixed + reads * self.per_image
 
 
 def value_pace(clip: Clip, plan: Plan, batch_size: int, convention: str) -> Pace:
-    """Of a fit of value paths, of the plan's layers."""
+    """Return the pace of a fit of value paths at the plan's layers, from two small ones."""
 
     def run(batches: int) -> float:
         noise = _noise(clip, batch_size).repeat(batches, 1, 1, 1)
@@ -57,7 +57,7 @@ def value_pace(clip: Clip, plan: Plan, batch_size: int, convention: str) -> Pace
 
 
 def total_pace(clip: Clip, plan: Plan, batch_size: int) -> Pace:
-    """Of a fit over all paths, whose axes are there already."""
+    """Return the pace of a fit over all paths, whose axes are there already."""
     assert plan.axes is not None
     size = TOTAL_BATCH_ON_CPU if clip.device.type == "cpu" else batch_size
     rows = torch.eye(clip.dim, dtype=clip.compute_dtype)[: plan.axes]
@@ -81,8 +81,9 @@ def total_pace(clip: Clip, plan: Plan, batch_size: int) -> Pace:
 
 
 def seconds_for_axes(clip: Clip, plan: Plan, value: Pace, total: Pace) -> float:
-    """Of the search for axes: some images are read in the whole embedding, others along the axes
-    and random directions.
+    """Return how many seconds the search for axes takes.
+
+    Some images are read in the whole embedding, others along the axes and random directions.
 
     An axis costs what a fit over all paths takes longer for an image than one of value paths, whose
     time is about that of the forward pass, divided by its axes.

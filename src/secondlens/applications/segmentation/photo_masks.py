@@ -120,6 +120,7 @@ def write_masks(
     among = embed_texts(clip, list(settings.among)) if settings.among else rows[:0]
     presence = settings.presence
     reader = None if presence is None else PresenceReader(clip, lens)
+    read = [] if reader is None else reader.layers
     there = _There(presence=presence, reader=reader, rows=rows, among=among)
     if settings.against:
         rows = rows - embed_texts(clip, list(settings.against)).mean(0)
@@ -131,7 +132,7 @@ def write_masks(
             out,
             {
                 "model": [clip.weights_hash, list(clip.image_size)],
-                "lens": _used(lens, maps.layers),
+                "lens": _used(lens, sorted({*maps.layers, *read})),
                 **msgspec.json.decode(msgspec.json.encode(settings)),
             },
             work,

@@ -128,8 +128,8 @@ class PresenceReader:
     def __init__(self, clip: Clip, lens: Lens) -> None:
         lens.check_model(clip)
         self.clip = clip
-        self._layers = lens.late_layers(clip)
-        self._tokens = TokenReader(clip, lens.token_means(clip, self._layers))
+        self.layers = lens.late_layers(clip)
+        self._tokens = TokenReader(clip, lens.token_means(clip, self.layers))
 
     @torch.no_grad()
     def __call__(
@@ -185,7 +185,7 @@ class PresenceReader:
     ) -> tuple[Float[Tensor, "images texts"], ...]:
         """The readings that need one encoding: "whole", "votes" and "sent"."""
         same = texts @ among.T >= SAME
-        reading = Capture(self.clip, self._layers, keep_activations=True)
+        reading = Capture(self.clip, self.layers, keep_activations=True)
         with self.clip.class_token_only(), reading as capture:
             representation = self.clip.encode_image(pixels)
             sent = self._tokens.read(capture.pool(representation)).sent
